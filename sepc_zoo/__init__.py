@@ -1,0 +1,26 @@
+"""One-stage object detectors on any timm backbone, with the scale-equalizing pyramid convolution."""
+
+from sepc_zoo import convert
+from sepc_zoo.detections import Detections
+from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.hub import HubError, save_model
+from sepc_zoo.model.detector import Detector
+from sepc_zoo.predictions import Predictions
+from sepc_zoo.version import __version__
+from sepc_zoo.zoo import is_model, list_backbones, list_models, register_model
+
+__all__ = [
+    "Detections",
+    "Detector",
+    "HubError",
+    "Predictions",
+    "__version__",
+    "convert",
+    "create_model",
+    "is_model",
+    "list_backbones",
+    "list_models",
+    "load_model",
+    "register_model",
+    "save_model",
+]

@@ -1,0 +1,29 @@
+"""Data sets: reading, augmenting, batching."""
+
+from sepc_zoo.data.annotations import Annotations, DataError, Record
+from sepc_zoo.data.coco import read_coco, read_coco_file, write_coco
+from sepc_zoo.data.loader import Batch, DetectionDataset, collate, make_loader
+from sepc_zoo.data.reader import read_data
+from sepc_zoo.data.synthetic import write_shapes
+from sepc_zoo.data.transforms import Target, Transform, eval_transform, train_transform
+from sepc_zoo.data.voc import read_voc
+
+__all__ = [
+    "Annotations",
+    "Batch",
+    "DataError",
+    "DetectionDataset",
+    "Record",
+    "Target",
+    "Transform",
+    "collate",
+    "eval_transform",
+    "make_loader",
+    "read_coco",
+    "read_coco_file",
+    "read_data",
+    "read_voc",
+    "train_transform",
+    "write_coco",
+    "write_shapes",
+]

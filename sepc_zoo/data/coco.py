@@ -1,0 +1,231 @@
+"""The COCO layout: ``annotations/instances_<split>*.json`` beside ``<split>*/``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sepc_zoo.data.annotations import (
+    Annotations,
+    DataError,
+    ListedBox,
+    ListedImage,
+    build_annotations,
+    find_duplicates,
+)
+from sepc_zoo.files import write_json
+
+PREFIX = "instances_"
+
+NUMBER = (int, float)
+IMAGE_KEYS = {"id": int, "file_name": str, "height": int, "width": int}
+CATEGORY_KEYS = {"id": int, "name": str}
+ANNOTATION_KEYS = {"image_id": int, "category_id": int, "bbox": list}
+
+
+def coco_splits(root: str | os.PathLike[str]) -> list[str]:
+    """The splits of a folder in the COCO layout, as ``train2017``; empty for another layout."""
+    files = (Path(root) / "annotations").glob(f"{PREFIX}*.json")
+    return sorted(file.stem.removeprefix(PREFIX) for file in files)
+
+
+def read_coco(
+    root: str | os.PathLike[str],
+    split: str,
+    label_names: Sequence[str] | None = None,
+    drop_bad_boxes: bool = False,
+) -> Annotations:
+    """Read one split of a folder in the COCO layout; the split "train" finds ``train2017`` too.
+
+    An exact match goes before a longer name. For the rest see ``read_coco_file``.
+
+    Raises:
+        DataError: no such split, more than one that could be meant, or broken files or entries.
+    """
+    root = Path(root)
+    name = _choose(split, coco_splits(root), f"{root / 'annotations'}: {PREFIX}", ".json")
+    folders = [path.name for path in root.iterdir() if path.is_dir()]
+    folder = name if name in folders else _choose(split, folders, f"{root}{os.sep}", os.sep)
+    json_path = root / "annotations" / f"{PREFIX}{name}.json"
+    return read_coco_file(json_path, root / folder, label_names, drop_bad_boxes)
+
+
+def read_coco_file(
+    json_path: str | os.PathLike[str],
+    image_folder: str | os.PathLike[str],
+    label_names: Sequence[str] | None = None,
+    drop_bad_boxes: bool = False,
+) -> Annotations:
+    """Read a COCO instances file whose ``file_name`` are relative to ``image_folder``.
+
+    Labels follow the rising category ids, or ``label_names`` where these are given: then categories
+    are found by name, and names that the file does not have get the category id None. Crowds are
+    kept as ``iscrowd`` 1, so are images without boxes. The area is the annotation's, or width times
+    height. With ``drop_bad_boxes``, boxes that are empty, outside their image or not finite are
+    left out.
+
+    Raises:
+        DataError: lists every broken image file and every broken entry.
+    """
+    json_path = Path(json_path)
+    problems: list[str] = []
+    images, categories, annotations = _read_tables(json_path, problems)
+    names, category_ids = _label_table(categories, label_names, json_path.name, problems)
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    category_text = {c["id"]: f"{c['id']} ({c['name']!r})" for c in categories}
+
+    listed: dict[int, ListedImage] = {}
+    for image in images:
+        size = image["height"], image["width"]
+        listed[image["id"]] = ListedImage(
+            image["id"], Path(image_folder) / image["file_name"], size, []
+        )
+    for where, annotation in annotations:
+        if (image_id := annotation["image_id"]) not in listed:
+            problems.append(f"{where}: there is no image with the id {image_id}")
+        elif not (problem := _number_problem(annotation)):
+            category_id = annotation["category_id"]
+            category = category_text.get(category_id, str(category_id))
+            box = _list_box(where, annotation, label_of.get(category_id), category)
+            listed[image_id].boxes.append(box)
+        else:
+            problems.append(f"{where}: {problem}")
+    return build_annotations(list(listed.values()), names, category_ids, problems, drop_bad_boxes)
+
+
+def write_coco(annotations: Annotations, json_path: str | Path) -> None:
+    """Write annotations as a COCO instances file; the file appears complete or not at all.
+
+    Images go by their file names, so the file belongs to the one folder that holds them. Classes
+    without a category id are left out. ``read_coco_file`` gives the same records back.
+    """
+    images: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
+    for record in annotations.records:
+        height, width = record.size
+        name = record.path.name
+        images.append({"id": record.image_id, "file_name": name, "height": height, "width": width})
+        columns = record.boxes, record.labels, record.iscrowd, record.area
+        for box, label, iscrowd, area in zip(*(c.tolist() for c in columns), strict=True):
+            x1, y1, x2, y2 = box
+            entries.append(
+                {
+                    "id": len(entries) + 1,
+                    "image_id": record.image_id,
+                    "category_id": annotations.category_ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": area,
+                    "iscrowd": iscrowd,
+                }
+            )
+    classes = zip(annotations.category_ids, annotations.label_names, strict=True)
+    categories = [{"id": i, "name": name} for i, name in classes if i is not None]
+    content = {"images": images, "annotations": entries, "categories": categories}
+    write_json(json_path, content, indent=None)
+
+
+def _choose(split: str, names: Sequence[str], before: str, after: str) -> str:
+    """The one name that is ``split`` or, failing that, begins with it.
+
+    ``before`` and ``after`` make the pattern in the message of the DataError.
+    """
+    if split in names:
+        return split
+    matches = sorted(name for name in names if name.startswith(split))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise DataError([f"{before}{split}*{after} could be any of: {', '.join(matches)}"])
+    present = ", ".join(sorted(names)) or "none"
+    raise DataError([f"{before}{split}*{after} does not exist; there are: {present}"])
+
+
+def _read_tables(
+    json_path: Path, problems: list[str]
+) -> tuple[list[dict], list[dict], list[tuple[str, dict]]]:
+    """The well-formed images, categories and (place, annotation) of a file.
+
+    The others go to ``problems``.
+    """
+    try:
+        content = json.loads(json_path.read_bytes())
+    except OSError as error:
+        raise DataError([f"{json_path}: {error.strerror}"]) from error
+    except ValueError as error:
+        raise DataError([f"{json_path}: not JSON: {error}"]) from error
+    if not isinstance(content, dict):
+        raise DataError([f"{json_path}: not a COCO instances file, which is a JSON object"])
+
+    tables = ("images", IMAGE_KEYS), ("categories", CATEGORY_KEYS), ("annotations", ANNOTATION_KEYS)
+    images, categories, annotations = (
+        _read_table(content, table, keys, json_path, problems) for table, keys in tables
+    )
+    return [image for _, image in images], [category for _, category in categories], annotations
+
+
+def _read_table(
+    content: dict, table: str, keys: Mapping[str, type], json_path: Path, problems: list[str]
+) -> list[tuple[str, dict]]:
+    entries = content.get(table)
+    if not isinstance(entries, list):
+        problems.append(f"{json_path}: has no list {table!r}")
+        return []
+    good = []
+    for i, entry in enumerate(entries):
+        where = f"{json_path.name}: {table}[{i}]"
+        if not isinstance(entry, dict):
+            problems.append(f"{where}: is not an object")
+            continue
+        if "id" in entry:
+            where += f" (id {entry['id']})"
+        wrong = [key for key, kind in keys.items() if not isinstance(entry.get(key), kind)]
+        problems += [f"{where}: {key!r} is missing or no {keys[key].__name__}" for key in wrong]
+        if not wrong:
+            good.append((where, entry))
+    ids = [str(entry["id"]) for _, entry in good if "id" in entry]
+    problems += [
+        f"{json_path.name}: {table}: the id {i} is there twice" for i in find_duplicates(ids)
+    ]
+    return good
+
+
+def _label_table(
+    categories: Sequence[dict],
+    label_names: Sequence[str] | None,
+    file_name: str,
+    problems: list[str],
+) -> tuple[Sequence[str], list[int | None]]:
+    """The name and the category id of each label."""
+    categories = sorted(categories, key=lambda category: category["id"])
+    names = [category["name"] for category in categories]
+    # The file may have one name twice, which is no obstacle as long as nothing is found by name.
+    if label_names is None or list(label_names) == names:
+        return names, [category["id"] for category in categories]
+    id_of = {category["name"]: category["id"] for category in categories}
+    problems += [
+        f"{file_name}: two categories are named {name!r}"
+        for name in find_duplicates(names)
+        if name in label_names
+    ]
+    return label_names, [id_of.get(name) for name in label_names]
+
+
+def _number_problem(annotation: dict) -> str:
+    bbox, area = annotation["bbox"], annotation.get("area")
+    if len(bbox) != 4 or not all(isinstance(value, NUMBER) for value in bbox):
+        return f"'bbox' {bbox} is not four numbers"
+    if area is not None and not (isinstance(area, NUMBER) and math.isfinite(area)):
+        return f"'area' {area!r} is not a finite number"
+    return ""
+
+
+def _list_box(where: str, annotation: dict, label: int | None, category: str) -> ListedBox:
+    x, y, width, height = annotation["bbox"]
+    area = annotation.get("area")
+    iscrowd = int(bool(annotation.get("iscrowd", 0)))
+    area = width * height if area is None else area
+    return ListedBox(where, (x, y, x + width, y + height), label, category, iscrowd, area)

@@ -1,0 +1,106 @@
+"""From a photo and its boxes to what a detector is trained and validated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from sepc_zoo.ops.image import normalize_image, resize_image, resized_size
+
+# boxes (G, 4), labels (G,), iscrowd (G,), area (G,), image_id: int, photo_size: (height, width)
+Target = dict[str, Any]
+Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
+
+
+def train_transform(
+    short: int,
+    long: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    antialias: bool,
+    hflip: float = 0.5,
+    color_jitter: bool = False,
+    scale: tuple[float, float] = (1.0, 1.0),
+) -> Transform:
+    """Resize, augment and normalise a uint8 image ``(3, H, W)``, its boxes with it.
+
+    The sides are at most ``short`` and ``long`` pixels, times a factor drawn from ``scale``.
+    ``hflip`` is the probability of a mirror image. Boxes of less than a pixel are left out of the
+    result, and their labels, crowd flags and areas with them.
+    """
+    steps = [ResizeWithBoxes(short, long, scale, antialias), v2.RandomHorizontalFlip(hflip)]
+    if color_jitter:
+        steps.append(v2.RandomPhotometricDistort())
+    clean = [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(labels_getter=_columns)]
+    return v2.Compose([*steps, *clean, Normalize(tuple(mean), tuple(std))])
+
+
+def eval_transform(
+    short: int, long: int, mean: Sequence[float], std: Sequence[float], *, antialias: bool
+) -> Transform:
+    """Resize and normalise a uint8 image ``(3, H, W)``, and leave its target as it is.
+
+    Boxes stay in the photo's pixels, where metrics compare.
+    """
+    return v2.Compose([Resize(short, long, antialias), Normalize(tuple(mean), tuple(std))])
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Resize the image alone."""
+
+    short: int
+    long: int
+    antialias: bool
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        height, width = image.shape[-2:]
+        size = resized_size(height, width, self.short, self.long)
+        return resize_image(image, size, self.antialias), target
+
+
+@dataclass(frozen=True)
+class ResizeWithBoxes:
+    """Resize image, boxes and areas by a random factor, and hand them on as tv_tensors."""
+
+    short: int
+    long: int
+    scale: tuple[float, float]
+    antialias: bool
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        height, width = image.shape[-2:]
+        factor = torch.empty(()).uniform_(*self.scale).item()
+        size = resized_size(height, width, self.short * factor, self.long * factor)
+        boxes = tv_tensors.BoundingBoxes(
+            target["boxes"], format="XYXY", canvas_size=(height, width)
+        )
+        area = target["area"] * (size[0] * size[1] / (height * width))
+        resized = {**target, "boxes": TF.resize(boxes, list(size)), "area": area}
+        return tv_tensors.Image(resize_image(image, size, self.antialias)), resized
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Normalise the image, and hand everything on as plain tensors."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        plain = {**target, "boxes": target["boxes"].as_subclass(Tensor)}
+        return normalize_image(image.as_subclass(Tensor), self.mean, self.std), plain
+
+
+def _columns(sample: tuple[Tensor, Target]) -> tuple[Tensor, ...]:
+    """What goes when a box goes."""
+    target = sample[1]
+    return target["labels"], target["iscrowd"], target["area"]

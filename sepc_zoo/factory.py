@@ -1,0 +1,146 @@
+"""create_model: from a name to a detector."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from sepc_zoo import hub
+from sepc_zoo.config import ConfigError, DetectorConfig, override
+from sepc_zoo.methods import METHODS
+from sepc_zoo.model.detector import Detector
+from sepc_zoo.zoo import model_config
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    num_classes: int | None = None,
+    label_names: Sequence[str] | None = None,
+    pretrained_backbone: bool = False,
+    checkpoint: str | Path | None = None,
+    backbone_kwargs: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    **config_overrides: Any,
+) -> Detector:
+    """Build a detector by name, in eval mode.
+
+    Args:
+        name: ``{method}_{backbone}_{neck}[.{tag}]``, ``"hf-hub:org/repo[@revision]"`` or
+            ``"local-dir:/path"`` of a model folder; the last two always have weights.
+        pretrained: load the published weights of this name from the hub.
+        num_classes: 80 unless weights or names say otherwise. Where it differs from what the
+            weights know, the classification is started afresh.
+        label_names: of the classes; rows of the classification with the same name are kept.
+        pretrained_backbone: load timm's ImageNet weights into the backbone.
+        checkpoint: a safetensors file with the weights of this very model.
+        backbone_kwargs: for ``timm.create_model``.
+        cache_dir, revision, token, local_files_only: as in huggingface_hub.
+        config_overrides: entries of ``DetectorConfig``, ``channels=128`` or
+            ``postprocess={"iou_threshold": 0.6}``.
+
+    Raises:
+        ConfigError: the name is unknown (with the nearest ones) or an override does not fit.
+        HubError: weights are missing, unreachable or do not fit; the message says what to do.
+    """
+    folder = hub.find_model(
+        name,
+        pretrained,
+        cache_dir=cache_dir,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
+    )
+    known = model_config(name) if folder is None else hub.read_config(folder)
+    changes = dict(config_overrides)
+    if backbone_kwargs:
+        changes["backbone_kwargs"] = {**known.backbone_kwargs, **backbone_kwargs}
+    config = override(with_classes(known, num_classes, label_names), changes)
+    model = build(config, pretrained_backbone=pretrained_backbone and folder is None)
+    if folder is not None:
+        hub.load_weights(model, folder / hub.WEIGHTS_FILE, trained_as=known)
+    if checkpoint is not None:
+        hub.load_weights(model, Path(checkpoint), trained_as=config)
+    return model.eval()
+
+
+def load_model(source: str | Path, **kwargs: Any) -> Detector:
+    """The model in a folder, or of a repository ``org/name`` on the hub.
+
+    Args:
+        kwargs: of ``create_model``.
+    """
+    prefix = hub.LOCAL_PREFIX if Path(source).expanduser().is_dir() else hub.HUB_PREFIX
+    name = str(source)
+    has_prefix = name.startswith((hub.LOCAL_PREFIX, hub.HUB_PREFIX))
+    return create_model(name if has_prefix else prefix + name, **kwargs)
+
+
+def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector:
+    """A detector as its config says, with new weights."""
+    if config.method not in METHODS:
+        raise ConfigError(f"no method {config.method!r}; there are {', '.join(METHODS)}")
+    try:
+        method = METHODS[config.method](**config.method_kwargs)
+    except TypeError as error:
+        raise ConfigError(f"method_kwargs of {config.method}: {error}") from error
+    return Detector(config, method, pretrained_backbone)
+
+
+def with_classes(
+    config: DetectorConfig, num_classes: int | None, label_names: Sequence[str] | None
+) -> DetectorConfig:
+    """The config for other classes. Their ids count from 1, unless they are known by name.
+
+    Raises:
+        ConfigError: the number and the names disagree.
+    """
+    if label_names is not None:
+        names = tuple(label_names)
+        if num_classes is not None and num_classes != len(names):
+            raise ConfigError(
+                f"num_classes is {num_classes}, but there are {len(names)} label_names"
+            )
+    elif num_classes is None or num_classes == config.num_classes:
+        return config
+    else:
+        names = tuple(f"class_{i}" for i in range(num_classes))
+    known = dict(zip(config.label_names, config.category_ids, strict=True))
+    if all(name in known for name in names):
+        ids = tuple(known[name] for name in names)
+    else:
+        ids = tuple(range(1, len(names) + 1))
+    return replace(config, num_classes=len(names), label_names=names, category_ids=ids)
+
+
+def load_backbone(model: Detector, path: str | Path) -> None:
+    """Load a safetensors file of timm's into the backbone; a classifier in it is left out.
+
+    Raises:
+        ConfigError: a tensor that the backbone needs is not there or has another shape.
+    """
+    state = {_flat(key): value for key, value in load_file(path).items()}
+    body = model.backbone.body
+    wanted = body.state_dict()
+    problems = [
+        key
+        for key, value in wanted.items()
+        if _flat(key) not in state or state[_flat(key)].shape != value.shape
+    ]
+    if problems:
+        raise ConfigError(
+            f"{path} does not fit backbone {model.config.backbone}: {len(problems)} tensors are missing "
+            f"or misshapen, the first {problems[:3]}"
+        )
+    body.load_state_dict({key: state[_flat(key)] for key in wanted})
+
+
+def _flat(key: str) -> str:
+    """timm's feature extractors have underscores where the whole model has dots."""
+    return key.replace(".", "_")

@@ -1,0 +1,88 @@
+"""FSAF: no anchors, and each box is learned on the level where it fits best (Zhu et al. 2019)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sepc_zoo.config import AnchorConfig
+from sepc_zoo.methods.losses import focal_negative, focal_positive, mean_over_processes
+from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_centre
+from sepc_zoo.methods.targets import Truth, positives
+from sepc_zoo.ops.coders import decode_tblr, encode_tblr
+from sepc_zoo.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class FSAF:
+    central: float = 0.2  # part of a box, by side, whose cells learn it
+    min_cover: float = 0.01  # of a cell, by that part
+
+    anchors: ClassVar[AnchorConfig] = AnchorConfig(base_scale=1.0, octaves=1, ratios=(1.0,))
+    box_bias: ClassVar[float] = 1.0
+    positive_deltas: ClassVar[bool] = True
+
+    def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
+        return decode_tblr(anchors, deltas)
+
+    def loss(
+        self, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    ) -> dict[str, Tensor]:
+        """``loss_cls`` and ``loss_box``, both over the number of positive cells (section 3.2)."""
+        logits, deltas, sizes = predictions
+        match = torch.stack([self.match(anchors, truth) for truth in truths])  # N, A
+        image, anchor, box, boxes, labels = positives(match, truths)
+
+        negative = focal_negative(logits).sum(dim=2).masked_fill(match == IGNORE, 0)  # N, A
+        own = logits[image, anchor, labels]
+        as_negative = focal_negative(own)
+        loss_cls = negative[image, anchor] - as_negative + focal_positive(own)  # P
+        loss_box = iou_loss(deltas[image, anchor], encode_tblr(anchors[anchor], boxes))
+
+        with torch.no_grad():
+            num_boxes = sum(len(truth.boxes) for truth in truths)
+            lengths = torch.tensor(predictions.level_lengths, device=match.device)
+            level = torch.arange(len(sizes), device=match.device).repeat_interleave(lengths)[anchor]
+            best = best_level(loss_cls + loss_box, box, level, num_boxes, len(sizes))
+            chosen = level == best[box]
+        # Where another level was chosen, a cell forgets its box and that box's class alone.
+        correction = torch.where(chosen, focal_positive(own) - as_negative, -as_negative)
+        count = mean_over_processes(chosen.sum()).clamp(min=1)
+        return {
+            "loss_cls": (negative.sum() + correction.sum()) / count,
+            "loss_box": loss_box[chosen].sum() / count,
+        }
+
+    def match(self, anchors: Tensor, truth: Truth) -> Tensor:
+        """The box of each cell ``(A,)``, NEGATIVE or IGNORE."""
+        match = match_by_centre(truth.boxes, anchors, self.central, self.min_cover)
+        return match.masked_fill((match < 0) & inside_crowd(truth.crowds, anchors), IGNORE)
+
+
+def best_level(loss: Tensor, box: Tensor, level: Tensor, num_boxes: int, num_levels: int) -> Tensor:
+    """Online feature selection (FSAF, section 3.3): the level of least mean loss, ``(P,) -> (G,)``.
+
+    ``loss`` of a positive cell, the ``box`` it belongs to and the ``level`` it lies on.
+    """
+    cell = box * num_levels + level  # one cell per (box, level)
+    total = loss.new_full((num_boxes * num_levels,), torch.inf)
+    total = total.scatter_reduce(0, cell, loss, "mean", include_self=False)
+    return total.view(num_boxes, num_levels).argmin(dim=1)
+
+
+def iou_loss(found: Tensor, wanted: Tensor) -> Tensor:
+    """-log IoU of boxes around one centre, given as distances to their sides ``(P, 4) -> (P,)``.
+
+    Distances are in sides of the anchor, all at least 0. The union counts as at least 1 (UnitBox,
+    eq. 3).
+    """
+    inter = _extent(torch.minimum(found, wanted))
+    union = (_extent(found) + _extent(wanted) - inter).clamp(min=1)
+    return -(inter / union).clamp(min=1e-6).log()
+
+
+def _extent(tblr: Tensor) -> Tensor:
+    top, bottom, left, right = tblr.unbind(-1)
+    return (top + bottom) * (left + right)

@@ -1,0 +1,54 @@
+"""RetinaNet: every anchor is classified with a focal loss (Lin et al. 2017)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sepc_zoo.config import AnchorConfig
+from sepc_zoo.methods.losses import focal_negative, focal_positive, mean_over_processes
+from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_iou
+from sepc_zoo.methods.targets import Truth, positives
+from sepc_zoo.ops.coders import decode_delta, encode_delta
+from sepc_zoo.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class RetinaNet:
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+    smooth_l1_beta: float = 0.11
+
+    anchors: ClassVar[AnchorConfig] = AnchorConfig()
+    box_bias: ClassVar[float] = 0.0
+    positive_deltas: ClassVar[bool] = False
+
+    def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
+        return decode_delta(anchors, deltas)
+
+    def loss(
+        self, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    ) -> dict[str, Tensor]:
+        """``loss_cls`` and ``loss_box``, both over the number of positive anchors (section 4.1)."""
+        logits, deltas, _ = predictions
+        match = torch.stack([self.match(anchors, truth) for truth in truths])  # N, A
+        image, anchor, _, boxes, labels = positives(match, truths)
+
+        own = logits[image, anchor, labels]
+        loss_cls = focal_negative(logits).sum(dim=2).masked_fill(match == IGNORE, 0).sum()
+        loss_cls = loss_cls + (focal_positive(own) - focal_negative(own)).sum()
+
+        wanted = encode_delta(anchors[anchor], boxes)
+        found = deltas[image, anchor]
+        loss_box = F.smooth_l1_loss(found, wanted, reduction="sum", beta=self.smooth_l1_beta)
+
+        count = mean_over_processes((match >= 0).sum(dim=1).clamp(min=1).sum())
+        return {"loss_cls": loss_cls / count, "loss_box": loss_box / count}
+
+    def match(self, anchors: Tensor, truth: Truth) -> Tensor:
+        """The box of each anchor ``(A,)``, NEGATIVE or IGNORE."""
+        match = match_by_iou(truth.boxes, anchors, self.positive_iou, self.negative_iou)
+        return match.masked_fill((match < 0) & inside_crowd(truth.crowds, anchors), IGNORE)

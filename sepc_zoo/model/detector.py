@@ -1,0 +1,168 @@
+"""The detector: backbone, FPN, neck and head, and what a method makes of their predictions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sepc_zoo.config import STRIDES, DetectorConfig
+from sepc_zoo.detections import Detections
+from sepc_zoo.methods import Method
+from sepc_zoo.methods.targets import check_targets, truth_of
+from sepc_zoo.model.backbone import Backbone
+from sepc_zoo.model.fpn import FPN
+from sepc_zoo.model.head import Head
+from sepc_zoo.model.sepc import build_neck
+from sepc_zoo.ops.anchors import make_anchors
+from sepc_zoo.ops.postprocess import select_detections
+from sepc_zoo.photos import Photo, open_photos, to_photo
+from sepc_zoo.predictions import Predictions
+
+
+class Detector(nn.Module):
+    """A one-stage detector; ``create_model`` builds it by name.
+
+    Attributes:
+        config: all there is to know of it but its weights.
+        method: its targets, losses and box coding.
+    """
+
+    def __init__(
+        self, config: DetectorConfig, method: Method, pretrained_backbone: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.method = method
+        self.backbone = Backbone(config.backbone, pretrained_backbone, **config.backbone_kwargs)
+        self.fpn = FPN(self.backbone.channels, config.channels)
+        self.neck = build_neck(config.channels, config.neck)
+        self.head = Head(
+            config.channels,
+            config.anchors.per_cell,
+            config.num_classes,
+            config.stacked_convs,
+            box_bias=method.box_bias,
+            box_activation=F.relu if method.positive_deltas else nn.Identity(),
+        )
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether the neck's last convolutions have no padding, as in the authors' weights."""
+        return self.config.neck is not None and self.config.neck.padding == 0
+
+    def forward(self, images: Tensor) -> Predictions:  # N, 3, H, W
+        images = self.pad_small(images)
+        pyramid = self.fpn(self.backbone(images))  # P3 ... P7
+        cls_pyramid, box_pyramid = self.neck(pyramid)
+        return self.head(cls_pyramid, box_pyramid)
+
+    def pad_small(self, images: Tensor) -> Tensor:
+        """Zeros to the right and below, where a side is too short for the pyramid.
+
+        Where the neck's last convolutions have no padding, P7 must have 3x3 cells.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
+        least, target = (257, 288) if self.shrinks else (32, 32)
+        missing = [0 if side >= least else target - side for side in images.shape[-2:]]
+        return F.pad(images, (0, missing[1], 0, missing[0])) if any(missing) else images
+
+    def loss(
+        self, predictions: Predictions, targets: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor]:
+        """The loss terms of the method; their sum is the loss.
+
+        Args:
+            predictions: of N images.
+            targets: for each image ``boxes (G, 4)`` in pixels of the batch, ``labels (G,)`` and,
+                where known, ``iscrowd (G,)``: crowds are neither objects nor background.
+
+        Raises:
+            TargetError: a box has no area or lies outside of the image; names image and box.
+        """
+        if len(targets) != len(predictions.logits):
+            raise ValueError(f"{len(targets)} targets for {len(predictions.logits)} images")
+        rows, columns = predictions.sizes[0]
+        lost = 2 if self.shrinks else 0  # cells that the neck cut off
+        extent = ((rows + lost) * STRIDES[0], (columns + lost) * STRIDES[0])
+        check_targets(targets, self.config.num_classes, extent)
+        with torch.autocast(predictions.logits.device.type, enabled=False):
+            predictions = full_precision(predictions)
+            truths = [truth_of(target, like=predictions.deltas) for target in targets]
+            return self.method.loss(predictions, self.anchors(predictions), truths)
+
+    def postprocess(
+        self, predictions: Predictions, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """``boxes (D, 4)``, ``scores (D,)``, ``labels (D,)`` of each image, by falling score.
+
+        Args:
+            image_sizes: height and width of each image inside the batch; boxes are clipped to it.
+        """
+        predictions = full_precision(predictions)
+        return select_detections(
+            predictions,
+            self.anchors(predictions),
+            self.method.decode,
+            image_sizes,
+            self.config.postprocess,
+            border=1.0 if self.config.inclusive_boxes else 0.0,
+        )
+
+    def anchors(self, predictions: Predictions) -> Tensor:
+        """The anchors ``(A, 4)`` that the predictions are about, in pixels."""
+        logits = predictions.logits
+        return make_anchors(self.config.anchors, predictions.sizes, logits.device, logits.dtype)
+
+    @torch.no_grad()
+    def predict(self, source: Any, score_threshold: float = 0.3) -> Any:
+        """What the model sees in photos, in eval mode.
+
+        Args:
+            source: an image file, PIL image, ndarray ``(H, W, 3)`` or ``(H, W)`` uint8, or tensor
+                ``(3, H, W)`` or ``(1, H, W)``, uint8 or float in 0..1; or a folder, a list of
+                these or a tensor ``(N, 3, H, W)``, which give a list.
+            score_threshold: least score of a detection.
+
+        Returns:
+            ``Detections`` in the photo's pixels, or a list of them.
+
+        Raises:
+            ImageError: a file is no readable image. In a folder it is left out with a warning.
+        """
+        photos, single = open_photos(source)
+        was_training = self.training
+        self.eval()
+        try:
+            found = [self.predict_photo(photo, score_threshold) for photo in photos]
+        finally:
+            self.train(was_training)
+        return found[0] if single else found
+
+    def predict_photo(self, photo: Photo, score_threshold: float) -> Detections:
+        """One photo, resized and normalised as the weights expect; the model is in eval mode."""
+        inputs, size = photo.to_input(self.config.weights)
+        weight = self.head.cls.weight
+        predictions = self(inputs.to(weight.device, weight.dtype))
+        found = self.postprocess(predictions, [size])[0]
+        kept = found["scores"] >= score_threshold
+        boxes = to_photo(found["boxes"][kept], photo.size, size, self.config)
+        return Detections(
+            boxes=boxes.cpu(),
+            scores=found["scores"][kept].cpu(),
+            labels=found["labels"][kept].cpu(),
+            label_names=self.config.label_names,
+            category_ids=self.config.category_ids,
+            image=photo.path or photo.pixels,
+        )
+
+
+def full_precision(predictions: Predictions) -> Predictions:
+    """Predictions in float32, or float64 where they are: losses and boxes need the range."""
+    dtype = torch.promote_types(predictions.logits.dtype, torch.float32)
+    return predictions._replace(
+        logits=predictions.logits.to(dtype), deltas=predictions.deltas.to(dtype)
+    )

@@ -1,0 +1,128 @@
+"""The scale-equalizing pyramid convolution (Wang et al., CVPR 2020)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sepc_zoo.config import NeckConfig
+from sepc_zoo.ops.deform_conv import deform_conv2d
+
+
+class PlainNeck(nn.Module):
+    """The baseline: classes and boxes are read off the same FPN."""
+
+    def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return pyramid, pyramid
+
+
+class SEPC(nn.Module):
+    """Pyramid convolutions, then one branch for classes and one for boxes (section 3, figure 4).
+
+    The variants of the paper differ in their ``NeckConfig`` only.
+    """
+
+    def __init__(self, channels: int, config: NeckConfig) -> None:
+        super().__init__()
+        self.pconvs = nn.ModuleList(PyramidConv(channels, config) for _ in range(config.blocks))
+        self.cls_branch = Branch(channels, config)
+        self.box_branch = Branch(channels, config)
+
+    def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        for pconv in self.pconvs:
+            pyramid = pconv(pyramid)
+        return self.cls_branch(pyramid), self.box_branch(pyramid)
+
+
+class PyramidConv(nn.Module):
+    """A convolution over space and scale: each level hears its two neighbours (section 3.1)."""
+
+    def __init__(self, channels: int, config: NeckConfig) -> None:
+        super().__init__()
+        deform = config.pconv_deform
+        self.from_finer = LevelConv2d(channels, deform=deform, stride=2)
+        self.from_same = LevelConv2d(channels, deform=deform)
+        self.from_coarser = LevelConv2d(channels, deform=deform)
+        self.norm = IntegratedBatchNorm(channels) if config.norm else None
+
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        out = []
+        for i, x in enumerate(pyramid):
+            y = self.from_same(x, i)
+            if i > 0:
+                y = y + self.from_finer(pyramid[i - 1], i)
+            if i + 1 < len(pyramid):
+                y = y + resize_like(self.from_coarser(pyramid[i + 1], i), y)
+            out.append(y)
+        return norm_relu(out, self.norm)
+
+
+class Branch(nn.Module):
+    """The last convolution before the head, shared by all levels."""
+
+    def __init__(self, channels: int, config: NeckConfig) -> None:
+        super().__init__()
+        self.conv = LevelConv2d(channels, deform=config.head_deform, padding=config.padding)
+        self.norm = IntegratedBatchNorm(channels) if config.norm else None
+
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        return norm_relu([self.conv(x, i) for i, x in enumerate(pyramid)], self.norm)
+
+
+class LevelConv2d(nn.Conv2d):
+    """A 3x3 convolution that deforms on every level but the finest (section 3.2).
+
+    The paper's fixed kernel meets the finest level and is bent towards the others, whose features
+    are not blurred the way a Gaussian pyramid is. There is no modulation.
+    """
+
+    def __init__(self, channels: int, deform: bool, stride: int = 1, padding: int = 1) -> None:
+        super().__init__(channels, channels, 3, stride, padding)
+        self.offset = nn.Conv2d(channels, 2 * 9, 3, stride, padding) if deform else None
+        # 0.01 at the authors' 256 channels; as fan-in shrinks, the gain of the layer stays.
+        nn.init.normal_(self.weight, std=0.16 / math.sqrt(channels))
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        if self.offset is not None:  # starts as a plain convolution
+            nn.init.zeros_(self.offset.weight)
+            nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, level: int) -> Tensor:  # type: ignore[override]
+        """``level`` is the one being written, 0 is the finest."""
+        if self.offset is None or level == 0:
+            return super().forward(x)
+        stride, padding = self.stride[0], int(self.padding[0])
+        return deform_conv2d(x, self.offset(x), self.weight, self.bias, stride, padding)
+
+
+class IntegratedBatchNorm(nn.Module):
+    """Batch norm with the statistics of all levels together (section 3.3).
+
+    It holds a BatchNorm2d rather than being one, so that SyncBatchNorm can take its place.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        if not self.norm.training:
+            return [self.norm(x) for x in pyramid]
+        shapes = [x.shape[-2:] for x in pyramid]
+        joined = torch.cat([x.flatten(2) for x in pyramid], dim=2)  # N, C, cells of all levels
+        joined = self.norm(joined.unsqueeze(-1)).squeeze(-1)
+        levels = joined.split([math.prod(shape) for shape in shapes], dim=2)
+        return [x.unflatten(2, shape) for x, shape in zip(levels, shapes, strict=True)]
+
+
+def norm_relu(pyramid: list[Tensor], norm: nn.Module | None) -> list[Tensor]:
+    return [F.relu(x) for x in (pyramid if norm is None else norm(pyramid))]
+
+
+def resize_like(x: Tensor, y: Tensor) -> Tensor:
+    return F.interpolate(x, size=y.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def build_neck(channels: int, config: NeckConfig | None) -> nn.Module:
+    """The neck between FPN and head; None is the baseline without one."""
+    return PlainNeck() if config is None else SEPC(channels, config)

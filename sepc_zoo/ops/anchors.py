@@ -1,0 +1,40 @@
+"""Anchors: boxes laid on the cells of every level of a pyramid."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sepc_zoo.config import STRIDES, AnchorConfig
+
+
+def cell_anchors(config: AnchorConfig, stride: int) -> Tensor:
+    """Anchors of the cell at the corner ``(per_cell, 4)`` float64: ratios outside, sizes inside.
+
+    Sides are rounded to whole pixels as the original does it, which the authors' weights expect.
+    """
+    octaves = torch.arange(config.octaves, dtype=torch.float64) / config.octaves
+    sides = config.base_scale * stride * 2**octaves
+    stretch = torch.tensor(config.ratios, dtype=torch.float64).sqrt()[:, None]
+    size = torch.stack([sides / stretch, sides * stretch], dim=-1).view(-1, 2)  # width, height
+    return torch.cat([(stride - size) / 2, (stride + size) / 2], dim=1).round()
+
+
+def make_anchors(
+    config: AnchorConfig,
+    sizes: Sequence[tuple[int, int]],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """All anchors ``(A, 4)`` of a pyramid with levels of ``sizes`` (h, w), in pixels.
+
+    A runs over levels, then rows, columns and the anchors of a cell; the grid starts at (0, 0).
+    """
+    levels = []
+    for (height, width), stride in zip(sizes, STRIDES, strict=True):
+        x = torch.arange(width, device=device, dtype=dtype) * stride
+        y = torch.arange(height, device=device, dtype=dtype) * stride
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        corner = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
+        levels.append((corner + cell_anchors(config, stride).to(corner)).view(-1, 4))
+    return torch.cat(levels)

@@ -1,0 +1,209 @@
+"""Images as tensors, uint8 ``(3, H, W)`` RGB: reading, resizing, normalising, batching."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+import torchvision
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+TAIL_BYTES = 4096  # where the end marker is looked for before the whole file is decoded
+
+# Whatever PIL raises over a broken file: SyntaxError for PNG chunks, struct.error for TIFF tags ...
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class ImageError(ValueError):
+    """An image file that cannot be read; the message names the file and the reason."""
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Decode an image file to uint8 ``(3, H, W)`` RGB, upright (EXIF orientation applied).
+
+    Transparency is dropped, 16-bit samples keep their high byte, an animation gives its first
+    frame.
+
+    Raises:
+        ImageError: the file is missing, truncated or no image.
+    """
+    with _naming(path):
+        data = Path(path).read_bytes()
+        if data.startswith((JPEG_START, PNG_START)):
+            try:
+                return _decode_with_torchvision(data)
+            except (RuntimeError, AttributeError):
+                # PIL reads some files that torchvision refuses, and gives the better reasons. From
+                # 0.29 on, torchvision announces the end of its (faster) decoders.
+                pass
+        return _decode_with_pil(data)
+
+
+def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, int]:
+    """The ``(height, width)`` of an image file, from its header.
+
+    ``upright`` means after the EXIF orientation, as ``read_image`` gives it; else it is as stored.
+
+    Raises:
+        ImageError: the file is missing or its header is no image's.
+    """
+    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
+        return _upright_size(image) if upright else (image.height, image.width)
+
+
+def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """``read_size``, and for JPEG and PNG a look whether the file is complete.
+
+    Cheap enough for a whole data set: a file with the end marker in its last bytes passes, and only
+    one without it (where bytes were appended, or are missing) is decoded.
+
+    Raises:
+        ImageError: the file is missing, truncated or no image.
+    """
+    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
+        start = file.tell()  # PIL has read up to the pixels
+        if not _has_end_marker(file, start):
+            file.seek(start)
+            image.load()
+        return _upright_size(image)
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files right inside a folder, by suffix, sorted; hidden files are passed over."""
+    return sorted(
+        path
+        for path in Path(folder).iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def resize_scale(height: int, width: int, short: float, long: float) -> float:
+    """The largest scale that makes the sides at most ``short`` and ``long`` pixels."""
+    return min(long / max(height, width), short / min(height, width))
+
+
+def resized_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
+    """The ``(height, width)`` after ``resize_scale``, rounded, and at least one pixel."""
+    scale = resize_scale(height, width, short, long)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_image(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """Resize uint8 ``(3, H, W)`` to ``size`` (height, width), bilinear."""
+    return TF.resize(image, list(size), InterpolationMode.BILINEAR, antialias=antialias)
+
+
+def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 ``(3, H, W)`` to float32: scaled to 0...1, minus ``mean``, over ``std`` by channel."""
+    return TF.normalize(image.float() / 255, list(mean), list(std))
+
+
+def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:
+    """Stack images ``(3, H_i, W_i)`` to ``(N, 3, H, W)``, with zeros to the right and below.
+
+    H and W are the largest sides, rounded up to a multiple of ``multiple``.
+    """
+    if not images:
+        raise ValueError("no images to stack")
+    height = _round_up(max(image.shape[-2] for image in images), multiple)
+    width = _round_up(max(image.shape[-1] for image in images), multiple)
+    padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
+    return torch.stack(padded)
+
+
+def _round_up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what goes wrong inside into an ImageError that names the file."""
+    try:
+        yield
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{os.fspath(path)}: not an image, or of an unknown format") from error
+    except READ_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{os.fspath(path)}: {reason}") from error
+
+
+def _decode_with_torchvision(data: bytes) -> Tensor:
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    mode = torchvision.io.ImageReadMode.RGB
+    image = torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
+    return _high_byte(image) if image.dtype == torch.uint16 else image
+
+
+def _decode_with_pil(data: bytes) -> Tensor:
+    with Image.open(io.BytesIO(data)) as file:
+        image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
+        return _high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _high_byte(image: Tensor) -> Tensor:
+    return (image.to(torch.int32) >> 8).clamp(0, 255).to(torch.uint8)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if _orientation(image) >= 5:  # a quarter turn
+        if image.format == "TIFF":  # some versions of PIL turn the size at opening, some do not
+            image = ImageOps.exif_transpose(image)
+            return image.height, image.width
+        return image.width, image.height
+    return image.height, image.width
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation 1...8; 1 (upright) where there is none or it cannot be read."""
+    if image.format == "TIFF":
+        exif = image.getexif()
+    else:  # getexif() would decode a whole PNG in search of a block behind the pixels
+        exif = Image.Exif()
+        try:
+            exif.load(image.info.get("exif", b""))
+        except (SyntaxError, struct.error):
+            return 1
+    orientation = exif.get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _has_end_marker(file: BinaryIO, start: int) -> bool:
+    """Whether a JPEG or PNG has its end marker in its last bytes; true for other formats.
+
+    Before ``start`` there may be the end marker of a thumbnail.
+    """
+    file.seek(0)
+    head = file.read(len(PNG_START))
+    if not head.startswith((JPEG_START, PNG_START)):
+        return True
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(start, size - TAIL_BYTES))
+    return (PNG_END if head == PNG_START else JPEG_END) in file.read()

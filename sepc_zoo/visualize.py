@@ -1,0 +1,194 @@
+"""Pictures for people: boxes on photos, sheets of photos, training curves."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from sepc_zoo.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Color = tuple[int, int, int]
+
+# Strong and far apart for the first classes, repeated after twenty.
+PALETTE = (
+    "#ff3838", "#2f8cff", "#18c964", "#ffb000", "#b14cff", "#00c2d1", "#ff5fa2", "#9acd00",
+    "#ff7a1a", "#5b5bff", "#008f6b", "#d4a373", "#e056fd", "#7ed6df", "#a0522d", "#f6e05e",
+    "#c9a0ff", "#a3ffb0", "#00e5a0", "#ff9f9f",
+)  # fmt: skip
+
+
+def class_color(label: int) -> Color:
+    """The colour (r, g, b) of a class, the same in every picture."""
+    red, green, blue = ImageColor.getrgb(PALETTE[label % len(PALETTE)])[:3]
+    return red, green, blue
+
+
+def draw_boxes(
+    image: Tensor | Image.Image, boxes: Tensor, captions: Sequence[str], colors: Sequence[Color]
+) -> Image.Image:
+    """A copy of the photo with boxes and their captions; later boxes lie on top of earlier ones.
+
+    Args:
+        image: uint8 RGB tensor ``(3, H, W)`` or PIL image; left as it is.
+        boxes: ``(D, 4)`` xyxy in continuous pixels of the photo; parts outside are not drawn.
+        captions: D texts; an empty one gets no tag.
+        colors: D colours (r, g, b).
+
+    Raises:
+        ValueError: boxes, captions and colors differ in number.
+    """
+    canvas = _to_pil(image)
+    draw = ImageDraw.Draw(canvas)
+    unit = (canvas.width * canvas.height) ** 0.5  # lines and letters grow with the photo
+    line = max(1, round(unit / 240))
+    font = ImageFont.load_default(max(11.0, unit / 44))
+    corners = [_pixel_corners(box, canvas.size) for box in boxes.tolist()]
+    for corner, color in zip(corners, colors, strict=True):
+        draw.rectangle(corner, outline=color, width=line)
+    for corner, caption, color in zip(corners, captions, colors, strict=True):
+        if caption:  # after all the boxes, so that no line crosses a text
+            _draw_tag(draw, canvas.size, corner, caption, color, font)
+    return canvas
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 480) -> Image.Image:
+    """Photos of any sizes as rows of ``columns`` on white, each fitted to ``side`` x 3/4 ``side``.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not images:
+        raise ValueError("a contact sheet needs at least one image")
+    gap = max(2, side // 60)
+    tiles = [ImageOps.contain(image.convert("RGB"), (side, side * 3 // 4)) for image in images]
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    width = max(map(len, rows)) * (side + gap) + gap
+    sheet = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), "white")
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for i, tile in enumerate(row):
+            left = gap + i * (side + gap) + (side - tile.width) // 2
+            sheet.paste(tile, (left, top + (height - tile.height) // 2))
+        top += height + gap
+    return sheet
+
+
+def plot_curves(log: str | Path | Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw a training log: the losses by step, and AP and AP50 by epoch.
+
+    Args:
+        log: the CSV of a run, or its rows: ``step``, ``epoch``, ``loss``, the terms ``loss_…``, and
+            on rows that end an epoch ``AP`` and ``AP50``; what a row lacks is absent or empty.
+        path: the picture to write; its suffix is one that matplotlib knows (``.png``, ``.svg``, …).
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the log has no rows.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('curves need matplotlib: pip install "sepc_zoo[plots]"') from error
+    rows = _read_log(log) if isinstance(log, str | Path) else list(log)
+    if not rows:
+        raise ValueError("the training log has no rows yet")
+    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")  # no pyplot: no global state
+    loss_axes, ap_axes = figure.subplots(1, 2)
+    _plot_losses(loss_axes, rows)
+    _plot_ap(ap_axes, rows)
+    for axes in (loss_axes, ap_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_ylim(bottom=0)
+    write_atomically(path, figure.savefig)
+
+
+def _to_pil(image: Tensor | Image.Image) -> Image.Image:
+    if isinstance(image, Tensor):
+        image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    return image.convert("RGB")  # a copy in either case
+
+
+def _pixel_corners(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First and last pixel (both included, as PIL wants them) that a continuous box covers."""
+    width, height = size
+    left, right = (min(max(round(x), 0), width) for x in (box[0], box[2]))
+    top, bottom = (min(max(round(y), 0), height) for y in (box[1], box[3]))
+    left, top = min(left, width - 1), min(top, height - 1)
+    return left, top, max(right - 1, left), max(bottom - 1, top)
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    corner: tuple[int, int, int, int],
+    caption: str,
+    color: Color,
+    font: Any,
+) -> None:
+    """Caption on a plate of the box's colour, above the box or, without room, inside it."""
+    pad = max(2, round(font.size / 5))
+    ascent, descent = font.getmetrics()
+    width = round(draw.textlength(caption, font)) + 2 * pad
+    height = ascent + descent + pad
+    left = max(0, min(corner[0], size[0] - width))
+    top = corner[1] - height if corner[1] >= height else corner[1]
+    top = max(0, min(top, size[1] - height))
+    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    ink = "black" if luminance > 130 else "white"
+    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
+    draw.text((left + pad, top + pad // 2), caption, fill=ink, font=font)
+
+
+def _read_log(path: str | Path) -> list[dict[str, Any]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """The points of those rows that have both columns; a metric of -1 is one that is undefined."""
+    points = [(row.get(x), row.get(y)) for row in rows]
+    known = [(float(a), float(b)) for a, b in points if a not in (None, "") and b not in (None, "")]
+    known = [(a, b) for a, b in known if b != -1]
+    return [a for a, _ in known], [b for _, b in known]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over each value's neighbourhood: a twentieth of the curve, at most 51 values."""
+    reach = min(25, len(values) // 40)
+    parts = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def _plot_losses(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+    names = [name for name in rows[0] if name == "loss" or name.startswith("loss_")]
+    for i, name in enumerate(sorted(names, key="loss".__ne__)):  # the total comes first
+        steps, values = _curve(rows, "step", name)
+        color = "#222222" if name == "loss" else PALETTE[i]
+        axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+        axes.plot(steps, _smooth(values), color=color, linewidth=1.8, label=name)
+    axes.set(title="Loss", xlabel="step")
+    if names:
+        axes.legend(frameon=False)
+
+
+def _plot_ap(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.set(title="Average precision", xlabel="epoch")
+    axes.locator_params(axis="x", integer=True)
+    for name, color in (("AP50", PALETTE[3]), ("AP", PALETTE[1])):
+        epochs, values = _curve(rows, "epoch", name)
+        if values:
+            label = f"{name}, best {max(values):.3f}"
+            axes.plot(epochs, values, "o-", color=color, markersize=3.5, linewidth=1.8, label=label)
+    if axes.lines:
+        axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "not validated yet", transform=axes.transAxes, ha="center", alpha=0.6)

@@ -1,0 +1,227 @@
+"""The tables: backbones, necks, published weights; and from a name to a configuration.
+
+A name is ``{method}_{backbone}_{neck}[.{tag}]``. No variant has a class or a file of its own: a new
+backbone or neck is a row here, a new method a file in ``methods`` and a row in its table.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import timm
+
+from sepc_zoo.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ConfigError,
+    DetectorConfig,
+    NeckConfig,
+    WeightsConfig,
+    override,
+)
+from sepc_zoo.methods import METHODS
+
+# Short names of curated backbones. Any other timm model goes by its own name.
+BACKBONES = {
+    "r18": "resnet18.tv_in1k",
+    "r34": "resnet34.tv_in1k",
+    "r50": "resnet50.tv_in1k",
+    "r101": "resnet101.tv_in1k",
+    "x101_32x4d": "resnext101_32x4d.fb_ssl_yfcc100m_ft_in1k",
+    "x101_64x4d": "resnext101_64x4d.tv_in1k",
+    "mnv2": "mobilenetv2_100",
+    "mnv3": "mobilenetv3_large_100",
+    "mnv4s": "mobilenetv4_conv_small",
+    "mnv4m": "mobilenetv4_conv_medium",
+    "effnet_b0": "efficientnet_b0",
+    "effnetv2_s": "tf_efficientnetv2_s",
+    "convnext_tiny": "convnext_tiny",
+    "convnext_small": "convnext_small",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
+    "swin_small": "swin_small_patch4_window7_224",
+}
+
+NECKS = {
+    "fpn": None,
+    "pconv": NeckConfig(),
+    "ibn_pconv": NeckConfig(norm=True),
+    "sepc_lite": NeckConfig(norm=True, head_deform=True),
+    "sepc": NeckConfig(norm=True, head_deform=True, pconv_deform=True),
+}
+
+# COCO val2017 AP and Google Drive id of the checkpoints that the SEPC authors published.
+AUTHORS_WEIGHTS = {
+    "freeanchor_r50_pconv": (39.7, "1rwZeuT-VDGgfdt7IPidIOMh_guaIjxcO"),
+    "freeanchor_r50_ibn_pconv": (41.0, "148IsbWcRTCDg8TpGDNt3P4McV4kekMRl"),
+    "freeanchor_r50_sepc_lite": (41.9, "1Qb7WYtQVGrLDMnRwSXC-wnI9Vf3oLs4o"),
+    "freeanchor_r50_sepc": (43.0, "1rV7tZtjlfjdaNYeWKql1vhb1WPvjdWus"),
+    "fsaf_r50_fpn": (36.8, "1XlFlz8u0IqRw-HKy95VUNFrx3IKWM3q0"),
+    "fsaf_r50_pconv": (38.6, "1jtWmlPmZtFgZxD2QAZzVCAN6BnoAgzTF"),
+    "fsaf_r50_ibn_pconv": (39.1, "1d--0AjEdZEEbyP0JnFMmxyoIZUtpR9gj"),
+    "fsaf_r50_sepc_lite": (40.5, "1ODiNv14Bb44-RQrz-9cHtoNlbVKSItN6"),
+    "fsaf_r50_sepc": (41.6, "1iLWrfXssXoGhZAQg9_vNeZfuwi_kXZu4"),
+    "retinanet_r50_pconv": (37.0, "19cO_jxSZbbeyR5N_DWDbgM2wcyJEiD94"),
+    "retinanet_r50_ibn_pconv": (37.8, "12Mr2HG-0Qy_fkMDPw0eqtZ4t7G-M_pa6"),
+    "retinanet_r50_sepc_lite": (38.5, "1gq6bdWDZ83-5RzSeuUTpnOEeUyJvl2Zy"),
+    "retinanet_r50_sepc": (39.6, "1HSG7CVFzHtv3McJ60nBXFw6pk91H-ONv"),
+}
+AUTHORS_TAG = "coco_1x"
+FPN_STACKED_CONVS = 4  # of the head, where no pyramid convolution stands before it
+
+_NAME = re.compile(rf"({'|'.join(METHODS)})_(.+?)_({'|'.join(NECKS)})(?:\.(\w+))?")
+_registered: dict[str, DetectorConfig] = {}
+
+
+class UnknownModelError(ConfigError):
+    """A name that builds no model; the message has the nearest ones."""
+
+
+def model_config(name: str) -> DetectorConfig:
+    """The configuration that a name stands for, with its tag's conventions where it has one.
+
+    Raises:
+        UnknownModelError: the name builds no model.
+    """
+    if name in _registered:
+        return _registered[name]
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise _unknown(name)
+    method, backbone, neck, tag = match.groups()
+    timm_name = BACKBONES.get(backbone, backbone)
+    if not timm.is_model(timm_name):
+        raise _unknown(name)
+    names, ids = coco_categories()
+    config = DetectorConfig(
+        architecture=f"{method}_{backbone}_{neck}",
+        method=method,
+        backbone=timm_name,
+        neck=NECKS[neck],
+        num_classes=len(names),
+        label_names=names,
+        category_ids=ids,
+        stacked_convs=FPN_STACKED_CONVS if NECKS[neck] is None else 0,
+        anchors=METHODS[method].anchors,
+        weights=_backbone_input(timm_name),
+    )
+    return config if tag is None else _with_authors_conventions(config, name, tag)
+
+
+def authors_config(name: str) -> DetectorConfig:
+    """The configuration of a model as the SEPC authors trained it.
+
+    Raises:
+        UnknownModelError: the authors published no model of this name.
+    """
+    return model_config(name if name.endswith(f".{AUTHORS_TAG}") else f"{name}.{AUTHORS_TAG}")
+
+
+def _with_authors_conventions(config: DetectorConfig, name: str, tag: str) -> DetectorConfig:
+    if tag != AUTHORS_TAG or config.architecture not in AUTHORS_WEIGHTS:
+        raise _unknown(name)
+    ap, drive_id = AUTHORS_WEIGHTS[config.architecture]
+    weights = WeightsConfig(
+        tag=tag,
+        antialias=False,
+        pad_multiple=384 if config.architecture == "fsaf_r50_fpn" else 32,
+        dataset="COCO train2017",
+        source=f"https://drive.google.com/uc?id={drive_id}",
+        authors_ap=ap,
+    )
+    changes: dict[str, Any] = {"inclusive_boxes": True, "weights": weights}
+    if config.neck is not None:
+        changes["neck"] = {"padding": 0}
+    return override(config, changes)
+
+
+def _backbone_input(timm_name: str) -> WeightsConfig:
+    """Mean and deviation that the backbone's ImageNet weights expect."""
+    pretrained = timm.get_pretrained_cfg(timm_name)
+    if pretrained is None:
+        return WeightsConfig()
+    mean, std = pretrained.mean or IMAGENET_MEAN, pretrained.std or IMAGENET_STD
+    return override(WeightsConfig(), {"mean": mean, "std": std})
+
+
+@cache
+def coco_categories() -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of the 80 COCO classes, and the ids under which the data set has them."""
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+    categories = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    known = [(n, i) for i, n in enumerate(categories) if n not in ("__background__", "N/A")]
+    return tuple(name for name, _ in known), tuple(i for _, i in known)
+
+
+def list_models(
+    filter: str | Iterable[str] = "",
+    pretrained: bool = False,
+    exclude_filters: str | Iterable[str] = "",
+) -> list[str]:
+    """Names of curated and registered models, sorted.
+
+    Args:
+        filter: wildcard pattern, or several of which one must match: ``"*_r50_sepc*"``.
+        pretrained: only models with published weights, with their tags.
+        exclude_filters: patterns of which none may match.
+    """
+    if pretrained:
+        names = {f"{name}.{AUTHORS_TAG}" for name in AUTHORS_WEIGHTS}
+    else:
+        names = {f"{m}_{b}_{n}" for m in METHODS for b in BACKBONES for n in NECKS}
+        names |= set(_registered)
+    wanted, unwanted = _patterns(filter) or ["*"], _patterns(exclude_filters)
+    return sorted(
+        name
+        for name in names
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in unwanted)
+    )
+
+
+def _patterns(patterns: str | Iterable[str]) -> list[str]:
+    return [p for p in ([patterns] if isinstance(patterns, str) else patterns) if p]
+
+
+def list_backbones() -> list[str]:
+    """Short names of the curated backbones; any timm model with strides 8, 16 and 32 works too."""
+    return list(BACKBONES)
+
+
+def is_model(name: str) -> bool:
+    """Whether the name builds a model."""
+    try:
+        model_config(name)
+    except UnknownModelError:
+        return False
+    return True
+
+
+def register_model(name: str, base: str, **config_overrides: Any) -> None:
+    """Add a row of your own: ``register_model("cells", "fsaf_r18_sepc_lite", channels=128)``.
+
+    Args:
+        base: the model that it starts from.
+        config_overrides: entries of ``DetectorConfig``; a dict changes entries of a nested one.
+
+    Raises:
+        ConfigError: the name is taken, or an override does not fit.
+    """
+    if is_model(name):
+        raise ConfigError(f"there is a model {name!r} already; choose another name")
+    config = override(model_config(base), config_overrides)
+    _registered[name] = override(config, {"architecture": name})
+
+
+def _unknown(name: str) -> UnknownModelError:
+    known = list_models() + list_models(pretrained=True)
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "list_models() names them all"
+    return UnknownModelError(
+        f"no model {name!r}: a name is {{method}}_{{backbone}}_{{neck}}[.{{tag}}] with a method of "
+        f"{', '.join(METHODS)}, a backbone of list_backbones() or timm, and a neck of "
+        f"{', '.join(NECKS)}; {hint}"
+    )

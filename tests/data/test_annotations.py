@@ -1,0 +1,136 @@
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+from sepc_zoo.data.annotations import (
+    DataError,
+    ListedBox,
+    ListedImage,
+    build_annotations,
+    find_duplicates,
+)
+
+WHOLE = (0.0, 0.0, 64.0, 48.0)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (64, 48)).save(path)
+    return path
+
+
+def listed(path, *boxes, size=(48, 64), image_id=1, label=0):
+    entries = [
+        ListedBox(f"box {i}", box, label, "'cat'", iscrowd=0, area=7.0)
+        for i, box in enumerate(boxes, start=1)
+    ]
+    return ListedImage(image_id, path, size, entries)
+
+
+def problems_of(*images, **kwargs):
+    with pytest.raises(DataError) as caught:
+        build_annotations(images, ["cat"], [1], **kwargs)
+    return caught.value.problems
+
+
+def test_boxes_over_the_border_are_clipped_and_keep_their_area(photo):
+    annotations = build_annotations([listed(photo, (-5.0, 40.0, 10.0, 99.0))], ["cat"], [1])
+    assert annotations.records[0].boxes.tolist() == [[0, 40, 10, 48]]
+    assert annotations.records[0].area.tolist() == [7]
+    assert annotations.dropped == ()
+
+
+def test_records_have_the_documented_types(photo):
+    record = build_annotations([listed(photo, WHOLE), listed(photo)], ["cat"], [1]).records[1]
+    assert record.size == (48, 64)
+    assert (record.boxes.shape, record.boxes.dtype) == ((0, 4), torch.float32)
+    assert (record.labels.shape, record.labels.dtype) == ((0,), torch.int64)
+    assert (record.iscrowd.shape, record.iscrowd.dtype) == ((0,), torch.int64)
+    assert (record.area.shape, record.area.dtype) == ((0,), torch.float32)
+
+
+def test_a_data_set_without_images_has_no_records():
+    assert build_annotations([], ["cat"], [1]).records == ()
+
+
+BAD_BOXES = {
+    "not finite": (float("nan"), 0.0, 9.0, 9.0),
+    "finite": (0.0, 0.0, float("inf"), 9.0),
+    "no positive width": (5.0, 5.0, 5.0, 9.0),
+    "no positive width and height": (5.0, 9.0, 7.0, 5.0),
+    "outside": (64.0, 0.0, 70.0, 9.0),
+    "lies outside the 64x48 image": (0.0, -9.0, 9.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_BOXES)
+def test_a_bad_box_is_a_problem_that_names_it(reason, photo):
+    (problem,) = problems_of(listed(photo, WHOLE, BAD_BOXES[reason]))
+    assert problem.startswith("box 2: ")
+    assert reason in problem
+
+
+def test_bad_boxes_can_be_dropped_and_are_told(photo):
+    image = listed(photo, *BAD_BOXES.values(), WHOLE)
+    annotations = build_annotations([image], ["cat"], [1], drop_bad_boxes=True)
+    assert annotations.records[0].boxes.tolist() == [list(WHOLE)]
+    assert len(annotations.dropped) == len(BAD_BOXES)
+
+
+def test_dropping_boxes_does_not_excuse_missing_files(photo):
+    missing = photo.with_name("missing.png")
+    problems = problems_of(listed(missing, BAD_BOXES["outside"]), drop_bad_boxes=True)
+    assert problems == (f"{missing}: No such file or directory",)
+
+
+def test_all_problems_are_listed_at_once(photo):
+    truncated = photo.with_name("truncated.jpg")
+    Image.effect_noise((64, 48), 50).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:-500])
+    problems = problems_of(
+        listed(photo.with_name("missing.png")),
+        listed(truncated),
+        listed(photo, size=(100, 100)),
+        listed(photo, WHOLE, label=None),
+        listed(photo, BAD_BOXES["outside"]),
+        problems=["what the reader met"],
+    )
+    assert len(problems) == 6
+
+
+def test_an_unknown_category_is_a_problem_even_when_bad_boxes_are_dropped(photo):
+    (problem,) = problems_of(listed(photo, WHOLE, label=None), drop_bad_boxes=True)
+    assert problem == "box 1: category 'cat' is not among the 1 classes"
+
+
+@pytest.mark.parametrize(
+    ("annotated", "says"),
+    [((48, 64), "the annotation has the size before it"), ((10, 20), "64x48")],
+)
+def test_a_contradicting_size_says_how_it_relates_to_the_exif_rotation(annotated, says, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "turned.jpg", exif=exif)
+    (problem,) = problems_of(listed(tmp_path / "turned.jpg", size=annotated))
+    assert "the image is 48x64 (width x height) after its EXIF rotation" in problem
+    assert says in problem
+    build_annotations([listed(tmp_path / "turned.jpg", size=(64, 48))], ["cat"], [1])
+
+
+def test_the_message_shows_fifty_problems_and_counts_the_rest():
+    error = DataError([f"problem {i}" for i in range(60)], hint="Do this.")
+    lines = str(error).splitlines()
+    assert lines[:50] == list(error.problems[:50])
+    assert lines[50:] == ["... and 10 more problems", "Do this."]
+
+
+def test_the_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(DataError(["a", "b"], "c")))
+    assert (error.problems, error.hint) == (("a", "b"), "c")
+
+
+def test_duplicates_are_named_once():
+    assert find_duplicates([3, 1, 3, 2, 1, 3]) == [3, 1]

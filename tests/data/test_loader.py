@@ -1,0 +1,165 @@
+import pytest
+import torch
+from accelerate import Accelerator
+
+from sepc_zoo.data import (
+    DetectionDataset,
+    collate,
+    eval_transform,
+    make_loader,
+    read_data,
+    train_transform,
+    write_shapes,
+)
+from sepc_zoo.ops.image import ImageError
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory):
+    root = write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=7, val=0, size=(48, 64))
+    return read_data(root, "train")
+
+
+@pytest.fixture
+def dataset(annotations):
+    transform = train_transform(
+        48, 64, MEAN, STD, antialias=True, color_jitter=True, scale=(0.5, 1.5)
+    )
+    return DetectionDataset(annotations, transform, seed=3)
+
+
+def load(dataset, workers=0, shuffle=True, seed=0, drop_last=False):
+    return make_loader(
+        dataset,
+        batch_size=2,
+        shuffle=shuffle,
+        seed=seed,
+        workers=workers,
+        multiple=32,
+        drop_last=drop_last,
+    )
+
+
+def order(loader):
+    return [target["image_id"] for batch in loader for target in batch.targets]
+
+
+def equal(batches, others):
+    return all(
+        torch.equal(a.images, b.images)
+        and all(torch.equal(s["boxes"], t["boxes"]) for s, t in zip(a.targets, b.targets))
+        for a, b in zip(batches, others, strict=True)
+    )
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(dataset, annotations):
+    first = dataset[2][0]
+    torch.manual_seed(99)
+    assert torch.equal(dataset[2][0], first)
+    other_seed = DetectionDataset(annotations, dataset.transform, seed=4)
+    assert not torch.equal(other_seed[2][0], first)
+    dataset.set_epoch(1)
+    assert not torch.equal(dataset[2][0], first)
+    dataset.set_epoch(0)
+    assert torch.equal(dataset[2][0], first)
+
+
+def test_indexing_leaves_the_random_state_alone(dataset):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    dataset[0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_loader_leaves_the_random_state_alone(dataset):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(load(dataset))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_targets_are_copies(dataset):
+    before = dataset.annotations.records[0].boxes.clone()
+    plain = DetectionDataset(dataset.annotations, lambda image, target: (image, target))
+    plain[0][1]["boxes"].zero_()
+    assert torch.equal(dataset.annotations.records[0].boxes, before)
+
+
+def test_workers_that_live_on_see_what_the_main_process_sees(dataset):
+    alone, helped = load(dataset), load(dataset, workers=1)
+    seen = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        seen.append(list(alone))
+        assert equal(seen[-1], list(helped))
+    assert not torch.equal(seen[0][0].images, seen[1][0].images)
+
+
+def test_shuffling_is_a_function_of_seed_and_epoch(dataset):
+    first = order(load(dataset))
+    assert order(load(dataset)) == first
+    assert sorted(first) == list(range(1, 8))
+    assert order(load(dataset, seed=1)) != first
+    dataset.set_epoch(1)
+    assert order(load(dataset)) != first
+
+
+def test_without_shuffling_images_come_in_order(dataset):
+    assert order(load(dataset, shuffle=False)) == list(range(1, 8))
+
+
+def test_the_last_batch_may_be_dropped(dataset):
+    assert len(order(load(dataset, drop_last=True))) == 6
+
+
+def test_a_prepared_loader_follows_its_epoch(dataset):
+    prepared = Accelerator(cpu=True).prepare(load(dataset))
+    for epoch in (0, 1, 5):
+        prepared.set_epoch(epoch)
+        batches = list(prepared)
+        assert dataset.epoch == epoch
+        assert equal(batches, list(load(dataset)))
+
+
+def test_a_prepared_loader_counts_epochs_by_itself(dataset):
+    prepared = Accelerator(cpu=True).prepare(load(dataset))
+    first = order(prepared)
+    assert order(prepared) != first
+    assert dataset.epoch == 1
+
+
+def test_a_subset_has_the_chosen_images(dataset):
+    subset = dataset.subset([4, 0])
+    assert [subset[i][1]["image_id"] for i in range(len(subset))] == [5, 1]
+    assert subset.annotations.label_names == dataset.annotations.label_names
+
+
+def test_targets_know_the_photos_size(annotations):
+    dataset = DetectionDataset(annotations, eval_transform(24, 32, MEAN, STD, antialias=True))
+    image, target = dataset[0]
+    assert image.shape == (3, 24, 32)
+    assert target["photo_size"] == (48, 64)
+
+
+def test_a_batch_is_padded_to_a_multiple_and_keeps_the_sizes():
+    target = {"boxes": torch.zeros(0, 4)}
+    samples = [(torch.ones(3, 10, 40), target), (torch.ones(3, 33, 5), target)]
+    batch = collate(samples, multiple=32)
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert batch.image_sizes == [(10, 40), (33, 5)]
+    assert batch.images.sum() == 3 * (10 * 40 + 33 * 5)
+    assert batch.targets == [target, target]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanished_is_named(workers, tmp_path):
+    root = write_shapes(tmp_path / "shapes", train=2, val=0, size=(48, 64))
+    annotations = read_data(root, "train")
+    dataset = DetectionDataset(annotations, eval_transform(48, 64, MEAN, STD, antialias=True))
+    annotations.records[1].path.unlink()
+    with pytest.raises(ImageError, match=r"000002\.jpg: No such file"):
+        list(load(dataset, workers=workers))

@@ -1,0 +1,126 @@
+import pickle
+
+import pytest
+import torch
+
+from sepc_zoo.data.transforms import eval_transform, train_transform
+
+MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def photo_with(*boxes, size=(100, 160)):
+    """A dark photo with a bright rectangle in each box, and its target."""
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    for x1, y1, x2, y2 in boxes:
+        image[:, y1:y2, x1:x2] = 255
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    count = len(boxes)
+    target = {
+        "boxes": boxes,
+        "labels": torch.arange(count),
+        "iscrowd": torch.arange(count) % 2,
+        "area": 100.0 + torch.arange(count),
+        "image_id": 5,
+        "photo_size": size,
+    }
+    return image, target
+
+
+def bright_box(image):
+    rows = (image.amax(dim=(0, 2)) > 0.5).nonzero()
+    columns = (image.amax(dim=(0, 1)) > 0.5).nonzero()
+    x1, x2, y1, y2 = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
+    return torch.stack([x1, y1, x2, y2]).float()
+
+
+@pytest.mark.parametrize("hflip", [0.0, 1.0])
+@pytest.mark.parametrize("limits", [(100, 160), (60, 200), (250, 400)])
+def test_boxes_move_with_their_pixels(hflip, limits):
+    transform = train_transform(*limits, MEAN, STD, antialias=True, hflip=hflip, scale=(0.8, 1.2))
+    torch.manual_seed(0)
+    for box in [(20, 10, 60, 50), (0, 0, 30, 100), (120, 60, 160, 100)]:
+        image, target = transform(*photo_with(box))
+        torch.testing.assert_close(target["boxes"][0], bright_box(image), atol=1.0, rtol=0)
+
+
+def test_a_flip_mirrors_the_box():
+    transform = train_transform(100, 160, MEAN, STD, antialias=True, hflip=1.0)
+    _, target = transform(*photo_with((20, 10, 60, 50)))
+    assert target["boxes"].tolist() == [[100, 10, 140, 50]]
+
+
+def test_the_sides_keep_to_their_limits_times_the_factor():
+    transform = train_transform(50, 1000, MEAN, STD, antialias=False, scale=(0.5, 2.0))
+    torch.manual_seed(0)
+    sides = [transform(*photo_with())[0].shape[-2] for _ in range(50)]
+    assert 25 <= min(sides) < 35
+    assert 80 < max(sides) <= 100
+
+
+def test_the_area_is_scaled_with_the_image():
+    transform = train_transform(50, 80, MEAN, STD, antialias=True)
+    _, target = transform(*photo_with((20, 10, 60, 50)))
+    assert target["area"].tolist() == [25.0]
+
+
+def test_what_belongs_to_a_box_goes_with_it():
+    transform = train_transform(50, 80, MEAN, STD, antialias=True)
+    boxes = (0, 0, 9, 9), (10, 10, 11, 90), (20, 20, 80, 80), (30, 30, 31, 31)
+    _, target = transform(*photo_with(*boxes))  # at half the size, two are thinner than a pixel
+    assert target["labels"].tolist() == [0, 2]
+    assert target["iscrowd"].tolist() == [0, 0]
+    assert target["area"].tolist() == [25, 25.5]
+
+
+def test_photos_without_boxes_pass():
+    transform = train_transform(50, 80, MEAN, STD, antialias=True, color_jitter=True)
+    image, target = transform(*photo_with())
+    assert image.shape == (3, 50, 80)
+    assert target["boxes"].shape == (0, 4)
+
+
+def test_colour_jitter_changes_colours_only():
+    torch.manual_seed(0)
+    photo, target = photo_with((20, 10, 60, 50))
+    photo = photo // 2 + 50
+    plain = train_transform(100, 160, MEAN, STD, antialias=True, hflip=0.0)
+    jittered = train_transform(100, 160, MEAN, STD, antialias=True, hflip=0.0, color_jitter=True)
+    image, moved = jittered(photo, target)
+    assert torch.equal(moved["boxes"], target["boxes"])
+    assert not torch.equal(image, plain(photo, target)[0])
+
+
+def test_validation_resizes_the_image_and_leaves_the_target():
+    photo, target = photo_with((20, 10, 60, 50))
+    image, same = eval_transform(50, 80, (0.5,) * 3, (0.5,) * 3, antialias=True)(photo, target)
+    assert image.shape == (3, 50, 80)
+    assert (image.min(), image.max()) == (-1, 1)
+    assert torch.equal(same["boxes"], target["boxes"])
+
+
+TRANSFORMS = {
+    "train": train_transform(50, 80, MEAN, STD, antialias=True, color_jitter=True),
+    "eval": eval_transform(50, 80, MEAN, STD, antialias=True),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_results_are_plain_tensors(name):
+    image, target = TRANSFORMS[name](*photo_with((20, 10, 60, 50)))
+    assert image.dtype == torch.float32
+    assert {type(image), type(target["boxes"]), type(target["labels"])} == {torch.Tensor}
+    assert (target["image_id"], target["photo_size"]) == (5, (100, 160))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_input_is_left_as_it_was(name):
+    photo, target = photo_with((20, 10, 60, 50), (-5, 0, 200, 50))
+    before = photo.clone(), {key: torch.as_tensor(value).clone() for key, value in target.items()}
+    TRANSFORMS[name](photo, target)
+    assert torch.equal(photo, before[0])
+    assert all(torch.equal(torch.as_tensor(target[key]), before[1][key]) for key in target)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_can_be_sent_to_workers(name):
+    pickle.loads(pickle.dumps(TRANSFORMS[name]))

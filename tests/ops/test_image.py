@@ -1,0 +1,236 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from sepc_zoo.ops.image import (
+    ImageError,
+    check_image,
+    list_images,
+    normalize_image,
+    pad_and_stack,
+    read_image,
+    read_size,
+    resize_image,
+    resize_scale,
+    resized_size,
+)
+
+HEIGHT, WIDTH = 48, 64
+ORIENTATION = 0x0112
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    blocks = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3))
+    return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8))
+
+
+def with_alpha(image):
+    image = image.copy()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def rotated_by_exif(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+MODES = {
+    "rgb.jpg": lambda image: image,
+    "gray.jpg": lambda image: image.convert("L"),
+    "cmyk.jpg": lambda image: image.convert("CMYK"),
+    "rgb.png": lambda image: image,
+    "gray.png": lambda image: image.convert("L"),
+    "bilevel.png": lambda image: image.convert("1"),
+    "palette.png": lambda image: image.quantize(16),
+    "rgba.png": with_alpha,
+    "la.png": lambda image: with_alpha(image.convert("L")),
+    "rgb.webp": lambda image: image,
+    "rgba.webp": with_alpha,
+    "palette.gif": lambda image: image.quantize(16),
+    "rgb.bmp": lambda image: image,
+    "rgb.tif": lambda image: image,
+    "cmyk.tif": lambda image: image.convert("CMYK"),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_comes_as_pils_rgb(name, photo, tmp_path):
+    path = tmp_path / name
+    MODES[name](photo).save(path)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB")).astype(int)
+    read = read_image(path)
+    assert read.dtype == torch.uint8
+    assert read.shape == (3, HEIGHT, WIDTH)
+    assert np.abs(read.permute(1, 2, 0).numpy() - expected).max() <= 2  # decoders may round apart
+
+
+def test_a_cmyk_jpeg_keeps_its_colours(photo, tmp_path):
+    photo.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    read = read_image(tmp_path / "cmyk.jpg").permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(read - np.asarray(photo)).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_keep_the_high_byte(suffix, tmp_path):
+    samples = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 21
+    Image.fromarray(samples).save(tmp_path / f"deep.{suffix}")
+    read = read_image(tmp_path / f"deep.{suffix}")
+    assert read.dtype == torch.uint8
+    assert torch.equal(read, torch.from_numpy((samples >> 8).astype(np.uint8)).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_an_animation_gives_its_first_frame(suffix, photo, tmp_path):
+    path = tmp_path / f"animation.{suffix}"
+    frames = [ImageOps.mirror(photo)]
+    photo.save(path, save_all=True, append_images=frames, lossless=True)
+    read = read_image(path).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(read - np.asarray(photo)).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_orientation_is_applied(suffix, orientation, photo, tmp_path):
+    path = tmp_path / f"turned.{suffix}"
+    photo.save(path, exif=rotated_by_exif(orientation), quality=100)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+    read = read_image(path)
+    assert np.abs(read.permute(1, 2, 0).numpy() - expected).max() <= 2
+    assert read_size(path) == check_image(path) == tuple(read.shape[-2:])
+
+
+def test_the_size_as_stored_knows_no_exif(photo, tmp_path):
+    photo.save(tmp_path / "turned.jpg", exif=rotated_by_exif(6))
+    assert read_size(tmp_path / "turned.jpg") == (WIDTH, HEIGHT)
+    assert read_size(tmp_path / "turned.jpg", upright=False) == (HEIGHT, WIDTH)
+
+
+def test_broken_exif_leaves_the_image_upright(photo, tmp_path):
+    photo.save(tmp_path / "odd.jpg", exif=b"Exif\x00\x00nonsense")
+    assert read_size(tmp_path / "odd.jpg") == (HEIGHT, WIDTH)
+    assert read_image(tmp_path / "odd.jpg").shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_reading_a_truncated_file_is_an_error_that_names_it(suffix, kept, tmp_path):
+    path = tmp_path / f"short.{suffix}"
+    Image.effect_noise((WIDTH, HEIGHT), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(ImageError, match=f"short.{suffix}: "):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_checking_finds_truncated_files(suffix, kept, tmp_path):
+    path = tmp_path / f"short.{suffix}"
+    Image.effect_noise((200, 100), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(ImageError, match=f"short.{suffix}: "):
+        check_image(path)
+
+
+def test_a_thumbnails_end_does_not_hide_a_truncation(photo, tmp_path):
+    photo.save(tmp_path / "thumbnail.jpg")
+    thumbnail = (tmp_path / "thumbnail.jpg").read_bytes()
+    path = tmp_path / "short.jpg"
+    Image.effect_noise((200, 100), 50).save(path, comment=thumbnail)
+    path.write_bytes(path.read_bytes()[: len(thumbnail) + 1000])
+    with pytest.raises(ImageError, match="truncated"):
+        check_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_bytes_behind_the_end_are_tolerated(suffix, size, photo, tmp_path):
+    path = tmp_path / f"long.{suffix}"
+    photo.save(path)
+    path.write_bytes(path.read_bytes() + bytes(size))
+    assert check_image(path) == (HEIGHT, WIDTH)
+    assert read_image(path).shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("function", [read_image, read_size, check_image])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"some text", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]
+)
+def test_what_is_no_image_is_an_error_that_names_it(function, content, tmp_path):
+    path = tmp_path / "bad.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"bad\.jpg: \w+"):
+        function(path)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(ImageError, match="directory"):
+        read_image(tmp_path)
+
+
+def test_checking_costs_little(tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.effect_noise((1920, 1080), 50).convert("RGB").save(path)
+    start = time.perf_counter()
+    for _ in range(20):
+        check_image(path)
+    assert (time.perf_counter() - start) / 20 < 0.005  # seconds; decoding takes ten times as long
+
+
+def test_images_are_listed_by_suffix_in_order(tmp_path):
+    for name in ("b.JPG", "a.png", "notes.txt", "._a.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (800, 1333), (800, 1067)),  # the short side decides
+        ((300, 1000), (800, 1333), (400, 1333)),  # the long side decides
+        ((640, 480), (240, 320), (320, 240)),
+        ((1, 1000), (32, 32), (1, 32)),  # at least one pixel
+    ],
+)
+def test_resizing_keeps_the_aspect_within_both_sides(size, limits, expected):
+    assert resized_size(*size, *limits) == expected
+
+
+def test_the_scale_is_that_of_the_resized_size():
+    assert resize_scale(480, 640, 240, 400) == 0.5
+
+
+def test_resizing_gives_uint8_of_the_size():
+    image = resize_image(torch.full((3, 20, 30), 200, dtype=torch.uint8), (10, 7), antialias=True)
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 10, 7)
+    assert (image == 200).all()
+
+
+def test_normalising_gives_the_mean_zero_and_a_deviation_one():
+    image = torch.tensor([51, 102, 255], dtype=torch.uint8).view(3, 1, 1)
+    normalised = normalize_image(image, mean=(0.2, 0.2, 0.5), std=(0.1, 0.2, 0.5))
+    assert normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised.flatten(), torch.tensor([0.0, 1.0, 1.0]))
+
+
+def test_stacking_pads_with_zeros_to_the_right_and_below():
+    stacked = pad_and_stack([torch.ones(3, 10, 40), torch.ones(3, 33, 5)], multiple=32)
+    assert stacked.shape == (2, 3, 64, 64)
+    assert stacked[0, :, :10, :40].all()
+    assert stacked[1, :, :33, :5].all()
+    assert stacked.sum() == 3 * (10 * 40 + 33 * 5)
+
+
+def test_nothing_cannot_be_stacked():
+    with pytest.raises(ValueError, match="no images"):
+        pad_and_stack([], multiple=32)

@@ -1,0 +1,188 @@
+"""Equality with the original code, on the figures that were read off it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sepc_zoo.config import STRIDES
+from sepc_zoo.convert import from_authors, rename
+from sepc_zoo.model.detector import Detector
+from sepc_zoo.predictions import Predictions
+
+GOLDENS = (
+    "freeanchor_r50_ibn_pconv",
+    "freeanchor_r50_sepc_lite",
+    "fsaf_r50_baseline",
+    "fsaf_r50_sepc",
+    "retinanet_r50_pconv",
+    "retinanet_r50_sepc",
+)
+THEIR_LOSSES = {
+    "loss_cls": "loss_cls",
+    "loss_box": "loss_bbox",
+    "loss_positive_bag": "positive_bag_loss",
+    "loss_negative_bag": "negative_bag_loss",
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def authors(shared_reference: Path):
+    spec = importlib.util.spec_from_file_location(
+        "authors_weights", shared_reference / "authors_weights.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Golden:
+    """A golden file, and our model with its weights and inputs."""
+
+    def __init__(self, authors, reference: Path, name: str) -> None:
+        self.figures = json.loads((reference / "goldens" / f"{name}.json").read_text())
+        state = authors.authors_state_dict(name, self.figures["salt"])
+        self.model = from_authors(state, our_name(name)).double()
+        image = self.figures["image"]
+        self.images = authors.input_images(image["h"], image["w"], image["n"], image["seed"])
+        self.sizes = [tuple(size) for size in self.figures["img_shape"]]
+
+    def targets(self) -> list[dict[str, Tensor]]:
+        return [
+            {"boxes": continuous(t["boxes"]), "labels": torch.tensor(t["labels"])}
+            for t in self.figures["targets"]
+        ]
+
+
+@pytest.fixture(scope="module", params=GOLDENS)
+def golden(request, authors, shared_reference) -> Golden:
+    return Golden(authors, shared_reference, request.param)
+
+
+def our_name(name: str) -> str:
+    return name.replace("baseline", "fpn")
+
+
+def continuous(boxes: list) -> Tensor:
+    return torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4) + torch.tensor([0, 0, 1, 1])
+
+
+def assert_summary(value: Tensor, summary: dict, tolerance: float) -> None:
+    assert list(value.shape) == summary["shape"]
+    value = value.detach().contiguous().flatten()
+    samples = torch.tensor(summary["value"], dtype=value.dtype)
+    scale = samples.abs().max()
+    assert ((value[summary["index"]] - samples).abs().max() / scale).item() < tolerance
+    assert value.norm().item() == pytest.approx(summary["l2"], rel=tolerance)
+
+
+def raw_maps(predictions: Predictions, values: Tensor) -> list[Tensor]:
+    """Maps ``(N, anchors * V, H, W)`` per level, as the original has them."""
+    levels = values.split(predictions.level_lengths, dim=1)
+    return [
+        level.reshape(len(level), h, w, -1).permute(0, 3, 1, 2)
+        for level, (h, w) in zip(levels, predictions.sizes, strict=True)
+    ]
+
+
+@torch.no_grad()
+def test_feature_maps_and_predictions_equal_the_original(golden):
+    model, figures = golden.model.eval(), golden.figures
+    features = model.backbone(golden.images)
+    pyramid = model.fpn(features)
+    cls_pyramid, box_pyramid = model.neck(pyramid)
+    predictions = model(golden.images)
+    for value, summary in zip(features, figures["backbone"][-3:], strict=True):
+        assert_summary(value, summary, 1e-9)
+    for value, summary in zip(pyramid, figures["fpn"], strict=True):
+        assert_summary(value, summary, 1e-9)
+    if "neck_cls" in figures:
+        for value, summary in zip(cls_pyramid, figures["neck_cls"], strict=True):
+            assert_summary(value, summary, 1e-9)
+        for value, summary in zip(box_pyramid, figures["neck_loc"], strict=True):
+            assert_summary(value, summary, 1e-9)
+    for value, summary in zip(
+        raw_maps(predictions, predictions.logits), figures["cls_score"], strict=True
+    ):
+        assert_summary(value, summary, 1e-9)
+    deltas = predictions.deltas
+    if model.config.method == "fsaf":  # stored as bottom, top, left, right
+        deltas = deltas[..., [1, 0, 2, 3]]
+    for value, summary in zip(raw_maps(predictions, deltas), figures["bbox_pred"], strict=True):
+        assert_summary(value, summary, 1e-9)
+
+
+@torch.no_grad()
+def test_detections_equal_the_original(golden):
+    model = golden.model.eval()
+    found = model.postprocess(model(golden.images), golden.sizes)
+    for ours, theirs in zip(found, golden.figures["detections"], strict=True):
+        assert ours["labels"].tolist() == theirs["labels"]
+        assert (ours["boxes"] - continuous(theirs["boxes"])).abs().max() < 1e-5
+        assert (
+            ours["scores"] - torch.tensor(theirs["scores"], dtype=torch.float64)
+        ).abs().max() < 1e-8
+
+
+def test_training_step_equals_the_original(golden):
+    model, figures = golden.model.train(), golden.figures
+    model.backbone.eval()
+    model.zero_grad()
+    losses = model.loss(model(golden.images), golden.targets())
+    total = sum(losses.values())
+    total.backward()
+
+    assert total.item() == pytest.approx(figures["total_loss"], rel=1e-9)
+    for name, loss in losses.items():
+        theirs = figures["losses"][THEIR_LOSSES[name]]
+        theirs = sum(theirs) if isinstance(theirs, list) else theirs
+        assert loss.item() == pytest.approx(theirs, rel=1e-9)
+    parameters = dict(model.named_parameters())
+    for name, norm in figures["grad_l2"].items():
+        ours = parameters[rename(name)].grad.norm().item()
+        assert ours == pytest.approx(norm, rel=1e-7, abs=1e-12), name
+    frozen = {rename(name) for name in figures["no_grad"]}
+    stem, first_stage = model.backbone.stages()[:2]
+    ours = {name for name, p in parameters.items() if any(p is q for q in [*stem, *first_stage])}
+    assert ours == frozen
+    buffers = dict(model.named_buffers())
+    for name, summary in figures["buffers_after"].items():
+        assert_summary(buffers[rename(name)], summary, 1e-9)
+
+
+def test_strides_of_levels_fit_the_maps(golden):
+    height, width = golden.images.shape[-2:]
+    summary = golden.figures["fpn"]
+    assert [s["shape"][-2:] for s in summary] == [
+        [-(-height // stride), -(-width // stride)] for stride in STRIDES
+    ]
+
+
+@pytest.mark.parametrize("name", ["retinanet_r50_sepc", "fsaf_r50_sepc"])
+def test_photos_give_the_detections_of_the_original(name, authors, shared_reference, shared_data):
+    """Decoders and resizers differ by a grey level, so a quarter may be lost."""
+    model = from_authors(authors.authors_state_dict(name), name)
+    for file, figures in json.loads((shared_reference / "pipeline.json").read_text()).items():
+        photo = shared_data / "coco_by_sa" / "val2017" / file
+        found = model.predict(photo, score_threshold=0.0)
+        theirs = figures["detections"][name]
+        assert sum(is_found(box, found) for box in theirs) >= 75
+
+
+def is_found(theirs: dict, ours) -> bool:
+    near = (ours.boxes - continuous(theirs["box"])).abs().amax(dim=1) < 1
+    same = near & (ours.labels == theirs["label"]) & ((ours.scores - theirs["score"]).abs() < 5e-3)
+    return bool(same.any())
+
+
+def test_every_published_checkpoint_converts(authors, shared_reference):
+    shapes = json.loads((shared_reference / "state_dict_shapes.json").read_text())
+    assert len(shapes) == 13
+    for name in shapes:
+        model = from_authors(authors.authors_state_dict(name), our_name(name))
+        assert isinstance(model, Detector)
+        assert len(model.state_dict()) == len(shapes[name])

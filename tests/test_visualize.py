@@ -1,0 +1,130 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sepc_zoo.visualize import class_color, contact_sheet, draw_boxes, plot_curves
+
+RED = (255, 0, 0)
+
+
+@pytest.fixture
+def photo():
+    return torch.zeros(3, 60, 100, dtype=torch.uint8)
+
+
+def red_pixels(image):
+    return (np.asarray(image) == RED).all(axis=2)
+
+
+def test_photo_is_left_as_it_is(photo):
+    image = Image.fromarray(photo.permute(1, 2, 0).numpy())
+    for source in (photo, image):
+        draw_boxes(source, torch.tensor([[10.0, 10, 50, 50]]), [""], [RED])
+    assert photo.sum() == 0
+    assert np.asarray(image).sum() == 0
+
+
+def test_box_covers_its_pixels_and_no_more(photo):
+    drawn = red_pixels(draw_boxes(photo, torch.tensor([[10.0, 20, 50, 40]]), [""], [RED]))
+    rows, columns = drawn.nonzero()
+    assert (columns.min(), columns.max() + 1) == (10, 50)
+    assert (rows.min(), rows.max() + 1) == (20, 40)
+    assert not drawn[25:35, 15:45].any()  # an outline
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[-50.0, -50, 500, 500], [200.0, 200, 300, 300], [30.0, 30, 30, 30], [50.0, 40, 20, 10]],
+    ids=["larger", "outside", "a point", "reversed"],
+)
+def test_odd_boxes_are_drawn_without_an_error(photo, box):
+    assert draw_boxes(photo, torch.tensor([box]), ["thing 0.50"], [RED]).size == (100, 60)
+
+
+def test_no_boxes_give_the_photo(photo):
+    assert np.asarray(draw_boxes(photo, torch.zeros(0, 4), [], [])).sum() == 0
+
+
+def test_numbers_of_boxes_and_captions_must_agree(photo):
+    with pytest.raises(ValueError, match="zip"):
+        draw_boxes(photo, torch.zeros(1, 4), [], [RED])
+
+
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (190.0, 0.0), (0.0, 140.0), (190.0, 140.0)])
+def test_caption_is_kept_inside_the_picture(corner):
+    """Wherever the box, the tag has the same number of pixels: none of it is cut off."""
+    photo = torch.zeros(3, 150, 200, dtype=torch.uint8)
+    small = torch.tensor([[*corner, corner[0] + 9, corner[1] + 9]])
+    middle = torch.tensor([[90.0, 70, 99, 79]])
+    tags = []
+    for box in (small, middle):
+        tagged = np.asarray(draw_boxes(photo, box, ["giraffe 0.99"], [RED])).any(axis=2)
+        tags.append((tagged.any(axis=0).sum(), tagged.any(axis=1).sum()))
+    assert tags[0][0] == tags[1][0]
+    assert tags[0][1] >= tags[1][1] - 9  # inside the box rather than above it
+
+
+def test_captions_are_readable_on_any_class_color(photo):
+    for label in range(20):
+        drawn = draw_boxes(photo, torch.tensor([[0.0, 30, 90, 60]]), ["W"], [class_color(label)])
+        luminance = np.asarray(drawn.convert("L"), dtype=int)[14:30, :14]
+        plate = luminance[-1, 0]
+        assert np.abs(luminance - plate).max() > 90
+
+
+def test_colors_differ_and_are_stable():
+    assert len({class_color(label) for label in range(20)}) == 20
+    assert class_color(3) == class_color(3)
+
+
+def test_contact_sheet_holds_all_images():
+    images = [Image.new("RGB", size, RED) for size in ((40, 30), (30, 60), (10, 10))]
+    sheet = contact_sheet(images, columns=2, side=40)
+    areas = 40 * 30 + 15 * 30 + 30 * 30
+    assert red_pixels(sheet).sum() == areas
+
+
+def test_contact_sheet_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([])
+
+
+def log_rows():
+    rows = [{"step": s, "epoch": s // 5, "loss": 1.0, "loss_cls": 0.6} for s in range(10)]
+    rows[4] |= {"AP": -1.0, "AP50": 0.2}
+    rows[9] |= {"AP": 0.1, "AP50": 0.3}
+    return rows
+
+
+def test_curves_of_rows_and_of_their_csv_are_the_same(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = log_rows()
+    with open(tmp_path / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "AP", "AP50"], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    plot_curves(rows, tmp_path / "rows.png")
+    plot_curves(tmp_path / "log.csv", tmp_path / "csv.png")
+    with Image.open(tmp_path / "rows.png") as a, Image.open(tmp_path / "csv.png") as b:
+        assert (np.asarray(a) == np.asarray(b)).all()
+
+
+def test_curves_before_the_first_validation(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_curves(log_rows()[:1], tmp_path / "curves.svg")
+    assert "not validated yet" in (tmp_path / "curves.svg").read_text()
+
+
+def test_curves_need_rows(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="no rows"):
+        plot_curves([], tmp_path / "curves.png")
+
+
+def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"sepc_zoo\[plots\]"):
+        plot_curves(log_rows(), tmp_path / "curves.png")
