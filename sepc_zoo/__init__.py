@@ -1,10 +1,11 @@
-"""One-stage object detectors on any timm backbone, with the scale-equalizing pyramid convolution."""
+"""One-stage detectors on any timm backbone, with the scale-equalizing pyramid convolution."""
 
 from sepc_zoo import convert
 from sepc_zoo.detections import Detections
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.hub import HubError, save_model
 from sepc_zoo.model.detector import Detector
+from sepc_zoo.model_info import ModelInfo, model_info
 from sepc_zoo.predictions import Predictions
 from sepc_zoo.version import __version__
 from sepc_zoo.zoo import is_model, list_backbones, list_models, register_model
@@ -13,6 +14,7 @@ __all__ = [
     "Detections",
     "Detector",
     "HubError",
+    "ModelInfo",
     "Predictions",
     "__version__",
     "convert",
@@ -21,6 +23,7 @@ __all__ = [
     "list_backbones",
     "list_models",
     "load_model",
+    "model_info",
     "register_model",
     "save_model",
 ]

@@ -10,6 +10,8 @@ import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, Union
 
+from sepc_zoo.errors import UserError
+
 T = TypeVar("T")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -17,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDES = (8, 16, 32, 64, 128)  # of P3 ... P7, in pixels
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that no model can be built from; the message names the entry."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sepc_zoo.errors import UserError
 from sepc_zoo.factory import build
 from sepc_zoo.hub import misfits
 from sepc_zoo.model.detector import Detector
@@ -41,7 +42,7 @@ TOWER_INDEX = re.compile(r"_tower\.(\d)\.")
 BOX_CHANNELS = {"fsaf": [1, 0, 2, 3]}  # bottom, top, left, right there
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that is not one of the model asked for; the message names what does not fit."""
 
 
@@ -92,8 +93,8 @@ def read_authors_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a checkpoint that is safe to read, as its pickle holds more than tensors and "
-            f"plain data, or it is damaged ({reason:.300})"
+            f"{path}: not a checkpoint that is safe to read: it is damaged, or its pickle holds "
+            f"more than tensors and plain data ({reason:.300})"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -135,8 +135,8 @@ def load_backbone(model: Detector, path: str | Path) -> None:
     ]
     if problems:
         raise ConfigError(
-            f"{path} does not fit backbone {model.config.backbone}: {len(problems)} tensors are missing "
-            f"or misshapen, the first {problems[:3]}"
+            f"{path} does not fit backbone {model.config.backbone}: {len(problems)} tensors are "
+            f"missing or misshapen, the first {problems[:3]}"
         )
     body.load_state_dict({key: state[_flat(key)] for key in wanted})
 

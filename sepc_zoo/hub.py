@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sepc_zoo.config import ConfigError, DetectorConfig, config_from_json, config_to_json
+from sepc_zoo.errors import UserError
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.model_card import model_card
@@ -34,7 +35,7 @@ HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
 DEFAULT_ORGANISATION = "sepc-zoo"
 
 
-class HubError(RuntimeError):
+class HubError(UserError, RuntimeError):
     """Weights that cannot be had or do not fit; the message says what to do next."""
 
 
@@ -81,8 +82,8 @@ def _published_repo(name: str) -> str:
     config = model_config(name)
     if config.architecture not in AUTHORS_WEIGHTS:
         raise HubError(
-            f"no weights of {name} are published; list_models(pretrained=True) names those that are, "
-            "and pretrained_backbone=True starts from ImageNet"
+            f"no weights of {name} are published; list_models(pretrained=True) names those that "
+            "are, and pretrained_backbone=True starts from ImageNet"
         )
     organisation = os.environ.get("SEPC_ZOO_HUB_ORG", DEFAULT_ORGANISATION)
     return f"{organisation}/{config.architecture}.{config.weights.tag or AUTHORS_TAG}"
@@ -101,15 +102,15 @@ def _download(repo_id: str, **download: Any) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise HubError(
-            f"{where} does not exist, is not published yet, or is private: check the name, or log in with "
-            "`hf auth login`; the authors' checkpoints become model folders by `sepc-zoo convert`"
+            f"{where} does not exist, is not published yet, or is private: check the name, or log "
+            "in with `hf auth login`; `sepc-zoo convert` reads the authors' own checkpoints"
         ) from error
     except RevisionNotFoundError as error:
         raise HubError(f"{where}: there is no such revision") from error
     except LocalEntryNotFoundError as error:
         raise HubError(
-            f"{where} is not in the cache and the hub cannot be reached: connect once, or give a folder "
-            "as local-dir:/path"
+            f"{where} is not in the cache and the hub cannot be reached: connect once, or give a "
+            "folder as local-dir:/path"
         ) from error
     except EntryNotFoundError as error:
         raise HubError(

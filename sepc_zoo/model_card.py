@@ -3,11 +3,12 @@
 from huggingface_hub import ModelCardData
 
 from sepc_zoo.config import DetectorConfig
+from sepc_zoo.zoo import neck_name
 
 BODY = """\
 # {architecture}
 
-A one-stage object detector of [sepc_zoo](https://pypi.org/project/sepc-zoo/): method `{method}`, backbone `{backbone}`, \
+A one-stage object detector built with sepc_zoo: method `{method}`, backbone `{backbone}`, \
 neck `{neck}`, {num_classes} classes.
 {origin}
 ## Use
@@ -28,8 +29,8 @@ RGB in 0..1 minus {mean}, divided by {std}; short side {short} pixels, long side
 {labels}
 """
 ORIGIN = """
-Converted from the checkpoint that the authors of SEPC (Wang et al., CVPR 2020) published; the AP of \
-{ap} on COCO val2017 is theirs, not measured by us. Source: {source}
+Converted from the checkpoint that the authors of SEPC (Wang et al., CVPR 2020) published; the AP \
+of {ap} on COCO val2017 is theirs, not measured by us. Source: {source}
 """
 
 
@@ -49,7 +50,7 @@ def model_card(config: DetectorConfig) -> str:
         architecture=config.architecture,
         method=config.method,
         backbone=config.backbone,
-        neck="FPN" if config.neck is None else config.neck,
+        neck=neck_name(config.neck),
         num_classes=config.num_classes,
         origin=origin,
         mean=weights.mean,

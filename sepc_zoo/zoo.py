@@ -8,6 +8,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -117,6 +118,12 @@ def authors_config(name: str) -> DetectorConfig:
         UnknownModelError: the authors published no model of this name.
     """
     return model_config(name if name.endswith(f".{AUTHORS_TAG}") else f"{name}.{AUTHORS_TAG}")
+
+
+def neck_name(neck: NeckConfig | None) -> str:
+    """The name of a neck, whatever its padding."""
+    plain = neck and replace(neck, padding=1)
+    return next((name for name, row in NECKS.items() if row == plain), "custom")
 
 
 def _with_authors_conventions(config: DetectorConfig, name: str, tag: str) -> DetectorConfig:

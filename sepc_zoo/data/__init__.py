@@ -2,7 +2,7 @@
 
 from sepc_zoo.data.annotations import Annotations, DataError, Record
 from sepc_zoo.data.coco import read_coco, read_coco_file, write_coco
-from sepc_zoo.data.loader import Batch, DetectionDataset, collate, make_loader
+from sepc_zoo.data.loader import Batch, DetectionDataset, collate, make_loader, make_target
 from sepc_zoo.data.reader import read_data
 from sepc_zoo.data.synthetic import write_shapes
 from sepc_zoo.data.transforms import Target, Transform, eval_transform, train_transform
@@ -19,6 +19,7 @@ __all__ = [
     "collate",
     "eval_transform",
     "make_loader",
+    "make_target",
     "read_coco",
     "read_coco_file",
     "read_data",

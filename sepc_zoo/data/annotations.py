@@ -1,7 +1,5 @@
 """The plain data that every reader returns, and the checks that all of them share."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -13,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sepc_zoo.errors import UserError
 from sepc_zoo.ops.image import ImageError, check_image, read_size
 
 SHOWN_PROBLEMS = 50
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """A data set that cannot be used as it is; ``problems`` has one line per broken file or entry.
 
     The message shows the first of them and counts the rest, then says ``hint``.

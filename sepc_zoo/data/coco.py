@@ -1,7 +1,5 @@
 """The COCO layout: ``annotations/instances_<split>*.json`` beside ``<split>*/``."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -3,8 +3,6 @@
 What an epoch shows depends on the seed and the epoch, not on the number of workers or processes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -53,7 +51,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the accelerators as well, whose state is not forked here
             torch.default_generator.manual_seed(_stable_seed(self.seed, self.epoch, index))
-            return self.transform(image, _make_target(record))
+            return self.transform(image, make_target(record))
 
     @property
     def epoch(self) -> int:
@@ -62,7 +60,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
-    def subset(self, indices: Sequence[int]) -> DetectionDataset:
+    def subset(self, indices: Sequence[int]) -> "DetectionDataset":
         """The data set of the images at ``indices`` alone."""
         records = tuple(self.annotations.records[i] for i in indices)
         return DetectionDataset(
@@ -123,7 +121,8 @@ def make_loader(
     )
 
 
-def _make_target(record: Record) -> Target:
+def make_target(record: Record) -> Target:
+    """The target of an image, in the photo's pixels."""
     # Copies: a record's tensors are views of the whole data set's, and must stay as they are.
     return {
         "boxes": record.boxes.clone(),

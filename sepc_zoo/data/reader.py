@@ -1,7 +1,5 @@
 """Reading a data set of any known layout."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path

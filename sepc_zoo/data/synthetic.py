@@ -1,7 +1,5 @@
 """A small data set of drawn shapes, for trying out and for tests."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -1,7 +1,5 @@
 """From a photo and its boxes to what a detector is trained and validated on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

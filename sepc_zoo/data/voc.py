@@ -1,7 +1,5 @@
 """The Pascal VOC layout: ``ImageSets/Main/<split>.txt``, ``Annotations/``, ``JPEGImages/``."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path

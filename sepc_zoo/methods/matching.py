@@ -1,4 +1,4 @@
-"""From boxes to indices: which anchors answer for which box. Memory is bounded by chunks of anchors.
+"""From boxes to indices: which anchors answer for which box; in chunks, so memory is bounded.
 
 An anchor's match is the index of its box, ``NEGATIVE`` or ``IGNORE``.
 """

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sepc_zoo.errors import UserError
 
-class TargetError(ValueError):
+
+class TargetError(UserError, ValueError):
     """A box or label that cannot be learned from; the message names image and box."""
 
 
@@ -74,8 +76,8 @@ def check_targets(
             i = int(wrong.nonzero()[0])
             raise TargetError(
                 f"{image}: box {i} {[round(v, 2) for v in boxes[i].tolist()]} with label "
-                f"{int(labels[i])} has no area, lies outside of the {extent[1]}x{extent[0]} image, or "
-                f"has no class among {num_classes}; correct it, or let the reader drop bad boxes"
+                f"{int(labels[i])} has no area, lies outside of the {extent[1]}x{extent[0]} image, "
+                f"or has no class of {num_classes}; correct it, or let the reader drop bad boxes"
             )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import timm
 import torch.nn.functional as F
-from timm.layers import Format, nchw_to
+from timm.layers import Format
 from torch import Tensor, nn
 
 from sepc_zoo.config import STRIDES, ConfigError
@@ -39,8 +39,8 @@ class Backbone(nn.Module):
         missing = [stride for stride in FEATURE_STRIDES if stride not in reductions]
         if missing:
             raise ConfigError(
-                f"backbone {name!r} has features at strides {reductions}, but a detector needs 8, 16 "
-                f"and 32; list_backbones() names some that have them"
+                f"backbone {name!r} has features at strides {reductions}, but a detector needs 8, "
+                "16 and 32; list_backbones() names some that have them"
             )
         self.indices = [reductions.index(stride) for stride in FEATURE_STRIDES]
         self.channels = [info.channels()[i] for i in self.indices]

@@ -1,7 +1,6 @@
 """The detector: backbone, FPN, neck and head, and what a method makes of their predictions."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch

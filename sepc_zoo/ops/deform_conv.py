@@ -14,17 +14,13 @@ def deform_conv2d(
     (float64 stays float64), as the operator knows no bfloat16 on the CPU; the result has the type
     that a convolution would give here.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
-    out_dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    with torch.autocast(device, enabled=False):
-        y = torchvision.ops.deform_conv2d(
-            x.to(dtype),
-            offset.to(dtype),
-            weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-            stride=stride,
-            padding=padding,
-        )
-    return y.to(out_dtype)
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        out_dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return deform_conv2d(x, offset, weight, bias, stride, padding).to(out_dtype)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x32, offset, weight = (tensor.to(dtype) for tensor in (x, offset, weight))
+    bias = None if bias is None else bias.to(dtype)
+    y = torchvision.ops.deform_conv2d(x32, offset, weight, bias, stride=stride, padding=padding)
+    return y.to(x.dtype)

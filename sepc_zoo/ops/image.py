@@ -1,7 +1,5 @@
 """Images as tensors, uint8 ``(3, H, W)`` RGB: reading, resizing, normalising, batching."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct
@@ -18,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
+
+from sepc_zoo.errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -40,7 +40,7 @@ READ_ERRORS = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """An image file that cannot be read; the message names the file and the reason."""
 
 

@@ -179,7 +179,7 @@ def test_a_malformed_file_is_named_with_the_reason(content, says, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="none.json: No such file"):
+    with pytest.raises(DataError, match=r"none\.json: No such file"):
         read_coco_file(tmp_path / "none.json", tmp_path)
 
 

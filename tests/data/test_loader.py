@@ -1,6 +1,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 
 from sepc_zoo.data import (
     DetectionDataset,
@@ -49,7 +50,9 @@ def order(loader):
 def equal(batches, others):
     return all(
         torch.equal(a.images, b.images)
-        and all(torch.equal(s["boxes"], t["boxes"]) for s, t in zip(a.targets, b.targets))
+        and all(
+            torch.equal(s["boxes"], t["boxes"]) for s, t in zip(a.targets, b.targets, strict=True)
+        )
         for a, b in zip(batches, others, strict=True)
     )
 
@@ -130,6 +133,23 @@ def test_a_prepared_loader_counts_epochs_by_itself(dataset):
     first = order(prepared)
     assert order(prepared) != first
     assert dataset.epoch == 1
+
+
+def test_processes_share_the_batches_of_an_epoch(dataset):
+    dataset.set_epoch(4)
+    alone = order(load(dataset, drop_last=True))
+    dataset.set_epoch(0)
+    shares = [
+        prepare_data_loader(
+            load(dataset, drop_last=True), num_processes=2, process_index=i, even_batches=False
+        )
+        for i in (0, 1)
+    ]
+    for share in shares:
+        share.set_epoch(4)
+    assert order(shares[0]) == alone[:2]
+    assert order(shares[1]) == alone[2:4]
+    assert dataset.epoch == 4
 
 
 def test_a_subset_has_the_chosen_images(dataset):

@@ -1,0 +1,65 @@
+"""Arguments that commands share."""
+
+import argparse
+import ast
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.model.detector import Detector
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """``key=value``, the value read as Python where it can be: ``bn_eps=1e-3 pad_type=same``."""
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def nested(pairs: list[tuple[str, Any]] | None) -> dict[str, Any]:
+    """A dict of ``key=value`` pairs; ``neck.padding=0`` goes into a dict of its own."""
+    result: dict[str, Any] = {}
+    for key, value in pairs or []:
+        *groups, name = key.split(".")
+        inner = result
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = value
+    return result
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME_OR_DIR",
+        help="model folder, hf-hub:org/repo, or the name of a model with published weights",
+    )
+    parser.add_argument("--device", help="cuda, mps or cpu; the best there is by default")
+
+
+def model_with_weights(source: str) -> Detector:
+    """The model of a folder, a hub id, or a name whose published weights are loaded."""
+    if Path(source).expanduser().is_dir() or ":" in source:
+        return load_model(source)
+    return create_model(source, pretrained=True)
+
+
+def model_name(source: str) -> str:
+    """The name that ``create_model`` knows a model folder or name by."""
+    return f"local-dir:{source}" if Path(source).expanduser().is_dir() else source
+
+
+def best_device(asked: str | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if asked:
+        return torch.device(asked)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,153 @@
+"""Train a model on your own data. Without --data, a small demonstration on synthetic shapes."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sepc_zoo.commands.arguments import key_value, model_name, nested
+from sepc_zoo.data import write_shapes
+from sepc_zoo.engine.evaluate import metrics_table
+from sepc_zoo.engine.interrupt import Interrupted
+from sepc_zoo.engine.optim import SCHEDULES
+from sepc_zoo.engine.train import TrainError, TrainOptions, read_options, train
+
+DEMO_FOLDER = Path("runs/demo")
+# Small enough to learn four shapes from nothing on two CPU cores within four minutes.
+DEMO: dict[str, Any] = {
+    "model": "retinanet_mnv4s_sepc_lite",
+    "output": str(DEMO_FOLDER / "run"),
+    "model_kwargs": {"channels": 64},
+    "image_size": (192, 192),
+    "epochs": 12,
+    "batch_size": 8,
+    "opt": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.01,
+    "sched": "cosine",
+    "val_interval": 4,
+    "cpu": True,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+
+    def add(flag: str, **kwargs: Any) -> None:
+        """An option of ``TrainOptions``, absent from the arguments unless it is given."""
+        default = defaults[flag.removeprefix("--").replace("-", "_")]
+        shown = "" if default in (None, False, dataclasses.MISSING) else f" (default {default})"
+        kwargs["help"] = kwargs["help"] + shown
+        parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
+
+    add("--data", metavar="DIR", help="data set: COCO or VOC, told apart by its folders")
+    add("--train-split", metavar="NAME", help="split to learn from")
+    add("--val-split", metavar="NAME", help="split to validate on")
+    add("--model", metavar="NAME_OR_DIR", help="name of a model, or a model folder to fine-tune")
+    add("--output", metavar="RUN", help="run folder, runs/<model> by default")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run, with its own options")
+    length = parser.add_mutually_exclusive_group()
+    for flag, text in (("--epochs", "passes over the data, 12"), ("--max-steps", "or steps")):
+        length.add_argument(flag, type=int, metavar="N", default=argparse.SUPPRESS, help=text)
+    add("--batch-size", type=int, metavar="N", help="images per process and step")
+    add(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("SHORT", "LONG"),
+        help="sides of the resized photos in pixels, 800 1333 unless the model says otherwise",
+    )
+    add(
+        "--model-kwargs",
+        type=key_value,
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="entries of the model's config, such as channels=128 anchors.octaves=4",
+    )
+    add("--opt", metavar="NAME", help="sgd, adamw or another optimizer of timm")
+    add("--lr", type=float, metavar="X", help="by default the recipe's, scaled to the batch")
+    add("--weight-decay", type=float, metavar="X", help="by default the recipe's")
+    add("--sched", choices=SCHEDULES, help="learning rate over time")
+    add("--warmup-steps", type=int, metavar="N", help="500, at most a tenth of the run")
+    add("--clip-grad", type=float, metavar="X", help="largest norm of the gradient")
+    add("--amp", choices=["bf16", "fp16"], help="mixed precision")
+    backbone = parser.add_mutually_exclusive_group()
+    backbone.add_argument(
+        "--pretrained-backbone",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="start from timm's ImageNet weights, which are downloaded",
+    )
+    backbone.add_argument(
+        "--backbone-checkpoint",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="or from a safetensors file of timm's",
+    )
+    add(
+        "--backbone-kwargs",
+        type=key_value,
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="for timm.create_model, such as drop_path_rate=0.1",
+    )
+    add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="that the backbone expects")
+    add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="likewise")
+    add("--freeze-stages", type=int, metavar="N", help="stem and first N stages do not learn")
+    add(
+        "--freeze-bn",
+        action=argparse.BooleanOptionalAction,
+        help="keep the statistics of the backbone's batch norms",
+    )
+    add("--hflip", type=float, metavar="P", help="chance of a mirror image")
+    add("--color-jitter", action="store_true", help="photometric distortion")
+    add("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="scale jitter")
+    add("--drop-bad-boxes", action="store_true", help="leave out boxes without area, and tell")
+    add("--val-interval", type=int, metavar="EPOCHS", help="between validations")
+    add("--log-interval", type=int, metavar="STEPS", help="between rows of log.csv")
+    add("--save-interval", type=int, metavar="STEPS", help="between states to resume from")
+    add("--workers", type=int, metavar="N", help="processes that read images")
+    add("--seed", type=int, metavar="N", help="of weights, order and augmentation")
+    add("--cpu", action="store_true", help="leave the GPU alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    given = vars(args)
+    resume = given.pop("resume")
+    try:
+        options = read_options(resume) if resume else options_from(given)
+        metrics = train(options, resume=resume is not None)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.status
+    if metrics.get("per_class"):
+        Console().print(metrics_table(metrics))
+    print(f"best AP {metrics['best_AP']:.3f}; models, log and pictures are in {options.output}")
+    print(f"use it: sepc-zoo predict PHOTO --model {Path(options.output) / 'best'}")
+    return 0
+
+
+def options_from(given: dict[str, Any]) -> TrainOptions:
+    """The options that the command line gives; without data those of the demonstration."""
+    for name in ("model_kwargs", "backbone_kwargs"):
+        if name in given:
+            given[name] = nested(given[name])
+    if "data" not in given:
+        given = DEMO | {"data": str(demo_data())} | given
+    if "model" not in given:
+        raise TrainError("--model is missing; `sepc-zoo list` names the models")
+    given = {"output": str(Path("runs") / Path(given["model"]).name)} | given
+    tuples = {name: tuple(v) for name, v in given.items() if isinstance(v, list)}
+    return TrainOptions(**given | tuples | {"model": model_name(given["model"])})
+
+
+def demo_data() -> Path:
+    """Synthetic shapes, written on the first call."""
+    folder = DEMO_FOLDER / "data"
+    if not folder.exists():
+        print(f"no --data given: writing a small data set of shapes to {folder}")
+        write_shapes(folder)
+    return folder

@@ -1,0 +1,56 @@
+"""The state of a run: saved whole, and picked up where it was."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from sepc_zoo.errors import UserError
+
+STATE, NEW_STATE, OLD_STATE = "state", ".state.new", ".state.old"
+
+
+class ResumeError(UserError, ValueError):
+    """A run folder that cannot be resumed."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0  # of the optimizer, done
+    epoch: int = 0  # done and validated
+    best_ap: float = -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.best_ap = state["best_ap"]
+
+
+def save_state(accelerator: Accelerator, run: Path) -> None:
+    """Save all that ``accelerator`` holds; at every moment one whole state is there."""
+    accelerator.save_state(str(run / NEW_STATE))
+    if accelerator.is_main_process:
+        if (run / STATE).exists():
+            (run / STATE).rename(run / OLD_STATE)
+        (run / NEW_STATE).rename(run / STATE)
+        shutil.rmtree(run / OLD_STATE, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def load_state(accelerator: Accelerator, run: Path) -> None:
+    """Load what ``save_state`` saved last.
+
+    Raises:
+        ResumeError: the run saved none.
+    """
+    for state in (run / STATE, run / OLD_STATE):
+        if state.is_dir():
+            accelerator.load_state(str(state))
+            return
+    raise ResumeError(f"{run} has no {STATE} folder to resume from; start it anew without --resume")

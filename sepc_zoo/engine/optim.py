@@ -1,0 +1,111 @@
+"""Recipes: optimizer, learning rate over time, and what stays frozen."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from sepc_zoo.config import ConfigError, DetectorConfig
+from sepc_zoo.model.backbone import Backbone
+from sepc_zoo.model.detector import Detector
+
+SCHEDULES = ("multistep", "cosine")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. The defaults are the SEPC authors'."""
+
+    epochs: int = 12
+    batch_size: int = 16  # images per step that ``lr`` is meant for
+    opt: str = "sgd"
+    lr: float = 0.01
+    weight_decay: float = 1e-4
+    sched: str = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or cosine to 0
+    warmup_steps: int = 500
+    clip_grad: float = 35.0  # largest norm of the gradient
+    freeze_stages: int = 1  # stem and first stage, where the backbone has learned before
+    freeze_bn: bool = True  # statistics of the backbone's batch norms, likewise
+
+    def __post_init__(self) -> None:
+        if self.sched not in SCHEDULES:
+            raise ConfigError(f"no schedule {self.sched!r}; there are {', '.join(SCHEDULES)}")
+
+
+def default_recipe(config: DetectorConfig) -> Recipe:
+    """The authors' recipe for ResNets; AdamW with a cosine for all other backbones."""
+    if not config.backbone.startswith(("resnet", "resnext")):
+        return Recipe(
+            opt="adamw", lr=5e-4, weight_decay=0.05, sched="cosine", clip_grad=10.0, freeze_stages=0
+        )
+    clip_grad = 10.0 if config.method == "fsaf" else 35.0
+    with_norm = config.neck is not None and config.neck.norm
+    return Recipe(batch_size=32 if with_norm else 16, clip_grad=clip_grad)
+
+
+def scaled_lr(recipe: Recipe, batch_size: int) -> float:
+    """The recipe's learning rate for another number of images per step.
+
+    In proportion for SGD (Goyal et al. 2017), by the square root for adaptive optimizers.
+    """
+    ratio = batch_size / recipe.batch_size
+    return recipe.lr * (ratio if recipe.opt in ("sgd", "momentum") else ratio**0.5)
+
+
+def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """timm's optimizer of this name over all that is to be learned.
+
+    SGD is the authors', without Nesterov's term and with decay for every parameter.
+    """
+    is_sgd = recipe.opt == "sgd"
+    extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
+    try:
+        return create_optimizer_v2(
+            [p for p in model.parameters() if p.requires_grad] if is_sgd else model,
+            opt=recipe.opt,
+            lr=lr,
+            weight_decay=recipe.weight_decay,
+            **extra,
+        )
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, total_steps: int
+) -> Scheduler:
+    """Learning rate by step, after a linear warm-up from a third of it.
+
+    The warm-up of a short run is a tenth of it.
+    """
+    warmup = min(recipe.warmup_steps, total_steps // 10)
+    common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": lr / 3, "t_in_epochs": False}
+    if recipe.sched == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=max(1, total_steps), **common)
+    milestones = [total_steps * 8 // 12, total_steps * 11 // 12]
+    return MultiStepLRScheduler(optimizer, milestones, decay_rate=0.1, **common)
+
+
+def freeze_stages(backbone: Backbone, stages: int) -> None:
+    """Stop the stem and the first ``stages`` stages from learning; 0 freezes nothing."""
+    if stages:
+        for parameters in backbone.stages()[: stages + 1]:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
+
+def set_train_mode(model: Detector, freeze_bn: bool) -> None:
+    """Train mode; with ``freeze_bn`` the backbone's batch norms keep their statistics.
+
+    Their scale and shift still learn, as in the authors' recipe.
+    """
+    model.train()
+    if freeze_bn:
+        for module in model.backbone.modules():
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct2d)):
+                module.eval()

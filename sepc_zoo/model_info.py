@@ -1,0 +1,68 @@
+"""What is known of a model without running it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sepc_zoo.factory import build
+from sepc_zoo.hub import read_config
+from sepc_zoo.zoo import AUTHORS_WEIGHTS, model_config, neck_name
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A row of the table of models."""
+
+    name: str
+    method: str
+    backbone: str  # timm's name
+    neck: str
+    num_classes: int
+    parameters: int
+    gmacs: float  # billions of multiplications with addition for one image of the reference size
+    reference_size: tuple[int, int]  # height and width, pixels
+    authors_ap: float | None  # COCO val2017, published by the authors of SEPC, not measured by us
+
+
+def model_info(name: str) -> ModelInfo:
+    """Parameters, operations and published results of a model, by its name or folder.
+
+    Raises:
+        UnknownModelError: the name builds no model.
+        HubError: the folder is no model folder.
+    """
+    if Path(name).is_dir():
+        config = read_config(Path(name))
+        authors_ap = config.weights.authors_ap
+    else:
+        config = model_config(name)
+        authors_ap = AUTHORS_WEIGHTS.get(config.architecture, (None,))[0]
+    height, width = (-(-side // 32) * 32 for side in config.weights.image_size)
+    with torch.device("meta"), torch.no_grad():
+        model = build(config)
+        operations = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
+        with FlopCounterMode(display=False, custom_mapping=operations) as counter:
+            model(torch.empty(1, 3, height, width))
+    return ModelInfo(
+        name=config.architecture,
+        method=config.method,
+        backbone=config.backbone,
+        neck=neck_name(config.neck),
+        num_classes=config.num_classes,
+        parameters=sum(p.numel() for p in model.parameters()),
+        gmacs=counter.get_total_flops() / 2 / 1e9,
+        reference_size=(height, width),
+        authors_ap=authors_ap,
+    )
+
+
+def _deform_conv_flops(
+    _: Sequence[int], weight: Sequence[int], *__: Any, out_shape: Sequence[int]
+) -> int:
+    """Those of the convolution; the sampling before it is not counted, as usual."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from sepc_zoo.ops.coders import (
+    MAX_SIDE_RATIO,
+    decode_delta,
+    decode_tblr,
+    encode_delta,
+    encode_tblr,
+)
+
+SCALES = ((1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2))
+
+
+@pytest.fixture
+def pairs():
+    generator = torch.Generator().manual_seed(0)
+
+    def some():
+        corner = torch.rand(200, 2, generator=generator, dtype=torch.float64) * 300
+        size = torch.rand(200, 2, generator=generator, dtype=torch.float64) * 100 + 8
+        return torch.cat([corner, corner + size], dim=1)
+
+    return some(), some()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_decode_delta_is_the_inverse_of_encode_delta(pairs, scale):
+    anchors, boxes = pairs
+    deltas = encode_delta(anchors, boxes, scale)
+    torch.testing.assert_close(decode_delta(anchors, deltas, scale), boxes)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_encode_delta_is_the_inverse_of_decode_delta(pairs, scale):
+    anchors, _ = pairs
+    deltas = torch.randn(200, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    again = encode_delta(anchors, decode_delta(anchors, deltas, scale), scale)
+    torch.testing.assert_close(again, deltas)
+
+
+def test_decode_tblr_is_the_inverse_of_encode_tblr(pairs):
+    anchors, boxes = pairs
+    torch.testing.assert_close(decode_tblr(anchors, encode_tblr(anchors, boxes)), boxes)
+
+
+def test_zero_delta_is_the_anchor(pairs):
+    anchors, _ = pairs
+    torch.testing.assert_close(decode_delta(anchors, torch.zeros_like(anchors)), anchors)
+
+
+def test_delta_is_in_sides_of_the_anchor():
+    anchor = torch.tensor([0.0, 0.0, 10.0, 20.0])
+    box = torch.tensor([5.0, 0.0, 15.0, 40.0])
+    expected = torch.tensor([0.5, 0.5, 0.0, 2.0]).index_copy(
+        0, torch.tensor([3]), torch.tensor([2.0]).log()
+    )
+    torch.testing.assert_close(encode_delta(anchor, box), expected)
+
+
+def test_tblr_is_top_bottom_left_right_in_sides_of_the_anchor():
+    anchor = torch.tensor([0.0, 0.0, 8.0, 8.0])  # centre 4, 4
+    box = torch.tensor([2.0, 0.0, 20.0, 12.0])
+    assert encode_tblr(anchor, box).tolist() == [0.5, 1.0, 0.25, 2.0]
+
+
+def test_tblr_is_negative_where_the_centre_lies_outside():
+    anchor, box = torch.tensor([0.0, 0.0, 8.0, 8.0]), torch.tensor([6.0, 0.0, 9.0, 9.0])
+    assert encode_tblr(anchor, box)[2] < 0
+
+
+def test_wild_deltas_decode_to_finite_boxes():
+    anchor = torch.tensor([0.0, 0.0, 10.0, 10.0])
+    box = decode_delta(anchor, torch.tensor([0.0, 0.0, 1e4, -1e4]))
+    assert box.isfinite().all()
+    assert (box[2] - box[0]).item() == pytest.approx(10 * MAX_SIDE_RATIO)
+    assert (box[3] - box[1]).item() == pytest.approx(10 / MAX_SIDE_RATIO, abs=1e-5)
+
+
+@pytest.mark.parametrize("decode", [decode_delta, decode_tblr])
+def test_decoding_a_batch_is_decoding_each_image(decode, pairs):
+    anchors, _ = pairs
+    deltas = torch.rand(3, 200, 4, dtype=torch.float64)
+    batch = decode(anchors.expand(3, -1, -1), deltas)
+    for image, of_image in zip(batch, deltas, strict=True):
+        assert torch.equal(image, decode(anchors, of_image))
