@@ -5,6 +5,7 @@ it needs no table of names, so that a registered row of one user loads on the ma
 """
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -100,7 +101,10 @@ class WeightsConfig:
         short, long = self.image_size
         _require(1 <= short <= long <= 16384, f"image_size {self.image_size}: 1 <= short <= long")
         _require(1 <= self.pad_multiple <= 4096, f"pad_multiple {self.pad_multiple} not in 1..4096")
-        _require(all(value > 0 for value in self.std), f"std {self.std} must be positive")
+        _require(all(map(math.isfinite, self.mean)), f"mean {self.mean} must be finite")
+        _require(
+            all(0 < value < math.inf for value in self.std), f"std {self.std} must be positive"
+        )
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,9 @@ def config_from_json(content: Any) -> DetectorConfig:
     _require(not unknown, f"unknown entries {sorted(unknown)}; is this a newer version's config?")
     entries = {name: content[name] for name in _TOP if name in content}
     model_args = _expect(dict, content.get("model_args", {}), "model_args")
-    weights = content.get("pretrained_cfg", {})
-    _require("weights" not in model_args, "model_args: unknown entry 'weights'")
+    weights = from_plain(WeightsConfig, content.get("pretrained_cfg", {}), "pretrained_cfg")
+    misplaced = sorted({*_TOP, "weights"} & set(model_args))
+    _require(not misplaced, f"model_args: unknown entries {misplaced}")
     return from_plain(DetectorConfig, entries | model_args | {"weights": weights}, "config")
 
 
@@ -186,7 +191,8 @@ def override(config: T, changes: dict[str, Any], where: str = "") -> T:
 def from_plain(cls: type[T], content: Any, where: str) -> T:
     """A dataclass from JSON types, each entry checked against its annotation."""
     content = _expect(dict, content, where)
-    hints = typing.get_type_hints(cls)
+    all_hints = typing.get_type_hints(cls)
+    hints = {f.name: all_hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(content) - set(hints), key=str)
     _require(not unknown, f"{where}: unknown entries {unknown}")
     missing = [f.name for f in fields(cls) if f.name not in content and _has_no_default(f)]  # type: ignore[arg-type]
@@ -220,7 +226,7 @@ def _convert_tuple(args: tuple, value: Any, where: str) -> tuple:
 
 def _expect(kind: type, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     _require(fits, f"{where}: expected {kind.__name__}, got {value!r:.80}")
     return value

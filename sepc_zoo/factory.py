@@ -1,17 +1,14 @@
 """create_model: from a name to a detector."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from sepc_zoo import hub
-from sepc_zoo.config import ConfigError, DetectorConfig, override
+from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override
 from sepc_zoo.methods import METHODS
 from sepc_zoo.model.detector import Detector
-from sepc_zoo.zoo import model_config
+from sepc_zoo.zoo import model_config, with_classes
 
 
 def create_model(
@@ -62,7 +59,13 @@ def create_model(
     if backbone_kwargs:
         changes["backbone_kwargs"] = {**known.backbone_kwargs, **backbone_kwargs}
     config = override(with_classes(known, num_classes, label_names), changes)
-    model = build(config, pretrained_backbone=pretrained_backbone and folder is None)
+    try:
+        model = build(config, pretrained_backbone=pretrained_backbone and folder is None)
+    except OSError as error:
+        raise hub.HubError(
+            f"weights of backbone {config.backbone} are not to be had: {error}; connect once, or "
+            "load a file of timm's with load_backbone"
+        ) from error
     if folder is not None:
         hub.load_weights(model, folder / hub.WEIGHTS_FILE, trained_as=known)
     if checkpoint is not None:
@@ -86,48 +89,21 @@ def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector
     """A detector as its config says, with new weights."""
     if config.method not in METHODS:
         raise ConfigError(f"no method {config.method!r}; there are {', '.join(METHODS)}")
-    try:
-        method = METHODS[config.method](**config.method_kwargs)
-    except TypeError as error:
-        raise ConfigError(f"method_kwargs of {config.method}: {error}") from error
+    where = f"method_kwargs of {config.method}"
+    method = from_plain(METHODS[config.method], config.method_kwargs, where)
     return Detector(config, method, pretrained_backbone)
-
-
-def with_classes(
-    config: DetectorConfig, num_classes: int | None, label_names: Sequence[str] | None
-) -> DetectorConfig:
-    """The config for other classes. Their ids count from 1, unless they are known by name.
-
-    Raises:
-        ConfigError: the number and the names disagree.
-    """
-    if label_names is not None:
-        names = tuple(label_names)
-        if num_classes is not None and num_classes != len(names):
-            raise ConfigError(
-                f"num_classes is {num_classes}, but there are {len(names)} label_names"
-            )
-    elif num_classes is None or num_classes == config.num_classes:
-        return config
-    else:
-        names = tuple(f"class_{i}" for i in range(num_classes))
-    known = dict(zip(config.label_names, config.category_ids, strict=True))
-    if all(name in known for name in names):
-        ids = tuple(known[name] for name in names)
-    else:
-        ids = tuple(range(1, len(names) + 1))
-    return replace(config, num_classes=len(names), label_names=names, category_ids=ids)
 
 
 def load_backbone(model: Detector, path: str | Path) -> None:
     """Load a safetensors file of timm's into the backbone; a classifier in it is left out.
 
     Raises:
+        HubError: the file cannot be read.
         ConfigError: a tensor that the backbone needs is not there or has another shape.
     """
-    state = {_flat(key): value for key, value in load_file(path).items()}
-    body = model.backbone.body
-    wanted = body.state_dict()
+    state = {_flat(key): value for key, value in hub.read_weights(Path(path)).items()}
+    trunk = model.backbone.trunk
+    wanted = trunk.state_dict()
     problems = [
         key
         for key, value in wanted.items()
@@ -138,7 +114,7 @@ def load_backbone(model: Detector, path: str | Path) -> None:
             f"{path} does not fit backbone {model.config.backbone}: {len(problems)} tensors are "
             f"missing or misshapen, the first {problems[:3]}"
         )
-    body.load_state_dict({key: state[_flat(key)] for key in wanted})
+    trunk.load_state_dict({key: state[_flat(key)] for key in wanted})
 
 
 def _flat(key: str) -> str:

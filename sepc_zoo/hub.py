@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sepc_zoo.config import ConfigError, DetectorConfig, config_from_json, config_to_json
+from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json
 from sepc_zoo.errors import UserError
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.model.detector import Detector
@@ -130,13 +130,7 @@ def read_config(folder: Path) -> DetectorConfig:
     file = folder / CONFIG_FILE
     try:
         return config_from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (
-        OSError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        ConfigError,
-        RecursionError,
-    ) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
         raise HubError(f"{file} is no config of a model: {error}") from error
 
 
@@ -146,16 +140,25 @@ def load_weights(model: Detector, file: Path, trained_as: DetectorConfig) -> Non
     Raises:
         HubError: the file is damaged, or tensors are missing, left over or misshapen; names them.
     """
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise HubError(f"{file} cannot be read as safetensors: {error}; fetch it again") from error
+    state = read_weights(file)
     if trained_as.label_names != model.config.label_names:
         state |= _carry_over_classes(state, model, trained_as)
     problems = misfits(state, model.state_dict())
     if problems:
         raise HubError(f"{file} does not fit {model.config.architecture}:\n" + "\n".join(problems))
     model.load_state_dict(state, strict=True)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        HubError: the file is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise HubError(f"{file} cannot be read as safetensors: {error}; fetch it again") from error
 
 
 def _carry_over_classes(

@@ -87,7 +87,7 @@ def _open_photo(source: Any) -> Photo:
     if isinstance(source, (str, Path)):
         return Photo(read_image(Path(source)), Path(source))
     if isinstance(source, Image.Image):
-        source = np.array(ImageOps.exif_transpose(source).convert("RGB"))
+        source = _from_pil(ImageOps.exif_transpose(source))
     if isinstance(source, np.ndarray):
         return Photo(_rgb(_from_array(source)))
     if isinstance(source, Tensor):
@@ -98,8 +98,14 @@ def _open_photo(source: Any) -> Photo:
     )
 
 
+def _from_pil(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
+        return (np.array(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8)
+    return np.array(image.convert("RGB"))
+
+
 def _from_array(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = torch.from_numpy(np.array(array, order="C"))  # a copy, as the array may be read-only
     return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
 
 

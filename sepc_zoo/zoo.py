@@ -7,7 +7,7 @@ backbone or neck is a row here, a new method a file in ``methods`` and a row in 
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -93,7 +93,7 @@ def model_config(name: str) -> DetectorConfig:
         raise _unknown(name)
     method, backbone, neck, tag = match.groups()
     timm_name = BACKBONES.get(backbone, backbone)
-    if not timm.is_model(timm_name):
+    if not _is_timm_model(timm_name):
         raise _unknown(name)
     names, ids = coco_categories()
     config = DetectorConfig(
@@ -142,6 +142,15 @@ def _with_authors_conventions(config: DetectorConfig, name: str, tag: str) -> De
     if config.neck is not None:
         changes["neck"] = {"padding": 0}
     return override(config, changes)
+
+
+def _is_timm_model(name: str) -> bool:
+    """Whether timm has the model; ``timm.is_model`` alone overlooks an unknown tag."""
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        return False
+    return timm.is_model(name)
 
 
 def _backbone_input(timm_name: str) -> WeightsConfig:
@@ -213,14 +222,46 @@ def register_model(name: str, base: str, **config_overrides: Any) -> None:
     Args:
         base: the model that it starts from.
         config_overrides: entries of ``DetectorConfig``; a dict changes entries of a nested one.
+            ``num_classes`` or ``label_names`` alone will do for other classes.
 
     Raises:
         ConfigError: the name is taken, or an override does not fit.
     """
     if is_model(name):
         raise ConfigError(f"there is a model {name!r} already; choose another name")
-    config = override(model_config(base), config_overrides)
-    _registered[name] = override(config, {"architecture": name})
+    num_classes = config_overrides.pop("num_classes", None)
+    label_names = config_overrides.pop("label_names", None)
+    config = with_classes(model_config(base), num_classes, label_names)
+    _registered[name] = override(config, config_overrides | {"architecture": name})
+
+
+def with_classes(
+    config: DetectorConfig, num_classes: int | None, label_names: Sequence[str] | None
+) -> DetectorConfig:
+    """The config for other classes. Their ids count from 1, unless they are known by name.
+
+    Raises:
+        ConfigError: the number and the names disagree, or the names are no list of strings.
+    """
+    if label_names is not None:
+        if isinstance(label_names, str):
+            raise ConfigError(f"label_names: expected a list of names, got {label_names!r}")
+        names = tuple(label_names)
+        if num_classes is not None and num_classes != len(names):
+            raise ConfigError(
+                f"num_classes is {num_classes}, but there are {len(names)} label_names"
+            )
+    elif num_classes is None or num_classes == config.num_classes:
+        return config
+    else:
+        names = tuple(f"class_{i}" for i in range(num_classes))
+    known = dict(zip(config.label_names, config.category_ids, strict=True))
+    if all(name in known for name in names):
+        ids = tuple(known[name] for name in names)
+    else:
+        ids = tuple(range(1, len(names) + 1))
+    changes = {"num_classes": len(names), "label_names": names, "category_ids": ids}
+    return override(config, changes)
 
 
 def _unknown(name: str) -> UnknownModelError:

@@ -23,3 +23,21 @@ def _existing(variable: str, default: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"no folder {path}; set {variable} to run this test")
     return path
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A data set of eight tiny pictures to learn from and four to validate on."""
+    from sepc_zoo.data import write_shapes
+
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=8, val=4, size=(64, 64))
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps device and precision of a process; a test of several runs needs new ones."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

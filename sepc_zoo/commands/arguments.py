@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sepc_zoo.config import ConfigError
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.model.detector import Detector
 
@@ -59,7 +60,10 @@ def model_name(source: str) -> str:
 def best_device(asked: str | None) -> torch.device:
     """The device asked for, or the best there is."""
     if asked:
-        return torch.device(asked)
+        try:
+            return torch.empty(0, device=asked).device
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"no device {asked!r} here: {error}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     source, output = Path(args.source), Path(args.output)
+    if not source.exists():
+        raise ImageError(f"{source}: no such file or folder")
     photos = list_images(source) if source.is_dir() else [source]
     if not photos:
         raise ImageError(f"{source}: no photos in this folder")

@@ -13,7 +13,8 @@ from sepc_zoo.data import write_shapes
 from sepc_zoo.engine.evaluate import metrics_table
 from sepc_zoo.engine.interrupt import Interrupted
 from sepc_zoo.engine.optim import SCHEDULES
-from sepc_zoo.engine.train import TrainError, TrainOptions, read_options, train
+from sepc_zoo.engine.train import OPTIONS_FILE, TrainError, TrainOptions, read_options, train
+from sepc_zoo.hub import LOCAL_PREFIX
 
 DEMO_FOLDER = Path("runs/demo")
 # Small enough to learn four shapes from nothing on two CPU cores within four minutes.
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     given = vars(args)
     resume = given.pop("resume")
     try:
-        options = read_options(resume) if resume else options_from(given)
+        options = resumed_options(resume, given) if resume else options_from(given)
         metrics = train(options, resume=resume is not None)
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
@@ -132,16 +133,36 @@ def run(args: argparse.Namespace) -> int:
 
 def options_from(given: dict[str, Any]) -> TrainOptions:
     """The options that the command line gives; without data those of the demonstration."""
-    for name in ("model_kwargs", "backbone_kwargs"):
-        if name in given:
-            given[name] = nested(given[name])
+    given = as_options(given)
     if "data" not in given:
         given = DEMO | {"data": str(demo_data())} | given
     if "model" not in given:
         raise TrainError("--model is missing; `sepc-zoo list` names the models")
-    given = {"output": str(Path("runs") / Path(given["model"]).name)} | given
-    tuples = {name: tuple(v) for name, v in given.items() if isinstance(v, list)}
-    return TrainOptions(**given | tuples | {"model": model_name(given["model"])})
+    name = Path(given["model"].removeprefix(LOCAL_PREFIX)).name
+    return TrainOptions(**{"output": str(Path("runs") / name)} | given)
+
+
+def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
+    """The options of a run; others beside ``--resume`` may repeat, but not change them."""
+    options = read_options(run)
+    asked = as_options(given)
+    changed = [f"--{n.replace('_', '-')}" for n in asked if asked[n] != getattr(options, n)]
+    if changed:
+        raise TrainError(
+            f"--resume goes on with the run's own options, which {', '.join(changed)} would "
+            f"change; they are in {Path(run) / OPTIONS_FILE}"
+        )
+    return options
+
+
+def as_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Values from the command line as ``TrainOptions`` has them."""
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    for name in {"model_kwargs", "backbone_kwargs"} & set(given):
+        values[name] = nested(given[name])
+    if "model" in given:
+        values["model"] = model_name(given["model"])
+    return values
 
 
 def demo_data() -> Path:

@@ -2,17 +2,18 @@
 
 import argparse
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torchvision.ops import box_convert
 
 from sepc_zoo.commands.arguments import model_with_weights
 from sepc_zoo.data import Annotations, DataError, make_target, read_data
+from sepc_zoo.engine.accelerator import make_accelerator
 from sepc_zoo.engine.evaluate import CocoMetrics, metrics_table
 from sepc_zoo.engine.validate import validate_model, validation_loader
 from sepc_zoo.files import write_json
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         annotations = read_data(args.data, args.split, None, args.drop_bad_boxes)
         metrics = evaluate_file(Path(args.from_json), annotations)
     else:
-        accelerator = Accelerator(mixed_precision=args.amp or "no", cpu=args.cpu)
+        accelerator = make_accelerator(args.amp, args.cpu)
         model = model_with_weights(args.model)
         names = model.config.label_names
         annotations = read_data(args.data, args.split, names, args.drop_bad_boxes)
@@ -107,11 +108,17 @@ def read_results(path: Path, annotations: Annotations) -> dict[int, list[dict[st
 def _problem(row: Any, images: set[int], category_ids: tuple[int | None, ...]) -> str:
     if not isinstance(row, dict) or not {"image_id", "category_id", "bbox", "score"} <= set(row):
         return "needs image_id, category_id, bbox and score"
-    if row["image_id"] not in images:
-        return f"the split has no image {row['image_id']!r}"
-    if row["category_id"] not in category_ids:
-        return f"the data set has no category {row['category_id']!r}"
-    box = row["bbox"]
-    if not isinstance(box, list) or len(box) != 4:
+    image_id, category_id, box = row["image_id"], row["category_id"], row["bbox"]
+    if not isinstance(image_id, int) or image_id not in images:
+        return f"the split has no image {image_id!r}"
+    if not isinstance(category_id, int) or category_id not in category_ids:
+        return f"the data set has no category {category_id!r}"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return f"bbox {box!r} is not [x, y, width, height]"
+    if not _is_finite(row["score"]):
+        return f"score {row['score']!r} is no number"
     return ""
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,5 +1,6 @@
 """The state of a run: saved whole, and picked up where it was."""
 
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class Progress:
 
     step: int = 0  # of the optimizer, done
     epoch: int = 0  # done and validated
-    best_ap: float = -1.0
+    best_ap: float = -math.inf  # of no validation yet; COCO's AP of nothing to find is -1
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,6 +38,7 @@ def save_state(accelerator: Accelerator, run: Path) -> None:
     accelerator.save_state(str(run / NEW_STATE))
     if accelerator.is_main_process:
         if (run / STATE).exists():
+            shutil.rmtree(run / OLD_STATE, ignore_errors=True)
             (run / STATE).rename(run / OLD_STATE)
         (run / NEW_STATE).rename(run / STATE)
         shutil.rmtree(run / OLD_STATE, ignore_errors=True)
@@ -49,8 +51,14 @@ def load_state(accelerator: Accelerator, run: Path) -> None:
     Raises:
         ResumeError: the run saved none.
     """
-    for state in (run / STATE, run / OLD_STATE):
-        if state.is_dir():
-            accelerator.load_state(str(state))
-            return
-    raise ResumeError(f"{run} has no {STATE} folder to resume from; start it anew without --resume")
+    state = saved_state(run)
+    if state is None:
+        raise ResumeError(
+            f"{run} has no {STATE} folder to resume from; start it anew without --resume"
+        )
+    accelerator.load_state(str(state))
+
+
+def saved_state(run: Path) -> Path | None:
+    """The whole state that a run folder holds."""
+    return next((run / name for name in (STATE, OLD_STATE) if (run / name).is_dir()), None)

@@ -66,7 +66,7 @@ class Log:
         """A row with the AP after an epoch."""
         self._append({"step": step, "epoch": epoch} | {key: metrics[key] for key in AP_KEYS})
         figures = "  ".join(f"{key} {metrics[key]:.3f}" for key in AP_KEYS)
-        self.say(f"epoch {epoch + 1}, step {step}: {figures}")
+        self.say(f"epoch {epoch}, step {step}: {figures}")
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""

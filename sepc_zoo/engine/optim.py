@@ -1,6 +1,6 @@
 """Recipes: optimizer, learning rate over time, and what stays frozen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from sepc_zoo.model.backbone import Backbone
 from sepc_zoo.model.detector import Detector
 
 SCHEDULES = ("multistep", "cosine")
+SGD = ("sgd", "momentum")
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,21 @@ class Recipe:
             raise ConfigError(f"no schedule {self.sched!r}; there are {', '.join(SCHEDULES)}")
 
 
-def default_recipe(config: DetectorConfig) -> Recipe:
-    """The authors' recipe for ResNets; AdamW with a cosine for all other backbones."""
-    if not config.backbone.startswith(("resnet", "resnext")):
-        return Recipe(
-            opt="adamw", lr=5e-4, weight_decay=0.05, sched="cosine", clip_grad=10.0, freeze_stages=0
-        )
-    clip_grad = 10.0 if config.method == "fsaf" else 35.0
-    with_norm = config.neck is not None and config.neck.norm
-    return Recipe(batch_size=32 if with_norm else 16, clip_grad=clip_grad)
+def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
+    """The authors' recipe for ResNets; AdamW with a cosine for all other backbones.
+
+    Args:
+        opt: another optimizer, which brings its own learning rate and decay.
+    """
+    if config.backbone.startswith(("resnet", "resnext")):
+        clip_grad = 10.0 if config.method == "fsaf" else 35.0
+        with_norm = config.neck is not None and config.neck.norm
+        recipe = Recipe(batch_size=32 if with_norm else 16, clip_grad=clip_grad)
+    else:
+        recipe = Recipe(opt="adamw", sched="cosine", clip_grad=10.0, freeze_stages=0)
+    opt = opt or recipe.opt
+    lr, weight_decay = (0.01, 1e-4) if opt in SGD else (5e-4, 0.05)
+    return replace(recipe, opt=opt, lr=lr, weight_decay=weight_decay)
 
 
 def scaled_lr(recipe: Recipe, batch_size: int) -> float:
@@ -54,7 +61,7 @@ def scaled_lr(recipe: Recipe, batch_size: int) -> float:
     In proportion for SGD (Goyal et al. 2017), by the square root for adaptive optimizers.
     """
     ratio = batch_size / recipe.batch_size
-    return recipe.lr * (ratio if recipe.opt in ("sgd", "momentum") else ratio**0.5)
+    return recipe.lr * (ratio if recipe.opt in SGD else ratio**0.5)
 
 
 def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Optimizer:

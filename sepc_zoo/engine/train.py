@@ -27,7 +27,8 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
-from sepc_zoo.engine.checkpoint import STATE, Progress, load_state, save_state
+from sepc_zoo.engine.accelerator import make_accelerator
+from sepc_zoo.engine.checkpoint import Progress, load_state, save_state, saved_state
 from sepc_zoo.engine.interrupt import Interrupt, Interrupted
 from sepc_zoo.engine.log import Log
 from sepc_zoo.engine.optim import (
@@ -49,6 +50,10 @@ from sepc_zoo.visualize import contact_sheet, plot_curves
 
 SAMPLES = 8  # photos of the validation split that are drawn after each epoch
 OPTIONS_FILE = "config.yaml"
+# Least value of an option that counts something.
+LEAST = {"workers": 0, "warmup_steps": 0, "freeze_stages": 0} | dict.fromkeys(
+    ("epochs", "max_steps", "batch_size", "val_interval", "log_interval", "save_interval"), 1
+)
 
 
 class TrainError(UserError, RuntimeError):
@@ -93,6 +98,12 @@ class TrainOptions:
     workers: int = 2
     seed: int = 0
     cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}, but must be at least {least}")
 
 
 @dataclass
@@ -160,11 +171,12 @@ def fit(run: Run, interrupt: Interrupt) -> dict[str, Any]:
             losses = train_step(run, batch)
             run.log.count(losses, len(batch.images))
             if run.progress.step % run.options.log_interval == 0:
-                run.log.write(run.progress.step, epoch, run.optimizer.param_groups[0]["lr"])
+                log_losses(run, epoch + 1)
             if interrupt.signal or run.progress.step % run.options.save_interval == 0:
+                log_losses(run, epoch + 1)
                 save_state(run.accelerator, run.output)
-            stop_if_interrupted(run, interrupt)
-        run.log.write(run.progress.step, epoch, run.optimizer.param_groups[0]["lr"])
+                stop_if_interrupted(run, interrupt)
+        log_losses(run, epoch + 1)
         run.progress.epoch = epoch + 1
         if run.progress.epoch == run.epochs or run.progress.epoch % run.options.val_interval == 0:
             metrics = finish_epoch(run)
@@ -194,13 +206,17 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
     return losses
 
 
+def log_losses(run: Run, epoch: int) -> None:
+    run.log.write(run.progress.step, epoch, run.optimizer.param_groups[0]["lr"])
+
+
 def finish_epoch(run: Run) -> dict[str, Any]:
     """Validate, keep the last and the best model, and draw."""
     metrics, results = validate_model(run.accelerator, run.model, run.val_loader, run.val_data)
     is_best = metrics["AP"] > run.progress.best_ap
     run.progress.best_ap = max(metrics["AP"], run.progress.best_ap)
     if run.accelerator.is_main_process:
-        run.log.write_ap(run.progress.step, run.progress.epoch - 1, metrics)
+        run.log.write_ap(run.progress.step, run.progress.epoch, metrics)
         for folder in ["last", "best"] if is_best else ["last"]:
             save_model(run.detector, run.output / folder)
             write_json(run.output / folder / "metrics.json", metrics)
@@ -232,15 +248,11 @@ def stop_if_interrupted(run: Run, interrupt: Interrupt) -> None:
 def prepare(options: TrainOptions, resume: bool = False) -> Run:
     """Read the data, build the model, and put all in the hands of accelerate."""
     output = Path(options.output)
-    if (output / STATE).exists() and not resume:
+    if saved_state(output) and not resume:
         raise TrainError(
             f"{output} holds a run: go on with --resume {output}, or choose another --output"
         )
-    accelerator = Accelerator(
-        mixed_precision=options.amp or "no", cpu=options.cpu, step_scheduler_with_optimizer=False
-    )
-    if options.amp == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError("--amp fp16 needs a GPU; the CPU can do bf16")
+    accelerator = make_accelerator(options.amp, options.cpu)
     set_seed(options.seed)
 
     train_data = read_data(options.data, options.train_split, None, options.drop_bad_boxes)
@@ -253,7 +265,7 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
         or options.backbone_checkpoint is not None
         or options.model.startswith((HUB_PREFIX, LOCAL_PREFIX))
     )
-    recipe = choose_recipe(options, default_recipe(model.config), has_learned)
+    recipe = choose_recipe(options, default_recipe(model.config, options.opt), has_learned)
     freeze_stages(model.backbone, recipe.freeze_stages)
 
     loader = train_loader(options, train_data, model, accelerator.num_processes)
@@ -276,8 +288,9 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
     if resume:
         load_state(accelerator, output)
         log.resume_at(progress.step)
-    else:
+    elif accelerator.is_main_process:
         write_options(options)
+        log.path.unlink(missing_ok=True)  # of a run that ended before its first save
     for line in (*train_data.dropped, *val_data.dropped):
         log.say(f"left out: {line}")
     log.say(
@@ -364,23 +377,21 @@ def train_loader(
 
 
 def write_options(options: TrainOptions) -> None:
-    text = yaml.safe_dump(_plain(dataclasses.asdict(options)), sort_keys=False)
+    text = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
     path = Path(options.output) / OPTIONS_FILE
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_options(run: str | Path) -> TrainOptions:
-    """The options that a run was started with.
+    """The options that a run was started with; its folder may have moved since.
 
     Raises:
         TrainError: the folder holds no run.
     """
     path = Path(run) / OPTIONS_FILE
     try:
-        return from_plain(TrainOptions, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        options = from_plain(TrainOptions, content, str(path))
     except (OSError, yaml.YAMLError, ConfigError) as error:
         raise TrainError(f"{run} is no run folder to resume: {error}") from error
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
+    return dataclasses.replace(options, output=str(run))

@@ -63,13 +63,21 @@ def check_targets(
         TargetError: names the image (its ``image_id``, or its place in the batch) and the box.
     """
     for place, target in enumerate(targets):
+        image = f"image {place} of the batch"
+        if "image_id" in target:
+            image_id = target["image_id"]
+            image = f"image {image_id.item() if isinstance(image_id, Tensor) else image_id}"
+        missing = [key for key in ("boxes", "labels") if key not in target]
+        if missing:
+            raise TargetError(f"{image}: the target has no {' and no '.join(missing)}")
         boxes, labels = target["boxes"], target["labels"]
-        image = (
-            f"image {target['image_id']}" if "image_id" in target else f"image {place} of the batch"
-        )
         if boxes.shape != (len(labels), 4):
             raise TargetError(
                 f"{image}: boxes are {tuple(boxes.shape)} for {len(labels)} labels; expected (G, 4)"
+            )
+        if "iscrowd" in target and target["iscrowd"].shape != labels.shape:
+            raise TargetError(
+                f"{image}: iscrowd is {tuple(target['iscrowd'].shape)} for {len(labels)} labels"
             )
         wrong = _wrong(boxes, labels, num_classes, extent)
         if wrong.any():

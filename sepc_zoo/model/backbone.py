@@ -3,6 +3,7 @@
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import Format
 from torch import Tensor, nn
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 from sepc_zoo.config import STRIDES, ConfigError
 
 FEATURE_STRIDES = STRIDES[:3]  # of C3, C4 and C5
+# Whatever timm raises over arguments that a model does not have or cannot be built with.
+TIMM_ERRORS = (
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    ArithmeticError,
+)
 
 
 class Backbone(nn.Module):
@@ -25,12 +35,9 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, pretrained: bool = False, **kwargs: Any) -> None:
         super().__init__()
-        self.fixed_size = _has_fixed_size(name)
-        if self.fixed_size:  # transformers of a fixed size that can do without it say so here
-            kwargs = {"strict_img_size": False} | kwargs
         try:
-            self.body = timm.create_model(name, pretrained, features_only=True, **kwargs)
-        except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+            self.body = _create_features(name, pretrained, kwargs)
+        except TIMM_ERRORS as error:
             raise ConfigError(
                 f"timm builds no features of {name!r} with {kwargs}: {error}"
             ) from error
@@ -45,15 +52,53 @@ class Backbone(nn.Module):
         self.indices = [reductions.index(stride) for stride in FEATURE_STRIDES]
         self.channels = [info.channels()[i] for i in self.indices]
         self.channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
+        # A cell that the image fills in part is kept, or cut off: by patches and poolings without
+        # padding; and some models fail over it.
+        fixed = _has_fixed_size(name)
+        kept: list[tuple[int, ...]] = [(5, 5), (3, 3), (2, 2)]
+        self.rounds_up = not fixed and self._map_sizes(33) == kept
+        self.one_size = fixed and self._map_sizes(64) is None
+
+    @property
+    def trunk(self) -> nn.Module:
+        """timm's model inside the feature extractor, or the extractor that took its layers over."""
+        return getattr(self.body, "model", self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:  # N, 3, H, W -> C3, C4, C5
-        if self.fixed_size:  # windows and patches are cut without a rest
+        """Maps of the images' sides over 8, 16 and 32, rounded up."""
+        if not self.rounds_up:
             images = pad_to_multiple(images, FEATURE_STRIDES[-1])
+        if not self.one_size:
+            return self.extract(images)
+        try:
+            return self.extract(images)
+        except (RuntimeError, AssertionError) as error:
+            height, width = images.shape[-2:]
+            raise ConfigError(
+                f"the backbone is built for images of one size, and fails over {height}x{width} ({error}); "
+                f"build it for this size with backbone_kwargs={{'img_size': [{height}, {width}]}}"
+            ) from error
+
+    def extract(self, images: Tensor) -> list[Tensor]:
+        """``forward`` for images whose sides the model can take as they are."""
         features = self.body(images)
         features = [features[i] for i in self.indices]
         if self.channels_last:
             features = [x.permute(0, 3, 1, 2).contiguous() for x in features]
         return features
+
+    @torch.no_grad()
+    def _map_sizes(self, side: int) -> list[tuple[int, ...]] | None:
+        """Height and width of the maps of a square image; None where the model fails over it."""
+        weight = next(self.body.parameters())
+        training = self.training
+        try:
+            maps = self.eval().extract(weight.new_zeros(1, 3, side, side))
+        except (RuntimeError, AssertionError):
+            return None
+        finally:
+            self.train(training)
+        return [tuple(x.shape[-2:]) for x in maps]
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters by stage: up to stride 2, 4, 8, 16, 32, each without those before it.
@@ -61,22 +106,36 @@ class Backbone(nn.Module):
         The first two of a ResNet are its stem and its first stage.
         """
         info: Any = self.body.feature_info
-        ends = [module.replace(".", "_") for module in info.module_name()]
-        named = [(name.replace(".", "_"), p) for name, p in self.body.named_parameters()]
+        ends = [f"{name.replace('.', '_')}_" for name in info.module_name()]
+        modules = [(f"{n.replace('.', '_')}_", m) for n, m in self.trunk.named_modules()]
         stages: list[list[nn.Parameter]] = []
         start = 0
-        for end in ends:
-            inside = [i for i, (name, _) in enumerate(named) if name.startswith(end + "_")]
-            stop = max(inside, default=start - 1) + 1
-            stages.append([p for _, p in named[start:stop]])
-            start = max(start, stop)
-        return stages if 2 in info.reduction() else [[], *stages]
+        for stride in (2, 4, *FEATURE_STRIDES):
+            pairs = zip(ends, info.reduction(), strict=True)
+            passed = tuple(end for end, reduction in pairs if reduction <= stride)
+            inside = [i for i, (name, _) in enumerate(modules) if name.startswith(passed)]
+            stop = max([start, *(i + 1 for i in inside)])
+            parts = [module.parameters(recurse=False) for _, module in modules[start:stop]]
+            stages.append([p for part in parts for p in part])
+            start = stop
+        return stages
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Zeros to the right and below ``(N, 3, H, W)``, up to multiples of ``multiple`` pixels."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % multiple, 0, -height % multiple))
+
+
+def _create_features(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    """timm's feature extractor, of any image size where a transformer of a fixed one allows it."""
+    if _has_fixed_size(name):
+        any_size = {"strict_img_size": False} | kwargs
+        try:
+            return timm.create_model(name, pretrained, features_only=True, **any_size)
+        except TypeError:  # the model has no such argument
+            pass
+    return timm.create_model(name, pretrained, features_only=True, **kwargs)
 
 
 def _has_fixed_size(name: str) -> bool:

@@ -133,12 +133,13 @@ class Detector(nn.Module):
             ImageError: a file is no readable image. In a folder it is left out with a warning.
         """
         photos, single = open_photos(source)
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             found = [self.predict_photo(photo, score_threshold) for photo in photos]
-        finally:
-            self.train(was_training)
+        finally:  # one by one, as a frozen backbone stays in eval mode
+            for module in training:
+                module.training = True
         return found[0] if single else found
 
     def predict_photo(self, photo: Photo, score_threshold: float) -> Detections:

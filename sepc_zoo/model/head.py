@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sepc_zoo.model.init import init_conv
 from sepc_zoo.predictions import Predictions
 
 PRIOR = 0.01  # score of every class on every anchor before training (RetinaNet, section 4.1)
@@ -36,12 +37,8 @@ class Head(nn.Module):
         self.box_tower = _tower(channels, stacked_convs)
         self.cls = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.box = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
-        nn.init.constant_(self.box.bias, box_bias)  # type: ignore[arg-type]
+        init_conv(self.cls, bias=-math.log((1 - PRIOR) / PRIOR))
+        init_conv(self.box, bias=box_bias)
 
     def forward(self, cls_pyramid: list[Tensor], box_pyramid: list[Tensor]) -> Predictions:
         logits = [self.cls(self.cls_tower(x)) for x in cls_pyramid]
@@ -54,8 +51,12 @@ class Head(nn.Module):
 
 
 def _tower(channels: int, depth: int) -> nn.Sequential:
-    layers = [(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()) for _ in range(depth)]
-    return nn.Sequential(*(layer for pair in layers for layer in pair))
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        conv = nn.Conv2d(channels, channels, 3, padding=1)
+        init_conv(conv)
+        layers += [conv, nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 def _by_anchor(x: Tensor, values: int) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sepc_zoo.config import NeckConfig
+from sepc_zoo.model.init import init_conv
 from sepc_zoo.ops.deform_conv import deform_conv2d
 
 
@@ -80,9 +81,7 @@ class LevelConv2d(nn.Conv2d):
     def __init__(self, channels: int, deform: bool, stride: int = 1, padding: int = 1) -> None:
         super().__init__(channels, channels, 3, stride, padding)
         self.offset = nn.Conv2d(channels, 2 * 9, 3, stride, padding) if deform else None
-        # 0.01 at the authors' 256 channels; as fan-in shrinks, the gain of the layer stays.
-        nn.init.normal_(self.weight, std=0.16 / math.sqrt(channels))
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        init_conv(self)
         if self.offset is not None:  # starts as a plain convolution
             nn.init.zeros_(self.offset.weight)
             nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]

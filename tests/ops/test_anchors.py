@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -50,8 +52,10 @@ def test_fsafs_anchor_is_the_cell_itself():
 
 
 def test_sides_grow_by_octaves_and_strides():
-    areas = [(a[:, 2:] - a[:, :2]).prod(1) for a in (cell_anchors(AnchorConfig(), s) for s in STRIDES)]
-    for fine, coarse in zip(areas, areas[1:], strict=False):
+    areas = [
+        (a[:, 2:] - a[:, :2]).prod(1) for a in (cell_anchors(AnchorConfig(), s) for s in STRIDES)
+    ]
+    for fine, coarse in pairwise(areas):
         torch.testing.assert_close(coarse / fine, torch.full_like(fine, 4.0), rtol=0.05, atol=0)
 
 

@@ -20,7 +20,9 @@ def random_predictions(images=3, classes=5, seed=0, mean=-2.0):
 
 def select(predictions, sizes=None, **changes):
     sizes = sizes or [(64, 64)] * len(predictions.logits)
-    return select_detections(predictions, ANCHORS, decode_delta, sizes, PostprocessConfig(**changes))
+    return select_detections(
+        predictions, ANCHORS, decode_delta, sizes, PostprocessConfig(**changes)
+    )
 
 
 def iou(box, other):
@@ -131,7 +133,11 @@ def test_the_same_box_twice_in_a_class_is_found_once():
     predictions.deltas[0, 100:102] = 0
     box = ANCHORS[100].clamp(0, 64)
     [found] = select_detections(
-        predictions, ANCHORS, lambda a, d: box.expand_as(d), [(64, 64)], PostprocessConfig()
+        predictions,
+        ANCHORS,
+        lambda _, deltas: box.expand_as(deltas),
+        [(64, 64)],
+        PostprocessConfig(),
     )
     assert found["scores"].tolist() == [pytest.approx(torch.tensor(3.0).sigmoid().item())]
 

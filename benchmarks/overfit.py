@@ -1,0 +1,114 @@
+"""Can every method and neck learn eight COCO images by heart?
+
+Training, coding, matching, inference and metric have to agree for that. Writes a row per model to
+``benchmarks/overfit.csv``; models that stand there already are not trained again.
+
+    python benchmarks/overfit.py --data coco --backbone-checkpoint mobilenetv2.safetensors
+"""
+
+import argparse
+import csv
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sepc_zoo.data import Annotations, read_data, write_coco
+from sepc_zoo.engine.train import TrainOptions, train
+from sepc_zoo.methods import METHODS
+from sepc_zoo.zoo import NECKS
+
+TABLE = Path(__file__).with_name("overfit.csv")
+IMAGES = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="COCO folder with a split train")
+    parser.add_argument("--backbone-checkpoint", required=True, help="MobileNetV2 of timm")
+    parser.add_argument("--steps", type=int, default=350)
+    parser.add_argument(
+        "--models", nargs="*", default=[f"{m}_mnv2_{n}" for m in METHODS for n in NECKS]
+    )
+    args = parser.parse_args()
+    done = {row["model"] for row in read_table()}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        write_subset(read_data(args.data, "train"), data)
+        for model in args.models:
+            if model not in done:
+                write_table([*read_table(), learn(model, data, args, Path(folder) / model)])
+
+
+def write_subset(annotations: Annotations, data: Path) -> None:
+    """The first images with one to eight boxes and no crowd, and the classes that they show."""
+    records = [r for r in annotations.records if 1 <= len(r.boxes) <= 8 and not r.iscrowd.any()]
+    (data / "train").mkdir(parents=True)
+    for record in records[:IMAGES]:
+        shutil.copy(record.path, data / "train")
+    there = sorted({label for record in records[:IMAGES] for label in record.labels.tolist()})
+    new_label = {label: i for i, label in enumerate(there)}
+    subset = Annotations(
+        records=tuple(
+            replace(r, labels=torch.tensor([new_label[label] for label in r.labels.tolist()]))
+            for r in records[:IMAGES]
+        ),
+        label_names=tuple(annotations.label_names[label] for label in there),
+        category_ids=tuple(annotations.category_ids[label] for label in there),
+    )
+    write_coco(subset, data / "annotations" / "instances_train.json")
+
+
+def learn(model: str, data: Path, args: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """Train on the images and evaluate on the same."""
+    options = TrainOptions(
+        data=str(data),
+        model=model,
+        output=str(output),
+        val_split="train",
+        max_steps=args.steps,
+        val_interval=args.steps,  # only at the end
+        batch_size=4,
+        image_size=(192, 288),
+        model_kwargs={"channels": 96},
+        backbone_checkpoint=args.backbone_checkpoint,
+        backbone_kwargs={"pad_type": "same", "bn_eps": 1e-3},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        opt="adamw",
+        lr=2e-3,
+        weight_decay=0.0,
+        sched="cosine",
+        hflip=0.0,
+        freeze_stages=1,
+        freeze_bn=True,
+        cpu=True,
+    )
+    start = time.perf_counter()
+    metrics = train(options)
+    seconds = round(time.perf_counter() - start)
+    figures = {key: f"{metrics[key]:.3f}" for key in ("AP", "AP50", "AP75")}
+    print(model, figures, f"{seconds} s", flush=True)
+    return {"model": model, "steps": args.steps} | figures | {"seconds": seconds}
+
+
+def read_table() -> list[dict[str, Any]]:
+    if not TABLE.exists():
+        return []
+    with TABLE.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

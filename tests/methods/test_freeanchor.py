@@ -1,0 +1,151 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sepc_zoo.methods.freeanchor import DELTA_SCALE, FreeAnchor, mean_max, nearest_anchors
+from sepc_zoo.methods.targets import Truth
+from sepc_zoo.ops import boxes as boxes_module
+from sepc_zoo.ops.anchors import make_anchors
+from sepc_zoo.ops.boxes import box_iou
+from sepc_zoo.ops.coders import encode_delta
+from sepc_zoo.predictions import Predictions
+
+SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
+ANCHORS = make_anchors(FreeAnchor.anchors, SIZES, dtype=torch.float64)
+CLASSES = 4
+NONE = torch.zeros(0, 4, dtype=torch.float64)
+
+
+def random_predictions(images=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(values):
+        return torch.randn(images, len(ANCHORS), values, generator=generator, dtype=torch.float64)
+
+    return Predictions((some(CLASSES) - 2).requires_grad_(), some(4).requires_grad_(), SIZES)
+
+
+def truth(boxes, labels):
+    boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    return Truth(boxes, torch.tensor(labels, dtype=torch.long), NONE)
+
+
+TRUTHS = [
+    truth([[57.3, 3.1, 103.4, 44.2], [6.3, 39.1, 62.4, 68.2], [18.3, 3.1, 64.4, 47.2]], [0, 3, 0]),
+    truth([[29.3, 40.1, 55.4, 92.2]], [2]),
+]
+
+
+def naive_object_prob(truth, boxes):
+    """The image_box_prob of the authors, box by box: linear in IoU, the best of a class wins."""
+    prob = torch.zeros(len(boxes), CLASSES, dtype=torch.float64)
+    for box, label in zip(truth.boxes, truth.labels.tolist(), strict=True):
+        iou = box_iou(box[None], boxes)[0]
+        best = max(iou.max().item(), 0.6 + 1e-12)
+        for anchor, value in enumerate(iou.tolist()):
+            linear = min(max((value - 0.6) / (best - 0.6), 0.0), 1.0)
+            prob[anchor, label] = max(prob[anchor, label].item(), linear)
+    return prob
+
+
+def naive_loss(predictions, truths):
+    positive, negative, count = 0, 0, 0
+    for logits, deltas, image in zip(predictions.logits, predictions.deltas, truths, strict=True):
+        prob = logits.sigmoid()
+        for box, label in zip(image.boxes, image.labels, strict=True):
+            iou, order = box_iou(box[None], ANCHORS)[0].sort(descending=True)
+            assert iou[49] > iou[50], "a bag that ends in a tie is not the only right one"
+            scores = []
+            for anchor in order[:50]:
+                wanted = encode_delta(ANCHORS[anchor], box, DELTA_SCALE)
+                loss = F.smooth_l1_loss(deltas[anchor], wanted, beta=0.11, reduction="sum")
+                scores.append(prob[anchor, label] * (-0.75 * loss).exp())
+            weights = [1 / max(1 - score, 1e-12) for score in scores]
+            mean = sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)
+            positive = positive - 0.5 * mean.log().clamp(min=-100)
+            count += 1
+        meant = naive_object_prob(image, FreeAnchor().decode(ANCHORS, deltas.detach()))
+        wrong = prob * (1 - meant)
+        negative = negative - 0.5 * (wrong**2 * (1 - wrong).log()).sum()
+    return {
+        "loss_positive_bag": positive / count,
+        "loss_negative_bag": negative / (count * 50),
+    }
+
+
+def test_loss_equals_the_naive_loop():
+    predictions = random_predictions()
+    losses = FreeAnchor().loss(predictions, ANCHORS, TRUTHS)
+    expected = naive_loss(predictions, TRUTHS)
+    assert list(losses) == ["loss_positive_bag", "loss_negative_bag"]
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+
+
+def test_object_prob_equals_the_naive_loop():
+    generator = torch.Generator().manual_seed(0)
+    near = TRUTHS[0].boxes[torch.randint(0, 3, (300,), generator=generator)]
+    boxes = near + torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    prob = FreeAnchor().object_prob(TRUTHS[0], boxes, CLASSES)
+    assert (prob > 0).sum() > 100
+    torch.testing.assert_close(prob, naive_object_prob(TRUTHS[0], boxes))
+
+
+def test_object_prob_is_one_for_the_best_box_and_zero_under_the_threshold():
+    box = torch.tensor([[0.0, 0.0, 100.0, 100.0]], dtype=torch.float64)
+    boxes = torch.tensor([[0, 0, 100, 90], [0, 0, 100, 75], [0, 0, 100, 55]], dtype=torch.float64)
+    prob = FreeAnchor().object_prob(truth(box.tolist(), [1]), boxes, CLASSES)
+    assert prob[:, 1].tolist() == pytest.approx([1.0, 0.5, 0.0])
+    assert prob[:, [0, 2, 3]].sum() == 0
+
+
+def test_bags_are_the_anchors_of_highest_iou():
+    boxes = TRUTHS[0].boxes
+    bags = nearest_anchors(boxes, ANCHORS, 50)
+    iou = box_iou(boxes, ANCHORS)
+    assert bags.shape == (3, 50)
+    assert all(len(set(bag)) == 50 for bag in bags.tolist())
+    torch.testing.assert_close(iou.gather(1, bags), iou.topk(50, dim=1).values)
+
+
+@pytest.mark.parametrize("cells", [1, 100, 1000])
+def test_chunks_of_anchors_do_not_change_bags_and_object_prob(cells, monkeypatch):
+    boxes = TRUTHS[0].boxes
+    iou = box_iou(boxes, ANCHORS)
+    expected = iou.gather(1, nearest_anchors(boxes, ANCHORS, 50))
+    moved = boxes[torch.arange(200) % 3] + torch.randn(200, 4, dtype=torch.float64)
+    prob = FreeAnchor().object_prob(TRUTHS[0], moved, CLASSES)
+    monkeypatch.setattr(boxes_module, "TABLE_CELLS", cells)
+    assert torch.equal(iou.gather(1, nearest_anchors(boxes, ANCHORS, 50)), expected)
+    assert torch.equal(FreeAnchor().object_prob(TRUTHS[0], moved, CLASSES), prob)
+
+
+def test_a_bag_larger_than_the_image_holds_every_anchor():
+    bags = nearest_anchors(TRUTHS[0].boxes, ANCHORS[:20], 50)
+    assert [sorted(bag) for bag in bags.tolist()] == [list(range(20))] * 3
+
+
+def test_mean_max_is_the_mean_while_all_are_poor():
+    prob = torch.tensor([[0.001, 0.002, 0.003]])
+    torch.testing.assert_close(mean_max(prob), prob.mean(dim=1), rtol=1e-2, atol=0)
+
+
+def test_mean_max_is_the_max_once_one_is_good():
+    prob = torch.tensor([[0.1, 0.2, 1.0]])
+    torch.testing.assert_close(mean_max(prob), torch.tensor([1.0]))
+
+
+def test_mean_max_of_certainty_is_one_and_no_more():
+    prob = torch.rand(2000, 50) ** 0.001
+    prob[::2] = 1
+    assert (mean_max(prob) <= 1).all()
+
+
+def test_the_positive_term_does_not_need_a_certain_anchor():
+    """An object is found once one anchor of its bag finds it; the others need not."""
+    logits = torch.full((1, len(ANCHORS), CLASSES), -20.0, dtype=torch.float64)
+    deltas = encode_delta(ANCHORS, TRUTHS[1].boxes.expand_as(ANCHORS), DELTA_SCALE)[None]
+    best = box_iou(TRUTHS[1].boxes, ANCHORS).argmax()
+    logits[0, best, 2] = 30
+    losses = FreeAnchor().loss(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[1:])
+    assert sum(losses.values()) < 1e-6

@@ -1,0 +1,149 @@
+import pytest
+import torch
+import torchvision
+
+from sepc_zoo.methods.fsaf import FSAF, best_level, iou_loss
+from sepc_zoo.methods.matching import IGNORE, match_by_centre
+from sepc_zoo.methods.targets import Truth
+from sepc_zoo.ops.anchors import make_anchors
+from sepc_zoo.ops.coders import decode_tblr, encode_tblr
+from sepc_zoo.predictions import Predictions
+
+SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
+LEVEL = [level for level, (h, w) in enumerate(SIZES) for _ in range(h * w)]
+ANCHORS = make_anchors(FSAF.anchors, SIZES, dtype=torch.float64)
+CLASSES = 4
+NONE = torch.zeros(0, 4, dtype=torch.float64)
+
+
+def random_predictions(images=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(values):
+        return torch.randn(images, len(ANCHORS), values, generator=generator, dtype=torch.float64)
+
+    return Predictions(some(CLASSES).requires_grad_(), some(4).abs().requires_grad_(), SIZES)
+
+
+def truth(boxes, labels):
+    boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    return Truth(boxes, torch.tensor(labels, dtype=torch.long), NONE)
+
+
+TRUTHS = [
+    truth([[10, 12, 50, 60], [30, 20, 110, 90], [3, 3, 19, 18], [20, 25, 40, 45]], [0, 3, 1, 0]),
+    truth([[60, 10, 100, 80]], [2]),
+]
+
+
+def naive_box_loss(anchor, tblr, box):
+    """In pixels of decoded boxes; the union counts as at least one anchor."""
+    found = decode_tblr(anchor, tblr)
+    size = anchor[2:] - anchor[:2]
+    inter = (torch.minimum(found[2:], box[2:]) - torch.maximum(found[:2], box[:2])).prod()
+    areas = (found[2:] - found[:2]).prod() + (box[2:] - box[:2]).prod()
+    iou = inter / (areas - inter).clamp(min=size.prod())
+    return -iou.clamp(min=1e-6).log()
+
+
+def naive_loss(predictions, truths):
+    """Box by box and level by level, as the notes on the original say it."""
+    focal = torchvision.ops.sigmoid_focal_loss
+    loss_cls, loss_box, count = 0, 0, 0
+    for logits, deltas, image in zip(predictions.logits, predictions.deltas, truths, strict=True):
+        match = match_by_centre(image.boxes, ANCHORS).tolist()
+        terms = torch.zeros(len(ANCHORS), CLASSES, dtype=torch.float64)
+        for anchor, box in enumerate(match):
+            wanted = torch.zeros(CLASSES, dtype=torch.float64)
+            if box >= 0:
+                wanted[image.labels[box]] = 1
+            if box != IGNORE:
+                terms[anchor] = focal(logits[anchor], wanted)
+        for box, (corners, label) in enumerate(zip(image.boxes, image.labels, strict=True)):
+            losses: dict[int, list] = {}
+            for anchor in [a for a, b in enumerate(match) if b == box]:
+                of_box = naive_box_loss(ANCHORS[anchor], deltas[anchor], corners)
+                losses.setdefault(LEVEL[anchor], []).append((anchor, of_box))
+            means = {
+                level: sum((terms[a].sum() + loss).item() for a, loss in cells) / len(cells)
+                for level, cells in losses.items()
+            }
+            for level, cells in losses.items():
+                for anchor, of_box in cells:
+                    if level == min(means, key=means.get):
+                        loss_box, count = loss_box + of_box, count + 1
+                    else:
+                        terms[anchor, label] = 0
+        loss_cls = loss_cls + terms.sum()
+    return {"loss_cls": loss_cls / max(count, 1), "loss_box": loss_box / max(count, 1)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_equals_the_naive_loop(seed):
+    predictions = random_predictions(seed=seed)
+    losses = FSAF().loss(predictions, ANCHORS, TRUTHS)
+    expected = naive_loss(predictions, TRUTHS)
+    assert list(losses) == ["loss_cls", "loss_box"]
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+
+
+def test_level_choice_equals_the_naive_loop():
+    generator = torch.Generator().manual_seed(0)
+    box = torch.randint(0, 6, (60,), generator=generator)
+    level = torch.randint(0, 5, (60,), generator=generator)
+    loss = torch.rand(60, generator=generator)
+    expected = []
+    for i in range(6):
+        means = []
+        for k in range(5):
+            cells = [
+                v for v, b, at in zip(loss.tolist(), box, level, strict=True) if (b, at) == (i, k)
+            ]
+            means.append(sum(cells) / len(cells) if cells else float("inf"))
+        expected.append(means.index(min(means)))
+    assert best_level(loss, box, level, 6, 5).tolist() == expected
+
+
+def test_a_level_without_cells_is_never_chosen():
+    loss, box = torch.tensor([5.0, 9.0]), torch.tensor([0, 0])
+    assert best_level(loss, box, torch.tensor([3, 1]), 1, 5).tolist() == [3]
+
+
+def test_each_box_is_learned_on_one_level():
+    predictions = random_predictions(images=1)
+    sum(FSAF().loss(predictions, ANCHORS, [TRUTHS[0]]).values()).backward()
+    match = match_by_centre(TRUTHS[0].boxes, ANCHORS)
+    learned = predictions.deltas.grad[0].abs().sum(dim=1) > 0
+    for box in match[match >= 0].unique():
+        levels = {LEVEL[anchor] for anchor in (learned & (match == box)).nonzero().flatten()}
+        assert len(levels) == 1
+
+
+def test_iou_loss_is_minus_log_iou_of_the_decoded_boxes():
+    anchors = ANCHORS[:30]
+    generator = torch.Generator().manual_seed(1)
+    found, wanted = (
+        torch.rand(30, 4, generator=generator, dtype=torch.float64) * 3 + 1 for _ in range(2)
+    )
+    iou = torchvision.ops.box_iou(decode_tblr(anchors, found), decode_tblr(anchors, wanted))
+    torch.testing.assert_close(iou_loss(found, wanted), -iou.diagonal().log())
+
+
+def test_iou_loss_of_a_point_is_finite_and_bounded():
+    found, wanted = torch.zeros(1, 4, requires_grad=True), torch.ones(1, 4)
+    loss = iou_loss(found, wanted)
+    loss.sum().backward()
+    torch.testing.assert_close(loss, -torch.tensor([1e-6]).log())
+    assert found.grad.isfinite().all()
+
+
+def test_a_perfect_prediction_has_hardly_any_loss():
+    boxes, labels, _ = TRUTHS[0]
+    match = match_by_centre(boxes, ANCHORS)
+    logits = torch.full((1, len(ANCHORS), CLASSES), -20.0, dtype=torch.float64)
+    positive = (match >= 0).nonzero().squeeze(1)
+    logits[0, positive, labels[match[positive]]] = 20
+    deltas = encode_tblr(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
+    losses = FSAF().loss(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[:1])
+    assert sum(losses.values()) < 1e-10

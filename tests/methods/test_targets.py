@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from sepc_zoo.methods.targets import TargetError, Truth, check_targets, positives, truth_of
+
+GOOD = {"boxes": torch.tensor([[1.0, 2.0, 30.0, 40.0]]), "labels": torch.tensor([2])}
+WRONG_BOXES = {
+    "without width": [10, 10, 10, 20],
+    "without height": [10, 10, 20, 10],
+    "turned round": [20, 20, 10, 10],
+    "left of the image": [-20, 0, -5, 10],
+    "above the image": [0, -20, 10, 0],
+    "right of the image": [64, 0, 70, 10],
+    "below the image": [0, 48, 10, 60],
+    "not a number": [float("nan"), 0, 10, 10],
+    "without end": [0, 0, float("inf"), 10],
+}
+
+
+def check(*targets):
+    check_targets(targets, num_classes=3, extent=(48, 64))
+
+
+def test_good_targets_pass():
+    check(GOOD, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)})
+
+
+def test_a_box_that_reaches_over_the_border_passes():
+    check({"boxes": torch.tensor([[-5.0, -5.0, 100.0, 100.0]]), "labels": torch.tensor([0])})
+
+
+@pytest.mark.parametrize("kind", WRONG_BOXES)
+def test_a_wrong_box_is_named_with_its_image(kind):
+    boxes = torch.cat([GOOD["boxes"], torch.tensor([WRONG_BOXES[kind]]).float()])
+    with pytest.raises(TargetError, match="image 1 of the batch: box 1 "):
+        check(GOOD, {"boxes": boxes, "labels": torch.tensor([0, 0])})
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_named(label):
+    with pytest.raises(TargetError, match=rf"image 0 of the batch: box 0 .* label {label} "):
+        check({"boxes": GOOD["boxes"], "labels": torch.tensor([label])})
+
+
+@pytest.mark.parametrize("image_id", [77, torch.tensor(77), torch.tensor([77]), "77"])
+def test_the_image_is_named_by_its_id(image_id):
+    target = {"boxes": GOOD["boxes"], "labels": torch.tensor([9]), "image_id": image_id}
+    with pytest.raises(TargetError, match="image 77: box 0"):
+        check(target)
+
+
+def test_boxes_and_labels_must_be_as_many():
+    with pytest.raises(TargetError, match=r"boxes are \(1, 4\) for 2 labels"):
+        check({"boxes": GOOD["boxes"], "labels": torch.tensor([0, 1])})
+
+
+def test_boxes_of_another_shape_are_refused():
+    with pytest.raises(TargetError, match=r"image 0 .* expected \(G, 4\)"):
+        check({"boxes": torch.zeros(1, 5), "labels": torch.tensor([0])})
+
+
+def test_iscrowd_must_be_as_many():
+    with pytest.raises(TargetError, match=r"image 0 of the batch: .*iscrowd"):
+        check(GOOD | {"iscrowd": torch.tensor([0, 1])})
+
+
+@pytest.mark.parametrize("key", ["boxes", "labels"])
+def test_a_missing_entry_is_named(key):
+    with pytest.raises(TargetError, match=f"image 0 of the batch: .*{key}"):
+        check({name: value for name, value in GOOD.items() if name != key})
+
+
+def test_crowds_are_told_from_objects():
+    boxes = torch.arange(12.0).view(3, 4)
+    target = {"boxes": boxes, "labels": torch.arange(3), "iscrowd": torch.tensor([0, 1, 0])}
+    truth = truth_of(target, like=boxes)
+    assert torch.equal(truth.boxes, boxes[[0, 2]])
+    assert truth.labels.tolist() == [0, 2]
+    assert torch.equal(truth.crowds, boxes[[1]])
+
+
+def test_without_iscrowd_there_are_no_crowds():
+    assert truth_of(GOOD, like=GOOD["boxes"]).crowds.shape == (0, 4)
+
+
+def test_truth_comes_in_the_type_of_the_predictions():
+    assert truth_of(GOOD, like=torch.zeros(1, dtype=torch.float64)).boxes.dtype == torch.float64
+
+
+def test_positives_gather_boxes_over_the_batch():
+    boxes = torch.arange(12.0).view(3, 4)
+    truths = [
+        Truth(boxes[:1], torch.tensor([5]), boxes[:0]),
+        Truth(boxes[:0], torch.tensor([], dtype=torch.long), boxes[:0]),
+        Truth(boxes[1:], torch.tensor([6, 7]), boxes[:0]),
+    ]
+    match = torch.tensor([[-1, 0, -2], [-1, -1, -1], [1, -2, 0]])
+    found = positives(match, truths)
+    assert found.image.tolist() == [0, 2, 2]
+    assert found.anchor.tolist() == [1, 0, 2]
+    assert found.box.tolist() == [0, 2, 1]
+    assert found.labels.tolist() == [5, 7, 6]
+    assert torch.equal(found.boxes, boxes[[0, 2, 1]])

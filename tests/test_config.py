@@ -1,0 +1,199 @@
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from sepc_zoo.config import (
+    AnchorConfig,
+    ConfigError,
+    NeckConfig,
+    PostprocessConfig,
+    WeightsConfig,
+    config_from_json,
+    config_to_json,
+    override,
+)
+from sepc_zoo.methods import METHODS
+from sepc_zoo.zoo import AUTHORS_WEIGHTS, NECKS, authors_config, model_config
+
+
+@pytest.fixture
+def config():
+    return model_config("retinanet_r18_sepc")
+
+
+@pytest.fixture
+def content(config):
+    return json.loads(json.dumps(config_to_json(config)))
+
+
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_json_gives_the_config_back(method, neck):
+    config = model_config(f"{method}_r18_{neck}")
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+
+
+@pytest.mark.parametrize("name", AUTHORS_WEIGHTS)
+def test_json_gives_the_authors_config_back(name):
+    config = authors_config(name)
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+
+
+def test_json_has_timms_layout(content):
+    assert list(content) == [
+        "architecture",
+        "num_classes",
+        "label_names",
+        "category_ids",
+        "model_args",
+        "pretrained_cfg",
+    ]
+    assert content["architecture"] == "retinanet_r18_sepc"
+    assert content["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_json_says_all_that_a_registered_row_changes(config):
+    changed = override(config, {"channels": 96, "anchors": {"octaves": 2}})
+    assert config_from_json(json.loads(json.dumps(config_to_json(changed)))) == changed
+
+
+def test_a_whole_number_will_do_for_a_float(content):
+    content["model_args"]["anchors"]["base_scale"] = 4
+    assert config_from_json(content).anchors.base_scale == 4.0
+
+
+def test_entries_with_defaults_may_be_missing(content, config):
+    for entry in ("anchors", "postprocess", "channels", "method_kwargs"):
+        del content["model_args"][entry]
+    del content["pretrained_cfg"]
+    expected = replace(config, weights=WeightsConfig())
+    assert config_from_json(content) == expected
+
+
+def refused(content, match):
+    with pytest.raises(ConfigError, match=match):
+        config_from_json(content)
+
+
+@pytest.mark.parametrize("entry", ["architecture", "num_classes", "label_names", "category_ids"])
+def test_a_missing_entry_is_named(content, entry):
+    del content[entry]
+    refused(content, f"missing entries .*{entry}")
+
+
+def test_an_unknown_entry_at_the_top_is_named(content):
+    refused(content | {"colour": 1}, "colour")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [("model_args",), ("model_args", "neck"), ("model_args", "anchors"), ("pretrained_cfg",)],
+)
+def test_an_unknown_entry_inside_is_named(content, path):
+    inside = content
+    for key in path:
+        inside = inside[key]
+    inside["colour"] = 1
+    refused(content, "colour")
+
+
+@pytest.mark.parametrize("entry", ["num_classes", "label_names", "architecture", "weights"])
+def test_entries_of_the_top_are_refused_in_model_args(content, entry):
+    content["model_args"][entry] = content.get(entry)
+    refused(content, f"model_args: unknown entries .*{entry}")
+
+
+WRONG = {
+    "num_classes": ("8", 8.0, True, None, 0, -1, 10**9, [8]),
+    "label_names": ("cat", None, ["cat"], [1] * 80, ["cat"] * 80, {"cat": 1}),
+    "category_ids": ([1.5] * 80, list(range(79)), [True] * 80, [7] * 80, "1"),
+    "architecture": (None, 5, ["x"]),
+    "model_args": (None, [], "x"),
+    "pretrained_cfg": (None, [], 3),
+    "model_args.channels": ("256", 256.5, 0, -4, 10**9, None, True),
+    "model_args.stacked_convs": (-1, 33, 1.5, "4"),
+    "model_args.method": (None, 3, ["fsaf"]),
+    "model_args.backbone": (None, 3),
+    "model_args.inclusive_boxes": (0, 1, "yes", None),
+    "model_args.backbone_kwargs": (None, [], "x"),
+    "model_args.method_kwargs": (None, [], "x"),
+    "model_args.neck": ([], "sepc", 0, True),
+    "model_args.neck.blocks": (0, 33, 10**9, 4.5, "4"),
+    "model_args.neck.padding": (2, -1, True, "1"),
+    "model_args.neck.norm": (1, "true", None),
+    "model_args.anchors": (None, [], 9),
+    "model_args.anchors.base_scale": (0, -4.0, 65, float("nan"), float("inf"), 10**400, "4", True),
+    "model_args.anchors.octaves": (0, 17, 1.5, "3"),
+    "model_args.anchors.ratios": ([], [0.5, 0], [-1.0], ["1"], [1.0] * 17, 1.0, [float("nan")]),
+    "model_args.postprocess": (None, [0.05]),
+    "model_args.postprocess.score_threshold": (-0.1, 1.1, float("nan"), "0.05"),
+    "model_args.postprocess.iou_threshold": (-0.1, 1.1, float("nan"), None),
+    "model_args.postprocess.candidates_per_level": (0, 10**7, 1.5),
+    "model_args.postprocess.max_detections": (0, 10**6, None),
+    "pretrained_cfg.mean": ([0.5, 0.5], 0.5, ["0", "0", "0"], [0, 0, float("nan")], None),
+    "pretrained_cfg.std": ([0.0, 1, 1], [-1, 1, 1], [1, 1, float("inf")], [1, 1, 1, 1]),
+    "pretrained_cfg.image_size": ([0, 1333], [1333, 800], [800], [800, 10**9], [800.5, 1333], None),
+    "pretrained_cfg.pad_multiple": (0, -32, 10**9, 32.5),
+    "pretrained_cfg.antialias": (0, "no"),
+    "pretrained_cfg.authors_ap": ("41.0", [41.0], True),
+}
+
+
+@pytest.mark.parametrize("entry", WRONG)
+def test_a_wrong_value_is_refused_by_the_name_of_its_entry(content, entry):
+    *path, name = entry.split(".")
+    for value in WRONG[entry]:
+        changed = json.loads(json.dumps(content))
+        inside = changed
+        for key in path:
+            inside = inside[key]
+        inside[name] = value
+        refused(changed, name)
+
+
+@pytest.mark.parametrize("content", [None, [], "x", 5])
+def test_what_is_no_table_is_refused(content):
+    refused(content, "config: expected dict")
+
+
+def test_configs_are_frozen(config):
+    for part in (config, config.neck, config.anchors, config.postprocess, config.weights):
+        with pytest.raises(FrozenInstanceError):
+            part.anything = 1
+
+
+def test_override_changes_the_entries_of_a_nested_config_only(config):
+    changed = override(config, {"neck": {"blocks": 2}, "postprocess": {"iou_threshold": 0.6}})
+    assert changed.neck == replace(config.neck, blocks=2)
+    assert changed.postprocess == PostprocessConfig(iou_threshold=0.6)
+    assert changed.anchors == config.anchors
+
+
+def test_override_takes_a_whole_nested_config(config):
+    assert override(config, {"anchors": AnchorConfig(octaves=2)}).anchors.octaves == 2
+    assert override(config, {"neck": None}).neck is None
+    assert override(config, {"neck": NeckConfig()}).neck == NeckConfig()
+
+
+def test_override_leaves_the_original_alone(config):
+    before = replace(config)
+    override(config, {"channels": 64, "neck": {"blocks": 1}})
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"chanels": 128}, "chanels.*channels"),
+        ({"neck": {"bloks": 2}}, "neck.* has no .*bloks"),
+        ({"postprocess": {"iou_threshold": 2.0}}, "iou_threshold"),
+        ({"postprocess": {"iou_threshold": "half"}}, "postprocess.iou_threshold"),
+        ({"channels": "128"}, "channels"),
+        ({"num_classes": 3}, "label_names has 80 entries for num_classes 3"),
+        ({"weights": {"mean": [0.5]}}, "weights.mean"),
+    ],
+)
+def test_override_names_what_does_not_fit(config, changes, match):
+    with pytest.raises(ConfigError, match=match):
+        override(config, changes)
