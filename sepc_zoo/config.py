@@ -6,6 +6,7 @@ it needs no table of names, so that a registered row of one user loads on the ma
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -129,6 +130,12 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         _require(1 <= self.num_classes <= 10**5, f"num_classes {self.num_classes} not in 1..1e5")
+        _require(
+            re.fullmatch(r"[\w.-]+", self.backbone) is not None,
+            f"backbone {self.backbone!r} is no name of a timm model",
+        )
+        outputs = self.num_classes * self.anchors.per_cell
+        _require(outputs <= 10**6, f"{outputs} classes times anchors of a cell; 1e6 at most")
         _require(1 <= self.channels <= 8192, f"channels {self.channels} not in 1..8192")
         _require(0 <= self.stacked_convs <= 32, f"stacked_convs {self.stacked_convs} not in 0..32")
         for name in ("label_names", "category_ids"):

@@ -94,7 +94,8 @@ def make_scheduler(
     common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": lr / 3, "t_in_epochs": False}
     if recipe.sched == "cosine":
         return CosineLRScheduler(optimizer, t_initial=max(1, total_steps), **common)
-    milestones = [total_steps * 8 // 12, total_steps * 11 // 12]
+    # timm drops a step before its milestone
+    milestones = [total_steps * 8 // 12 + 1, total_steps * 11 // 12 + 1]
     return MultiStepLRScheduler(optimizer, milestones, decay_rate=0.1, **common)
 
 

@@ -52,12 +52,7 @@ class Backbone(nn.Module):
         self.indices = [reductions.index(stride) for stride in FEATURE_STRIDES]
         self.channels = [info.channels()[i] for i in self.indices]
         self.channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
-        # A cell that the image fills in part is kept, or cut off: by patches and poolings without
-        # padding; and some models fail over it.
-        fixed = _has_fixed_size(name)
-        kept: list[tuple[int, ...]] = [(5, 5), (3, 3), (2, 2)]
-        self.rounds_up = not fixed and self._map_sizes(33) == kept
-        self.one_size = fixed and self._map_sizes(64) is None
+        self.rounds_up = not _has_fixed_size(name) and self._keeps_partial_cells()
 
     @property
     def trunk(self) -> nn.Module:
@@ -68,19 +63,6 @@ class Backbone(nn.Module):
         """Maps of the images' sides over 8, 16 and 32, rounded up."""
         if not self.rounds_up:
             images = pad_to_multiple(images, FEATURE_STRIDES[-1])
-        if not self.one_size:
-            return self.extract(images)
-        try:
-            return self.extract(images)
-        except (RuntimeError, AssertionError) as error:
-            height, width = images.shape[-2:]
-            raise ConfigError(
-                f"the backbone is built for images of one size, and fails over {height}x{width} ({error}); "
-                f"build it for this size with backbone_kwargs={{'img_size': [{height}, {width}]}}"
-            ) from error
-
-    def extract(self, images: Tensor) -> list[Tensor]:
-        """``forward`` for images whose sides the model can take as they are."""
         features = self.body(images)
         features = [features[i] for i in self.indices]
         if self.channels_last:
@@ -88,17 +70,19 @@ class Backbone(nn.Module):
         return features
 
     @torch.no_grad()
-    def _map_sizes(self, side: int) -> list[tuple[int, ...]] | None:
-        """Height and width of the maps of a square image; None where the model fails over it."""
-        weight = next(self.body.parameters())
-        training = self.training
+    def _keeps_partial_cells(self) -> bool:
+        """Whether an image of 33 pixels gives maps of 5, 3 and 2 cells.
+
+        Patches and poolings without padding cut off what fills no cell, and some models fail.
+        """
+        image = next(self.body.parameters()).new_zeros(1, 3, 33, 33)
         try:
-            maps = self.eval().extract(weight.new_zeros(1, 3, side, side))
+            features = self.body.eval()(image)
         except (RuntimeError, AssertionError):
-            return None
+            return False
         finally:
-            self.train(training)
-        return [tuple(x.shape[-2:]) for x in maps]
+            self.body.train()
+        return [features[i].shape[-1] for i in self.indices] == [5, 3, 2]
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters by stage: up to stride 2, 4, 8, 16, 32, each without those before it.

@@ -1,4 +1,3 @@
-import math
 from itertools import pairwise
 
 import pytest
@@ -205,7 +204,3 @@ def test_the_mode_is_set_again_after_validation():
     assert model.training
     assert model.neck.pconvs[0].norm.norm.training
     assert not model.backbone.body.bn1.training
-
-
-def test_the_recipe_is_finite():
-    assert all(map(math.isfinite, (Recipe().lr, Recipe().weight_decay, Recipe().clip_grad)))

@@ -160,14 +160,9 @@ def test_kwargs_that_timm_refuses_are_named(kwargs):
         Backbone("resnet18", **kwargs)
 
 
-def test_a_model_of_one_size_says_how_to_build_it_for_another():
-    backbone = Backbone("efficientformerv2_s0").eval()
-    image = torch.rand(1, 3, 64, 90)
-    with pytest.raises(ConfigError, match=r"64x96.*backbone_kwargs=\{'img_size': \[64, 96\]\}"):
-        backbone(image)
-    with torch.no_grad():
-        maps = Backbone("efficientformerv2_s0", img_size=[64, 96]).eval()(image)
-    assert [tuple(x.shape[2:]) for x in maps] == [(8, 12), (4, 6), (2, 3)]
+def test_a_model_of_one_size_is_built_for_another_by_backbone_kwargs():
+    maps = Backbone("efficientformerv2_s0", img_size=[64, 96]).eval()(torch.zeros(1, 3, 64, 96))
+    assert [x.shape[-2:] for x in maps] == [(8, 12), (4, 6), (2, 3)]
 
 
 def test_a_model_of_a_fixed_size_takes_any_where_it_can():

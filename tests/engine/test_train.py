@@ -1,0 +1,489 @@
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sepc_zoo.commands import main
+from sepc_zoo.config import ConfigError
+from sepc_zoo.data import DataError
+from sepc_zoo.engine import train as engine
+from sepc_zoo.engine.checkpoint import NEW_STATE, OLD_STATE, STATE, ResumeError
+from sepc_zoo.engine.evaluate import METRIC_KEYS
+from sepc_zoo.engine.interrupt import Interrupt, Interrupted
+from sepc_zoo.engine.train import TrainError, TrainOptions, prepare, read_options, train
+from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.hub import save_model
+
+SHAPES = ("disc", "square", "triangle", "star")
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+def options(data, output, **changes):
+    """A run of two epochs, two steps each, unless ``changes`` say otherwise."""
+    small = {
+        "model": "retinanet_mnv4s_pconv",
+        "model_kwargs": {"channels": 16, "neck": {"blocks": 1}},
+        "image_size": (64, 64),
+        "epochs": 2,
+        "workers": 0,
+        "cpu": True,
+    }
+    return TrainOptions(**small | {"data": str(data), "output": str(output)} | changes)
+
+
+def read_log(run):
+    with (Path(run) / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def copy_of(data, folder):
+    return Path(shutil.copytree(data, folder / "data"))
+
+
+def edit_json(path, edit):
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def state_of(run):
+    """Weights and optimizer of the last step."""
+    folder = Path(run) / STATE
+    return load_model(Path(run) / "last").state_dict(), torch.load(folder / "optimizer.bin")
+
+
+def assert_same_state(run, other):
+    for ours, theirs in zip(state_of(run), state_of(other), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
+    """Send the signal while a step is being computed."""
+    train_step = engine.train_step
+
+    def step_with_signal(run, batch):
+        if run.progress.step + 1 == step:
+            os.kill(os.getpid(), number)
+        return train_step(run, batch)
+
+    monkeypatch.setattr(engine, "train_step", step_with_signal)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Most of a tiny run's time; those of the run below are drawn."""
+    monkeypatch.setattr(engine, "draw_samples", lambda *_: None)
+    monkeypatch.setattr(engine, "plot_curves", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(options(shapes, folder))
+    return folder
+
+
+def test_both_model_folders_of_a_run_build(run):
+    for name in ("last", "best"):
+        model = create_model(f"local-dir:{run / name}")
+        assert model.config.label_names == SHAPES
+        assert model.config.weights.image_size == (64, 64)
+        assert (run / name / "README.md").is_file()
+
+
+def test_metrics_of_a_run_have_the_twelve_figures_and_each_class(run):
+    metrics = json.loads((run / "last" / "metrics.json").read_text())
+    assert list(metrics) == [*METRIC_KEYS, "per_class"]
+    assert tuple(metrics["per_class"]) == SHAPES
+
+
+def test_a_run_logs_losses_and_ap(run):
+    rows = read_log(run)
+    assert list(rows[0]) == [
+        *("step", "epoch", "lr", "loss", "loss_cls", "loss_box", "images_per_second", "memory_gib"),
+        *("AP", "AP50", "AP75"),
+    ]
+    assert [(row["step"], row["epoch"]) for row in rows] == [("2", "1")] * 2 + [("4", "2")] * 2
+    losses, ap = rows[0], rows[1]
+    terms = float(losses["loss_cls"]) + float(losses["loss_box"])
+    assert float(losses["loss"]) == pytest.approx(terms)
+    assert float(losses["images_per_second"]) > 0
+    assert float(losses["memory_gib"]) > 0
+    assert (losses["AP"], ap["loss"]) == ("", "")
+    assert 0 <= float(ap["AP"]) <= 1
+
+
+def test_a_run_draws_samples_and_curves(run):
+    names = ["samples/epoch_001.png", "samples/epoch_002.png"]
+    for name in names + (["curves.png"] if find_spec("matplotlib") else []):
+        with Image.open(run / name) as picture:
+            assert min(picture.size) > 64
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+
+
+def test_a_run_keeps_its_options(run, shapes):
+    assert read_options(run) == options(shapes, run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["image_size"] == [64, 64]
+
+
+def test_a_run_leaves_nothing_half_written(run):
+    assert not [p for p in run.rglob("*") if p.name.startswith(".")]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run, shapes):
+    before = (run / "log.csv").read_text()
+    with pytest.raises(TrainError, match=r"holds a run: go on with --resume .*--output"):
+        train(options(shapes, run))
+    assert (run / "log.csv").read_text() == before
+
+
+def test_a_finished_run_resumes_to_nothing_more_to_do(run):
+    before = (run / "log.csv").read_text()
+    assert train(read_options(run), resume=True)["best_AP"] >= 0
+    assert (run / "log.csv").read_text() == before
+
+
+def test_validating_the_best_model_gives_the_ap_of_the_run(run, shapes, tmp_path):
+    arguments = ["--model", run / "best", "--data", shapes, "--output", tmp_path, "--cpu"]
+    assert main(["validate", *map(str, arguments), "--workers", "0"]) == 0
+    for name in ("metrics.json", "detections.json"):
+        ours = json.loads((tmp_path / name).read_text())
+        assert ours == json.loads((run / "best" / name).read_text())
+    best = max(float(row["AP"]) for row in read_log(run) if row["AP"])
+    assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == best
+
+
+@pytest.mark.parametrize(
+    "method", ["retinanet", "freeanchor", pytest.param("fsaf", marks=pytest.mark.slow)]
+)
+def test_a_few_steps_lower_the_loss(method, shapes, tmp_path):
+    changes = {"epochs": 8, "val_interval": 8, "log_interval": 1, "lr": 2e-3, "hflip": 0.0}
+    train(options(shapes, tmp_path, model=f"{method}_mnv4s_pconv", **changes))
+    losses = [float(row["loss"]) for row in read_log(tmp_path) if row["loss"]]
+    assert len(losses) == 16
+    assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
+
+
+@pytest.mark.parametrize("step", [3, 4], ids=["inside an epoch", "at its last step"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(step, shapes, tmp_path, monkeypatch):
+    # a backbone with dropped paths also needs the random numbers to go on where they were
+    changes = {"epochs": 3, "backbone_kwargs": {"drop_path_rate": 0.3}, "color_jitter": True}
+    train(options(shapes, tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(Interrupted):
+            train(options(shapes, tmp_path / "parts", **changes))
+    torch.manual_seed(99)
+    train(read_options(tmp_path / "parts"), resume=True)
+    assert_same_state(tmp_path / "parts", tmp_path / "whole")
+    whole, parts = (read_log(tmp_path / name) for name in ("whole", "parts"))
+    assert [(r["step"], r["AP"]) for r in parts if r["AP"]] == [
+        (r["step"], r["AP"]) for r in whole if r["AP"]
+    ]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_is_saved_and_says_how_to_go_on(
+    number, status, shapes, tmp_path, monkeypatch
+):
+    interrupt_at(monkeypatch, 1, number)
+    how = re.escape(f"saved after step 1; go on with --resume {tmp_path}")
+    with pytest.raises(Interrupted, match=how) as interrupted:
+        train(options(shapes, tmp_path))
+    assert interrupted.value.status == status
+    assert (tmp_path / STATE).is_dir()
+
+
+def test_an_interrupt_before_the_first_row_keeps_the_columns_of_the_log(
+    shapes, tmp_path, monkeypatch
+):
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path))
+    train(read_options(tmp_path), resume=True)
+    rows = read_log(tmp_path)
+    assert [row["step"] for row in rows] == ["2", "2", "4", "4"]
+    assert rows[2]["loss_cls"]
+
+
+def test_signals_have_their_usual_effect_after_a_run():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_rows_after_the_last_save_are_forgotten_on_resuming(shapes, tmp_path, monkeypatch):
+    train_step = engine.train_step
+
+    def crash(run, batch):
+        if run.progress.step == 3:
+            raise MemoryError
+        return train_step(run, batch)
+
+    changes = {"log_interval": 1, "epochs": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "train_step", crash)
+        with pytest.raises(MemoryError):
+            train(options(shapes, tmp_path, **changes))
+    train(read_options(tmp_path), resume=True)
+    assert [row["step"] for row in read_log(tmp_path) if row["loss"]] == list("123456")
+
+
+def test_a_run_goes_on_in_a_folder_that_was_moved(shapes, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    train(read_options(tmp_path / "new"), resume=True)
+    assert (tmp_path / "new" / "best").is_dir()
+    assert not (tmp_path / "old").exists()
+
+
+def test_a_state_that_was_being_replaced_is_not_lost(shapes, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path))
+    (tmp_path / STATE).rename(tmp_path / OLD_STATE)
+    (tmp_path / NEW_STATE).mkdir()
+    with pytest.raises(TrainError, match="holds a run"):
+        train(options(shapes, tmp_path))
+    train(read_options(tmp_path), resume=True)
+    assert sorted(p.name for p in tmp_path.iterdir() if "state" in p.name) == [STATE]
+
+
+def test_an_older_state_that_was_not_removed_is_no_obstacle(shapes, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path))
+    shutil.copytree(tmp_path / STATE, tmp_path / OLD_STATE)
+    train(read_options(tmp_path), resume=True)
+    assert not (tmp_path / OLD_STATE).exists()
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(shapes, tmp_path):
+    with pytest.raises(TrainError, match="no run folder to resume"):
+        read_options(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: [")
+    with pytest.raises(TrainError, match="no run folder to resume"):
+        read_options(tmp_path)
+    with pytest.raises(ResumeError, match="no state folder"):
+        train(options(shapes, tmp_path), resume=True)
+
+
+@pytest.mark.slow
+def test_a_signal_from_outside_ends_a_process_with_its_status(shapes, tmp_path):
+    values = {"data": shapes, "model": "retinanet_mnv4s_pconv", "output": tmp_path / "run"}
+    flags = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    flags += ["--model-kwargs", "channels=16", "--image-size", "64", "64", "--epochs", "500"]
+    script = "import sys; from sepc_zoo.commands import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "train", *flags, "--workers", "0", "--cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "log.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"go on with --resume {tmp_path / 'run'}" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
+    shapes, tmp_path, monkeypatch
+):
+    run = prepare(options(shapes, tmp_path, batch_size=2))
+    monkeypatch.setattr(
+        type(run.detector),
+        "loss",
+        lambda _self, predictions, _: {"loss_cls": predictions.logits.sum() * math.nan},
+    )
+    images = r"images \[\d, \d\]"
+    with Interrupt() as interrupt, pytest.raises(TrainError, match=rf"nan at step 1 .*{images}"):
+        engine.fit(run, interrupt)
+
+
+def test_a_batch_larger_than_the_data_set_is_what_there_is(shapes, tmp_path):
+    train(options(shapes, tmp_path, batch_size=20, max_steps=2, epochs=None))
+    assert [row["step"] for row in read_log(tmp_path) if row["AP"]] == ["1", "2"]
+
+
+def test_max_steps_end_a_run_inside_an_epoch(shapes, tmp_path):
+    train(options(shapes, tmp_path, max_steps=3, epochs=None))
+    assert [row["step"] for row in read_log(tmp_path) if row["AP"]] == ["2", "3"]
+
+
+def test_fine_tuning_keeps_the_head_by_class_name(shapes, tmp_path):
+    changes = {"channels": 16, "neck": {"blocks": 1}}
+    model = create_model("retinanet_mnv4s_pconv", label_names=["star", "cat", "disc"], **changes)
+    torch.nn.init.normal_(model.head.cls.bias)
+    save_model(model, tmp_path / "model")
+    asked = options(shapes, tmp_path / "run", model=f"local-dir:{tmp_path / 'model'}")
+    tuned = prepare(replace(asked, model_kwargs={})).detector
+    old, new = (m.head.cls.bias.view(9, -1) for m in (model, tuned))
+    assert torch.equal(new[:, 3], old[:, 0])
+    assert torch.equal(new[:, 0], old[:, 2])
+    assert torch.equal(tuned.fpn.p7.weight, model.fpn.p7.weight)
+    assert tuned.config.label_names == SHAPES
+
+
+def test_a_new_backbone_is_not_frozen_but_one_that_has_learned_is(shapes, tmp_path):
+    changes = {"model": "retinanet_r18_pconv", "model_kwargs": {"channels": 16}}
+    fresh = prepare(options(shapes, tmp_path / "a", **changes))
+    assert (fresh.recipe.freeze_stages, fresh.recipe.freeze_bn) == (0, False)
+    assert all(p.requires_grad for p in fresh.detector.parameters())
+    folder = save_model(fresh.detector, tmp_path / "model")
+    again = prepare(options(shapes, tmp_path / "b", model=f"local-dir:{folder}", model_kwargs={}))
+    assert (again.recipe.freeze_stages, again.recipe.freeze_bn) == (1, True)
+    assert not again.detector.backbone.body.conv1.weight.requires_grad
+
+
+def test_options_change_the_recipe(shapes, tmp_path):
+    changes = {"opt": "sgd", "lr": 0.02, "weight_decay": 0.0, "sched": "multistep"}
+    more = {"warmup_steps": 0, "clip_grad": 1.0, "freeze_stages": 2, "freeze_bn": True}
+    run = prepare(options(shapes, tmp_path, **changes, **more))
+    group = run.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.02, 0.0, 0.9)
+    asked = {key: value for key, value in (changes | more).items() if key != "lr"}
+    assert {key: getattr(run.recipe, key) for key in asked} == asked
+
+
+def test_the_input_asked_for_travels_with_the_model(shapes, tmp_path):
+    changes = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0), "image_size": (48, 96)}
+    weights = prepare(options(shapes, tmp_path, **changes)).detector.config.weights
+    assert (weights.mean, weights.std, weights.image_size) == tuple(changes.values())
+    assert weights.dataset == "shapes"
+
+
+def test_bf16_trains_on_the_cpu(shapes, tmp_path):
+    train(options(shapes, tmp_path, model="retinanet_mnv4s_sepc_lite", amp="bf16", max_steps=1))
+    weights = load_model(tmp_path / "last").state_dict()
+    assert all(v.isfinite().all() and v.dtype != torch.bfloat16 for v in weights.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_is_refused_on_the_cpu(shapes, tmp_path):
+    with pytest.raises(ConfigError, match="--amp fp16 needs a GPU; the CPU can do bf16"):
+        train(options(shapes, tmp_path, amp="fp16"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", [0, 1], ids=["none at all", "in one image"])
+@pytest.mark.parametrize("method", ["retinanet", "freeanchor", "fsaf"])
+def test_images_without_boxes_are_learned_from(method, left, shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def drop_boxes(content):
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] <= left]
+
+    edit_json(data / "annotations" / "instances_train.json", drop_boxes)
+    changes = {"model": f"{method}_mnv4s_pconv", "batch_size": 8, "max_steps": 1}
+    train(options(data, tmp_path / "run", **changes))
+    assert math.isfinite(float(read_log(tmp_path / "run")[0]["loss"]))
+
+
+def test_a_validation_split_without_boxes_still_gives_a_best_model(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+    path = data / "annotations" / "instances_val.json"
+    edit_json(path, lambda content: content["annotations"].clear())
+    assert train(options(data, tmp_path / "run", max_steps=1))["AP"] == -1
+    assert load_model(tmp_path / "run" / "best")
+
+
+def test_broken_images_of_either_split_stop_the_start(shapes, tmp_path):
+    for split in ("train", "val"):
+        data = copy_of(shapes, tmp_path / split)
+        broken = sorted((data / split).iterdir())[:2]
+        broken[0].write_bytes(b"no image")
+        broken[1].unlink()
+        with pytest.raises(DataError) as error:
+            train(options(data, tmp_path / "run"))
+        assert all(path.name in str(error.value) for path in broken)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_training_split_without_images_is_refused(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def clear(content):
+        content["images"].clear()
+        content["annotations"].clear()
+
+    edit_json(data / "annotations" / "instances_train.json", clear)
+    with pytest.raises((TrainError, DataError), match="no images"):
+        train(options(data, tmp_path / "run"))
+
+
+def test_bad_boxes_are_left_out_and_told_only_where_asked(shapes, tmp_path, capsys):
+    data = copy_of(shapes, tmp_path)
+
+    def flatten(content):
+        content["annotations"][0]["bbox"][2] = 0
+
+    edit_json(data / "annotations" / "instances_train.json", flatten)
+    with pytest.raises(DataError):
+        prepare(options(data, tmp_path / "run"))
+    prepare(options(data, tmp_path / "run", drop_bad_boxes=True))
+    assert "left out: " in capsys.readouterr().out
+
+
+def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def spread_ids(content):
+        for category in content["categories"]:
+            category["id"] = 10 * category["id"] + 7
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 10 * annotation["category_id"] + 7
+
+    for split in ("train", "val"):
+        edit_json(data / "annotations" / f"instances_{split}.json", spread_ids)
+    changes = {"postprocess": {"score_threshold": 0.0}, "channels": 16}
+    train(options(data, tmp_path / "run", model_kwargs=changes, max_steps=1))
+    last = tmp_path / "run" / "last"
+    assert json.loads((last / "config.json").read_text())["category_ids"] == [17, 27, 37, 47]
+    results = json.loads((last / "detections.json").read_text())
+    assert {row["category_id"] for row in results} <= {17, 27, 37, 47}
+    assert results
+
+
+def test_columns_of_a_run_that_never_saved_are_not_taken_over(shapes, tmp_path):
+    (tmp_path / "log.csv").write_text("step,epoch,loss_positive_bag\n1,1,0.5\n")
+    train(options(shapes, tmp_path, max_steps=1))
+    assert [row["loss_cls"] != "" for row in read_log(tmp_path)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("max_steps", -1),
+        ("log_interval", 0),
+        ("save_interval", 0),
+        ("val_interval", 0),
+        ("workers", -1),
+        ("freeze_stages", -1),
+    ],
+)
+def test_a_count_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}"):
+        options("data", "run", **{name: value})
