@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sepc_zoo.data import Annotations, read_data, write_coco
+from sepc_zoo.data import Annotations, Record, read_data, write_coco
 from sepc_zoo.engine.train import TrainOptions, train
 from sepc_zoo.methods import METHODS
 from sepc_zoo.zoo import NECKS
@@ -45,8 +45,8 @@ def main() -> None:
 
 
 def write_subset(annotations: Annotations, data: Path) -> None:
-    """The first images with one to eight boxes and no crowd, and the classes that they show."""
-    records = [r for r in annotations.records if 1 <= len(r.boxes) <= 8 and not r.iscrowd.any()]
+    """The first images with one to eight boxes, all plain, and the classes that they show."""
+    records = [r for r in annotations.records if 1 <= len(r.boxes) <= 8 and is_plain(r)]
     (data / "train").mkdir(parents=True)
     for record in records[:IMAGES]:
         shutil.copy(record.path, data / "train")
@@ -61,6 +61,12 @@ def write_subset(annotations: Annotations, data: Path) -> None:
         category_ids=tuple(annotations.category_ids[label] for label in there),
     )
     write_coco(subset, data / "annotations" / "instances_train.json")
+
+
+def is_plain(record: Record) -> bool:
+    """No crowd, and no side under 32 pixels, which is 14 after the resize."""
+    sides = record.boxes[:, 2:] - record.boxes[:, :2]
+    return not record.iscrowd.any() and bool((sides >= 32).all())
 
 
 def learn(model: str, data: Path, args: argparse.Namespace, output: Path) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def learn(model: str, data: Path, args: argparse.Namespace, output: Path) -> dic
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         opt="adamw",
-        lr=2e-3,
+        lr=1e-3,
         weight_decay=0.0,
         sched="cosine",
         hflip=0.0,

@@ -43,11 +43,11 @@ def model_info(name: str) -> ModelInfo:
         config = model_config(name)
         authors_ap = AUTHORS_WEIGHTS.get(config.architecture, (None,))[0]
     height, width = (-(-side // 32) * 32 for side in config.weights.image_size)
-    with torch.device("meta"), torch.no_grad():
-        model = build(config)
-        operations = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
-        with FlopCounterMode(display=False, custom_mapping=operations) as counter:
-            model(torch.empty(1, 3, height, width))
+    model = build(config).to("meta")
+    operations = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=operations)
+    with torch.no_grad(), counter:
+        model(torch.empty(1, 3, height, width, device="meta"))
     return ModelInfo(
         name=config.architecture,
         method=config.method,

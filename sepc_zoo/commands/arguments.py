@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ def key_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def at_least(minimum: int) -> Callable[[str], int]:
+    """The type of an argument that counts something."""
+
+    def count(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return int(text)
+
+    return count
+
+
 def nested(pairs: list[tuple[str, Any]] | None) -> dict[str, Any]:
     """A dict of ``key=value`` pairs; ``neck.padding=0`` goes into a dict of its own."""
     result: dict[str, Any] = {}
@@ -31,6 +43,8 @@ def nested(pairs: list[tuple[str, Any]] | None) -> dict[str, Any]:
         inner = result
         for group in groups:
             inner = inner.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{key}={value}: {group} has a value already")
         inner[name] = value
     return result
 

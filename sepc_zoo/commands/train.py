@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 
 from sepc_zoo.commands.arguments import key_value, model_name, nested
@@ -16,21 +18,19 @@ from sepc_zoo.engine.optim import SCHEDULES
 from sepc_zoo.engine.train import OPTIONS_FILE, TrainError, TrainOptions, read_options, train
 from sepc_zoo.hub import LOCAL_PREFIX
 
-DEMO_FOLDER = Path("runs/demo")
-# Small enough to learn four shapes from nothing on two CPU cores within four minutes.
+DEMO_DATA = Path("runs/shapes")
+# Small enough to learn four shapes from nothing on two CPU cores in four minutes. The shapes are as
+# wide as high, and smaller than most objects of COCO.
 DEMO: dict[str, Any] = {
-    "model": "retinanet_mnv4s_sepc_lite",
-    "output": str(DEMO_FOLDER / "run"),
-    "model_kwargs": {"channels": 64},
+    "model": "retinanet_resnet10t_ibn_pconv",
+    "model_kwargs": {"channels": 48, "anchors": {"base_scale": 2.0, "ratios": (1.0,)}},
     "image_size": (192, 192),
-    "epochs": 12,
-    "batch_size": 8,
+    "epochs": 16,
     "opt": "adamw",
-    "lr": 2e-3,
-    "weight_decay": 0.01,
+    "lr": 1e-3,
     "sched": "cosine",
+    "clip_grad": 10.0,
     "val_interval": 4,
-    "cpu": True,
 }
 
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--train-split", metavar="NAME", help="split to learn from")
     add("--val-split", metavar="NAME", help="split to validate on")
     add("--model", metavar="NAME_OR_DIR", help="name of a model, or a model folder to fine-tune")
-    add("--output", metavar="RUN", help="run folder, runs/<model> by default")
+    add("--output", metavar="RUN", help="run folder, a new one in runs/ by default")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run, with its own options")
     length = parser.add_mutually_exclusive_group()
     for flag, text in (("--epochs", "passes over the data, 12"), ("--max-steps", "or steps")):
@@ -122,8 +122,11 @@ def run(args: argparse.Namespace) -> int:
         options = resumed_options(resume, given) if resume else options_from(given)
         metrics = train(options, resume=resume is not None)
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        if PartialState().is_main_process:
+            print(interrupted, file=sys.stderr)
         return interrupted.status
+    if not PartialState().is_main_process:
+        return 0
     if metrics.get("per_class"):
         Console().print(metrics_table(metrics))
     print(f"best AP {metrics['best_AP']:.3f}; models, log and pictures are in {options.output}")
@@ -135,11 +138,19 @@ def options_from(given: dict[str, Any]) -> TrainOptions:
     """The options that the command line gives; without data those of the demonstration."""
     given = as_options(given)
     if "data" not in given:
-        given = DEMO | {"data": str(demo_data())} | given
+        given = DEMO | {"data": str(demo_data(given.get("cpu", False)))} | given
     if "model" not in given:
         raise TrainError("--model is missing; `sepc-zoo list` names the models")
-    name = Path(given["model"].removeprefix(LOCAL_PREFIX)).name
-    return TrainOptions(**{"output": str(Path("runs") / name)} | given)
+    if "output" not in given:
+        name = Path(given["model"].removeprefix(LOCAL_PREFIX)).name
+        given["output"] = str(free_folder(Path("runs") / name))
+    return TrainOptions(**given)
+
+
+def free_folder(path: Path) -> Path:
+    """``path``, or with ``-2``, ``-3`` … behind it where that exists."""
+    numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return next(folder for folder in itertools.chain([path], numbered) if not folder.exists())
 
 
 def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
@@ -165,10 +176,10 @@ def as_options(given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def demo_data() -> Path:
+def demo_data(cpu: bool) -> Path:
     """Synthetic shapes, written on the first call."""
-    folder = DEMO_FOLDER / "data"
-    if not folder.exists():
-        print(f"no --data given: writing a small data set of shapes to {folder}")
-        write_shapes(folder)
-    return folder
+    with PartialState(cpu=cpu).main_process_first():
+        if not DEMO_DATA.exists():
+            print(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
+            write_shapes(DEMO_DATA)
+    return DEMO_DATA

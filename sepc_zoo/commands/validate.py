@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torchvision.ops import box_convert
 
-from sepc_zoo.commands.arguments import model_with_weights
+from sepc_zoo.commands.arguments import at_least, model_with_weights
 from sepc_zoo.data import Annotations, DataError, make_target, read_data
 from sepc_zoo.engine.accelerator import make_accelerator
 from sepc_zoo.engine.evaluate import CocoMetrics, metrics_table
@@ -28,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="data set, COCO or VOC")
     parser.add_argument("--split", default="val", help="%(default)s")
     parser.add_argument("--output", default="validation", metavar="DIR", help="%(default)s")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="%(default)s")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="%(default)s")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=4, metavar="N", help="%(default)s"
+    )
+    parser.add_argument("--workers", type=at_least(0), default=2, metavar="N", help="%(default)s")
     parser.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument(

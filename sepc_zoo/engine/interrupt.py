@@ -4,6 +4,10 @@ import signal
 from types import FrameType
 from typing import Any
 
+from torch.utils.data import DataLoader
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
     """A run that was stopped by a signal; ``status`` is the exit status that shells expect."""
@@ -21,7 +25,7 @@ class Interrupt:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._remember)
         return self
 
@@ -36,3 +40,17 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def shield_workers(loader: DataLoader) -> DataLoader:
+    """Let workers go on under a signal to the whole process group (``timeout``, Slurm).
+
+    The step that is being finished needs them; they end with the process that started them.
+    """
+    loader.worker_init_fn = _ignore_signals
+    return loader
+
+
+def _ignore_signals(_: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -18,7 +18,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sepc_zoo.config import ConfigError, from_plain
+from sepc_zoo.config import ConfigError, DetectorConfig, from_plain
 from sepc_zoo.data import (
     Annotations,
     Batch,
@@ -29,7 +29,7 @@ from sepc_zoo.data import (
 )
 from sepc_zoo.engine.accelerator import make_accelerator
 from sepc_zoo.engine.checkpoint import Progress, load_state, save_state, saved_state
-from sepc_zoo.engine.interrupt import Interrupt, Interrupted
+from sepc_zoo.engine.interrupt import Interrupt, Interrupted, shield_workers
 from sepc_zoo.engine.log import Log
 from sepc_zoo.engine.optim import (
     Recipe,
@@ -50,10 +50,18 @@ from sepc_zoo.visualize import contact_sheet, plot_curves
 
 SAMPLES = 8  # photos of the validation split that are drawn after each epoch
 OPTIONS_FILE = "config.yaml"
-# Least value of an option that counts something.
-LEAST = {"workers": 0, "warmup_steps": 0, "freeze_stages": 0} | dict.fromkeys(
-    ("epochs", "max_steps", "batch_size", "val_interval", "log_interval", "save_interval"), 1
-)
+# Least and largest value of an option that is a number.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("epochs", "max_steps", "batch_size"), (1, math.inf)),
+    **dict.fromkeys(("val_interval", "log_interval", "save_interval"), (1, math.inf)),
+    **dict.fromkeys(("lr", "weight_decay", "warmup_steps", "workers"), (0, math.inf)),
+    "clip_grad": (1e-6, math.inf),
+    "freeze_stages": (0, 4),
+    "hflip": (0, 1),
+    "seed": (0, 2**32 - 1),
+}
+# Entries of a model's config that come from the data or have a flag of their own.
+NOT_MODEL_KWARGS = {"num_classes", "label_names", "category_ids", "backbone_kwargs", "weights"}
 
 
 class TrainError(UserError, RuntimeError):
@@ -100,10 +108,17 @@ class TrainOptions:
     cpu: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}, but must be at least {least}")
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{name} is {value}, but must lie in {least}..{most}")
+        low, high = self.scale
+        if not 0 < low <= high < math.inf:
+            raise ConfigError(f"scale is {self.scale}, but must be 0 < low <= high")
+        entries = {entry.name for entry in dataclasses.fields(DetectorConfig)} - NOT_MODEL_KWARGS
+        unknown = sorted(set(self.model_kwargs) - entries)
+        if unknown:
+            raise ConfigError(f"model_kwargs has {unknown}; it may have {sorted(entries)}")
 
 
 @dataclass
@@ -365,7 +380,7 @@ def train_loader(
     )
     if not data.records:
         raise TrainError(f"split {options.train_split!r} of {options.data} has no images")
-    return make_loader(
+    loader = make_loader(
         DetectionDataset(data, transform, options.seed),
         options.batch_size,
         shuffle=True,
@@ -374,6 +389,7 @@ def train_loader(
         multiple=weights.pad_multiple,
         drop_last=len(data.records) >= options.batch_size * processes,
     )
+    return shield_workers(loader)
 
 
 def write_options(options: TrainOptions) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from sepc_zoo.data import Annotations, DetectionDataset, eval_transform, make_loader
 from sepc_zoo.detections import coco_results
 from sepc_zoo.engine.evaluate import CocoMetrics
+from sepc_zoo.engine.interrupt import shield_workers
 from sepc_zoo.engine.log import progress_bar
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.photos import to_photo
@@ -24,7 +25,7 @@ def validation_loader(
     transform = eval_transform(
         *weights.image_size, weights.mean, weights.std, antialias=weights.antialias
     )
-    return make_loader(
+    loader = make_loader(
         DetectionDataset(annotations, transform),
         batch_size,
         shuffle=False,
@@ -33,6 +34,7 @@ def validation_loader(
         multiple=weights.pad_multiple,
         drop_last=False,
     )
+    return shield_workers(loader)
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,11 +24,13 @@ REPO = Path(__file__).parents[2]
 SHAPES = ["disc", "square", "triangle", "star"]
 
 # Of the fixed command line: DESIGN.md, `sepc-zoo train`.
-TRAIN_FLAGS = """
---data --train-split --val-split --model --output --epochs --max-steps --batch-size --image-size
---opt --lr --sched --amp --pretrained-backbone --backbone-checkpoint --backbone-kwargs --mean --std
---freeze-stages --freeze-bn --no-freeze-bn --seed --workers --log-interval --save-interval --resume
-""".split()
+TRAIN_FLAGS = [
+    *("--data", "--train-split", "--val-split", "--model", "--output", "--epochs", "--max-steps"),
+    *("--batch-size", "--image-size", "--opt", "--lr", "--sched", "--amp", "--pretrained-backbone"),
+    *("--backbone-checkpoint", "--backbone-kwargs", "--mean", "--std", "--freeze-stages"),
+    *("--freeze-bn", "--no-freeze-bn", "--seed", "--workers", "--log-interval"),
+    *("--save-interval", "--resume"),
+]
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -53,8 +57,10 @@ def assert_refused(capsys, *named):
 def model(tmp_path_factory):
     """The folder of a model that finds something everywhere."""
     changes = {"channels": 16, "neck": {"blocks": 1}, "weights": {"image_size": (64, 64)}}
-    detector = create_model("retinanet_mnv4s_pconv", label_names=SHAPES, **changes)
-    torch.nn.init.normal_(detector.head.cls.bias, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = create_model("retinanet_mnv4s_pconv", label_names=SHAPES, **changes)
+        torch.nn.init.normal_(detector.head.cls.bias)
     return save_model(detector, tmp_path_factory.mktemp("models") / "model")
 
 
@@ -82,7 +88,8 @@ def test_an_unknown_command_is_wrong_usage(capsys):
 
 def test_help_is_no_error(capsys):
     assert main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -112,11 +119,20 @@ def test_an_interrupted_command_ends_with_130(monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["train", "validate", "predict", "convert"])
-def test_a_script_is_the_command_of_its_name(script, tmp_path):
-    command = [sys.executable, REPO / "scripts" / f"{script}.py", "--help"]
+def test_a_script_is_the_command_of_its_name(script, monkeypatch, capsys):
+    path = REPO / "scripts" / f"{script}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 0
+    assert f"usage: sepc-zoo {script}" in capsys.readouterr().out
+
+
+def test_a_script_runs_from_any_folder(tmp_path):
+    command = [sys.executable, REPO / "scripts" / "train.py", "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"usage: sepc-zoo {script}" in done.stdout
+    assert "usage: sepc-zoo train" in done.stdout
 
 
 # train
@@ -137,19 +153,22 @@ def test_every_option_of_a_run_has_a_flag(capsys):
     assert [name for name in names if f"--{name.replace('_', '-')}" not in text] == []
 
 
-def options_of(monkeypatch, *flags):
-    """The options that ``train`` is called with."""
-    asked = []
-    monkeypatch.setattr(
-        train_command, "train", lambda options, resume: asked.append(options) or {"best_AP": 0.5}
-    )
-    assert call("train", *flags) == 0
-    return asked[0]
+@pytest.fixture
+def options_of(monkeypatch, tmp_path):
+    """From flags to the options that ``train`` is called with, in an empty folder."""
+    train = Mock(return_value={"best_AP": 0.5})
+    monkeypatch.setattr(train_command, "train", train)
+    monkeypatch.chdir(tmp_path)
+
+    def options(*flags):
+        assert call("train", *flags) == 0
+        return train.call_args.args[0]
+
+    return options
 
 
-def test_flags_reach_the_options(monkeypatch):
+def test_flags_reach_the_options(options_of):
     options = options_of(
-        monkeypatch,
         *("--data", "d", "--model", "fsaf_r18_sepc", "--train-split", "a", "--val-split", "b"),
         *("--epochs", 3, "--batch-size", 5, "--image-size", 64, 96, "--opt", "lamb", "--lr", 0.1),
         *("--model-kwargs", "channels=16", "anchors.ratios=(1.0,2.0)", "anchors.octaves=1"),
@@ -196,31 +215,36 @@ def test_flags_reach_the_options(monkeypatch):
     )
 
 
-def test_flags_that_are_not_given_leave_the_defaults(monkeypatch):
-    options = options_of(monkeypatch, "--data", "d", "--model", "fsaf_r18_sepc")
+def test_flags_that_are_not_given_leave_the_defaults(options_of):
+    options = options_of("--data", "d", "--model", "fsaf_r18_sepc")
     assert options == TrainOptions("d", "fsaf_r18_sepc", "runs/fsaf_r18_sepc")
 
 
+def test_a_run_without_a_folder_of_its_own_gets_a_new_one(options_of):
+    flags = ("--data", "d", "--model", "fsaf_r18_sepc")
+    for output in ("runs/fsaf_r18_sepc", "runs/fsaf_r18_sepc-2", "runs/fsaf_r18_sepc-3"):
+        assert options_of(*flags).output == output
+        Path(output).mkdir(parents=True)
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--freeze-bn", True), ("--no-freeze-bn", False)])
-def test_frozen_batch_norm_is_a_choice(flag, value, monkeypatch):
-    options = options_of(monkeypatch, "--data", "d", "--model", "m", flag)
+def test_frozen_batch_norm_is_a_choice(flag, value, options_of):
+    options = options_of("--data", "d", "--model", "m", flag)
     assert options.freeze_bn is value
 
 
-def test_a_folder_is_a_model_to_start_from(model, monkeypatch):
-    options = options_of(monkeypatch, "--data", "d", "--model", model)
+def test_a_folder_is_a_model_to_start_from(model, options_of):
+    options = options_of("--data", "d", "--model", model)
     assert options.model == f"local-dir:{model}"
     assert options.output == "runs/model"
 
 
-def test_without_arguments_train_shows_itself_on_shapes(tmp_path, monkeypatch, capsys):
+def test_without_arguments_train_shows_itself_on_shapes(options_of, monkeypatch, capsys):
     written = []
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_command, "write_shapes", written.append)
-    options = options_of(monkeypatch)
-    assert [str(path) for path in written] == [options.data] == ["runs/demo/data"]
-    assert options.cpu
-    assert options.output == "runs/demo/run"
+    options = options_of()
+    assert [str(path) for path in written] == [options.data]
+    assert {Path(path).parts[0] for path in (options.data, options.output)} == {"runs"}
     assert "writing a small data set" in capsys.readouterr().out
 
 
@@ -254,6 +278,8 @@ def test_flags_that_do_not_fit_are_wrong_usage(flags, capsys):
         (("--opt", "bogus"), "no optimizer 'bogus'"),
         (("--batch-size", 0), "batch_size is 0"),
         (("--model-kwargs", "chanels=16"), "chanels"),
+        (("--model-kwargs", "neck=1", "neck.blocks=2"), "neck has a value already"),
+        (("--hflip", 2), "hflip is 2.0"),
         (("--train-split", "bogus"), "bogus"),
         (("--backbone-checkpoint", "missing.safetensors"), "missing.safetensors"),
         (("--image-size", 64, 32), "image_size"),
@@ -297,14 +323,15 @@ def test_a_folder_that_holds_no_run_cannot_be_resumed(tmp_path, capsys):
 
 
 @pytest.fixture
-def validation(model, shapes, tmp_path):
+def validation(model, shapes, tmp_path, capsys):
     """The folder that ``validate`` left."""
     flags = ("--split", "val", "--workers", 0, "--cpu", "--output", tmp_path / "validation")
     assert call("validate", "--model", model, "--data", shapes, *flags) == 0
+    assert "4 images" in capsys.readouterr().out
     return tmp_path / "validation"
 
 
-def test_validate_writes_metrics_and_detections(validation, capsys):
+def test_validate_writes_metrics_and_detections(validation):
     metrics = json.loads((validation / "metrics.json").read_text())
     assert list(metrics) == [*METRIC_KEYS, "per_class"]
     assert list(metrics["per_class"]) == SHAPES
@@ -312,7 +339,6 @@ def test_validate_writes_metrics_and_detections(validation, capsys):
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
     assert {row["image_id"] for row in results} == {1, 2, 3, 4}
     assert {row["category_id"] for row in results} <= {1, 2, 3, 4}
-    assert "4 images" in capsys.readouterr().out
 
 
 def test_saved_detections_give_the_same_metrics(validation, shapes, tmp_path):
@@ -321,6 +347,21 @@ def test_saved_detections_give_the_same_metrics(validation, shapes, tmp_path):
     again = json.loads((tmp_path / "metrics.json").read_text())
     assert again == json.loads((validation / "metrics.json").read_text())
     assert again["AR100"] > 0
+
+
+@pytest.mark.parametrize("flags", [("--batch-size", 0), ("--workers", -1), ("--amp", "fp8")])
+def test_flags_of_validate_that_do_not_fit_are_wrong_usage(flags, model, shapes, capsys):
+    with pytest.raises(SystemExit) as end:
+        call("validate", "--model", model, "--data", shapes, *flags)
+    assert end.value.code == 2
+    assert_refused(capsys, flags[0])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_validate_refuses_fp16_on_the_cpu(model, shapes, tmp_path, capsys):
+    flags = ("--data", shapes, "--output", tmp_path / "out", "--amp", "fp16")
+    assert call("validate", "--model", model, *flags) == 2
+    assert_refused(capsys, "--amp fp16 needs a GPU")
 
 
 GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}

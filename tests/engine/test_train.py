@@ -290,19 +290,20 @@ def test_a_folder_without_a_run_cannot_be_resumed(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_from_outside_ends_a_process_with_its_status(shapes, tmp_path):
-    values = {"data": shapes, "model": "retinanet_mnv4s_pconv", "output": tmp_path / "run"}
-    flags = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_process_group_ends_in_a_saved_run(number, status, shapes, tmp_path):
+    """As a terminal, ``timeout`` and Slurm send it: the workers get it too."""
+    flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", tmp_path / "run"]
     flags += ["--model-kwargs", "channels=16", "--image-size", "64", "64", "--epochs", "500"]
     script = "import sys; from sepc_zoo.commands import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "train", *flags, "--workers", "0", "--cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", script, "train", *flags, "--workers", "2", "--cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "log.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.terminate()
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == status
     assert f"go on with --resume {tmp_path / 'run'}" in errors
     assert "Traceback" not in errors
 
@@ -374,7 +375,9 @@ def test_the_input_asked_for_travels_with_the_model(shapes, tmp_path):
 
 
 def test_bf16_trains_on_the_cpu(shapes, tmp_path):
-    train(options(shapes, tmp_path, model="retinanet_mnv4s_sepc_lite", amp="bf16", max_steps=1))
+    # not smaller: oneDNN's bf16 gradient of a strided convolution over one cell is garbage
+    changes = {"image_size": (128, 128), "amp": "bf16", "max_steps": 1}
+    train(options(shapes, tmp_path, model="retinanet_mnv4s_sepc_lite", **changes))
     weights = load_model(tmp_path / "last").state_dict()
     assert all(v.isfinite().all() and v.dtype != torch.bfloat16 for v in weights.values())
 
@@ -481,9 +484,22 @@ def test_columns_of_a_run_that_never_saved_are_not_taken_over(shapes, tmp_path):
         ("save_interval", 0),
         ("val_interval", 0),
         ("workers", -1),
-        ("freeze_stages", -1),
+        ("freeze_stages", 5),
+        ("hflip", 1.5),
+        ("lr", math.nan),
+        ("weight_decay", -0.1),
+        ("clip_grad", 0.0),
+        ("seed", -1),
+        ("scale", (2.0, 1.0)),
+        ("scale", (0.0, 1.0)),
     ],
 )
-def test_a_count_that_makes_no_sense_is_refused(name, value):
-    with pytest.raises(ConfigError, match=f"{name} is {value}"):
+def test_a_number_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(ConfigError, match=re.escape(f"{name} is {value}")):
         options("data", "run", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["chanels", "label_names", "weights", "pretrained", "name"])
+def test_what_is_not_the_models_to_choose_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"model_kwargs has \['{name}'\]"):
+        options("data", "run", model_kwargs={name: 1})

@@ -76,3 +76,12 @@ def test_autocast_gives_what_a_convolution_gives(case):
     with torch.autocast("cpu", torch.bfloat16):
         y = deform_conv2d(x, no_offset(x, 1, 1), weight, bias, 1, 1)
         assert y.dtype == F.conv2d(x, weight, bias, 1, 1).dtype == torch.bfloat16
+
+
+def test_an_offset_of_nan_gives_nan_in_its_place_alone():
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    offset = torch.zeros(1, 18, 8, 8)
+    offset[0, 3, 2, 5] = torch.nan
+    y = deform_conv2d(x, offset, weight, None, stride=1, padding=1)
+    assert y[0, :, 2, 5].isnan().all()
+    assert y.isnan().sum() == 4
