@@ -1,4 +1,4 @@
-"""torch.hub entry point: ``torch.hub.load(repo, "detector", "retinanet_r50_sepc", num_classes=3)``."""
+"""torch.hub: ``torch.hub.load(repo, "detector", "retinanet_r50_sepc", num_classes=3)``."""
 
 from sepc_zoo import create_model as detector  # noqa: F401
 
