@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json
@@ -46,9 +46,9 @@ def save_model(model: Detector, directory: str | Path) -> Path:
     """
     directory = Path(directory)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(
-        directory / WEIGHTS_FILE, lambda path: save_file(state, path, {"format": "pt"})
-    )
+    # Not save_file, which leaves a file that nobody else may read.
+    weights = save(state, {"format": "pt"})
+    write_atomically(directory / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
     write_json(directory / CONFIG_FILE, config_to_json(model.config))
     card = model_card(model.config)
     write_atomically(directory / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))

@@ -221,3 +221,8 @@ def test_a_name_of_no_repository_is_refused_without_asking(name):
 def test_offline_without_a_cache_says_so(tmp_path):
     with pytest.raises(HubError, match="not in the cache"):
         create_model("hf-hub:org/name", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_every_file_of_a_model_folder_has_the_usual_permissions(folder):
+    (folder / "plain").touch()
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1

@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_SECONDS = 60
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
@@ -43,14 +44,20 @@ class Interrupt:
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let workers go on under a signal to the whole process group (``timeout``, Slurm).
+    """Let workers outlive a signal to the whole process group (``timeout``, Slurm).
 
-    The step that is being finished needs them; they end with the process that started them.
+    The step that is being finished needs them. The run ends them itself; should it not come to
+    that, they go at a second SIGTERM or after ``GRACE_SECONDS``, as nobody can wait for them.
     """
-    loader.worker_init_fn = _ignore_signals
+    loader.worker_init_fn = _shield
     return loader
 
 
-def _ignore_signals(_: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _shield(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _allow_grace)
+
+
+def _allow_grace(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.alarm(GRACE_SECONDS)
