@@ -5,6 +5,7 @@ it needs no table of names, so that a registered row of one user loads on the ma
 """
 
 import dataclasses
+import json
 import math
 import re
 import types
@@ -108,6 +109,11 @@ class WeightsConfig:
         )
 
 
+def without_credit(weights: WeightsConfig) -> WeightsConfig:
+    """The input that weights expect, without the claim to be the published ones."""
+    return dataclasses.replace(weights, tag="", dataset="", license="", source="", authors_ap=None)
+
+
 @dataclass(frozen=True)
 class DetectorConfig:
     """All there is to know of a detector but its weights."""
@@ -138,6 +144,10 @@ class DetectorConfig:
         _require(outputs <= 10**6, f"{outputs} classes times anchors of a cell; 1e6 at most")
         _require(1 <= self.channels <= 8192, f"channels {self.channels} not in 1..8192")
         _require(0 <= self.stacked_convs <= 32, f"stacked_convs {self.stacked_convs} not in 0..32")
+        try:
+            json.dumps([self.backbone_kwargs, self.method_kwargs])
+        except TypeError as error:
+            raise ConfigError(f"backbone_kwargs and method_kwargs: {error}") from error
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
             _require(

@@ -107,7 +107,7 @@ def coco_results(
         ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score`` of each. Boxes
         are rounded no more than float32 does it, scores not at all: either would move AP.
     """
-    boxes = box_convert(detections["boxes"].double(), "xyxy", "xywh").tolist()
+    boxes = box_convert(detections["boxes"].cpu().double(), "xyxy", "xywh").tolist()
     found = zip(boxes, detections["scores"].tolist(), detections["labels"].tolist(), strict=True)
     return [
         {

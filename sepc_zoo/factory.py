@@ -1,11 +1,13 @@
 """create_model: from a name to a detector."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sepc_zoo import hub
-from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override
+from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
 from sepc_zoo.methods import METHODS
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.zoo import model_config, with_classes
@@ -56,9 +58,15 @@ def create_model(
     )
     known = model_config(name) if folder is None else hub.read_config(folder)
     changes = dict(config_overrides)
+    fixed = sorted({"architecture", "method", "backbone"} & set(changes))
+    if fixed:
+        raise ConfigError(f"{fixed}: it is the name of the model that says this, not an override")
     if backbone_kwargs:
         changes["backbone_kwargs"] = {**known.backbone_kwargs, **backbone_kwargs}
-    config = override(with_classes(known, num_classes, label_names), changes)
+    base = with_classes(known, num_classes, label_names)
+    if folder is None or changes or base != known:
+        base = replace(base, weights=without_credit(base.weights))
+    config = override(base, changes)
     try:
         model = build(config, pretrained_backbone=pretrained_backbone and folder is None)
     except OSError as error:
@@ -79,10 +87,12 @@ def load_model(source: str | Path, **kwargs: Any) -> Detector:
     Args:
         kwargs: of ``create_model``.
     """
-    prefix = hub.LOCAL_PREFIX if Path(source).expanduser().is_dir() else hub.HUB_PREFIX
     name = str(source)
-    has_prefix = name.startswith((hub.LOCAL_PREFIX, hub.HUB_PREFIX))
-    return create_model(name if has_prefix else prefix + name, **kwargs)
+    if not name.startswith((hub.LOCAL_PREFIX, hub.HUB_PREFIX)):
+        is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@.+)?", name) is not None
+        is_folder = Path(source).expanduser().is_dir() or not is_hub_id
+        name = (hub.LOCAL_PREFIX if is_folder else hub.HUB_PREFIX) + name
+    return create_model(name, **kwargs)
 
 
 def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sepc_zoo.factory import build
-from sepc_zoo.hub import read_config
-from sepc_zoo.zoo import AUTHORS_WEIGHTS, model_config, neck_name
+from sepc_zoo.hub import find_model, read_config
+from sepc_zoo.zoo import AUTHORS_WEIGHTS, is_model, model_config, neck_name
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ def model_info(name: str) -> ModelInfo:
         UnknownModelError: the name builds no model.
         HubError: the folder is no model folder.
     """
-    if Path(name).is_dir():
-        config = read_config(Path(name))
-        authors_ap = config.weights.authors_ap
-    else:
+    if is_model(name):
         config = model_config(name)
         authors_ap = AUTHORS_WEIGHTS.get(config.architecture, (None,))[0]
+    else:
+        folder = Path(name) if Path(name).is_dir() else find_model(name, pretrained=False)
+        config = model_config(name) if folder is None else read_config(folder)
+        authors_ap = config.weights.authors_ap
     height, width = (-(-side // 32) * 32 for side in config.weights.image_size)
     model = build(config).to("meta")
     operations = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}

@@ -14,6 +14,7 @@ from torch import Tensor
 from sepc_zoo.config import DetectorConfig, WeightsConfig
 from sepc_zoo.ops.image import (
     ImageError,
+    high_byte,
     list_images,
     normalize_image,
     pad_and_stack,
@@ -21,6 +22,7 @@ from sepc_zoo.ops.image import (
     resize_image,
     resize_scale,
     resized_size,
+    rgb_of_pil,
 )
 
 
@@ -87,7 +89,7 @@ def _open_photo(source: Any) -> Photo:
     if isinstance(source, (str, Path)):
         return Photo(read_image(Path(source)), Path(source))
     if isinstance(source, Image.Image):
-        source = _from_pil(ImageOps.exif_transpose(source))
+        return Photo(_rgb(rgb_of_pil(ImageOps.exif_transpose(source))))
     if isinstance(source, np.ndarray):
         return Photo(_rgb(_from_array(source)))
     if isinstance(source, Tensor):
@@ -98,19 +100,15 @@ def _open_photo(source: Any) -> Photo:
     )
 
 
-def _from_pil(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
-        return (np.array(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8)
-    return np.array(image.convert("RGB"))
-
-
 def _from_array(array: np.ndarray) -> Tensor:
     tensor = torch.from_numpy(np.array(array, order="C"))  # a copy, as the array may be read-only
+    if tensor.ndim == 3 and tensor.shape[2] == 4:  # RGBA
+        tensor = tensor[:, :, :3]
     return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
 
 
 def _rgb(image: Tensor) -> Tensor:
-    """``(3, H, W)`` uint8 from one or three channels, uint8 or float in 0..1."""
+    """``(3, H, W)`` uint8 from one or three channels, uint8, uint16 or float in 0..1."""
     if image.ndim == 2:
         image = image[None]
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
@@ -124,6 +122,8 @@ def _rgb(image: Tensor) -> Tensor:
                 "a float image must lie in 0..1; give the photo, not a normalised input"
             )
         image = (image * 255).round().to(torch.uint8)
+    if image.dtype == torch.uint16:
+        image = high_byte(image)
     if image.dtype != torch.uint8:
-        raise ValueError(f"expected an image of uint8 or float in 0..1, got {image.dtype}")
+        raise ValueError(f"expected an image of uint8, uint16 or float in 0..1, got {image.dtype}")
     return image.expand(3, -1, -1)

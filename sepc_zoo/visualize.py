@@ -135,6 +135,7 @@ def _draw_tag(
     font: Any,
 ) -> None:
     """Caption on a plate of the box's colour, above the box or, without room, inside it."""
+    caption = " ".join(caption.splitlines())
     pad = max(2, round(font.size / 5))
     ascent, descent = font.getmetrics()
     width = round(draw.textlength(caption, font)) + 2 * pad

@@ -190,12 +190,13 @@ def list_models(
         names = {f"{m}_{b}_{n}" for m in METHODS for b in BACKBONES for n in NECKS}
         names |= set(_registered)
     wanted, unwanted = _patterns(filter) or ["*"], _patterns(exclude_filters)
-    return sorted(
-        name
-        for name in names
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in unwanted)
-    )
+    return sorted(n for n in names if _matches(n, wanted) and not _matches(n, unwanted))
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    """Whether a pattern fits the name, with its tag or without."""
+    names = (name, name.removesuffix(f".{AUTHORS_TAG}"))
+    return any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in patterns)
 
 
 def _patterns(patterns: str | Iterable[str]) -> list[str]:

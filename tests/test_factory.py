@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sepc_zoo
-from sepc_zoo.config import ConfigError
-from sepc_zoo.factory import create_model, load_backbone, load_model
+from sepc_zoo.config import ConfigError, override
+from sepc_zoo.factory import build, create_model, load_backbone, load_model
 from sepc_zoo.hub import HubError, save_model
 
 TINY = {"channels": 16, "neck": {"blocks": 1}}
@@ -132,7 +132,7 @@ def test_ids_follow_the_names_where_all_are_known():
         ({"label_names": [1, 2]}, "label_names"),
         ({"num_classes": 0}, "num_classes 0"),
         ({"chanels": 16}, "chanels"),
-        ({"method": "yolo"}, "yolo"),
+        ({"method": "fsaf"}, "method.*name of the model"),
         ({"method_kwargs": {"gama": 2.0}}, "method_kwargs of retinanet.*gama"),
         ({"method_kwargs": {"positive_iou": "half"}}, "positive_iou"),
         ({"backbone_kwargs": {"bogus": 1}}, "bogus"),
@@ -241,3 +241,19 @@ def test_a_plain_name_does_not_reach_the_network(monkeypatch):
 def test_a_model_in_float64_is_saved_as_it_is(tmp_path):
     save_model(tiny(num_classes=2).double(), tmp_path)
     assert load_file(tmp_path / "model.safetensors")["head.cls.weight"].dtype == torch.float64
+
+
+def test_only_the_published_weights_carry_the_credit_of_their_authors(tmp_path):
+    config = create_model("fsaf_r50_fpn.coco_1x", channels=16).config
+    assert config.weights.authors_ap is None
+    published = override(config, {"weights": {"authors_ap": 36.8, "tag": "coco_1x"}})
+    folder = save_model(build(published), tmp_path)
+    assert load_model(folder).config.weights.authors_ap == 36.8
+    for change in ({"num_classes": 3}, {"postprocess": {"iou_threshold": 0.6}}):
+        assert load_model(folder, **change).config.weights.authors_ap is None
+
+
+@pytest.mark.parametrize("source", ["runs/nope/best", "/nope", "./nope"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source):
+    with pytest.raises(HubError, match="no model folder"):
+        load_model(source)

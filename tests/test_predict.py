@@ -114,6 +114,15 @@ def test_every_kind_of_pixels_gives_the_same(model, photo, pixels):
     assert all(same(model.predict(kind), expected) for kind in kinds)
 
 
+def test_the_alpha_of_an_array_is_dropped(model, photo, pixels):
+    alpha = np.random.default_rng(0).integers(0, 256, (*SIZE, 1), dtype=np.uint8)
+    assert same(model.predict(np.concatenate([pixels, alpha], axis=2)), model.predict(photo))
+
+
+def test_an_array_of_16_bits_gives_its_high_byte(model, photo, pixels):
+    assert same(model.predict(pixels.astype(np.uint16) * 256 + 255), model.predict(photo))
+
+
 def test_gray_pixels_are_those_of_a_gray_photo(model, photo):
     gray = photo.convert("L")
     array = np.array(gray)
@@ -180,6 +189,17 @@ def test_an_unreadable_file_of_a_folder_is_told_and_the_others_are_done(model, p
     assert [f.image.name for f in found] == ["a.png", "c.png"]
 
 
+def test_a_damaged_file_of_a_folder_is_told_and_the_others_are_done(model, photo, tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        photo.save(tmp_path / name)
+    data = (tmp_path / "b.png").read_bytes()
+    pixels, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    (tmp_path / "b.png").write_bytes(data[:pixels] + bytes(end - pixels) + data[end:])
+    with pytest.warns(UserWarning, match=r"left out: .*b\.png"):
+        found = model.predict(tmp_path)
+    assert [f.image.name for f in found] == ["a.png", "c.png"]
+
+
 def test_an_unreadable_file_is_named(model, tmp_path):
     (tmp_path / "b.png").write_bytes(b"broken")
     for source in (tmp_path / "b.png", [tmp_path / "b.png"], tmp_path / "nowhere.png"):
@@ -195,15 +215,15 @@ def test_an_unreadable_file_is_named(model, tmp_path):
         ({"a": 1}, TypeError, "dict"),
         (torch.zeros(4, 8, 8), ValueError, r"1 or 3 channels, got \(4, 8, 8\)"),
         (torch.zeros(8), ValueError, "1 or 3 channels"),
-        (np.zeros((8, 8, 4), np.uint8), ValueError, "1 or 3 channels"),
+        (np.zeros((8, 8, 5), np.uint8), ValueError, "1 or 3 channels"),
         (np.zeros((3, 8, 8), np.uint8), ValueError, "an ndarray last"),
         (torch.zeros(8, 8, 3), ValueError, "channels first"),
         (torch.zeros(3, 0, 8), ValueError, "1 or 3 channels"),
         (torch.randn(3, 8, 8), ValueError, "0..1.*not a normalised input"),
         (torch.full((3, 8, 8), torch.nan), ValueError, "0..1"),
         (torch.full((3, 8, 8), 200.0), ValueError, "0..1"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "uint8 or float.*int64"),
-        (np.zeros((8, 8, 3), np.uint16), ValueError, "uint16"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "uint8, uint16 or float.*int64"),
+        (Image.new("F", (8, 8)), ValueError, "float samples"),
         (np.zeros((8, 8, 3), bool), ValueError, "bool"),
     ],
 )

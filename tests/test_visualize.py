@@ -67,6 +67,13 @@ def test_caption_is_kept_inside_the_picture(corner):
     assert tags[0][1] >= tags[1][1] - 9  # inside the box rather than above it
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+def test_a_line_break_in_a_caption_is_drawn_as_a_space(photo, line_break):
+    box = torch.tensor([[0.0, 30, 90, 60]])
+    broken = draw_boxes(photo, box, [f"red{line_break}cat"], [RED])
+    assert np.array_equal(broken, draw_boxes(photo, box, ["red cat"], [RED]))
+
+
 def test_captions_are_readable_on_any_class_color(photo):
     for label in range(20):
         drawn = draw_boxes(photo, torch.tensor([[0.0, 30, 90, 60]]), ["W"], [class_color(label)])

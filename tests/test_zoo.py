@@ -242,3 +242,7 @@ def test_a_model_is_normalised_as_its_backbone_was():
     assert model_config("fsaf_r50_sepc").weights.mean == (0.485, 0.456, 0.406)
     name = "efficientvit_b0"
     assert model_config(f"fsaf_{name}_sepc").weights.std == timm.get_pretrained_cfg(name).std
+
+
+def test_a_pattern_fits_published_names_without_their_tag():
+    assert zoo.list_models("fsaf_r50_sepc", pretrained=True) == ["fsaf_r50_sepc.coco_1x"]

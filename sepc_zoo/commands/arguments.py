@@ -10,6 +10,7 @@ import torch
 
 from sepc_zoo.config import ConfigError
 from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.hub import HubError
 from sepc_zoo.model.detector import Detector
 
 
@@ -63,6 +64,8 @@ def model_with_weights(source: str) -> Detector:
     """The model of a folder, a hub id, or a name whose published weights are loaded."""
     if Path(source).expanduser().is_dir() or ":" in source:
         return load_model(source)
+    if "/" in source:
+        raise HubError(f"{source}: no such folder; a model on the hub is hf-hub:org/name")
     return create_model(source, pretrained=True)
 
 

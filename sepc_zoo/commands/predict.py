@@ -8,8 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from sepc_zoo.commands.arguments import add_model_argument, best_device, model_with_weights
+from sepc_zoo.config import ConfigError
 from sepc_zoo.files import write_json
-from sepc_zoo.ops.image import ImageError, list_images
+from sepc_zoo.ops.image import IMAGE_SUFFIXES, ImageError, list_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     source, output = Path(args.source), Path(args.output)
     if not source.exists():
         raise ImageError(f"{source}: no such file or folder")
+    if source.resolve() == output.resolve():
+        raise ConfigError("--output is the folder of the photos; choose another")
     photos = list_images(source) if source.is_dir() else [source]
     if not photos:
         raise ImageError(f"{source}: no photos in this folder")
@@ -38,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
         except ImageError as error:
             unreadable.append(str(error))
             continue
-        found.save(output / f"{photo.stem}_boxes{photo.suffix}")
+        suffix = photo.suffix if photo.suffix.lower() in IMAGE_SUFFIXES else ".png"
+        found.save(output / f"{photo.stem}_boxes{suffix}")
         images.append({"id": image_id, "file_name": photo.name})
         results += found.to_coco(image_id)
         if len(photos) == 1:

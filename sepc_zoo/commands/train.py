@@ -26,10 +26,7 @@ DEMO: dict[str, Any] = {
     "model_kwargs": {"channels": 48, "anchors": {"base_scale": 2.0, "ratios": (1.0,)}},
     "image_size": (192, 192),
     "epochs": 16,
-    "opt": "adamw",
     "lr": 1e-3,
-    "sched": "cosine",
-    "clip_grad": 10.0,
     "val_interval": 4,
 }
 

@@ -12,19 +12,22 @@ from rich.console import Console
 from torchvision.ops import box_convert
 
 from sepc_zoo.commands.arguments import at_least, model_with_weights
+from sepc_zoo.config import ConfigError
 from sepc_zoo.data import Annotations, DataError, make_target, read_data
 from sepc_zoo.engine.accelerator import make_accelerator
 from sepc_zoo.engine.evaluate import CocoMetrics, metrics_table
+from sepc_zoo.engine.log import told_dropped
 from sepc_zoo.engine.validate import validate_model, validation_loader
 from sepc_zoo.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    parser.add_argument(
         "--model", metavar="NAME_OR_DIR", help="model folder, hf-hub:org/repo or published name"
     )
-    what.add_argument("--from-json", metavar="FILE", help="detections in COCO's results format")
+    parser.add_argument(
+        "--from-json", metavar="FILE", help="detections in COCO's results format, in its stead"
+    )
     parser.add_argument("--data", required=True, metavar="DIR", help="data set, COCO or VOC")
     parser.add_argument("--split", default="val", help="%(default)s")
     parser.add_argument("--output", default="validation", metavar="DIR", help="%(default)s")
@@ -41,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
+    if args.model is None and args.from_json is None:
+        raise ConfigError("--model or --from-json is missing")
     if args.from_json is not None:
         annotations = read_data(args.data, args.split, None, args.drop_bad_boxes)
         metrics = evaluate_file(Path(args.from_json), annotations)
@@ -56,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         write_json(output / "detections.json", results, indent=None)
     write_json(output / "metrics.json", metrics)
-    for line in annotations.dropped:
-        print(f"left out: {line}")
+    for line in told_dropped(annotations):
+        print(line)
     Console().print(metrics_table(metrics))
     print(f"{len(annotations.records)} images; metrics.json is in {output}")
     return 0

@@ -200,15 +200,14 @@ def _label_table(
     """The name and the category id of each label."""
     categories = sorted(categories, key=lambda category: category["id"])
     names = [category["name"] for category in categories]
-    # The file may have one name twice, which is no obstacle as long as nothing is found by name.
-    if label_names is None or list(label_names) == names:
-        return names, [category["id"] for category in categories]
-    id_of = {category["name"]: category["id"] for category in categories}
     problems += [
         f"{file_name}: two categories are named {name!r}"
         for name in find_duplicates(names)
-        if name in label_names
+        if label_names is None or name in label_names
     ]
+    if label_names is None:
+        return names, [category["id"] for category in categories]
+    id_of = {category["name"]: category["id"] for category in categories}
     return label_names, [id_of.get(name) for name in label_names]
 
 

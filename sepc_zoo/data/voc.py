@@ -29,12 +29,13 @@ def read_voc(
 ) -> Annotations:
     """Read one split of a folder in the Pascal VOC layout.
 
-    Labels follow the sorted names of all files in ``Annotations`` (so that all splits agree), or
-    ``label_names``; the category ids are 1...K. VOC's pixel indices count from 1 and include the
-    last, so a box becomes ``(xmin - 1, ymin - 1, xmax, ymax)``. Objects marked ``difficult`` become
-    ``iscrowd`` 1: VOC's evaluation neither rewards nor punishes finding them. An image's id is its
-    position in the split file, from 1. With ``drop_bad_boxes``, boxes that are empty, outside their
-    image or not finite are left out.
+    The data set's classes are the sorted names of all files in ``Annotations``, so that all splits
+    agree, and their category ids count from 1. Labels follow them, or ``label_names``; names that
+    the data set does not have get the category id None. VOC's pixel indices count from 1 and
+    include the last, so a box becomes ``(xmin - 1, ymin - 1, xmax, ymax)``. Objects marked
+    ``difficult`` become ``iscrowd`` 1: VOC's evaluation neither rewards nor punishes finding them.
+    An image's id is its position in the split file, from 1. With ``drop_bad_boxes``, boxes that are
+    empty, outside their image or not finite are left out.
 
     Raises:
         DataError: no such split, or lists every broken image file and every broken entry.
@@ -45,12 +46,12 @@ def read_voc(
         f"ImageSets/Main/{split}.txt: {stem} is there twice" for stem in find_duplicates(stems)
     ]
     paths = {stem: root / "Annotations" / f"{stem}.xml" for stem in stems}
-    everywhere = (root / "Annotations").glob("*.xml") if label_names is None else []
+    everywhere = (root / "Annotations").glob("*.xml")
     trees = _parse_all(sorted({*paths.values(), *everywhere}), problems)
-    if label_names is None:
-        objects = (entry for tree in trees.values() for entry in tree.findall("object"))
-        label_names = sorted({_text(entry, "name") for entry in objects} - {""})
-
+    objects = (entry for tree in trees.values() for entry in tree.findall("object"))
+    names = sorted({_text(entry, "name") for entry in objects} - {""})
+    id_of = {name: category_id for category_id, name in enumerate(names, start=1)}
+    label_names = names if label_names is None else label_names
     label_of = {name: label for label, name in enumerate(label_names)}
     files = _files_by_stem(root / "JPEGImages")
     images = []
@@ -64,7 +65,7 @@ def read_voc(
         size = _read_size(tree, where, problems)
         boxes = _list_boxes(tree, label_of, where, problems)
         images.append(ListedImage(image_id, _choose_file(files[stem], tree), size, boxes))
-    category_ids = range(1, len(label_names) + 1)
+    category_ids = [id_of.get(name) for name in label_names]
     return build_annotations(images, label_names, category_ids, problems, drop_bad_boxes)
 
 

@@ -36,6 +36,7 @@ class Progress:
 def save_state(accelerator: Accelerator, run: Path) -> None:
     """Save all that ``accelerator`` holds; at every moment one whole state is there."""
     accelerator.save_state(str(run / NEW_STATE))
+    accelerator.wait_for_everyone()  # each process writes its random state into the folder
     if accelerator.is_main_process:
         if (run / STATE).exists():
             shutil.rmtree(run / OLD_STATE, ignore_errors=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch import distributed as dist
@@ -82,7 +83,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for keys in (METRIC_KEYS[:6], METRIC_KEYS[6:]):
         grid.add_row(_table(*keys, rows=[[_figure(metrics[key]) for key in keys]]))
     rows = [
-        [name, *(_figure(figures[key]) for key in CLASS_METRIC_KEYS)]
+        [escape(name), *(_figure(figures[key]) for key in CLASS_METRIC_KEYS)]
         for name, figures in metrics["per_class"].items()
     ]
     grid.add_row(_table("class", *CLASS_METRIC_KEYS, rows=rows))

@@ -1,20 +1,24 @@
 """What a run says: a progress bar for people, a CSV file for programs."""
 
 import csv
-import resource
+import io
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from sepc_zoo.data import Annotations
 from sepc_zoo.files import write_atomically
 
 AP_KEYS = ("AP", "AP50", "AP75")
+SHOWN_DROPPED = 20
 
 
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
@@ -28,9 +32,12 @@ class Log:
     Only the main process writes and shows anything.
     """
 
-    def __init__(self, path: Path, total_steps: int, processes: int, is_main: bool) -> None:
-        self.path, self.processes, self.is_main = path, processes, is_main
-        self.bar = progress_bar(total=total_steps, desc="train", unit="step", disable=not is_main)
+    def __init__(self, path: Path, total_steps: int, processes: int, device: torch.device) -> None:
+        self.path, self.processes, self.device = path, processes, device
+        self.is_main = PartialState().is_main_process
+        self.bar = progress_bar(
+            total=total_steps, desc="train", unit="step", disable=not self.is_main
+        )
         self.restart()
 
     def restart(self) -> None:
@@ -52,14 +59,15 @@ class Log:
             return
         terms = {name: (total / self._steps).item() for name, total in self._sums.items()}
         speed = self._images / (time.perf_counter() - self._start)
+        memory = memory_held(self.device)
         self._append(
             {"step": step, "epoch": epoch, "lr": lr, "loss": sum(terms.values())}
             | terms
-            | {"images_per_second": speed, "memory_gib": peak_memory()}
+            | {"images_per_second": speed, "memory_gib": memory}
             | dict.fromkeys(AP_KEYS, "")
         )
         shown = {name: f"{value:.3g}" for name, value in terms.items()}
-        self.bar.set_postfix(shown | {"img/s": f"{speed:.1f}", "GiB": f"{peak_memory():.1f}"})
+        self.bar.set_postfix(shown | {"img/s": f"{speed:.1f}", "GiB": f"{memory:.1f}"})
         self.restart()
 
     def write_ap(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
@@ -95,12 +103,22 @@ class Log:
 
 
 def _csv(rows: list[list[Any]]) -> str:
-    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
-def peak_memory() -> float:
-    """Most memory in GiB that this process has held: of its GPU, or where it has none, of all."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def memory_held(device: torch.device) -> float:
+    """Memory in GiB: the most that was held of a GPU, or what this process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def told_dropped(annotations: Annotations) -> list[str]:
+    """What is to be said of boxes that the reader left out: how many, and the first of them."""
+    count = len(annotations.dropped)
+    if not count:
+        return []
+    first = [f"  {line}" for line in annotations.dropped[:SHOWN_DROPPED]]
+    return [f"left out {count} boxes" + (", the first:" if count > len(first) else ":"), *first]

@@ -13,9 +13,13 @@ from torch import nn
 from sepc_zoo.config import ConfigError, DetectorConfig
 from sepc_zoo.model.backbone import Backbone
 from sepc_zoo.model.detector import Detector
+from sepc_zoo.zoo import BACKBONES
 
 SCHEDULES = ("multistep", "cosine")
 SGD = ("sgd", "momentum")
+AUTHORS_BACKBONES = [
+    BACKBONES[name] for name in ("r18", "r34", "r50", "r101", "x101_32x4d", "x101_64x4d")
+]
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,12 @@ class Recipe:
 
 
 def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
-    """The authors' recipe for ResNets; AdamW with a cosine for all other backbones.
+    """The authors' recipe for their backbones; AdamW with a cosine for all others.
 
     Args:
         opt: another optimizer, which brings its own learning rate and decay.
     """
-    if config.backbone.startswith(("resnet", "resnext")):
+    if config.backbone in AUTHORS_BACKBONES:
         clip_grad = 10.0 if config.method == "fsaf" else 35.0
         with_norm = config.neck is not None and config.neck.norm
         recipe = Recipe(batch_size=32 if with_norm else 16, clip_grad=clip_grad)

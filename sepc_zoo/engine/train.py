@@ -30,7 +30,7 @@ from sepc_zoo.data import (
 from sepc_zoo.engine.accelerator import make_accelerator
 from sepc_zoo.engine.checkpoint import Progress, load_state, save_state, saved_state
 from sepc_zoo.engine.interrupt import Interrupt, Interrupted, shield_workers
-from sepc_zoo.engine.log import Log
+from sepc_zoo.engine.log import Log, told_dropped
 from sepc_zoo.engine.optim import (
     Recipe,
     default_recipe,
@@ -275,6 +275,8 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
     val_data = read_data(
         options.data, options.val_split, model.config.label_names, options.drop_bad_boxes
     )
+    if not val_data.records:
+        raise TrainError(f"split {options.val_split!r} of {options.data} has no images")
     has_learned = (
         options.pretrained_backbone
         or options.backbone_checkpoint is not None
@@ -295,9 +297,7 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
     )
     total_steps = options.max_steps or recipe.epochs * len(loader)
     scheduler = make_scheduler(optimizer, recipe, lr, total_steps)
-    log = Log(
-        output / "log.csv", total_steps, accelerator.num_processes, accelerator.is_main_process
-    )
+    log = Log(output / "log.csv", total_steps, accelerator.num_processes, accelerator.device)
     progress = Progress()
     accelerator.register_for_checkpointing(scheduler, progress)
     if resume:
@@ -306,8 +306,10 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
     elif accelerator.is_main_process:
         write_options(options)
         log.path.unlink(missing_ok=True)  # of a run that ended before its first save
-    for line in (*train_data.dropped, *val_data.dropped):
-        log.say(f"left out: {line}")
+    for line in (*told_dropped(train_data), *told_dropped(val_data)):
+        log.say(line)
+    if not find_spec("matplotlib"):
+        log.say('no curves.png without matplotlib: pip install "sepc_zoo[plots]"')
     log.say(
         f"{model.config.architecture} for {model.config.num_classes} classes, on "
         f"{accelerator.device}: {len(train_data.records)} images to train on, "
@@ -336,8 +338,7 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
 
 def build_model(options: TrainOptions, data: Annotations) -> Detector:
     """The model for the classes of the data, with the input that the options ask for."""
-    weights: dict[str, Any] = {"tag": "", "source": "", "authors_ap": None}
-    weights["dataset"] = Path(options.data).resolve().name
+    weights: dict[str, Any] = {"dataset": Path(options.data).resolve().name}
     for name in ("image_size", "mean", "std"):
         if getattr(options, name) is not None:
             weights[name] = getattr(options, name)
@@ -345,6 +346,7 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
         options.model,
         label_names=data.label_names,
         category_ids=data.category_ids,
+        inclusive_boxes=False,  # targets are continuous, and so the model learns
         pretrained_backbone=options.pretrained_backbone,
         backbone_kwargs=options.backbone_kwargs,
         weights=weights,

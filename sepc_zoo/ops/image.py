@@ -23,6 +23,15 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".ti
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # from an EXIF orientation to upright
 TAIL_BYTES = 4096  # where the end marker is looked for before the whole file is decoded
 
 # Whatever PIL raises over a broken file: SyntaxError for PNG chunks, struct.error for TIFF tags ...
@@ -51,11 +60,11 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     frame.
 
     Raises:
-        ImageError: the file is missing, truncated or no image.
+        ImageError: the file is missing, damaged or no image, or has float samples.
     """
     with _naming(path):
         data = Path(path).read_bytes()
-        if data.startswith((JPEG_START, PNG_START)):
+        if data.startswith(JPEG_START):  # torchvision's PNG decoder crashes over damaged pixels
             try:
                 return _decode_with_torchvision(data)
             except (RuntimeError, AttributeError):
@@ -78,20 +87,40 @@ def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, 
 
 
 def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """``read_size``, and for JPEG and PNG a look whether the file is complete.
+    """``read_size``, and a look whether the file is complete.
 
-    Cheap enough for a whole data set: a file with the end marker in its last bytes passes, and only
-    one without it (where bytes were appended, or are missing) is decoded.
+    Cheap enough for a whole data set: a JPEG or PNG with the end marker in its last bytes passes;
+    one without it (where bytes were appended, or are missing) and other formats are decoded.
 
     Raises:
-        ImageError: the file is missing, truncated or no image.
+        ImageError: the file is missing, truncated or no image, or has float samples.
     """
     with _naming(path), open(path, "rb") as file, Image.open(file) as image:
         start = file.tell()  # PIL has read up to the pixels
         if not _has_end_marker(file, start):
             file.seek(start)
-            image.load()
+            rgb_of_pil(image)
         return _upright_size(image)
+
+
+def rgb_of_pil(image: Image.Image) -> Tensor:
+    """A PIL image of any mode as uint8 ``(3, H, W)`` RGB; ``read_image`` tells the conversions.
+
+    Raises:
+        ValueError: float samples, of which nobody knows what is black and what is white.
+    """
+    if image.mode == "F":
+        raise ValueError("an image of float samples (mode F); convert it to 8 bits first")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
+        return high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
+    if image.mode == "P":  # straight to RGB, PIL warns that a palette's transparency is lost
+        image = image.convert("RGBA")
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def high_byte(image: Tensor) -> Tensor:
+    """16-bit samples as uint8."""
+    return (image.to(torch.int32) >> 8).clamp(0, 255).to(torch.uint8)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -156,20 +185,20 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
 def _decode_with_torchvision(data: bytes) -> Tensor:
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     mode = torchvision.io.ImageReadMode.RGB
-    image = torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
-    return _high_byte(image) if image.dtype == torch.uint16 else image
+    return torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
 
 
 def _decode_with_pil(data: bytes) -> Tensor:
     with Image.open(io.BytesIO(data)) as file:
-        image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
-        return _high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+        return rgb_of_pil(_upright(file))
 
 
-def _high_byte(image: Tensor) -> Tensor:
-    return (image.to(torch.int32) >> 8).clamp(0, 255).to(torch.uint8)
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned by the same orientation as ``_upright_size``."""
+    if image.format == "TIFF":
+        return ImageOps.exif_transpose(image)
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -196,14 +225,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _has_end_marker(file: BinaryIO, start: int) -> bool:
-    """Whether a JPEG or PNG has its end marker in its last bytes; true for other formats.
+    """Whether a JPEG or PNG has its end marker in its last bytes; false for other formats.
 
     Before ``start`` there may be the end marker of a thumbnail.
     """
     file.seek(0)
     head = file.read(len(PNG_START))
     if not head.startswith((JPEG_START, PNG_START)):
-        return True
+        return False
     size = file.seek(0, os.SEEK_END)
     file.seek(max(start, size - TAIL_BYTES))
     return (PNG_END if head == PNG_START else JPEG_END) in file.read()

@@ -31,7 +31,9 @@ def select_detections(
     Returns:
         For each image ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` by falling score.
     """
-    num_classes = predictions.logits.shape[2]
+    images, _, num_classes = predictions.logits.shape
+    if len(image_sizes) != images:
+        raise ValueError(f"{len(image_sizes)} image_sizes for {images} images")
     candidates = _best_anchors(predictions, config.candidates_per_level)  # N, C
     rows = torch.arange(len(candidates), device=candidates.device)[:, None]
     scores = predictions.logits[rows, candidates].sigmoid()  # N, C, K
@@ -42,7 +44,8 @@ def select_detections(
     boxes, scores = boxes[image, candidate], scores[image, candidate, label]
     # Classes and images are told apart by an offset, too coarse for float32 with many of them.
     group = image * num_classes + label
-    keep = batched_nms(boxes.double(), scores.double(), group, config.iou_threshold)
+    precise = torch.float32 if boxes.device.type == "mps" else torch.float64  # Apple's has no more
+    keep = batched_nms(boxes.to(precise), scores.to(precise), group, config.iou_threshold)
     image = image[keep]
     found = [keep[image == i][: config.max_detections] for i in range(len(candidates))]
     return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]

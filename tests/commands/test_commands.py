@@ -531,3 +531,52 @@ def test_info_reads_a_model_folder(model, capsys):
 def test_info_of_an_unknown_name_tells_the_nearest(capsys):
     assert call("info", "fsaf_r50_spec") == 2
     assert_refused(capsys, "fsaf_r50_sepc")
+
+
+def test_a_photo_of_an_uncommon_format_gives_a_png(model, shapes, tmp_path):
+    Image.open(shapes / "val" / "000001.jpg").save(tmp_path / "photo.ppm")
+    assert (
+        call("predict", tmp_path / "photo.ppm", "--model", model, "--output", tmp_path / "o") == 0
+    )
+    assert (tmp_path / "o" / "photo_boxes.png").exists()
+
+
+def test_pictures_are_not_written_among_the_photos(model, photos, capsys):
+    assert call("predict", photos, "--model", model, "--output", photos) == 2
+    assert_refused(capsys, "--output")
+
+
+def test_info_takes_a_folder_with_its_prefix(model, capsys):
+    assert call("info", f"local-dir:{model}") == 0
+    assert "mobilenetv4_conv_small" in capsys.readouterr().out
+
+
+def test_detections_of_a_model_with_other_class_order_read_back_on_voc(tmp_path):
+    data = write_voc(tmp_path / "voc", {"a": "cat", "b": "dog"})
+    names = ["dog", "zebra", "cat"]
+    small = {"channels": 16, "neck": {"blocks": 1}, "weights": {"image_size": (64, 64)}}
+    folder = save_model(create_model("retinanet_r18_pconv", label_names=names, **small), tmp_path)
+    out, again = tmp_path / "out", tmp_path / "again"
+    where = ("--data", data, "--workers", 0)
+    assert call("validate", "--model", folder, "--cpu", "--output", out, *where) == 0
+    saved = [{"image_id": i, "category_id": i, "bbox": [8, 8, 20, 20], "score": 1} for i in (1, 2)]
+    (out / "perfect.json").write_text(json.dumps(saved))
+    assert call("validate", "--from-json", out / "perfect.json", "--output", again, *where) == 0
+    assert json.loads((again / "metrics.json").read_text())["AP"] == pytest.approx(1)
+    ids = {row["category_id"] for row in json.loads((out / "detections.json").read_text())}
+    assert ids <= {1, 2}
+
+
+def write_voc(root, images):
+    """A Pascal VOC folder with an object of 20 pixels in each image, the same place in all."""
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    for stem, name in images.items():
+        Image.new("RGB", (64, 64)).save(root / "JPEGImages" / f"{stem}.jpg")
+        box = "<xmin>9</xmin><ymin>9</ymin><xmax>28</xmax><ymax>28</ymax>"
+        objects = f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
+        size = "<size><width>64</width><height>64</height></size>"
+        text = f"<annotation><filename>{stem}.jpg</filename>{size}{objects}</annotation>"
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+    (root / "ImageSets" / "Main" / "val.txt").write_text("\n".join(images))
+    return root

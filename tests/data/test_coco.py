@@ -58,12 +58,19 @@ def test_a_box_of_a_category_that_is_not_among_the_names_is_a_problem(tmp_path):
     assert "annotations[0] (id 1): category 90 ('owl') is not among the 2 classes" in problem
 
 
-def test_two_categories_of_one_name_matter_only_where_names_are_looked_up(tmp_path):
-    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "cat"}]
-    write_data(tmp_path, [annotation(1, 1)], categories=categories)
-    names = read_coco(tmp_path, "train").label_names
-    assert read_coco(tmp_path, "train", label_names=names).records[0].labels.tolist() == [1]
-    assert "two categories are named 'cat'" in problems_of(tmp_path, label_names=["cat"])[0]
+TWO_CATS = [{"id": 0, "name": "cat"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+
+
+@pytest.mark.parametrize("label_names", [None, ["cat"], ["cat", "dog"]])
+def test_two_categories_of_one_name_are_a_problem(label_names, tmp_path):
+    write_data(tmp_path, [annotation(1, 1)], categories=TWO_CATS)
+    (problem,) = problems_of(tmp_path, label_names=label_names)
+    assert problem == "instances_train.json: two categories are named 'cat'"
+
+
+def test_two_categories_of_one_name_do_not_matter_where_the_name_is_not_asked_for(tmp_path):
+    write_data(tmp_path, [annotation(1, 2)], categories=TWO_CATS)
+    assert read_coco(tmp_path, "train", label_names=["dog"]).category_ids == (2,)
 
 
 def test_boxes_become_corners(tmp_path):

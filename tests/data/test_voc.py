@@ -54,12 +54,20 @@ def test_classes_are_those_of_all_splits(tmp_path):
     assert train.records[0].labels.tolist() == [1]
 
 
+def test_given_names_leave_the_category_ids_of_the_data_set(tmp_path):
+    write_image(tmp_path, "a", an_object("dog"))
+    write_image(tmp_path, "b", an_object("cat"))
+    write_split(tmp_path, "train", "a")
+    annotations = read_voc(tmp_path, "train", label_names=["dog", "yak", "cat"])
+    assert annotations.label_names == ("dog", "yak", "cat")
+    assert annotations.category_ids == (2, None, 1)
+
+
 def test_given_names_decide_the_labels(tmp_path):
     write_image(tmp_path, "a", an_object("dog"))
     write_split(tmp_path, "train", "a")
     annotations = read_voc(tmp_path, "train", label_names=["owl", "cat", "dog"])
     assert annotations.records[0].labels.tolist() == [2]
-    assert annotations.category_ids == (1, 2, 3)
     assert "category 'dog' is not among" in problems_of(tmp_path, label_names=["owl"])[0]
 
 

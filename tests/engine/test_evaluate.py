@@ -347,3 +347,12 @@ def test_table_shows_all_figures_and_classes(data):
     text = console.export_text()
     assert all(name in text for name in (*METRIC_KEYS, *NAMES))
     assert "-1" not in text
+
+
+def test_the_table_shows_class_names_as_they_are():
+    metrics = CocoMetrics().compute(["[/a]", "[red]"])
+    console = Console(width=120, record=True)
+    console.print(metrics_table(metrics))
+    text = console.export_text()
+    assert "[/a]" in text
+    assert "[red]" in text

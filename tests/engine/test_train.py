@@ -28,6 +28,7 @@ from sepc_zoo.engine.train import TrainError, TrainOptions, prepare, read_option
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.hub import save_model
 
+REPO = Path(__file__).parents[2]
 SHAPES = ("disc", "square", "triangle", "star")
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -445,7 +446,47 @@ def test_bad_boxes_are_left_out_and_told_only_where_asked(shapes, tmp_path, caps
     with pytest.raises(DataError):
         prepare(options(data, tmp_path / "run"))
     prepare(options(data, tmp_path / "run", drop_bad_boxes=True))
-    assert "left out: " in capsys.readouterr().out
+    assert "left out 1 boxes" in capsys.readouterr().out
+
+
+def test_a_validation_split_without_images_is_refused(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def clear(content):
+        content["images"].clear()
+        content["annotations"].clear()
+
+    edit_json(data / "annotations" / "instances_val.json", clear)
+    with pytest.raises((TrainError, DataError), match="no images"):
+        train(options(data, tmp_path / "run"))
+
+
+def test_a_fine_tuned_model_has_continuous_boxes_and_no_credit_for_published_weights(
+    shapes, tmp_path
+):
+    theirs = create_model("fsaf_r18_fpn", channels=16, stacked_convs=0, inclusive_boxes=True)
+    base = save_model(theirs, tmp_path / "base")
+    edit_json(base / "config.json", lambda c: c["pretrained_cfg"].update(authors_ap=40.0, tag="t"))
+    run = prepare(options(shapes, tmp_path / "run", model=f"local-dir:{base}", model_kwargs={}))
+    config = run.detector.config
+    assert not config.inclusive_boxes
+    assert (config.weights.authors_ap, config.weights.tag) == (None, "")
+
+
+@pytest.mark.slow
+def test_two_processes_train_save_and_validate(shapes, tmp_path):
+    flags = ["--data", shapes, "--model", "retinanet_mnv4s_ibn_pconv", "--output", tmp_path / "run"]
+    flags += ["--model-kwargs", "channels=16", "neck.blocks=1", "--image-size", 64, 64, "--cpu"]
+    flags += ["--batch-size", 2, "--workers", 0, "--epochs", 3, "--save-interval", 1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launcher, REPO / "scripts" / "train.py", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {f"random_states_{i}.pkl" for i in range(2)} <= {
+        file.name for file in (tmp_path / "run" / STATE).iterdir()
+    }
+    assert done.stdout.count("best AP") == 1  # only the main process speaks
 
 
 def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):

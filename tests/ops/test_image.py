@@ -1,9 +1,10 @@
 import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from sepc_zoo.ops.image import (
     ImageError,
@@ -16,6 +17,7 @@ from sepc_zoo.ops.image import (
     resize_image,
     resize_scale,
     resized_size,
+    rgb_of_pil,
 )
 
 HEIGHT, WIDTH = 48, 64
@@ -113,10 +115,42 @@ def test_the_size_as_stored_knows_no_exif(photo, tmp_path):
     assert read_size(tmp_path / "turned.jpg", upright=False) == (HEIGHT, WIDTH)
 
 
-def test_broken_exif_leaves_the_image_upright(photo, tmp_path):
-    photo.save(tmp_path / "odd.jpg", exif=b"Exif\x00\x00nonsense")
-    assert read_size(tmp_path / "odd.jpg") == (HEIGHT, WIDTH)
-    assert read_image(tmp_path / "odd.jpg").shape == (3, HEIGHT, WIDTH)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_broken_exif_leaves_the_image_upright(suffix, photo, tmp_path):
+    path = tmp_path / f"odd.{suffix}"
+    photo.save(path, exif=b"Exif\x00\x00nonsense")
+    assert read_size(path) == (HEIGHT, WIDTH)
+    assert read_image(path).shape == (3, HEIGHT, WIDTH)
+
+
+def test_an_orientation_in_xmp_alone_turns_neither_image_nor_size(photo, tmp_path):
+    xmp = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    photo.save(tmp_path / "xmp.png", pnginfo=info)
+    assert read_size(tmp_path / "xmp.png") == (HEIGHT, WIDTH)
+    assert read_image(tmp_path / "xmp.png").shape == (3, HEIGHT, WIDTH)
+
+
+def test_transparency_of_a_palette_is_dropped_without_a_warning(photo, tmp_path):
+    photo.quantize(16).save(tmp_path / "palette.png", transparency=bytes(range(16)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = read_image(tmp_path / "palette.png")
+    expected = np.asarray(photo.quantize(16).convert("RGB"))
+    assert torch.equal(read.permute(1, 2, 0), torch.from_numpy(expected.copy()))
+
+
+@pytest.mark.parametrize("function", [read_image, check_image])
+def test_a_file_of_float_samples_is_refused(function, tmp_path):
+    Image.new("F", (WIDTH, HEIGHT)).save(tmp_path / "float.tif")
+    with pytest.raises(ImageError, match=r"float\.tif: an image of float samples"):
+        function(tmp_path / "float.tif")
+
+
+def test_an_image_of_float_samples_is_refused():
+    with pytest.raises(ValueError, match="float samples"):
+        rgb_of_pil(Image.new("F", (WIDTH, HEIGHT)))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
@@ -129,7 +163,17 @@ def test_reading_a_truncated_file_is_an_error_that_names_it(suffix, kept, tmp_pa
         read_image(path)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_png_with_damaged_pixels_is_an_error_that_names_it(photo, tmp_path):
+    path = tmp_path / "damaged.png"
+    photo.save(path)
+    data = path.read_bytes()
+    pixels, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    path.write_bytes(data[:pixels] + bytes(end - pixels) + data[end:])
+    with pytest.raises(ImageError, match=r"damaged\.png: "):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
 def test_checking_finds_truncated_files(suffix, kept, tmp_path):
     path = tmp_path / f"short.{suffix}"
