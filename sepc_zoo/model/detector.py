@@ -121,9 +121,9 @@ class Detector(nn.Module):
         """What the model sees in photos, in eval mode.
 
         Args:
-            source: an image file, PIL image, ndarray ``(H, W, 3)``, ``(H, W, 4)`` or ``(H, W)``, or tensor
-                ``(3, H, W)`` or ``(1, H, W)``, uint8 or float in 0..1; or a folder, a list of
-                these or a tensor ``(N, 3, H, W)``, which give a list.
+            source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
+                ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0..1; or a folder, a
+                list of these or a tensor ``(N, 3, H, W)``, which give a list.
             score_threshold: least score of a detection; those under the config's
                 ``postprocess.score_threshold`` are gone before.
 
