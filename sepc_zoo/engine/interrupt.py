@@ -1,5 +1,7 @@
 """SIGINT and SIGTERM during a run: finish the step, save, say how to go on."""
 
+import atexit
+import multiprocessing
 import signal
 from types import FrameType
 from typing import Any
@@ -7,7 +9,6 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_SECONDS = 60
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
@@ -46,18 +47,20 @@ class Interrupt:
 def shield_workers(loader: DataLoader) -> DataLoader:
     """Let workers outlive a signal to the whole process group (``timeout``, Slurm).
 
-    The step that is being finished needs them. The run ends them itself; should it not come to
-    that, they go at a second SIGTERM or after ``GRACE_SECONDS``, as nobody can wait for them.
+    The step or validation that is being finished needs them; they end with this process.
     """
-    loader.worker_init_fn = _shield
+    loader.worker_init_fn = _ignore_signals
+    atexit.register(_kill_workers)
     return loader
 
 
-def _shield(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _allow_grace)
+def _ignore_signals(_: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _allow_grace(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    signal.alarm(GRACE_SECONDS)
+def _kill_workers() -> None:
+    """At exit Python would ask workers to end, which they ignore, and wait for them."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
