@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="COCO folder with a split train")
     parser.add_argument("--backbone-checkpoint", required=True, help="MobileNetV2 of timm")
     parser.add_argument("--steps", type=int, default=350)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
         "--models", nargs="*", default=[f"{m}_mnv2_{n}" for m in METHODS for n in NECKS]
     )
@@ -86,7 +87,7 @@ def learn(model: str, data: Path, args: argparse.Namespace, output: Path) -> dic
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         opt="adamw",
-        lr=1e-3,
+        lr=args.lr,
         weight_decay=0.0,
         sched="cosine",
         hflip=0.0,
@@ -99,7 +100,7 @@ def learn(model: str, data: Path, args: argparse.Namespace, output: Path) -> dic
     seconds = round(time.perf_counter() - start)
     figures = {key: f"{metrics[key]:.3f}" for key in ("AP", "AP50", "AP75")}
     print(model, figures, f"{seconds} s", flush=True)
-    return {"model": model, "steps": args.steps} | figures | {"seconds": seconds}
+    return {"model": model, "steps": args.steps, "lr": args.lr} | figures | {"seconds": seconds}
 
 
 def read_table() -> list[dict[str, Any]]:
