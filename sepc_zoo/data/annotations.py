@@ -82,22 +82,31 @@ class ListedImage(NamedTuple):
     boxes: list[ListedBox]
 
 
+class Listing(NamedTuple):
+    """A split as its annotation files have it, unchecked: what every reader returns."""
+
+    images: list[ListedImage]
+    label_names: Sequence[str]  # the data set's own classes
+    category_ids: Sequence[int | None]  # its own ids of them
+    problems: list[str]  # one line per file or entry that could not be listed
+    source: str = ""  # what names the classes, for messages
+
+
 def build_annotations(
-    images: Sequence[ListedImage],
-    label_names: Sequence[str],
-    category_ids: Sequence[int | None],
-    problems: Iterable[str] = (),
+    listing: Listing,
+    label_names: Sequence[str] | None = None,
     drop_bad_boxes: bool = False,
 ) -> Annotations:
     """Check what a reader has listed, clip the boxes to their images and make records of it.
 
-    ``problems`` are those that the reader itself has met. With ``drop_bad_boxes``, boxes that are
-    empty, outside their image or not finite are left out and told in ``dropped``.
+    Labels follow ``label_names``, found by name, or the data set's own order. Names that it does
+    not have get the category id None. With ``drop_bad_boxes``, boxes that are empty, outside their
+    image or not finite are left out and told in ``dropped``.
 
     Raises:
         DataError: with every problem of the reader's, the image files' and the boxes'.
     """
-    problems = list(problems)
+    images, label_names, category_ids, problems, _ = relabel(listing, label_names)
     with ThreadPoolExecutor() as pool:
         checks = list(pool.map(_check_file, images))
     problems += [problem for _, problem in checks if problem]
@@ -118,6 +127,35 @@ def build_annotations(
     sizes = [size for size, _ in checks if size is not None]
     records = _make_records(images, sizes, kept)
     return Annotations(records, tuple(label_names), tuple(category_ids), tuple(bad_boxes))
+
+
+def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
+    """The same images with labels that follow ``label_names``; None where a box has no such class.
+
+    Two classes of one name are a problem, as boxes of the one would be taken for the other's.
+    """
+    names = listing.label_names if label_names is None else label_names
+    problems = listing.problems + [
+        f"{listing.source}: two classes are named {name!r}"
+        for name in find_duplicates(listing.label_names)
+        if name in names
+    ]
+    if label_names is None:
+        return listing._replace(problems=problems)
+    id_of = dict(zip(listing.label_names, listing.category_ids, strict=True))
+    label_of = {name: label for label, name in enumerate(names)}
+    new_label = [label_of.get(name) for name in listing.label_names]
+    images = [
+        image._replace(
+            boxes=[
+                box if box.label is None else box._replace(label=new_label[box.label])
+                for box in image.boxes
+            ]
+        )
+        for image in listing.images
+    ]
+    ids = [id_of.get(name) for name in names]
+    return listing._replace(images=images, label_names=names, category_ids=ids, problems=problems)
 
 
 def find_duplicates(keys: Iterable[Hashable]) -> list[Hashable]:

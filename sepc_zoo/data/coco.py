@@ -12,6 +12,7 @@ from sepc_zoo.data.annotations import (
     DataError,
     ListedBox,
     ListedImage,
+    Listing,
     build_annotations,
     find_duplicates,
 )
@@ -39,17 +40,28 @@ def read_coco(
 ) -> Annotations:
     """Read one split of a folder in the COCO layout; the split "train" finds ``train2017`` too.
 
-    An exact match goes before a longer name. For the rest see ``read_coco_file``.
+    For the rest see ``read_coco_file``.
 
     Raises:
         DataError: no such split, more than one that could be meant, or broken files or entries.
+    """
+    return build_annotations(list_coco(root, split), label_names, drop_bad_boxes)
+
+
+def list_coco(root: str | os.PathLike[str], split: str) -> Listing:
+    """One split of a folder in the COCO layout, unchecked; "train" finds ``train2017`` too.
+
+    An exact match goes before a longer name.
+
+    Raises:
+        DataError: no such split, or more than one that could be meant.
     """
     root = Path(root)
     name = _choose(split, coco_splits(root), f"{root / 'annotations'}: {PREFIX}", ".json")
     folders = [path.name for path in root.iterdir() if path.is_dir()]
     folder = name if name in folders else _choose(split, folders, f"{root}{os.sep}", os.sep)
     json_path = root / "annotations" / f"{PREFIX}{name}.json"
-    return read_coco_file(json_path, root / folder, label_names, drop_bad_boxes)
+    return list_coco_file(json_path, root / folder)
 
 
 def read_coco_file(
@@ -69,10 +81,23 @@ def read_coco_file(
     Raises:
         DataError: lists every broken image file and every broken entry.
     """
+    return build_annotations(list_coco_file(json_path, image_folder), label_names, drop_bad_boxes)
+
+
+def list_coco_file(
+    json_path: str | os.PathLike[str], image_folder: str | os.PathLike[str]
+) -> Listing:
+    """A COCO instances file, unchecked.
+
+    Raises:
+        DataError: it is no such file.
+    """
     json_path = Path(json_path)
     problems: list[str] = []
     images, categories, annotations = _read_tables(json_path, problems)
-    names, category_ids = _label_table(categories, label_names, json_path.name, problems)
+    categories = sorted(categories, key=lambda category: category["id"])
+    names = [category["name"] for category in categories]
+    category_ids = [category["id"] for category in categories]
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     category_text = {c["id"]: f"{c['id']} ({c['name']!r})" for c in categories}
 
@@ -92,7 +117,7 @@ def read_coco_file(
             listed[image_id].boxes.append(box)
         else:
             problems.append(f"{where}: {problem}")
-    return build_annotations(list(listed.values()), names, category_ids, problems, drop_bad_boxes)
+    return Listing(list(listed.values()), names, category_ids, problems, json_path.name)
 
 
 def write_coco(annotations: Annotations, json_path: str | Path) -> None:
@@ -189,26 +214,6 @@ def _read_table(
         f"{json_path.name}: {table}: the id {i} is there twice" for i in find_duplicates(ids)
     ]
     return good
-
-
-def _label_table(
-    categories: Sequence[dict],
-    label_names: Sequence[str] | None,
-    file_name: str,
-    problems: list[str],
-) -> tuple[Sequence[str], list[int | None]]:
-    """The name and the category id of each label."""
-    categories = sorted(categories, key=lambda category: category["id"])
-    names = [category["name"] for category in categories]
-    problems += [
-        f"{file_name}: two categories are named {name!r}"
-        for name in find_duplicates(names)
-        if label_names is None or name in label_names
-    ]
-    if label_names is None:
-        return names, [category["id"] for category in categories]
-    id_of = {category["name"]: category["id"] for category in categories}
-    return label_names, [id_of.get(name) for name in label_names]
 
 
 def _number_problem(annotation: dict) -> str:

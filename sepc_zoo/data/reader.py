@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sepc_zoo.data.annotations import Annotations, DataError
-from sepc_zoo.data.coco import coco_splits, read_coco
-from sepc_zoo.data.voc import read_voc, voc_splits
+from sepc_zoo.data.annotations import Annotations, DataError, Listing, build_annotations
+from sepc_zoo.data.coco import coco_splits, list_coco
+from sepc_zoo.data.voc import list_voc, voc_splits
 
 SHOWN_NAMES = 20
 
@@ -17,14 +17,14 @@ class DataFormat(NamedTuple):
 
     layout: str  # what is looked for, in words
     splits: Callable[[Path], list[str]]
-    read: Callable[..., Annotations]
+    list: Callable[[Path, str], Listing]
 
 
 FORMATS = {
     "coco": DataFormat(
-        "annotations/instances_<split>*.json beside <split>*/", coco_splits, read_coco
+        "annotations/instances_<split>*.json beside <split>*/", coco_splits, list_coco
     ),
-    "voc": DataFormat("ImageSets/Main/<split>.txt", voc_splits, read_voc),
+    "voc": DataFormat("ImageSets/Main/<split>.txt", voc_splits, list_voc),
 }
 
 
@@ -47,11 +47,21 @@ def read_data(
         DataError: an unknown layout, a missing split, or a list of all broken files and entries.
     """
     root = Path(root)
+    listing = find_format(root).list(root, split)
+    return build_annotations(listing, label_names, drop_bad_boxes)
+
+
+def find_format(root: Path) -> DataFormat:
+    """The format that a folder's layout tells.
+
+    Raises:
+        DataError: no such folder, or an unknown layout.
+    """
     if not root.is_dir():
         raise DataError([f"{root}: no such folder"])
     for data_format in FORMATS.values():
         if data_format.splits(root):
-            return data_format.read(root, split, label_names, drop_bad_boxes)
+            return data_format
     looked_for = "; ".join(
         f"{data_format.layout} ({name})" for name, data_format in FORMATS.items()
     )

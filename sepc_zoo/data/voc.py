@@ -10,6 +10,7 @@ from sepc_zoo.data.annotations import (
     DataError,
     ListedBox,
     ListedImage,
+    Listing,
     build_annotations,
     find_duplicates,
 )
@@ -40,6 +41,15 @@ def read_voc(
     Raises:
         DataError: no such split, or lists every broken image file and every broken entry.
     """
+    return build_annotations(list_voc(root, split), label_names, drop_bad_boxes)
+
+
+def list_voc(root: str | os.PathLike[str], split: str) -> Listing:
+    """One split of a folder in the Pascal VOC layout, unchecked.
+
+    Raises:
+        DataError: no such split.
+    """
     root = Path(root)
     stems = _read_split(root, split)
     problems = [
@@ -50,9 +60,7 @@ def read_voc(
     trees = _parse_all(sorted({*paths.values(), *everywhere}), problems)
     objects = (entry for tree in trees.values() for entry in tree.findall("object"))
     names = sorted({_text(entry, "name") for entry in objects} - {""})
-    id_of = {name: category_id for category_id, name in enumerate(names, start=1)}
-    label_names = names if label_names is None else label_names
-    label_of = {name: label for label, name in enumerate(label_names)}
+    label_of = {name: label for label, name in enumerate(names)}
     files = _files_by_stem(root / "JPEGImages")
     images = []
     for image_id, stem in enumerate(stems, start=1):
@@ -65,8 +73,8 @@ def read_voc(
         size = _read_size(tree, where, problems)
         boxes = _list_boxes(tree, label_of, where, problems)
         images.append(ListedImage(image_id, _choose_file(files[stem], tree), size, boxes))
-    category_ids = [id_of.get(name) for name in label_names]
-    return build_annotations(images, label_names, category_ids, problems, drop_bad_boxes)
+    ids = range(1, len(names) + 1)
+    return Listing(images, names, ids, problems, "Annotations")
 
 
 def _read_split(root: Path, split: str) -> list[str]:

@@ -8,6 +8,7 @@ from sepc_zoo.data.annotations import (
     DataError,
     ListedBox,
     ListedImage,
+    Listing,
     build_annotations,
     find_duplicates,
 )
@@ -30,21 +31,25 @@ def listed(path, *boxes, size=(48, 64), image_id=1, label=0):
     return ListedImage(image_id, path, size, entries)
 
 
+def build(*images, problems=(), **kwargs):
+    return build_annotations(Listing(list(images), ["cat"], [1], list(problems)), **kwargs)
+
+
 def problems_of(*images, **kwargs):
     with pytest.raises(DataError) as caught:
-        build_annotations(images, ["cat"], [1], **kwargs)
+        build(*images, **kwargs)
     return caught.value.problems
 
 
 def test_boxes_over_the_border_are_clipped_and_keep_their_area(photo):
-    annotations = build_annotations([listed(photo, (-5.0, 40.0, 10.0, 99.0))], ["cat"], [1])
+    annotations = build(listed(photo, (-5.0, 40.0, 10.0, 99.0)))
     assert annotations.records[0].boxes.tolist() == [[0, 40, 10, 48]]
     assert annotations.records[0].area.tolist() == [7]
     assert annotations.dropped == ()
 
 
 def test_records_have_the_documented_types(photo):
-    record = build_annotations([listed(photo, WHOLE), listed(photo)], ["cat"], [1]).records[1]
+    record = build(listed(photo, WHOLE), listed(photo)).records[1]
     assert record.size == (48, 64)
     assert (record.boxes.shape, record.boxes.dtype) == ((0, 4), torch.float32)
     assert (record.labels.shape, record.labels.dtype) == ((0,), torch.int64)
@@ -53,7 +58,7 @@ def test_records_have_the_documented_types(photo):
 
 
 def test_a_data_set_without_images_has_no_records():
-    assert build_annotations([], ["cat"], [1]).records == ()
+    assert build().records == ()
 
 
 BAD_BOXES = {
@@ -75,7 +80,7 @@ def test_a_bad_box_is_a_problem_that_names_it(reason, photo):
 
 def test_bad_boxes_can_be_dropped_and_are_told(photo):
     image = listed(photo, *BAD_BOXES.values(), WHOLE)
-    annotations = build_annotations([image], ["cat"], [1], drop_bad_boxes=True)
+    annotations = build(image, drop_bad_boxes=True)
     assert annotations.records[0].boxes.tolist() == [list(WHOLE)]
     assert len(annotations.dropped) == len(BAD_BOXES)
 
@@ -117,7 +122,7 @@ def test_a_contradicting_size_says_how_it_relates_to_the_exif_rotation(annotated
     (problem,) = problems_of(listed(tmp_path / "turned.jpg", size=annotated))
     assert "the image is 48x64 (width x height) after its EXIF rotation" in problem
     assert says in problem
-    build_annotations([listed(tmp_path / "turned.jpg", size=(64, 48))], ["cat"], [1])
+    build(listed(tmp_path / "turned.jpg", size=(64, 48)))
 
 
 def test_the_message_shows_fifty_problems_and_counts_the_rest():

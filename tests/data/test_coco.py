@@ -65,7 +65,7 @@ TWO_CATS = [{"id": 0, "name": "cat"}, {"id": 1, "name": "cat"}, {"id": 2, "name"
 def test_two_categories_of_one_name_are_a_problem(label_names, tmp_path):
     write_data(tmp_path, [annotation(1, 1)], categories=TWO_CATS)
     (problem,) = problems_of(tmp_path, label_names=label_names)
-    assert problem == "instances_train.json: two categories are named 'cat'"
+    assert problem == "instances_train.json: two classes are named 'cat'"
 
 
 def test_two_categories_of_one_name_do_not_matter_where_the_name_is_not_asked_for(tmp_path):
