@@ -23,10 +23,14 @@ class Method(Protocol):
     def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
         """Boxes from anchors and deltas, all ``(..., 4)``."""
 
-    def loss(
+    def loss_sums(
         self, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
-    ) -> dict[str, Tensor]:
-        """Differentiable scalars; their sum is the loss."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Differentiable scalars, and the count ``()`` by which each is to be divided.
+
+        The caller divides, since the count of a large batch may be spread over processes and over
+        accumulated batches.
+        """
 
 
 METHODS: dict[str, type[Method]] = {

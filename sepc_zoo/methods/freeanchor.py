@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sepc_zoo.config import AnchorConfig
-from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.methods.matching import inside_crowd
 from sepc_zoo.methods.targets import Truth
 from sepc_zoo.ops.boxes import anchor_chunks, box_iou
@@ -35,10 +34,13 @@ class FreeAnchor:
     def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
         return decode_delta(anchors, deltas, DELTA_SCALE)
 
-    def loss(
+    def loss_sums(
         self, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
-    ) -> dict[str, Tensor]:
-        """``loss_positive_bag`` (eq. 7) and ``loss_negative_bag`` (eq. 8)."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """``loss_positive_bag`` (eq. 7) and ``loss_negative_bag`` (eq. 8), and the number of bags.
+
+        An image without boxes counts as one with a single bag, or its share would be huge.
+        """
         logits, deltas, _ = predictions
         positive = logits.sum() * 0 + deltas.sum() * 0  # differentiable without any box
         negative = logits.new_zeros(())
@@ -47,14 +49,12 @@ class FreeAnchor:
             positive = positive + self.positive_bag_loss(prob, image_deltas, anchors, truth)
             negative = negative + self.negative_bag_loss(prob, image_deltas, anchors, truth)
 
-        boxes = torch.tensor([len(truth.boxes) for truth in truths], device=logits.device)
-        num_boxes = mean_over_processes(boxes.sum())
-        # An image without boxes counts as one with a single bag, or its share would be huge.
-        num_bags = mean_over_processes(boxes.clamp(min=1).sum())
-        return {
-            "loss_positive_bag": self.alpha * positive / num_boxes.clamp(min=1),
-            "loss_negative_bag": (1 - self.alpha) * negative / (num_bags * self.bag_size),
+        bags = sum(max(1, len(truth.boxes)) for truth in truths)
+        terms = {
+            "loss_positive_bag": self.alpha * positive,
+            "loss_negative_bag": (1 - self.alpha) / self.bag_size * negative,
         }
+        return terms, torch.tensor(bags, device=logits.device)
 
     def positive_bag_loss(
         self, prob: Tensor, deltas: Tensor, anchors: Tensor, truth: Truth

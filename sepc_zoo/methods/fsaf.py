@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.config import AnchorConfig
-from sepc_zoo.methods.losses import focal_negative, focal_positive, mean_over_processes
+from sepc_zoo.methods.losses import focal_negative, focal_positive
 from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_centre
 from sepc_zoo.methods.targets import Truth, positives
 from sepc_zoo.ops.coders import decode_tblr, encode_tblr
@@ -27,10 +27,10 @@ class FSAF:
     def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
         return decode_tblr(anchors, deltas)
 
-    def loss(
+    def loss_sums(
         self, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
-    ) -> dict[str, Tensor]:
-        """``loss_cls`` and ``loss_box``, both over the number of positive cells (section 3.2)."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """``loss_cls`` and ``loss_box``, and the number of positive cells (section 3.2)."""
         logits, deltas, sizes = predictions
         match = torch.stack([self.match(anchors, truth) for truth in truths])  # N, A
         image, anchor, box, boxes, labels = positives(match, truths)
@@ -49,11 +49,8 @@ class FSAF:
             chosen = level == best[box]
         # Where another level was chosen, a cell forgets its box and that box's class alone.
         correction = torch.where(chosen, focal_positive(own) - as_negative, -as_negative)
-        count = mean_over_processes(chosen.sum()).clamp(min=1)
-        return {
-            "loss_cls": (negative.sum() + correction.sum()) / count,
-            "loss_box": loss_box[chosen].sum() / count,
-        }
+        loss_cls = negative.sum() + correction.sum()
+        return {"loss_cls": loss_cls, "loss_box": loss_box[chosen].sum()}, chosen.sum()
 
     def match(self, anchors: Tensor, truth: Truth) -> Tensor:
         """The box of each cell ``(A,)``, NEGATIVE or IGNORE."""

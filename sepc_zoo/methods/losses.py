@@ -1,9 +1,11 @@
 """Loss terms that the methods share."""
 
-import torch
-import torch.distributed
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from sepc_zoo.ops.processes import process_count, sum_over_processes
 
 FOCAL_ALPHA = 0.25  # weight of the positives
 FOCAL_GAMMA = 2.0
@@ -19,13 +21,15 @@ def focal_negative(logits: Tensor) -> Tensor:
     return (1 - FOCAL_ALPHA) * logits.sigmoid() ** FOCAL_GAMMA * F.softplus(logits)
 
 
+def normalized(sums: Mapping[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+    """Loss terms divided by their count over all processes."""
+    mean_count = mean_over_processes(count).clamp(min=1)
+    return {name: total / mean_count for name, total in sums.items()}
+
+
 def mean_over_processes(count: Tensor) -> Tensor:
     """The mean of a count over all processes, by which a distributed loss is divided.
 
     Gradients are averaged over processes; divided so, they are those of the whole batch.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = count.clone().float()
-        torch.distributed.all_reduce(count)
-        count = count / torch.distributed.get_world_size()
-    return count
+    return sum_over_processes(count.float()) / process_count()

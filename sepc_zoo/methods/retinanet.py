@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sepc_zoo.config import AnchorConfig
-from sepc_zoo.methods.losses import focal_negative, focal_positive, mean_over_processes
+from sepc_zoo.methods.losses import focal_negative, focal_positive
 from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_iou
 from sepc_zoo.methods.targets import Truth, positives
 from sepc_zoo.ops.coders import decode_delta, encode_delta
@@ -29,10 +29,13 @@ class RetinaNet:
     def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
         return decode_delta(anchors, deltas)
 
-    def loss(
+    def loss_sums(
         self, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
-    ) -> dict[str, Tensor]:
-        """``loss_cls`` and ``loss_box``, both over the number of positive anchors (section 4.1)."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """``loss_cls`` and ``loss_box``, and the number of positive anchors (section 4.1).
+
+        An image counts for at least one.
+        """
         logits, deltas, _ = predictions
         match = torch.stack([self.match(anchors, truth) for truth in truths])  # N, A
         image, anchor, _, boxes, labels = positives(match, truths)
@@ -45,8 +48,8 @@ class RetinaNet:
         found = deltas[image, anchor]
         loss_box = F.smooth_l1_loss(found, wanted, reduction="sum", beta=self.smooth_l1_beta)
 
-        count = mean_over_processes((match >= 0).sum(dim=1).clamp(min=1).sum())
-        return {"loss_cls": loss_cls / count, "loss_box": loss_box / count}
+        count = (match >= 0).sum(dim=1).clamp(min=1).sum()
+        return {"loss_cls": loss_cls, "loss_box": loss_box}, count
 
     def match(self, anchors: Tensor, truth: Truth) -> Tensor:
         """The box of each anchor ``(A,)``, NEGATIVE or IGNORE."""

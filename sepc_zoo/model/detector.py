@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sepc_zoo.config import STRIDES, DetectorConfig
 from sepc_zoo.detections import Detections
 from sepc_zoo.methods import Method
+from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import check_targets, truth_of
 from sepc_zoo.model.backbone import Backbone
 from sepc_zoo.model.fpn import FPN
@@ -74,6 +75,9 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor]:
         """The loss terms of the method; their sum is the loss.
 
+        Under ``torch.distributed`` they are divided by the counts of all processes, so that the
+        mean of the processes' gradients is that of the whole batch.
+
         Args:
             predictions: of N images.
             targets: for each image ``boxes (G, 4)`` in pixels of the batch, ``labels (G,)`` and,
@@ -82,6 +86,12 @@ class Detector(nn.Module):
         Raises:
             TargetError: a box has no area or lies outside of the image; names image and box.
         """
+        return normalized(*self.loss_sums(predictions, targets))
+
+    def loss_sums(
+        self, predictions: Predictions, targets: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of ``loss`` before they are divided, and this process's count ``()``."""
         if len(targets) != len(predictions.logits):
             raise ValueError(f"{len(targets)} targets for {len(predictions.logits)} images")
         rows, columns = predictions.sizes[0]
@@ -91,7 +101,7 @@ class Detector(nn.Module):
         with torch.autocast(predictions.logits.device.type, enabled=False):
             predictions = full_precision(predictions)
             truths = [truth_of(target, like=predictions.deltas) for target in targets]
-            return self.method.loss(predictions, self.anchors(predictions), truths)
+            return self.method.loss_sums(predictions, self.anchors(predictions), truths)
 
     def postprocess(
         self, predictions: Predictions, image_sizes: Sequence[tuple[int, int]]

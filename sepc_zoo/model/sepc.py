@@ -1,6 +1,7 @@
 """The scale-equalizing pyramid convolution (Wang et al., CVPR 2020)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from sepc_zoo.config import NeckConfig
 from sepc_zoo.model.init import init_conv
 from sepc_zoo.ops.deform_conv import deform_conv2d
+from sepc_zoo.ops.processes import process_count, sum_over_processes
 
 
 class PlainNeck(nn.Module):
@@ -97,21 +99,49 @@ class LevelConv2d(nn.Conv2d):
 class IntegratedBatchNorm(nn.Module):
     """Batch norm with the statistics of all levels together (section 3.3).
 
-    It holds a BatchNorm2d rather than being one, so that SyncBatchNorm can take its place.
+    Attributes:
+        sync: with those of all processes, too.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
+        self.sync = False
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         if not self.norm.training:
             return [self.norm(x) for x in pyramid]
         shapes = [x.shape[-2:] for x in pyramid]
         joined = torch.cat([x.flatten(2) for x in pyramid], dim=2)  # N, C, cells of all levels
-        joined = self.norm(joined.unsqueeze(-1)).squeeze(-1)
+        joined = self._normalize(joined.unsqueeze(-1)).squeeze(-1)
         levels = joined.split([math.prod(shape) for shape in shapes], dim=2)
         return [x.unflatten(2, shape) for x, shape in zip(levels, shapes, strict=True)]
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        synced = self.sync and process_count() > 1
+        return synced_batch_norm(x, self.norm) if synced else self.norm(x)
+
+
+def synced_batch_norm(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """Batch norm in train mode with the statistics of all processes, ``x (N, C, H, W)`` in each.
+
+    ``torch.nn.SyncBatchNorm`` does the same on a GPU alone.
+    """
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    cells = exact.new_tensor([exact.numel() / exact.shape[1]])
+    sums = sum_over_processes(torch.cat([exact.sum(dim=(0, 2, 3)), cells]))  # C + 1
+    count = sums[-1].detach()
+    mean = sums[:-1] / count
+    centred = exact - mean[:, None, None]
+    var = sum_over_processes(centred.square().sum(dim=(0, 2, 3))) / count
+    with torch.no_grad():
+        state: dict[str, Any] = dict(norm.named_buffers())
+        unbiased = var * count / (count - 1)
+        for name, new in (("running_mean", mean), ("running_var", unbiased)):
+            state[name].lerp_(new.to(state[name].dtype), norm.momentum)
+        state["num_batches_tracked"] += 1
+    scale = norm.weight * (var + norm.eps).rsqrt()
+    return (centred * scale[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
 
 
 def norm_relu(pyramid: list[Tensor], norm: nn.Module | None) -> list[Tensor]:

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from sepc_zoo.methods.freeanchor import DELTA_SCALE, FreeAnchor, mean_max, nearest_anchors
+from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import Truth
 from sepc_zoo.ops import boxes as boxes_module
 from sepc_zoo.ops.anchors import make_anchors
@@ -75,7 +76,7 @@ def naive_loss(predictions, truths):
 
 def test_loss_equals_the_naive_loop():
     predictions = random_predictions()
-    losses = FreeAnchor().loss(predictions, ANCHORS, TRUTHS)
+    losses = normalized(*FreeAnchor().loss_sums(predictions, ANCHORS, TRUTHS))
     expected = naive_loss(predictions, TRUTHS)
     assert list(losses) == ["loss_positive_bag", "loss_negative_bag"]
     for name, loss in losses.items():
@@ -147,5 +148,7 @@ def test_the_positive_term_does_not_need_a_certain_anchor():
     deltas = encode_delta(ANCHORS, TRUTHS[1].boxes.expand_as(ANCHORS), DELTA_SCALE)[None]
     best = box_iou(TRUTHS[1].boxes, ANCHORS).argmax()
     logits[0, best, 2] = 30
-    losses = FreeAnchor().loss(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[1:])
+    losses = normalized(
+        *FreeAnchor().loss_sums(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[1:])
+    )
     assert sum(losses.values()) < 1e-6

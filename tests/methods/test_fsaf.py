@@ -3,6 +3,7 @@ import torch
 import torchvision
 
 from sepc_zoo.methods.fsaf import FSAF, best_level, iou_loss
+from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.matching import IGNORE, match_by_centre
 from sepc_zoo.methods.targets import Truth
 from sepc_zoo.ops.anchors import make_anchors
@@ -81,7 +82,7 @@ def naive_loss(predictions, truths):
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_equals_the_naive_loop(seed):
     predictions = random_predictions(seed=seed)
-    losses = FSAF().loss(predictions, ANCHORS, TRUTHS)
+    losses = normalized(*FSAF().loss_sums(predictions, ANCHORS, TRUTHS))
     expected = naive_loss(predictions, TRUTHS)
     assert list(losses) == ["loss_cls", "loss_box"]
     for name, loss in losses.items():
@@ -112,7 +113,7 @@ def test_a_level_without_cells_is_never_chosen():
 
 def test_each_box_is_learned_on_one_level():
     predictions = random_predictions(images=1)
-    sum(FSAF().loss(predictions, ANCHORS, [TRUTHS[0]]).values()).backward()
+    sum(normalized(*FSAF().loss_sums(predictions, ANCHORS, [TRUTHS[0]])).values()).backward()
     match = match_by_centre(TRUTHS[0].boxes, ANCHORS)
     learned = predictions.deltas.grad[0].abs().sum(dim=1) > 0
     for box in match[match >= 0].unique():
@@ -145,5 +146,5 @@ def test_a_perfect_prediction_has_hardly_any_loss():
     positive = (match >= 0).nonzero().squeeze(1)
     logits[0, positive, labels[match[positive]]] = 20
     deltas = encode_tblr(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
-    losses = FSAF().loss(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[:1])
+    losses = normalized(*FSAF().loss_sums(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[:1]))
     assert sum(losses.values()) < 1e-10

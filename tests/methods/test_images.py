@@ -7,6 +7,7 @@ import torch
 
 from sepc_zoo.config import STRIDES
 from sepc_zoo.methods import METHODS
+from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import truth_of
 from sepc_zoo.ops import boxes as boxes_module
 from sepc_zoo.ops.anchors import make_anchors
@@ -45,7 +46,8 @@ def anchors_of(method, predictions):
 
 def losses_of(method, predictions, *targets):
     truths = [truth_of(target, like=predictions.deltas) for target in targets]
-    return METHODS[method]().loss(predictions, anchors_of(method, predictions), truths)
+    sums = METHODS[method]().loss_sums(predictions, anchors_of(method, predictions), truths)
+    return normalized(*sums)
 
 
 def total_of(method, predictions, *targets):
@@ -226,10 +228,9 @@ def test_the_gradient_is_that_of_the_loss(method):
     step = torch.randn(logits.shape, generator=generator, dtype=torch.float64) * 1e-6
 
     def total(moved):
-        losses = METHODS[method]().loss(
-            Predictions(moved, deltas, predictions.sizes), anchors, truths
-        )
-        return sum(losses.values())
+        moved = Predictions(moved, deltas, predictions.sizes)
+        sums = METHODS[method]().loss_sums(moved, anchors, truths)
+        return sum(normalized(*sums).values())
 
     total(logits).backward()
     expected = (logits.grad * step).sum().item()

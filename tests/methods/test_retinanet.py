@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
+from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.matching import NEGATIVE, match_by_iou
 from sepc_zoo.methods.retinanet import RetinaNet
 from sepc_zoo.methods.targets import Truth
@@ -58,7 +59,7 @@ def naive_loss(predictions, truths):
 @pytest.mark.parametrize("truths", [TRUTHS, [TRUTHS[0], truth([], [])]], ids=["boxes", "one empty"])
 def test_loss_equals_the_naive_loop(truths):
     predictions = random_predictions()
-    losses = RetinaNet().loss(predictions, ANCHORS, truths)
+    losses = normalized(*RetinaNet().loss_sums(predictions, ANCHORS, truths))
     expected = naive_loss(predictions, truths)
     assert list(losses) == ["loss_cls", "loss_box"]
     for name, loss in losses.items():
@@ -71,13 +72,15 @@ def test_a_perfect_prediction_has_hardly_any_loss():
     positive = (match >= 0).nonzero().squeeze(1)
     logits[0, positive, TRUTHS[0].labels[match[positive]]] = 20
     deltas = encode_delta(ANCHORS, TRUTHS[0].boxes[match.clamp(min=0)])[None]
-    losses = RetinaNet().loss(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[:1])
+    losses = normalized(
+        *RetinaNet().loss_sums(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[:1])
+    )
     assert sum(losses.values()) < 1e-10
 
 
 def test_only_positive_anchors_learn_boxes():
     predictions = random_predictions()
-    sum(RetinaNet().loss(predictions, ANCHORS, TRUTHS).values()).backward()
+    sum(normalized(*RetinaNet().loss_sums(predictions, ANCHORS, TRUTHS)).values()).backward()
     for grad, image in zip(predictions.deltas.grad, TRUTHS, strict=True):
         positive = match_by_iou(image.boxes, ANCHORS, 0.5, 0.4) >= 0
         assert torch.equal(grad.abs().sum(dim=1) > 0, positive)
@@ -85,7 +88,7 @@ def test_only_positive_anchors_learn_boxes():
 
 def test_ignored_anchors_learn_nothing():
     predictions = random_predictions()
-    sum(RetinaNet().loss(predictions, ANCHORS, TRUTHS).values()).backward()
+    sum(normalized(*RetinaNet().loss_sums(predictions, ANCHORS, TRUTHS)).values()).backward()
     for grad, image in zip(predictions.logits.grad, TRUTHS, strict=True):
         counted = match_by_iou(image.boxes, ANCHORS, 0.5, 0.4) >= NEGATIVE
         assert not counted.all()
