@@ -4,18 +4,22 @@ import argparse
 import dataclasses
 import itertools
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from sepc_zoo.commands.arguments import key_value, model_name, nested
 from sepc_zoo.data import write_shapes
+from sepc_zoo.engine.dry_run import forecast
 from sepc_zoo.engine.evaluate import metrics_table
 from sepc_zoo.engine.interrupt import Interrupted
 from sepc_zoo.engine.optim import SCHEDULES
-from sepc_zoo.engine.train import OPTIONS_FILE, TrainError, TrainOptions, read_options, train
+from sepc_zoo.engine.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
+from sepc_zoo.engine.train import train
 from sepc_zoo.hub import LOCAL_PREFIX
 
 DEMO_DATA = Path("runs/shapes")
@@ -41,16 +45,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kwargs["help"] = kwargs["help"] + shown
         parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
 
-    add("--data", metavar="DIR", help="data set: COCO or VOC, told apart by its folders")
+    add("--data", nargs="+", metavar="DIR", help="data set, or several to be joined by class name")
     add("--train-split", metavar="NAME", help="split to learn from")
     add("--val-split", metavar="NAME", help="split to validate on")
-    add("--model", metavar="NAME_OR_DIR", help="name of a model, or a model folder to fine-tune")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--model",
+        metavar="NAME_OR_DIR",
+        default=argparse.SUPPRESS,
+        help="name of a model, or a model folder or hf-hub:org/repo to fine-tune",
+    )
+    source.add_argument(
+        "--finetune",
+        metavar="MODEL",
+        default=argparse.SUPPRESS,
+        help="the same, but a name means its published weights",
+    )
     add("--output", metavar="RUN", help="run folder, a new one in runs/ by default")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run, with its own options")
     length = parser.add_mutually_exclusive_group()
     for flag, text in (("--epochs", "passes over the data, 12"), ("--max-steps", "or steps")):
         length.add_argument(flag, type=int, metavar="N", default=argparse.SUPPRESS, help=text)
-    add("--batch-size", type=int, metavar="N", help="images per process and step")
+    add("--patience", type=int, metavar="N", help="validations without a better AP before the end")
+    add("--batch-size", type=int, metavar="N", help="images per process and backward pass")
+    add("--grad-accum-steps", type=int, metavar="N", help="backward passes per step")
     add(
         "--image-size",
         type=int,
@@ -68,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--opt", metavar="NAME", help="sgd, adamw or another optimizer of timm")
     add("--lr", type=float, metavar="X", help="by default the recipe's, scaled to the batch")
     add("--weight-decay", type=float, metavar="X", help="by default the recipe's")
+    add("--layer-decay", type=float, metavar="X", help="of the learning rate, stage by stage down")
     add("--sched", choices=SCHEDULES, help="learning rate over time")
     add("--warmup-steps", type=int, metavar="N", help="500, at most a tenth of the run")
     add("--clip-grad", type=float, metavar="X", help="largest norm of the gradient")
@@ -81,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     backbone.add_argument(
         "--backbone-checkpoint",
+        "--init-from",
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="or from a safetensors file of timm's",
@@ -100,6 +120,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="keep the statistics of the backbone's batch norms",
     )
+    add(
+        "--sync-bn",
+        action=argparse.BooleanOptionalAction,
+        help="batch norm over all processes; by default with fewer than 4 images in each",
+    )
+    add("--model-ema", action="store_true", help="validate and keep a moving average of weights")
+    add("--model-ema-decay", type=float, metavar="X", help="of that average, reached step by step")
     add("--hflip", type=float, metavar="P", help="chance of a mirror image")
     add("--color-jitter", action="store_true", help="photometric distortion")
     add("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="scale jitter")
@@ -107,16 +134,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val-interval", type=int, metavar="EPOCHS", help="between validations")
     add("--log-interval", type=int, metavar="STEPS", help="between rows of log.csv")
     add("--save-interval", type=int, metavar="STEPS", help="between states to resume from")
+    add("--max-faults", type=int, metavar="N", help="unreadable images, or dead workers, survived")
+    add(
+        "--draw-batches",
+        type=int,
+        metavar="N",
+        help="first batches to draw as the network sees them",
+    )
+    add("--log-with", nargs="*", metavar="TRACKER", help="trackers of accelerate, such as wandb")
     add("--workers", type=int, metavar="N", help="processes that read images")
     add("--seed", type=int, metavar="N", help="of weights, order and augmentation")
+    add("--channels-last", action="store_true", help="memory layout that suits tensor cores")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--deterministic", action="store_true", help="same numbers in every run, slower")
     add("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="two steps with the largest batch: memory, time of the run; writes nothing",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     given = vars(args)
-    resume = given.pop("resume")
+    resume, dry = given.pop("resume"), given.pop("dry_run")
     try:
         options = resumed_options(resume, given) if resume else options_from(given)
+        if dry:
+            return dry_run(options)
         metrics = train(options, resume=resume is not None)
     except Interrupted as interrupted:
         if PartialState().is_main_process:
@@ -131,16 +176,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def dry_run(options: TrainOptions) -> int:
+    """Tell what a run will need."""
+    will = forecast(options)
+    if PartialState().is_main_process:
+        count, height, width = will.images
+        print(f"memory: {will.memory:.1f} GiB of {will.memory_there:.1f} GiB in each process, ")
+        print(
+            f"  with {count} images of {height}x{width} and {will.boxes} boxes, the largest batch"
+        )
+        slower = (
+            "step" if will.step_seconds > will.read_seconds else "reading, so try more --workers"
+        )
+        print(
+            f"step: {will.step_seconds:.2f} s for a usual batch, {will.read_seconds:.2f} s to read "
+            f"it; the slower is the {slower}"
+        )
+        print(f"validation: {timedelta(seconds=round(will.validation_seconds))}")
+        print(f"the whole run: about {timedelta(seconds=round(will.run_seconds))}")
+    return 0
+
+
 def options_from(given: dict[str, Any]) -> TrainOptions:
     """The options that the command line gives; without data those of the demonstration."""
     given = as_options(given)
     if "data" not in given:
-        given = DEMO | {"data": str(demo_data(given.get("cpu", False)))} | given
+        given = DEMO | {"data": (str(demo_data(given.get("cpu", False))),)} | given
     if "model" not in given:
         raise TrainError("--model is missing; `sepc-zoo list` names the models")
     if "output" not in given:
         name = Path(given["model"].removeprefix(LOCAL_PREFIX)).name
-        given["output"] = str(free_folder(Path("runs") / name))
+        PartialState(cpu=given.get("cpu", False))
+        (output,) = broadcast_object_list([str(free_folder(Path("runs") / name))])
+        given["output"] = output
     return TrainOptions(**given)
 
 
@@ -165,11 +233,15 @@ def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
 
 def as_options(given: dict[str, Any]) -> dict[str, Any]:
     """Values from the command line as ``TrainOptions`` has them."""
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in given.items()
+    }
     for name in {"model_kwargs", "backbone_kwargs"} & set(given):
         values[name] = nested(given[name])
-    if "model" in given:
-        values["model"] = model_name(given["model"])
+    if "finetune" in given:
+        values |= {"model": values.pop("finetune"), "pretrained": True}
+    if "model" in values:
+        values["model"] = model_name(values["model"])
     return values
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from tqdm import tqdm
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.files import write_atomically
 
+LOG_FILE, METRICS_FILE = "log.csv", "metrics.csv"
 AP_KEYS = ("AP", "AP50", "AP75")
 SHOWN_DROPPED = 20
 
@@ -26,19 +27,55 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
     return tqdm(*args, **kwargs, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
-class Log:
-    """Losses, speed and memory of a run, averaged over some steps, and AP after an epoch.
+class CsvFile:
+    """A table that grows row by row; only the main process writes."""
 
-    Only the main process writes and shows anything.
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """The first row of a file makes its columns."""
+        if not PartialState().is_main_process:
+            return
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(_csv([list(row)]), encoding="utf-8")
+        with self.path.open(newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_csv([[row.get(column, "") for column in columns]]))
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of later steps, which a resumed run makes again."""
+        if not PartialState().is_main_process or not self.path.exists():
+            return
+        with self.path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        at = header.index("step")
+        kept = [header, *(row for row in rows if int(row[at]) <= step)]
+        write_atomically(self.path, lambda path: path.write_text(_csv(kept), encoding="utf-8"))
+
+
+class Log:
+    """Losses, speed and memory of a run, averaged over some steps, and metrics after an epoch.
+
+    They go to ``log.csv`` and ``metrics.csv`` in the run folder and to the accelerator's trackers.
     """
 
-    def __init__(self, path: Path, total_steps: int, processes: int, device: torch.device) -> None:
-        self.path, self.processes, self.device = path, processes, device
-        self.is_main = PartialState().is_main_process
-        self.bar = progress_bar(
-            total=total_steps, desc="train", unit="step", disable=not self.is_main
-        )
+    def __init__(self, accelerator: Accelerator, output: Path) -> None:
+        self.accelerator = accelerator
+        self.steps, self.metrics = CsvFile(output / LOG_FILE), CsvFile(output / METRICS_FILE)
+        self.bar = tqdm(disable=True)
         self.restart()
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Show the progress, and forget the rows of steps that come after ``step``."""
+        self.steps.forget_after(step)
+        self.metrics.forget_after(step)
+        is_main = self.accelerator.is_main_process
+        self.bar = progress_bar(
+            initial=step, total=total_steps, desc="train", unit="step", disable=not is_main
+        )
 
     def restart(self) -> None:
         """Begin a new average; what validation and saving take is not counted as training."""
@@ -50,56 +87,44 @@ class Log:
         for name, loss in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(loss)) + loss.detach()
         self._steps += 1
-        self._images += images * self.processes
+        self._images += images * self.accelerator.num_processes
         self.bar.update()
 
     def write(self, step: int, epoch: int, lr: float) -> None:
-        """A row with the averages since the last one."""
+        """A row with the averages since the last one. To be called by all processes."""
         if not self._steps:
             return
-        terms = {name: (total / self._steps).item() for name, total in self._sums.items()}
+        mean = {name: total / self._steps for name, total in self._sums.items()}
+        mean = self.accelerator.reduce(mean, reduction="mean")
+        terms = {name: loss.item() for name, loss in mean.items()}
         speed = self._images / (time.perf_counter() - self._start)
-        memory = memory_held(self.device)
-        self._append(
-            {"step": step, "epoch": epoch, "lr": lr, "loss": sum(terms.values())}
+        memory = memory_held(self.accelerator.device)
+        values = (
+            {"lr": lr, "loss": sum(terms.values())}
             | terms
             | {"images_per_second": speed, "memory_gib": memory}
-            | dict.fromkeys(AP_KEYS, "")
         )
+        self.steps.append({"step": step, "epoch": epoch} | values | dict.fromkeys(AP_KEYS, ""))
+        self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step)
         shown = {name: f"{value:.3g}" for name, value in terms.items()}
         self.bar.set_postfix(shown | {"img/s": f"{speed:.1f}", "GiB": f"{memory:.1f}"})
         self.restart()
 
-    def write_ap(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """A row with the AP after an epoch."""
-        self._append({"step": step, "epoch": epoch} | {key: metrics[key] for key in AP_KEYS})
-        figures = "  ".join(f"{key} {metrics[key]:.3f}" for key in AP_KEYS)
-        self.say(f"epoch {epoch}, step {step}: {figures}")
+    def write_metrics(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """A row with the metrics after an epoch, and those of each class."""
+        at = {"step": step, "epoch": epoch}
+        figures = {name: value for name, value in metrics.items() if name != "per_class"}
+        classes = {f"AP {name}": row["AP"] for name, row in metrics["per_class"].items()}
+        self.steps.append(at | {key: metrics[key] for key in AP_KEYS})
+        self.metrics.append(at | figures | classes)
+        self.accelerator.log({f"val/{k}": v for k, v in (figures | classes).items()}, step)
+        shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in AP_KEYS)
+        self.say(f"epoch {epoch}, step {step}: {shown}")
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
-        if self.is_main:
-            self.bar.write(text)
-
-    def resume_at(self, step: int) -> None:
-        """Forget the rows that come after ``step``."""
-        self.bar.update(step)
-        if not self.is_main or not self.path.exists():
-            return
-        with self.path.open(newline="") as file:
-            header, *rows = csv.reader(file)
-        kept = [header, *(row for row in rows if int(row[0]) <= step)]
-        write_atomically(self.path, lambda path: path.write_text(_csv(kept), encoding="utf-8"))
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        if not self.is_main:
-            return
-        if not self.path.exists():
-            self.path.write_text(_csv([list(row)]), encoding="utf-8")
-        with self.path.open(newline="") as file:
-            columns = next(csv.reader(file))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_csv([[row.get(column, "") for column in columns]]))
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
 
 
 def _csv(rows: list[list[Any]]) -> str:

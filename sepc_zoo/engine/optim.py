@@ -33,6 +33,7 @@ class Recipe:
     weight_decay: float = 1e-4
     sched: str = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or cosine to 0
     warmup_steps: int = 500
+    layer_decay: float = 1.0  # of the learning rate, by stage from the head down
     clip_grad: float = 35.0  # largest norm of the gradient
     freeze_stages: int = 1  # stem and first stage, where the backbone has learned before
     freeze_bn: bool = True  # statistics of the backbone's batch norms, likewise
@@ -77,10 +78,12 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
     extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
     try:
         return create_optimizer_v2(
-            [p for p in model.parameters() if p.requires_grad] if is_sgd else model,
+            model,
             opt=recipe.opt,
             lr=lr,
             weight_decay=recipe.weight_decay,
+            filter_bias_and_bn=not is_sgd,
+            layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
             **extra,
         )
     except (AssertionError, ValueError) as error:
@@ -104,11 +107,20 @@ def make_scheduler(
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:
-    """Stop the stem and the first ``stages`` stages from learning; 0 freezes nothing."""
-    if stages:
-        for parameters in backbone.stages()[: stages + 1]:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
+    """Stop the stem and the first ``stages`` stages from learning; 0 freezes nothing.
+
+    Raises:
+        ConfigError: the backbone does not tell its stages apart.
+    """
+    if not stages:
+        return
+    known = backbone.stages()
+    if not known[stages]:
+        have = [i for i, parameters in enumerate(known) if parameters]
+        raise ConfigError(f"--freeze-stages {stages}: this backbone has parameters in {have} only")
+    for parameters in known[: stages + 1]:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 def set_train_mode(model: Detector, freeze_bn: bool) -> None:

@@ -1,5 +1,6 @@
 """Validation: a model over a data set, its metrics and its detections."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sepc_zoo.data import Annotations, DetectionDataset, eval_transform, make_loader
+from sepc_zoo.data import Annotations, Batch, DetectionDataset, eval_transform, make_loader
 from sepc_zoo.detections import coco_results
 from sepc_zoo.engine.evaluate import CocoMetrics
 from sepc_zoo.engine.interrupt import shield_workers
@@ -39,7 +40,7 @@ def validation_loader(
 
 @torch.no_grad()
 def validate_model(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, annotations: Annotations
+    accelerator: Accelerator, model: nn.Module, loader: Iterable[Batch], annotations: Annotations
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO metrics over all processes, and the detections as COCO results.
 

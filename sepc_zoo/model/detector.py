@@ -1,6 +1,6 @@
 """The detector: backbone, FPN, neck and head, and what a method makes of their predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,13 @@ class Detector(nn.Module):
     def shrinks(self) -> bool:
         """Whether the neck's last convolutions have no padding, as in the authors' weights."""
         return self.config.neck is not None and self.config.neck.padding == 0
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:  # noqa: ARG002
+        """How timm's layer decay sees the model: the backbone's stages, then all else."""
+        stages = self.backbone.stages()
+        stage_of = {id(p): i for i, parameters in enumerate(stages) for p in parameters}
+        group = {n: stage_of.get(id(p), len(stages)) for n, p in self.named_parameters()}
+        return lambda name: group.get(name, len(stages))
 
     def forward(self, images: Tensor) -> Predictions:  # N, 3, H, W
         images = self.pad_small(images)

@@ -15,7 +15,7 @@ from sepc_zoo import commands
 from sepc_zoo.commands import COMMANDS, main
 from sepc_zoo.commands import train as train_command
 from sepc_zoo.engine.evaluate import METRIC_KEYS
-from sepc_zoo.engine.train import TrainOptions, read_options
+from sepc_zoo.engine.options import TrainOptions, read_options
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.hub import save_model
 from sepc_zoo.zoo import list_models
@@ -243,8 +243,8 @@ def test_without_arguments_train_shows_itself_on_shapes(options_of, monkeypatch,
     written = []
     monkeypatch.setattr(train_command, "write_shapes", written.append)
     options = options_of()
-    assert [str(path) for path in written] == [options.data]
-    assert {Path(path).parts[0] for path in (options.data, options.output)} == {"runs"}
+    assert [str(path) for path in written] == list(options.data)
+    assert {Path(path).parts[0] for path in (*options.data, options.output)} == {"runs"}
     assert "writing a small data set" in capsys.readouterr().out
 
 

@@ -1,0 +1,49 @@
+"""Batches that keep coming, from any point of an epoch on, also when workers die."""
+
+import signal
+from collections.abc import Callable, Iterator
+
+from accelerate import skip_first_batches
+from accelerate.data_loader import DataLoaderShard
+
+from sepc_zoo.data import Batch
+
+WORKER_DIED = "DataLoader worker"  # how torch's message begins
+
+
+class SturdyLoader:
+    """The batches of a loader; where a worker dies, new workers go on with the next batch.
+
+    Args:
+        loader: as ``accelerator.prepare`` gave it.
+        worker_died: is told of each; may raise where it becomes too much.
+    """
+
+    def __init__(self, loader: DataLoaderShard, worker_died: Callable[[str], None]) -> None:
+        self.loader = loader
+        self.worker_died = worker_died
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start`` on, those before it are not read."""
+        loader = skip_first_batches(self.loader, start) if start else self.loader
+        while True:
+            loader.set_epoch(epoch)
+            try:
+                for batch in loader:
+                    # torch would raise at any place of the step; so only the loader does.
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    start += 1
+                    yield batch
+                return
+            except RuntimeError as error:
+                if not str(error).startswith(WORKER_DIED):
+                    raise
+                self.worker_died(str(error))
+                self.loader = skip_first_batches(self.loader, 0)  # a copy that has no dead workers
+                loader = skip_first_batches(self.loader, start)
