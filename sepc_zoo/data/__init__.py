@@ -1,18 +1,22 @@
 """Data sets: reading, augmenting, batching."""
 
 from sepc_zoo.data.annotations import Annotations, DataError, Record
+from sepc_zoo.data.augmentation import Augmentation
 from sepc_zoo.data.coco import read_coco, read_coco_file, write_coco
 from sepc_zoo.data.loader import Batch, DetectionDataset, collate, make_loader, make_target
+from sepc_zoo.data.mixing import Mixer, Target
 from sepc_zoo.data.reader import read_data
 from sepc_zoo.data.synthetic import write_shapes
-from sepc_zoo.data.transforms import Target, Transform, eval_transform, train_transform
+from sepc_zoo.data.transforms import Transform, eval_transform, train_transform
 from sepc_zoo.data.voc import read_voc
 
 __all__ = [
     "Annotations",
+    "Augmentation",
     "Batch",
     "DataError",
     "DetectionDataset",
+    "Mixer",
     "Record",
     "Target",
     "Transform",

@@ -21,6 +21,7 @@ from sepc_zoo.config import config_from_json, config_to_json
 from sepc_zoo.data import (
     Annotations,
     DetectionDataset,
+    Mixer,
     make_loader,
     read_data,
     train_transform,
@@ -293,12 +294,11 @@ def train_loader(
         weights.mean,
         weights.std,
         antialias=weights.antialias,
-        hflip=options.hflip,
-        color_jitter=options.color_jitter,
-        scale=options.scale,
+        augmentation=options.augmentation,
     )
+    mix = Mixer(options.augmentation, *weights.image_size, weights.antialias)
     loader = make_loader(
-        DetectionDataset(data, transform, options.seed),
+        DetectionDataset(data, transform, options.seed, mix),
         options.batch_size,
         shuffle=True,
         seed=options.seed,

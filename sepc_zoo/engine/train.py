@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sepc_zoo.data import Batch
@@ -23,8 +24,9 @@ from sepc_zoo.engine.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.hub import save_model
 from sepc_zoo.methods.losses import mean_over_processes
+from sepc_zoo.ops.image import pad_and_stack
 from sepc_zoo.ops.processes import sum_over_processes
-from sepc_zoo.visualize import contact_sheet, plot_curves
+from sepc_zoo.visualize import contact_sheet, draw_batch, plot_curves
 
 SAMPLES = 8  # photos of the validation split that are drawn after each epoch
 
@@ -64,6 +66,7 @@ def fit(run: Run) -> dict[str, Any]:
         set_train_mode(run.detector, run.recipe.freeze_bn)
         run.log.restart()
         for batches in steps_of(run, epoch):
+            draw_first(run, batches)
             train_step(run, batches)
             if run.progress.step % run.options.log_interval == 0:
                 log_losses(run)
@@ -89,6 +92,22 @@ def steps_of(run: Run, epoch: int) -> Iterator[list[Batch]]:
         yield group
 
 
+def draw_first(run: Run, batches: Sequence[Batch]) -> None:
+    """Draw the first batches of the main process as the network gets them, where asked for."""
+    if run.progress.step < run.options.draw_batches and run.accelerator.is_main_process:
+        path = run.output / "batches" / f"step_{run.progress.step + 1:03d}.png"
+        write_atomically(path, draw_seen(run, batches).save)
+
+
+def draw_seen(run: Run, batches: Sequence[Batch]) -> Image.Image:
+    """What the network gets in a step."""
+    config = run.detector.config
+    targets = [target for batch in batches for target in batch.targets]
+    images = pad_and_stack([image for batch in batches for image in batch.images], 1)
+    weights = config.weights
+    return draw_batch(images, targets, weights.mean, weights.std, config.label_names)
+
+
 def train_step(run: Run, batches: Sequence[Batch]) -> None:
     """One step of the optimizer. It is skipped where loss or gradient are not finite."""
     losses = accumulate_gradient(run, batches)
@@ -111,7 +130,7 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
     run.faults.step = run.progress.step
     run.faults.look_at(batches)
     if not finite:
-        run.faults.skip(batches, losses, run.progress.skipped_in_a_row)
+        run.faults.skip(batches, losses, run.progress.skipped_in_a_row, draw_seen(run, batches))
 
 
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
