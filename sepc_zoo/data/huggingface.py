@@ -266,13 +266,20 @@ def _read_metadata(
 
 
 def _read_rows(file: Path, problems: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a metadata file with their lines; broken ones go to ``problems``."""
+    """The rows of a metadata file with their lines; broken ones go to ``problems``.
+
+    Raises:
+        DataError: not a text file, or not CSV.
+    """
     text = read_text(file)
     entries: list[tuple[int, Any]]
     parse: Callable[[Any], dict[str, Any]]
     if file.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        parse, entries = _parse_csv_row, [(reader.line_num, entry) for entry in reader]
+        try:
+            parse, entries = _parse_csv_row, [(reader.line_num, entry) for entry in reader]
+        except csv.Error as error:
+            raise DataError([f"{file}:{reader.line_num + 1}: {error}"]) from error
     else:
         lines = enumerate(text.split("\n"), start=1)
         parse, entries = _parse_json_row, [(i, line) for i, line in lines if line.strip()]

@@ -95,9 +95,7 @@ def list_yolo(root: str | os.PathLike[str], split: str) -> Listing:
     paths, has_all = _find_images(folder, split, problems)
     label_files = _find_labels(paths, has_all, problems)
     with ThreadPoolExecutor() as pool:
-        sizes = pool.map(_size_or_none, paths)
-        texts = pool.map(_read_or_problem, label_files)
-        files = list(zip(paths, sizes, label_files, texts, strict=True))
+        contents = list(pool.map(_read_size_and_lines, paths, label_files))
 
     classes: dict[float, tuple[int, str]] = {
         number: (label, f"{number} ({name!r})")
@@ -105,11 +103,12 @@ def list_yolo(root: str | os.PathLike[str], split: str) -> Listing:
     }
     bad_boxes: list[str] = []
     images = []
-    for image_id, (path, size, file, lines) in enumerate(files, start=1):
+    files = zip(paths, label_files, contents, strict=True)
+    for image_id, (path, label_file, (size, lines)) in enumerate(files, start=1):
         if isinstance(lines, str):
             problems.append(lines)
             lines = []
-        where = _relative(file, folder.bases)
+        where = _shorten(label_file, folder.bases)
         parsed = _parse_lines(lines, where, folder.has_keypoints, problems, bad_boxes)
         # An image that cannot be read is found by the checks; until then its boxes have no pixels.
         boxes = [_list_box(place, line, size, classes) for place, line in parsed] if size else []
@@ -141,12 +140,10 @@ def _describe_yaml(path: Path) -> YoloFolder:
             splits[split] = [str(text) for text in (entry if isinstance(entry, list) else [entry])]
     if not splits:
         return YoloFolder(path, {}, {}, bases)
-    names, nc = (
-        _parse_names(content.get("names"), content.get("nc"), path, bases),
-        content.get("nc"),
-    )
-    if nc is not None and nc != len(names):
-        raise DataError([f"{path}: nc is {nc!r}, but there are {len(names)} names"])
+    count = content.get("nc")
+    names = _parse_names(content.get("names"), count, path, bases)
+    if count is not None and count != len(names):
+        raise DataError([f"{path}: nc is {count!r}, but there are {len(names)} names"])
     return YoloFolder(path, names, splits, bases, "kpt_shape" in content)
 
 
@@ -250,7 +247,7 @@ def _find(text: str, bases: Sequence[Path]) -> Path | None:
     What Roboflow (``../``) and Darknet (``data/``) put in front is passed over if it leads nowhere.
     """
     text = text.replace("\\", "/")
-    inner = LEAD.sub("", text, count=1) if LEAD.match(text) else text
+    inner = text[lead.end() :] if (lead := LEAD.match(text)) else text
     places = (base / part for base in bases for part in dict.fromkeys((text, inner)))
     return next((place for place in places if place.exists()), None)
 
@@ -346,27 +343,31 @@ def _is_label_file(file: Path) -> bool:
         return False
 
 
-def _size_or_none(path: Path) -> tuple[int, int] | None:
+def _read_size_and_lines(
+    path: Path, label_file: Path | None
+) -> tuple[tuple[int, int] | None, list[str] | str]:
+    """An image's (height, width), None if it cannot be read, and ``_read_or_problem``."""
+    lines = _read_or_problem(label_file) if label_file else []
     try:
-        return read_size(path)
+        return read_size(path), lines
     except ImageError:
-        return None
+        return None, lines
 
 
-def _read_or_problem(file: Path | None) -> list[str] | str:
+def _read_or_problem(file: Path) -> list[str] | str:
     """The lines of a label file, or what is wrong with it."""
     try:
-        return read_lines(file) if file else []
+        return read_lines(file)
     except DataError as error:
         return str(error)
 
 
-def _relative(file: Path | None, bases: Sequence[Path]) -> str:
+def _shorten(file: Path | None, bases: Sequence[Path]) -> str:
     """A label file as told in messages."""
-    if file is None:
-        return ""
-    base = next((base for base in bases if file.is_relative_to(base)), None)
-    return str(file.relative_to(base) if base else file)
+    text = str(file)
+    for base in bases:
+        text = text.removeprefix(f"{base}{os.sep}")
+    return text
 
 
 def _parse_lines(

@@ -138,6 +138,14 @@ def test_metadata_may_be_csv_with_json_inside(tmp_path):
     assert (record.image_id, record.boxes.tolist()) == (5, [CORNERS])
 
 
+def test_a_cell_that_is_too_long_for_csv_is_named_by_line(tmp_path):
+    write_image(tmp_path / "train" / "a.png")
+    text = "file_name,objects\na.png," + "1" * 200_000
+    (tmp_path / "train" / "metadata.csv").write_text(text)
+    (problem,) = problems_of(tmp_path)
+    assert "metadata.csv:2: field larger than field limit" in problem
+
+
 def test_a_byte_order_mark_windows_lines_and_empty_ones_do_not_matter(tmp_path):
     line = json.dumps(row("a.png", "d\u2028g"), ensure_ascii=False)
     write_metadata(tmp_path / "train", text=f"\ufeff{line}\r\n\r\n")
