@@ -133,6 +133,12 @@ def test_names_that_differ_in_case_only_are_a_problem_that_names_both_sources(tm
     assert problem == f"{two}: class 'Cat' is 'cat' in {one}; write them alike"
 
 
+def test_names_that_differ_in_case_only_inside_one_source_are_its_own_affair(tmp_path):
+    one = write_coco(tmp_path / "one", {1: "cat", 2: "Cat"})
+    two = write_coco(tmp_path / "two", {1: "dog"})
+    assert read_data([one, two], "train").label_names == ("cat", "Cat", "dog")
+
+
 def test_two_classes_of_one_name_inside_a_source_are_still_a_problem(tmp_path):
     one = write_coco(tmp_path / "one", {1: "cat", 2: "cat"})
     two = write_coco(tmp_path / "two", {1: "cat"})
