@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sepc_zoo.commands.arguments import key_value, model_name, nested
 from sepc_zoo.data import write_shapes
+from sepc_zoo.data.reader import FORMATS
 from sepc_zoo.engine.dry_run import forecast
 from sepc_zoo.engine.evaluate import metrics_table
 from sepc_zoo.engine.interrupt import Interrupted
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
 
     add("--data", nargs="+", metavar="DIR", help="data set, or several to be joined by class name")
+    add("--format", choices=list(FORMATS), help="of the data, where the folder does not tell")
     add("--train-split", metavar="NAME", help="split to learn from")
     add("--val-split", metavar="NAME", help="split to validate on")
     source = parser.add_mutually_exclusive_group()

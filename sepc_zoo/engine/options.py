@@ -43,6 +43,7 @@ class TrainOptions:
     output: str
     train_split: str = "train"
     val_split: str = "val"
+    format: str | None = None  # of the data; None: as the folders tell
     drop_bad_boxes: bool = False
 
     epochs: int | None = None
