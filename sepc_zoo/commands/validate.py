@@ -14,6 +14,7 @@ from sepc_zoo.engine.log import told_dropped
 from sepc_zoo.engine.results import found_in, read_results
 from sepc_zoo.engine.validate import validate_model, validation_loader
 from sepc_zoo.files import write_json
+from sepc_zoo.report import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-bad-boxes", action="store_true", help="leave out boxes without area"
     )
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,8 +62,17 @@ def run(args: argparse.Namespace) -> int:
     evaluation = evaluate(found, annotations)
     write_json(output / "detections.json", results, indent=None)
     write_json(output / "metrics.json", evaluation.metrics)
+    written = ["metrics.json", "detections.json"]
+    if not args.no_report:
+        source = args.model or f"Detections of {Path(args.from_json).name}"
+        facts = {"model": source, "data": args.data, "split": args.split}
+        try:
+            write_report(output / "report.html", annotations, found, evaluation, facts)
+            written.append("report.html")
+        except ImportError as error:
+            print(f"no report.html: {error}")
     for line in told_dropped(annotations):
         print(line)
     Console().print(metrics_table(evaluation.metrics))
-    print(f"{len(annotations.records)} images; metrics.json is in {output}")
+    print(f"{len(annotations.records)} images; {', '.join(written)} are in {output}")
     return 0
