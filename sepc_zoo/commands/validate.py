@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
             return 0
     found = found_in(results, annotations, args.from_json or "detections")
     evaluation = evaluate(found, annotations)
-    write_json(output / "detections.json", results, indent=None)
+    saved = output / "detections.json"
+    if args.from_json is None or saved.resolve() != Path(args.from_json).resolve():
+        write_json(saved, results, indent=None)
     write_json(output / "metrics.json", evaluation.metrics)
     written = ["metrics.json", "detections.json"]
     if not args.no_report:

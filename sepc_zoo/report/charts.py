@@ -62,6 +62,7 @@ REPLACEMENTS = (
     (r' clip-path="[^"]*"', ""),
     (r"<clipPath.*?</clipPath>", ""),
     (r" font-family: [^;\"]*;", ""),
+    (r"font: ([\d.]+px) [^;\"]*;", r"font-size: \1;"),  # by matplotlib before 3.11
     (r" transform=\"rotate\(-0 [^\"]*\"", ""),
     (r"(\.\d\d)\d{2,}", r"\1"),
     (r"<defs>\s*</defs>", ""),
@@ -96,10 +97,10 @@ def styled(draw: Callable[P, str]) -> Callable[P, str]:
 @styled
 def precision_recall(precision: Floats, label: str) -> str:
     """A class's precision ``(T, R)`` over recall at IoU 0.5 (first colour) and 0.75 (second)."""
-    figure, axes = _figure(2.8, 2.1)
+    figure, axes = _figure(2.6, 1.8)
     for row, color in ((5, SECOND), (0, FIRST)):
         axes.plot(RECALLS, precision[row], color=color, clip_on=False)
-    _unit_square(axes, "recall", "precision")
+    _unit_square(axes)
     return _svg(figure, label)
 
 
@@ -156,7 +157,7 @@ def reliability(calibration: Calibration) -> str:
     axes.plot(calibration.score[known], calibration.correct[known], "o-", color=FIRST, markersize=5)
     axes.text(0.03, 0.92, "too cautious", color=MUTED)
     axes.text(0.97, 0.05, "too sure", color=MUTED, ha="right")
-    _unit_square(axes, "", "correct")
+    _unit_square(axes, ylabel="correct")
     axes.set_xticklabels([])
     bins = len(known)
     centers = (np.arange(bins) + 0.5) / bins
@@ -181,7 +182,7 @@ def threshold_choice(sweep: Sweep, best: Threshold) -> str:
     axes.plot(best.score, best.f1, "o", color=INK, markersize=5)
     place = (4, 5) if best.score < 0.8 else (-28, 5)
     axes.annotate(f"{best.score:.3f}", (best.score, 0), place, color=INK, **IN_POINTS)
-    _unit_square(axes, "score threshold", "")
+    _unit_square(axes, "score threshold")
     return _svg(figure, "precision, recall and F1 by score threshold")
 
 
@@ -194,7 +195,7 @@ def _figure(width: float, height: float, rows: Sequence[int] = (1,)) -> "tuple[F
     return figure, figure.subplots(len(rows), height_ratios=rows)
 
 
-def _unit_square(axes: "Axes", xlabel: str, ylabel: str) -> None:
+def _unit_square(axes: "Axes", xlabel: str = "", ylabel: str = "") -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=xlabel, ylabel=ylabel)
     axes.set(xticks=QUARTERS, yticks=QUARTERS)
     axes.set_xticklabels(map(_short, QUARTERS))

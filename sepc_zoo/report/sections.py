@@ -107,8 +107,8 @@ def curves(case: Case) -> str:
     drawn = set(sorted(known, key=lambda label: -case.objects[label])[:MOST_CURVES])
     tiles = {label: _curve(case, label) for label in known if label in drawn}
     text = (
-        'Each class by falling AP, at <b class="first">IoU .50</b> and '
-        '<b class="second">IoU .75</b>; the numbers are AP50 and AP75.'
+        "Precision (upwards) over recall of each class, by falling AP, at "
+        '<b class="first">IoU .50</b> and <b class="second">IoU .75</b>, with AP50 and AP75.'
     )
     if len(drawn) < len(known):
         text += f" These are the {len(drawn)} most frequent of {len(known):,} classes."
