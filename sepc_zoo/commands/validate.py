@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME_OR_DIR", help="model folder, hf-hub:org/repo or published name"
     )
     parser.add_argument(
-        "--from-json", metavar="FILE", help="detections in COCO's results format, in its stead"
+        "--from-json",
+        metavar="FILE",
+        help="saved detections in its stead: COCO results, or what predict wrote",
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="data set, COCO or VOC")
     parser.add_argument("--split", default="val", help="%(default)s")

@@ -1,5 +1,6 @@
 """What every section of the page is about."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,19 +24,25 @@ class Case:
     objects: NDArray[np.int64]  # (K,), crowds left out
     sweep: Sweep  # of all classes together
     best: Threshold | None  # None: nothing is found
-    least_score: float  # that of ``best``, or 0: what a detection needs to be looked at one by one
+    least_score: float  # that of ``best``: what is looked at one by one
 
     @property
     def names(self) -> tuple[str, ...]:
         return self.annotations.label_names
 
-    def figure(self, label: int, key: str) -> float:
+    @property
+    def sure_enough(self) -> str:
+        """The least score in words."""
+        return f"a score of {self.least_score:.3f} or more (best F1)" if self.best else "any score"
+
+    def of_class(self, label: int, key: str) -> float:
         """One of ``CLASS_METRIC_KEYS`` of a class; -1 where it has none."""
         return self.evaluation.metrics["per_class"][self.names[label]][key]
 
     def labels_by_ap(self) -> list[int]:
         """Falling; classes without an AP come last."""
-        return sorted(range(len(self.names)), key=lambda k: (-self.figure(k, "AP"), self.names[k]))
+        labels = range(len(self.names))
+        return sorted(labels, key=lambda label: (-self.of_class(label, "AP"), self.names[label]))
 
 
 def make_case(annotations: Annotations, found: Found, evaluation: Evaluation) -> Case:
@@ -44,5 +51,5 @@ def make_case(annotations: Annotations, found: Found, evaluation: Evaluation) ->
     objects = np.bincount(truth.labels[~truth.iscrowd], minlength=len(annotations.label_names))
     sweep = sweep_scores(diagnosis)
     best = sweep.best()
-    least_score = best.score if best else 0.0
+    least_score = best.score if best else -math.inf
     return Case(annotations, found, truth, evaluation, diagnosis, objects, sweep, best, least_score)

@@ -23,15 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What matplotlib draws with, and the page's variable that takes its place.
-INK, MUTED, LINE, FIRST, SECOND, THIRD, GROUND = (f"#00000{i}" for i in range(1, 8))
+INK, MUTED, LINE, FIRST, SECOND = (f"#00000{i}" for i in range(1, 6))
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     LINE: "--line",
     FIRST: "--first",
     SECOND: "--second",
-    THIRD: "--third",
-    GROUND: "--ground",
 }
 STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters, in the page's own

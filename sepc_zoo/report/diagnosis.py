@@ -75,8 +75,7 @@ class Diagnosis:
 
 def diagnose(found: Found, truth: Truth, images: int) -> Diagnosis:
     """Match the detections of a split to its objects, and say what the others are."""
-    rank = np.empty(len(found), dtype=np.int64)
-    rank[np.argsort(-found.scores, kind="stable")] = np.arange(len(found))
+    rank = _ranks(found)
     pairs, in_crowd = _overlaps(found, truth, images)
     counted = _among_the_best(found, rank)
     pairs = pairs.only(counted[pairs.found])
@@ -107,9 +106,8 @@ def confusion_matrix(diagnosis: Diagnosis, classes: int, least_score: float) -> 
     finder = diagnosis.finder(least_score)
     mistaken = kept & (diagnosis.kind != FOUND)
     left = (pairs.iou >= IOU) & mistaken[pairs.found] & (finder[pairs.truth] < 0)
-    rank = np.argsort(np.argsort(-found.scores, kind="stable"), kind="stable")
     match = np.where(kept, diagnosis.match, -1)
-    confused = _greedy(pairs, left & ~pairs.same_class, rank)
+    confused = _greedy(pairs, left & ~pairs.same_class, _ranks(found))
     match = np.where(confused >= 0, confused, match)
 
     seen = np.full(len(truth), classes)
@@ -243,6 +241,13 @@ def _overlaps(found: Found, truth: Truth, images: int) -> tuple[Pairs, Bools]:
         return Pairs(none, none, np.empty(0), np.empty(0, dtype=bool)), in_crowd
     d, g, iou = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     return Pairs(d, g, iou, found.labels[d] == truth.labels[g]), in_crowd
+
+
+def _ranks(found: Found) -> Ints:
+    """The place ``(D,)`` of each detection by falling score; of equals the first comes first."""
+    ranks = np.empty(len(found), dtype=np.int64)
+    ranks[np.argsort(-found.scores, kind="stable")] = np.arange(len(found))
+    return ranks
 
 
 def _among_the_best(found: Found, rank: Ints) -> Bools:

@@ -47,7 +47,7 @@ def misses(case: Case) -> str:
     if not worst:
         return "<p>There are none.</p>"
     return (
-        f"<p>The largest objects that no detection with a score of {case.least_score:.3f} or more "
+        f"<p>The largest objects that no detection with {case.sure_enough} "
         'finds, two at most of a photo: <span class="key there">what is annotated</span> and '
         '<span class="key seen">what the model saw</span> there.</p>'
         f'<div class="photos">{"".join(_miss(case, i) for i in worst)}</div>'

@@ -27,7 +27,7 @@ SECTIONS = (
     Section("figures", "Figures", sections.twelve_figures),
     Section("losses", "Where AP is lost", sections.losses),
     Section("classes", "Classes", sections.classes),
-    Section("curves", "Precision and recall", sections.curves),
+    Section("curves", "Precision and recall by class", sections.curves),
     Section("confusion", "Confusion", sections.confusion),
     Section("scores", "Scores", sections.scores),
     Section("false", "Worst false positives", gallery.false_positives),

@@ -125,13 +125,13 @@ def confusion(case: Case) -> str:
     matrix = confusion_matrix(case.diagnosis, count, case.least_score)
     between = matrix[:count, :count] - np.diag(matrix.diagonal()[:count])
     text = (
-        "Objects (rows) and what they are seen as (columns), at an IoU of 0.5 or more and a score "
-        f"of {case.least_score:.3f} or more, which gives the best F1."
+        "Objects (rows) and what they are seen as (columns), at an IoU of 0.5 or more and "
+        f"{case.sure_enough}."
     )
     shown = list(range(count))
     if count > FEW_CLASSES:
         shown = _most_confused(between)
-        text += f" Of {count:,} classes, those most often taken for one another."
+        text += f" Of {count:,} classes, those that are taken for one another most often."
     order = np.argsort(-between, axis=None, kind="stable")[:CONFUSIONS].tolist()
     items = "".join(
         f"<li>{escape(case.names[i // count])} <span class=muted>seen as</span> "
@@ -195,16 +195,16 @@ def _mistakes(case: Case) -> str:
         for i, (name, count) in enumerate(counts.items())
     )
     return (
-        f"<p>{(kind != IGNORED).sum():,} detections have a score of {case.least_score:.3f} or "
-        f"more, which gives the best F1. Of {case.objects.sum():,} objects <b>{missed:,}</b> are "
-        f'missed.</p><div class="split">{bar}</div><ul class="keys">{keys}</ul>'
+        f"<p>{(kind != IGNORED).sum():,} detections have {case.sure_enough}. Of "
+        f"{case.objects.sum():,} objects <b>{missed:,}</b> are missed.</p>"
+        f'<div class="split">{bar}</div><ul class="keys">{keys}</ul>'
     )
 
 
 def _class_row(case: Case, label: int, boxes: int) -> str:
     name = escape(case.names[label])
     best = sweep_scores(case.diagnosis, label).best() if boxes else None
-    values = [case.figure(label, key) for key in CLASS_METRIC_KEYS]
+    values = [case.of_class(label, key) for key in CLASS_METRIC_KEYS]
     values += [best.score, best.f1] if best else [-1, -1]
     cells = "".join(f'<td data-value="{value:.6f}">{figure(value)}</td>' for value in values)
     # the first is AP, with a bar as long as it is high
@@ -220,15 +220,15 @@ def _curve(case: Case, label: int) -> str:
     )
     return (
         f'<figure><figcaption><b title="{name}">{name}</b><span>'
-        f'<span class="first">{figure(case.figure(label, "AP50"))}</span> '
-        f'<span class="second">{figure(case.figure(label, "AP75"))}</span></span></figcaption>'
+        f'<span class="first">{figure(case.of_class(label, "AP50"))}</span> '
+        f'<span class="second">{figure(case.of_class(label, "AP75"))}</span></span></figcaption>'
         f"{svg}</figure>"
     )
 
 
 def _group(case: Case, labels: Sequence[int], tiles: Mapping[int, str]) -> str:
     """Some of the curves, to be opened; the best stand open."""
-    best, worst = (figure(case.figure(label, "AP")) for label in (labels[0], labels[-1]))
+    best, worst = (figure(case.of_class(label, "AP")) for label in (labels[0], labels[-1]))
     names = escape(", ".join(case.names[label] for label in labels))
     is_first = labels[0] == next(iter(tiles))
     return (
@@ -241,8 +241,9 @@ def _group(case: Case, labels: Sequence[int], tiles: Mapping[int, str]) -> str:
 def _most_confused(between: NDArray[np.int64]) -> list[int]:
     """The labels of the largest counts ``(K, K)`` of objects of one class seen as another."""
     labels: list[int] = []
-    for i in np.argsort(-(between + between.T), axis=None, kind="stable").tolist():
-        if len(labels) >= CONFUSED_CLASSES or not (between + between.T).flat[i]:
+    both_ways = between + between.T
+    for i in np.argsort(-both_ways, axis=None, kind="stable").tolist():
+        if len(labels) >= CONFUSED_CLASSES or not both_ways.flat[i]:
             break
         labels += [label for label in divmod(i, len(between)) if label not in labels]
     return sorted(labels)
