@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -339,6 +340,67 @@ def test_validate_writes_metrics_and_detections(validation):
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
     assert {row["image_id"] for row in results} == {1, 2, 3, 4}
     assert {row["category_id"] for row in results} <= {1, 2, 3, 4}
+
+
+def test_validate_writes_a_page_named_after_the_model(validation, model):
+    page = (validation / "report.html").read_text()
+    assert f"<h1>{model}</h1>" in page
+    assert "Worst misses" in page
+
+
+def test_saved_detections_give_the_same_files(validation, shapes, tmp_path):
+    file = validation / "detections.json"
+    assert call("validate", "--from-json", file, "--data", shapes, "--output", tmp_path / "b") == 0
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {
+        path.name for path in validation.iterdir()
+    }
+    assert (tmp_path / "b" / "detections.json").read_text() == file.read_text()
+
+
+def test_saved_detections_stay_as_they_are(validation, shapes):
+    """Also where the results go to their own folder."""
+    file = validation / "detections.json"
+    file.write_text(json.dumps({"annotations": json.loads(file.read_text())}))
+    before = file.read_text()
+    assert call("validate", "--from-json", file, "--data", shapes, "--output", validation) == 0
+    assert file.read_text() == before
+
+
+def test_the_page_can_be_left_out(shapes, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    flags = ("--data", shapes, "--output", tmp_path, "--no-report")
+    assert call("validate", "--from-json", tmp_path / "none.json", *flags) == 0
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_without_matplotlib_there_is_all_but_the_page(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sepc_zoo.report.charts.find_spec", lambda _: None)
+    (tmp_path / "none.json").write_text("[]")
+    flags = ("--data", shapes, "--output", tmp_path)
+    assert call("validate", "--from-json", tmp_path / "none.json", *flags) == 0
+    says = 'no report.html: a report needs matplotlib: pip install "sepc_zoo[plots]"'
+    assert says in capsys.readouterr().out
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_what_predict_writes_can_be_validated(model, shapes, tmp_path, capsys):
+    """Its photos go by their names, and those of another split do not count."""
+    photos, seen = tmp_path / "photos", tmp_path / "seen"
+    shutil.copytree(shapes / "val", photos)
+    shutil.copy(next((shapes / "train").iterdir()), photos / "0_of_train.jpg")
+    flags = ("--score-threshold", 0, "--device", "cpu", "--output", seen)
+    assert call("predict", photos, "--model", model, *flags) == 0
+    whole = json.loads((seen / "detections.json").read_text())["annotations"]
+    flags = ("--data", shapes, "--output", tmp_path)
+    assert call("validate", "--from-json", seen / "detections.json", *flags) == 0
+    elsewhere = [row for row in whole if row["image_id"] == 1]
+    assert f"left out {len(elsewhere)} detections" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "detections.json").read_text())
+    assert len(rows) == len(whole) - len(elsewhere)
+    assert {row["image_id"] for row in rows} == {1, 2, 3, 4}
+    assert json.loads((tmp_path / "metrics.json").read_text())["AR100"] > 0
 
 
 def test_saved_detections_give_the_same_metrics(validation, shapes, tmp_path):
