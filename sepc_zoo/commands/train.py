@@ -12,6 +12,7 @@ from rich.console import Console
 
 from sepc_zoo.commands.arguments import key_value, model_name, nested
 from sepc_zoo.data import write_shapes
+from sepc_zoo.engine.accelerator import start_processes
 from sepc_zoo.engine.evaluate import metrics_table
 from sepc_zoo.engine.interrupt import Interrupted
 from sepc_zoo.engine.optim import SCHEDULES
@@ -175,7 +176,7 @@ def as_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def demo_data(cpu: bool) -> Path:
     """Synthetic shapes, written on the first call."""
-    with PartialState(cpu=cpu).main_process_first():
+    with start_processes(cpu).main_process_first():
         if not DEMO_DATA.exists():
             print(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
             write_shapes(DEMO_DATA)

@@ -11,7 +11,12 @@ import torch
 from rich.console import Console
 from torchvision.ops import box_convert
 
-from sepc_zoo.commands.arguments import at_least, model_with_weights
+from sepc_zoo.commands.arguments import (
+    add_loader_arguments,
+    add_views_arguments,
+    model_with_weights,
+    views_of,
+)
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import Annotations, DataError, make_target, read_data
 from sepc_zoo.engine.accelerator import make_accelerator
@@ -31,10 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="data set, COCO or VOC")
     parser.add_argument("--split", default="val", help="%(default)s")
     parser.add_argument("--output", default="validation", metavar="DIR", help="%(default)s")
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=4, metavar="N", help="%(default)s"
-    )
-    parser.add_argument("--workers", type=at_least(0), default=2, metavar="N", help="%(default)s")
+    add_loader_arguments(parser)
+    add_views_arguments(parser)
     parser.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument(
@@ -51,12 +54,13 @@ def run(args: argparse.Namespace) -> int:
         metrics = evaluate_file(Path(args.from_json), annotations)
     else:
         accelerator = make_accelerator(args.amp, args.cpu)
+        views = views_of(args)
         model = model_with_weights(args.model)
         names = model.config.label_names
         annotations = read_data(args.data, args.split, names, args.drop_bad_boxes)
-        loader = validation_loader(annotations, model, args.batch_size, args.workers)
-        prepared, loader = accelerator.prepare(model, loader)
-        metrics, results = validate_model(accelerator, prepared, loader, annotations)
+        loader = validation_loader(annotations, model, args.batch_size, args.workers, views)
+        model.to(accelerator.device)
+        metrics, results = validate_model(accelerator, model, loader, annotations)
         if not accelerator.is_main_process:
             return 0
         write_json(output / "detections.json", results, indent=None)

@@ -289,12 +289,8 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
     images_per_step = options.batch_size * accelerator.num_processes
     lr = scaled_lr(recipe, images_per_step) if options.lr is None else options.lr
     optimizer = make_optimizer(model, recipe, lr)
-    prepared, optimizer, loader, val_loader = accelerator.prepare(
-        model,
-        optimizer,
-        loader,
-        validation_loader(val_data, model, options.batch_size, options.workers),
-    )
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    val_loader = validation_loader(val_data, model, options.batch_size, options.workers)
     total_steps = options.max_steps or recipe.epochs * len(loader)
     scheduler = make_scheduler(optimizer, recipe, lr, total_steps)
     log = Log(output / "log.csv", total_steps, accelerator.num_processes, accelerator.device)
