@@ -15,13 +15,6 @@ from sepc_zoo.photos import Photo, to_photo
 Found = dict[str, Tensor]  # boxes (D, 4), scores (D,), labels (D,), by falling score
 
 
-class PhotoInput(NamedTuple):
-    """A photo as the network's input."""
-
-    size: tuple[int, int]  # height and width of the photo
-    images: list[Tensor]  # (3, h, w) float32, normalised: one for each scale of the views
-
-
 @dataclass(frozen=True)
 class Views:
     """How a photo is looked at: in each size as it is and, if asked for, as its mirror image.
@@ -38,9 +31,10 @@ class Views:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise ConfigError(f"scales {list(self.scales)}: expected factors of 0.1 to 10")
 
-    def inputs(self, photo: Photo, weights: WeightsConfig) -> PhotoInput:
+    def inputs(self, photo: Photo, weights: WeightsConfig) -> "PhotoInput":
         """The photo in each size."""
-        return PhotoInput(photo.size, [photo.to_input(scaled) for scaled in self.sizes(weights)])
+        images = [photo.to_input(scaled) for scaled in self.sizes(weights)]
+        return PhotoInput(photo.size, images, self)
 
     def sizes(self, weights: WeightsConfig) -> list[WeightsConfig]:
         """What the weights expect, with each of the image sizes."""
@@ -54,21 +48,30 @@ class Views:
 PLAIN = Views()
 
 
+class PhotoInput(NamedTuple):
+    """A photo as the network's input."""
+
+    size: tuple[int, int]  # height and width of the photo
+    images: list[Tensor]  # (3, h, w) float32, normalised: one for each scale
+    views: Views
+
+
 @torch.no_grad()
 def look(
     detect: Callable[[Sequence[Tensor]], list[Found]],
     photos: Sequence[PhotoInput],
-    views: Views,
     config: DetectorConfig,
 ) -> list[Found]:
     """What is in each photo, in its own pixels: what all of its views show, on the CPU.
 
     Args:
         detect: what is in images ``(3, h, w)``, in their own pixels: ``Detector.detect``.
-        photos: as ``views`` made them.
+        photos: all for the same views.
         config: the detector's.
     """
-    by_view = []
+    if not photos:
+        return []
+    views, by_view = photos[0].views, []
     for i, weights in enumerate(views.sizes(config.weights)):
         scaled = dataclasses.replace(config, weights=weights)
         images = [photo.images[i] for photo in photos]

@@ -83,11 +83,11 @@ def share_of_batches(length: int, batch_size: int, rank: int, processes: int) ->
 
 
 def find_objects(
-    detector: Detector, photos: Sequence[PhotoFile], views: Views
+    detector: Detector, photos: Sequence[PhotoFile]
 ) -> list[tuple[PhotoFile, Found | None]]:
     """Each photo and what is in it, in its own pixels; None where it cannot be read."""
     inputs = [photo.input for photo in photos if photo.input is not None]
-    found = iter(look(detector.detect, inputs, views, detector.config))
+    found = iter(look(detector.detect, inputs, detector.config))
     return [(photo, None if photo.input is None else next(found)) for photo in photos]
 
 

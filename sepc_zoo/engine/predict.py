@@ -59,7 +59,7 @@ def predict_files(
     bar = progress_bar(photo_loader(photos, batch_size, workers), "predict", disable=hidden)
     with Interrupt() as interrupt, ThreadPoolExecutor(PAINTERS) as painters:
         for batch in bar:
-            found = find_objects(model, batch, views)
+            found = find_objects(model, batch)
             for picture in drawn:  # of the batch before: photos must not pile up
                 picture.result()
             drawn = []

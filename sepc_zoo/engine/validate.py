@@ -1,8 +1,8 @@
 """Validation: a model over a data set, its metrics and its detections."""
 
 import os
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from sepc_zoo.data import Annotations, make_target
 from sepc_zoo.detections import coco_results
 from sepc_zoo.engine.evaluate import CocoMetrics
-from sepc_zoo.engine.inference import PhotoFiles, find_objects, photo_loader
+from sepc_zoo.engine.inference import PhotoFile, PhotoFiles, find_objects, photo_loader
 from sepc_zoo.engine.log import progress_bar
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.ops.image import ImageError
@@ -36,7 +36,10 @@ def validation_loader(
 
 @torch.no_grad()
 def validate_model(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, annotations: Annotations
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: Iterable[list[PhotoFile]],
+    annotations: Annotations,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO metrics over all processes, and the detections as COCO results.
 
@@ -55,13 +58,12 @@ def validate_model(
     detector: Detector = accelerator.unwrap_model(model)
     detector.eval()
     broadcast(list(detector.buffers()))  # in place
-    views = cast(PhotoFiles, loader.dataset).views
     metrics = CocoMetrics()
     seen: list[tuple[int, list[dict[str, Any]], str]] = []
     bar = progress_bar(loader, "validate", leave=False, disable=not accelerator.is_main_process)
     for photos in bar:  # as many as there happen to be: no process waits for another in here
         with accelerator.autocast():
-            found = find_objects(detector, photos, views)
+            found = find_objects(detector, photos)
         for photo, detections in found:
             record = annotations.records[photo.position]
             detections = detections or _nothing()

@@ -152,7 +152,7 @@ class Detector(nn.Module):
     ) -> Detections:
         """One photo; the model is in eval mode."""
         inputs = views.inputs(photo, self.config.weights)
-        found = look(self.detect, [inputs], views, self.config)[0]
+        found = look(self.detect, [inputs], self.config)[0]
         return Detections.of(found, score_threshold, self.config, photo.path or photo.pixels)
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
