@@ -105,9 +105,7 @@ def test_every_view_comes_back_in_the_photos_pixels(name, authors):
     config = authors_config(name)
     post = PostprocessConfig(iou_threshold=1.0)
     weights = WeightsConfig(mean=(0.5,) * 3, std=(0.5,) * 3, image_size=(240, 400))
-    config = dataclasses.replace(
-        config, inclusive_boxes=authors, postprocess=post, weights=weights
-    )
+    config = dataclasses.replace(config, inclusive_boxes=authors, postprocess=post, weights=weights)
     pixels = torch.zeros(3, 120, 170, dtype=torch.uint8)
     pixels[:, 30:80, 20:60] = 255
     views = [ALL.inputs(Photo(p), weights) for p in (pixels, pixels.transpose(1, 2))]
