@@ -5,9 +5,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sepc_zoo.commands.arguments import at_least, model_with_weights
+from sepc_zoo.commands.arguments import (
+    add_loader_arguments,
+    add_views_arguments,
+    model_with_weights,
+    views_of,
+)
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import read_data
+from sepc_zoo.data.reader import FORMATS
 from sepc_zoo.engine.accelerator import make_accelerator
 from sepc_zoo.engine.evaluate import evaluate, metrics_table
 from sepc_zoo.engine.log import told_dropped
@@ -26,13 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="saved detections in its stead: COCO results, or what predict wrote",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="data set, COCO or VOC")
+    parser.add_argument(
+        "--data", required=True, nargs="+", metavar="DIR", help="data set, or several to be joined"
+    )
+    parser.add_argument("--format", choices=list(FORMATS), help="where the folder does not tell")
     parser.add_argument("--split", default="val", help="%(default)s")
     parser.add_argument("--output", default="validation", metavar="DIR", help="%(default)s")
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=4, metavar="N", help="%(default)s"
-    )
-    parser.add_argument("--workers", type=at_least(0), default=2, metavar="N", help="%(default)s")
+    add_loader_arguments(parser)
+    add_views_arguments(parser)
     parser.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument(
@@ -46,22 +53,22 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None and args.from_json is None:
         raise ConfigError("--model or --from-json is missing")
     if args.from_json is not None:
-        annotations = read_data(args.data, args.split, None, args.drop_bad_boxes)
+        annotations = read_data(args.data, args.split, None, args.drop_bad_boxes, args.format)
         results, elsewhere = read_results(Path(args.from_json), annotations)
         if elsewhere:
             print(f"left out {elsewhere} detections in photos that the split does not have")
+        evaluation = evaluate(found_in(results, annotations, args.from_json), annotations)
     else:
         accelerator = make_accelerator(args.amp, args.cpu)
+        views = views_of(args)
         model = model_with_weights(args.model)
         names = model.config.label_names
-        annotations = read_data(args.data, args.split, names, args.drop_bad_boxes)
-        loader = validation_loader(annotations, model, args.batch_size, args.workers)
-        prepared, loader = accelerator.prepare(model, loader)
-        _, results = validate_model(accelerator, prepared, loader, annotations)
+        annotations = read_data(args.data, args.split, names, args.drop_bad_boxes, args.format)
+        loader = validation_loader(annotations, model, args.batch_size, args.workers, views)
+        model.to(accelerator.device)
+        evaluation, results = validate_model(accelerator, model, loader, annotations)
         if not accelerator.is_main_process:
             return 0
-    found = found_in(results, annotations, args.from_json or "detections")
-    evaluation = evaluate(found, annotations)
     saved = output / "detections.json"
     if args.from_json is None or saved.resolve() != Path(args.from_json).resolve():
         write_json(saved, results, indent=None)
@@ -69,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     written = ["metrics.json", "detections.json"]
     if not args.no_report:
         source = args.model or f"Detections of {Path(args.from_json).name}"
-        facts = {"model": source, "data": args.data, "split": args.split}
+        facts = {"model": source, "data": ", ".join(args.data), "split": args.split}
+        found = found_in(results, annotations, args.from_json or "detections")
         try:
             write_report(output / "report.html", annotations, found, evaluation, facts)
             written.append("report.html")

@@ -14,11 +14,14 @@ from test_convert import their_state
 
 from sepc_zoo import commands
 from sepc_zoo.commands import COMMANDS, main
+from sepc_zoo.commands import predict as predict_command
 from sepc_zoo.commands import train as train_command
 from sepc_zoo.engine.evaluate import METRIC_KEYS
+from sepc_zoo.engine.interrupt import Interrupted
 from sepc_zoo.engine.options import TrainOptions, read_options
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.hub import save_model
+from sepc_zoo.tta import Views
 from sepc_zoo.zoo import list_models
 
 REPO = Path(__file__).parents[2]
@@ -489,6 +492,42 @@ def test_predict_draws_a_photo_and_writes_its_boxes(model, photos, tmp_path, cap
     assert content["annotations"] == found.to_coco(1)
     assert len(found) > 0
     assert "a.jpg: Detections(" in capsys.readouterr().out
+
+
+def test_views_and_batches_reach_predict(model, photos, tmp_path, monkeypatch):
+    predict = Mock(return_value=[])
+    monkeypatch.setattr(predict_command, "predict_files", predict)
+    flags = ("--tta-flip", "--tta-scales", 0.8, 1, "--batch-size", 7, "--workers", 3)
+    assert call("predict", photos, "--model", model, "--output", tmp_path / "out", *flags) == 0
+    expected = {"batch_size": 7, "workers": 3, "views": Views(True, (0.8, 1.0))}
+    assert predict.call_args.kwargs == expected
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_scales_that_make_no_sense_end_with_2(command, model, shapes, tmp_path, capsys):
+    source = ("--data", shapes) if command == "validate" else (shapes / "val",)
+    flags = ("--model", model, "--output", tmp_path / "out", "--tta-scales", 0)
+    assert call(command, *source, *flags) == 2
+    assert_refused(capsys, "scales [0.0]")
+
+
+def test_an_interrupted_prediction_ends_with_the_status_of_the_signal(
+    model, photos, tmp_path, monkeypatch, capsys
+):
+    stop = Mock(side_effect=Interrupted("stopped", 143))
+    monkeypatch.setattr(predict_command, "predict_files", stop)
+    assert call("predict", photos, "--model", model, "--output", tmp_path / "out") == 143
+    assert_refused(capsys, "stopped")
+
+
+def test_more_views_change_the_metrics(model, shapes, tmp_path):
+    found = []
+    for flags in ((), ("--tta-flip",), ("--tta-scales", 1), ("--tta-scales", 1, 1.5)):
+        where = ("--data", shapes, "--workers", 0, "--cpu", "--output", tmp_path)
+        assert call("validate", "--model", model, *where, *flags) == 0
+        found.append((tmp_path / "detections.json").read_text())
+    assert found[0] == found[2]
+    assert len(set(found)) == 3
 
 
 def test_an_unreadable_photo_is_reported_and_the_others_are_done(model, photos, tmp_path, capsys):
