@@ -80,7 +80,7 @@ def perfect(annotations):
 def test_objects_of_an_image_that_breaks_meanwhile_are_missed(model, data, monkeypatch, capsys):
     annotations = read_data(data, "val")
     monkeypatch.setattr(validation, "find_objects", perfect(annotations))
-    assert validate(model, annotations)[0]["AR100"] == pytest.approx(1)
+    assert validate(model, annotations)[0].metrics["AR100"] == pytest.approx(1)
     broken = annotations.records[1]
     broken.path.write_bytes(b"no image")
     evaluation, rows = validate(model, annotations)
