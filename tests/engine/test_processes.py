@@ -75,7 +75,7 @@ def validate(processes, model, data, output, *more):
         "--no-report",
         *more,
     )
-    done = launch(processes, "validate", *flags)
+    done = launch(processes, "validate", *flags, "--no-report")
     assert (
         done.stdout.count("metrics.json, detections.json are in") == 1
     )  # the processes know of each other
