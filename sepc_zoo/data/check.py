@@ -152,11 +152,11 @@ def check_data(
     findings += _check_across(listings, files, joint)
     if splits is None and not any(finding.kind == "unreadable annotations" for finding in findings):
         findings += _unused_images(paths)
+    once: dict[tuple[str, str, str], Finding] = {}  # in some layouts the splits share files
+    for finding in findings:
+        once.setdefault((finding.kind, finding.where, finding.text), finding)
     order = {kind: i for i, kind in enumerate(KINDS)}
-    once = {finding[:2] + finding[3:]: finding for finding in reversed(findings)}
-    worst_first = sorted(
-        reversed(once.values()), key=lambda f: (SEVERITIES.index(f.severity), order[f.kind])
-    )
+    worst_first = sorted(once.values(), key=lambda f: (SEVERITIES.index(f.severity), order[f.kind]))
     return DataCheck(root, listings, files, tuple(worst_first))
 
 

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from sepc_zoo.data.annotations import DataError
-from sepc_zoo.data.voc import read_voc
+from sepc_zoo.data.voc import read_voc, voc_splits
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
     <part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>
@@ -104,6 +104,14 @@ def test_without_an_annotated_size_the_files_counts(size, tmp_path):
     write_image(tmp_path, "a", size=size)
     write_split(tmp_path, "train", "a")
     assert read_voc(tmp_path, "train").records[0].size == (48, 64)
+
+
+def test_lists_for_single_classes_are_no_splits(tmp_path):
+    write_split(tmp_path, "train", "a")
+    write_split(tmp_path, "cat_train", "a -1")
+    write_split(tmp_path, "night_train", "a")
+    write_split(tmp_path, "cat_2012", "a  1")  # there is no 2012.txt
+    assert voc_splits(tmp_path) == ["cat_2012", "night_train", "train"]
 
 
 def test_a_missing_split_says_which_exist(tmp_path):
