@@ -99,11 +99,11 @@ def list_coco_file(
     names = [category["name"] for category in categories]
     category_ids = [category["id"] for category in categories]
     names_of: dict[int, list[str]] = {}
-    for category in categories:
-        names_of.setdefault(category["id"], []).append(category["name"])
+    for category_id, name in zip(category_ids, names, strict=True):
+        names_of.setdefault(category_id, []).append(name)
     # A box of an id with two meanings has no class.
     label_of = {i: label for label, i in enumerate(category_ids) if len({*names_of[i]}) == 1}
-    category_text = {i: f"{i} ({' or '.join(map(repr, names))})" for i, names in names_of.items()}
+    category_text = {i: f"{i} ({' or '.join(map(repr, own))})" for i, own in names_of.items()}
 
     listed = _list_images(images, Path(image_folder))
     for where, annotation in annotations:
@@ -111,8 +111,8 @@ def list_coco_file(
             problems.append(f"{where}: there is no image with the id {image_id}")
         elif not (problem := _number_problem(annotation)):
             category_id = annotation["category_id"]
-            text = category_text.get(category_id, str(category_id))
-            box = _list_box(where, annotation, label_of.get(category_id), text)
+            category = category_text.get(category_id, str(category_id))
+            box = _list_box(where, annotation, label_of.get(category_id), category)
             listed[image_id][0].boxes.append(box)
         else:
             problems.append(f"{where}: {problem}")

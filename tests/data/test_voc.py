@@ -106,14 +106,6 @@ def test_without_an_annotated_size_the_files_counts(size, tmp_path):
     assert read_voc(tmp_path, "train").records[0].size == (48, 64)
 
 
-def test_lists_for_single_classes_are_no_splits(tmp_path):
-    write_split(tmp_path, "train", "a")
-    write_split(tmp_path, "cat_train", "a -1")
-    write_split(tmp_path, "night_train", "a")
-    write_split(tmp_path, "cat_2012", "a  1")  # there is no 2012.txt
-    assert voc_splits(tmp_path) == ["cat_2012", "night_train", "train"]
-
-
 def test_a_missing_split_says_which_exist(tmp_path):
     write_split(tmp_path, "train", "a")
     write_split(tmp_path, "val", "a")
@@ -149,6 +141,14 @@ def test_every_broken_file_and_entry_is_listed_at_once(label_names, tmp_path):
     assert len(problems) == len(expected)
     for text in expected:
         assert sum(text in problem for problem in problems) == 1, text
+
+
+def test_lists_for_single_classes_are_no_splits(tmp_path):
+    write_split(tmp_path, "train", "a")
+    write_split(tmp_path, "cat_train", "a -1")
+    write_split(tmp_path, "night_train", "a")
+    write_split(tmp_path, "cat_2012", "a  1")  # there is no 2012.txt
+    assert voc_splits(tmp_path) == ["cat_2012", "night_train", "train"]
 
 
 def test_real_voc_is_read_completely(shared_data):
