@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": "a checkpoint of the SEPC authors to a model folder",
     "list": "names of models",
     "info": "what is known of a model",
+    "check-data": "what is wrong with a data set, and a clean copy of it",
 }
 DONE, PARTLY_DONE, WRONG_INPUT = 0, 1, 2
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
         return DONE if asked_for_help else WRONG_INPUT
     name, *rest = arguments
-    command = importlib.import_module(f"sepc_zoo.commands.{name}")
+    command = importlib.import_module(f"sepc_zoo.commands.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(f"sepc-zoo {name}", description=command.__doc__)
     command.add_arguments(parser)
     args = parser.parse_args(rest)
