@@ -1,12 +1,13 @@
 """Batches that keep coming, from any point of an epoch on, also when workers die."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
 
 from sepc_zoo.data import Batch
+from sepc_zoo.engine.faults import Faults
 
 WORKER_DIED = "DataLoader worker"  # how torch's message begins
 
@@ -16,12 +17,12 @@ class SturdyLoader:
 
     Args:
         loader: as ``accelerator.prepare`` gave it.
-        worker_died: is told of each; may raise where it becomes too much.
+        faults: is told of dead workers and of images that could not be read.
     """
 
-    def __init__(self, loader: DataLoaderShard, worker_died: Callable[[str], None]) -> None:
+    def __init__(self, loader: DataLoaderShard, faults: Faults) -> None:
         self.loader = loader
-        self.worker_died = worker_died
+        self.faults = faults
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -39,11 +40,12 @@ class SturdyLoader:
                     # torch would raise at any place of the step; so only the loader does.
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     start += 1
+                    self.faults.look_at(batch)
                     yield batch
                 return
             except RuntimeError as error:
                 if not str(error).startswith(WORKER_DIED):
                     raise
-                self.worker_died(str(error))
+                self.faults.worker_died(str(error))
                 self.loader = skip_first_batches(self.loader, 0)  # a copy that has no dead workers
                 loader = skip_first_batches(self.loader, start)

@@ -37,23 +37,38 @@ class CsvFile:
         """The first row of a file makes its columns."""
         if not PartialState().is_main_process:
             return
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(_csv([list(row)]), encoding="utf-8")
-        with self.path.open(newline="", encoding="utf-8") as file:
-            columns = next(csv.reader(file))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_csv([[row.get(column, "") for column in columns]]))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            columns = next(csv.reader(file), None)
+            header = [] if columns else [list(row)]
+            file.write(_csv([*header, [row.get(column, "") for column in columns or row]]))
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows of later steps, which a resumed run makes again."""
+        """Drop the rows of later steps, which a resumed run makes again, and half a last one."""
         if not PartialState().is_main_process or not self.path.exists():
             return
+        header, *rows = self._whole_rows() or [[]]
+        kept = [row for row in rows if int(row[header.index("step")]) <= step]
+        if not kept:
+            self.path.unlink()
+            return
+        text = _csv([header, *kept])
+        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def read(self) -> list[dict[str, str]]:
+        """The rows that are there."""
+        if not self.path.exists():
+            return []
+        header, *rows = self._whole_rows() or [[]]
+        return [dict(zip(header, row, strict=True)) for row in rows]
+
+    def _whole_rows(self) -> list[list[str]]:
+        """Header and rows; a full disk or a kill may have cut the last one."""
         with self.path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        at = header.index("step")
-        kept = [header, *(row for row in rows if int(row[at]) <= step)]
-        write_atomically(self.path, lambda path: path.write_text(_csv(kept), encoding="utf-8"))
+            text = file.read()
+        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+        return [row for row in rows if len(row) == len(rows[0])]
 
 
 class Log:

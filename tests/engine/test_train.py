@@ -478,7 +478,7 @@ def test_two_processes_train_save_and_validate(shapes, tmp_path):
     assert {f"random_{i}.pt" for i in range(2)} <= {
         file.name for file in (tmp_path / "run" / STATE).iterdir()
     }
-    assert done.stdout.count("best AP") == 1  # only the main process speaks
+    assert done.stdout.count("use it:") == 1  # only the main process speaks
 
 
 def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):
