@@ -4,7 +4,7 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,31 +44,26 @@ class CsvFile:
             header = [] if columns else [list(row)]
             file.write(_csv([*header, [row.get(column, "") for column in columns or row]]))
 
-    def forget_after(self, step: int) -> None:
-        """Drop the rows of later steps, which a resumed run makes again, and half a last one."""
+    def keep(self, is_kept: Callable[[Mapping[str, str]], bool]) -> None:
+        """Drop all other rows, and half a last one."""
         if not PartialState().is_main_process or not self.path.exists():
             return
-        header, *rows = self._whole_rows() or [[]]
-        kept = [row for row in rows if int(row[header.index("step")]) <= step]
+        kept = [row for row in self.read() if is_kept(row)]
         if not kept:
             self.path.unlink()
             return
-        text = _csv([header, *kept])
+        text = _csv([list(kept[0]), *(list(row.values()) for row in kept)])
         write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
 
     def read(self) -> list[dict[str, str]]:
-        """The rows that are there."""
+        """The rows that are there and whole; a full disk may have cut the last one."""
         if not self.path.exists():
             return []
-        header, *rows = self._whole_rows() or [[]]
-        return [dict(zip(header, row, strict=True)) for row in rows]
-
-    def _whole_rows(self) -> list[list[str]]:
-        """Header and rows; a full disk or a kill may have cut the last one."""
         with self.path.open(newline="", encoding="utf-8") as file:
             text = file.read()
-        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
-        return [row for row in rows if len(row) == len(rows[0])]
+        whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+        header, *rows = list(csv.reader(whole)) or [[]]
+        return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
 
 class Log:
@@ -83,10 +78,15 @@ class Log:
         self.bar = tqdm(disable=True)
         self.restart()
 
-    def begin(self, step: int, total_steps: int) -> None:
-        """Show the progress, and forget the rows of steps that come after ``step``."""
-        self.steps.forget_after(step)
-        self.metrics.forget_after(step)
+    def begin(self, step: int, epoch: int, total_steps: int) -> None:
+        """Show the progress, and forget the rows of what is made again after ``step``."""
+
+        def is_done(row: Mapping[str, str]) -> bool:
+            # the validation after an epoch's last step may not have been done with it
+            return int(row["step"]) <= step and (not row["AP"] or int(row["epoch"]) <= epoch)
+
+        self.steps.keep(is_done)
+        self.metrics.keep(is_done)
         is_main = self.accelerator.is_main_process
         self.bar = progress_bar(
             initial=step, total=total_steps, desc="train", unit="step", disable=not is_main

@@ -199,8 +199,8 @@ def start(run: Run, resume: bool) -> None:
             for file in (run.log.steps, run.log.metrics, run.faults.file):
                 file.path.unlink(missing_ok=True)
     run.faults.step = run.progress.step
-    run.faults.file.forget_after(run.progress.step)
-    run.log.begin(run.progress.step, run.total_steps)
+    run.faults.file.keep(lambda row: int(row["step"]) <= run.progress.step)
+    run.log.begin(run.progress.step, run.progress.epoch, run.total_steps)
     # A tracker forgets what it was told of steps that are made again.
     purge = {"tensorboard": {"purge_step": run.progress.step + 1}}
     run.accelerator.init_trackers("tracking", init_kwargs=purge)
