@@ -123,11 +123,12 @@ def draw_batch(
     """A batch as the network gets it, padding and all, with what it is to find.
 
     Args:
-        images: ``(N, 3, H, W)``, normalised.
+        images: ``(N, 3, H, W)``, normalised; on any device.
         targets: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)`` of each.
     """
     shape = (3, 1, 1)
-    undone = images.cpu() * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)
+    images = images.detach().float().cpu()
+    undone = images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)
     pixels = (undone.clamp(0, 1) * 255).round().to(torch.uint8)
     drawn = []
     for image, target in zip(pixels, targets, strict=True):
