@@ -210,9 +210,13 @@ def log_losses(run: Run) -> None:
 
 def finish_epoch(run: Run, epoch: int) -> dict[str, Any]:
     """Validate, keep the last and the best model, and draw."""
-    evaluation, results = validate_model(
-        run.accelerator, run.evaluated, run.val_loader, run.val_data
-    )
+    try:
+        evaluation, results = validate_model(
+            run.accelerator, run.evaluated, run.val_loader, run.val_data
+        )
+    except ImageError:  # too many images are gone
+        save(run)
+        raise
     metrics = evaluation.metrics
     share_faults(run, agreed(run)[-1])  # before figures are kept that half the images are missing
     is_best = metrics["AP"] > run.progress.best_ap
