@@ -24,8 +24,8 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
 class Interrupt:
     """Remembers a signal while it is the context; a second one has its usual effect.
 
-    What comes within ``ECHO`` seconds is still the first one: torchrun and ``timeout`` pass a signal
-    on to processes that may have got it with their whole group.
+    What comes within ``ECHO`` seconds is still the first one: torchrun and ``timeout`` pass it on
+    to processes that may have got it with their whole group.
     """
 
     def __init__(self) -> None:

@@ -29,9 +29,11 @@ def test_a_signal_that_is_passed_on_twice_is_one():
 
 def test_a_second_signal_has_its_usual_effect(monkeypatch):
     monkeypatch.setattr(engine, "ECHO", 0.0)
-    with pytest.raises(KeyboardInterrupt), Interrupt():
+    with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.slow
