@@ -3,12 +3,14 @@
 import atexit
 import multiprocessing
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 1.0  # seconds
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
@@ -20,10 +22,15 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
 
 
 class Interrupt:
-    """Remembers a signal while it is the context; a second one has its usual effect."""
+    """Remembers a signal while it is the context; a second one has its usual effect.
+
+    What comes within ``ECHO`` seconds is still the first one: torchrun and ``timeout`` pass it on
+    to processes that may have got it with their whole group.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0  # seconds on the monotonic clock
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -35,8 +42,11 @@ class Interrupt:
         self._restore()
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

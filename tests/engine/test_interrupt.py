@@ -1,7 +1,12 @@
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from sepc_zoo.engine import interrupt as engine
+from sepc_zoo.engine.interrupt import Interrupt
 
 CRASH = """
 import torch
@@ -13,6 +18,22 @@ batches = iter(loader)
 next(batches)
 raise RuntimeError("a run that ends without ending its workers")
 """
+
+
+def test_a_signal_that_is_passed_on_twice_is_one():
+    with Interrupt() as interrupt:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interrupt.signal == signal.SIGINT
+
+
+def test_a_second_signal_has_its_usual_effect(monkeypatch):
+    monkeypatch.setattr(engine, "ECHO", 0.0)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.slow
