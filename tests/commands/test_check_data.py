@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import sys
 
 import pytest
@@ -139,6 +140,13 @@ def test_without_matplotlib_all_but_the_histograms_is_there(shapes, call, monkey
     assert {path.name for path in output.iterdir()} == {
         *("findings.csv", "statistics.json", "samples.png")
     }
+
+
+def test_a_file_name_that_is_no_utf8_is_told(broken, call, capsys):
+    (broken / "val" / os.fsdecode(b"caf\xe9.jpg")).touch()
+    _, output = call(broken)
+    assert r"caf\udce9.jpg: no split lists this file" in capsys.readouterr().out
+    assert r"caf\udce9.jpg" in (output / "findings.csv").read_text()
 
 
 def test_anchors_that_fit_are_not_discussed():
