@@ -1,7 +1,9 @@
 import csv
 import json
 import os
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -48,6 +50,15 @@ def test_good_data_ends_with_0_and_has_figures_and_pictures(shapes, call, capsys
     assert figures["splits"]["val"]["images"] == 4
     assert Image.open(output / "samples.png").width == 4 * (480 + 8) + 8
     assert Image.open(output / "statistics.png").width > 1000
+
+
+def test_the_script_is_the_command(monkeypatch, capsys):
+    script = Path(__file__).parents[2] / "scripts" / "check_data.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+    assert "usage: sepc-zoo check-data" in capsys.readouterr().out
 
 
 def test_errors_end_with_1_and_are_told_by_file_and_entry(broken, call, capsys):
