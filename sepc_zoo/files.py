@@ -1,9 +1,11 @@
 """Writing files so that a reader, or a run that was interrupted, never meets half of one."""
 
+import csv
+import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,3 +44,16 @@ def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     """
     text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as a UTF-8 CSV file; bytes of file names that are no UTF-8 are escaped."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    content = printable(text.getvalue()).encode()
+    write_atomically(path, lambda file: file.write_bytes(content))
+
+
+def printable(text: str) -> str:
+    """Text as UTF-8 can hold it: a file name of another encoding has its odd bytes escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,8 +1,9 @@
+import csv
 import json
 
 import pytest
 
-from sepc_zoo.files import write_atomically, write_json
+from sepc_zoo.files import write_atomically, write_csv, write_json
 
 
 def test_missing_folders_are_created(tmp_path):
@@ -41,3 +42,11 @@ def test_nan_is_refused_since_json_has_none(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", float("nan"))
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_read_back_whatever_is_in_them(tmp_path):
+    rows = [["a,b", 'say "x"'], ["two\nlines", "Ärger"], ["caf\udce9", "1"]]
+    write_csv(tmp_path / "rows.csv", ["left", "right"], rows)
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.reader(file))
+    assert found == [["left", "right"], *rows[:2], [r"caf\udce9", "1"]]

@@ -22,7 +22,7 @@ from sepc_zoo.commands.arguments import at_least
 from sepc_zoo.config import ConfigError, WeightsConfig
 from sepc_zoo.data.annotations import ListedImage, Listing
 from sepc_zoo.data.check import SEVERITIES, DataCheck, Finding, check_data, find_train, joint_splits
-from sepc_zoo.data.fix import clean_listing, is_inside, table_csv, write_clean_copy
+from sepc_zoo.data.fix import clean_listing, is_inside, write_clean_copy
 from sepc_zoo.data.statistics import (
     anchor_reaches,
     class_counts,
@@ -30,7 +30,7 @@ from sepc_zoo.data.statistics import (
     gather_columns,
 )
 from sepc_zoo.engine.log import progress_bar
-from sepc_zoo.files import write_atomically, write_json
+from sepc_zoo.files import printable, write_atomically, write_csv, write_json
 from sepc_zoo.ops.image import read_image, resize_image, resized_size
 from sepc_zoo.visualize import class_color, contact_sheet, draw_boxes, plot_statistics
 
@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
     check_places(root, output, target)
     console = Console()
     check = check_data(root, args.split, progress_bar)
-    table = table_csv(Finding._fields, check.findings)
-    write_atomically(output / "findings.csv", lambda path: path.write_text(table, "utf-8"))
+    write_csv(output / "findings.csv", Finding._fields, check.findings)
     joint = joint_splits(check.listings, check.files)
     for split, parts in joint.items():
         print(f"{split} is {' and '.join(parts)} together; figures and samples are of these")
@@ -216,7 +215,7 @@ def show_findings(check: DataCheck, shown: int, console: Console) -> None:
         if shown and count > shown:
             lines.append(f"  ... and {count - shown} more in findings.csv")
         for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     totals = Counter(finding.severity for finding in check.findings)
     told = ", ".join(f"{totals[severity]} {severity}s" for severity in SEVERITIES)
     console.print(f"{check.root}: {told}", markup=False, highlight=False)

@@ -5,6 +5,7 @@ would take as it is; notes are no faults.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -205,11 +206,9 @@ def names_alike(listings: Iterable[Listing]) -> list[Counter[str]]:
     """Class names that differ in case or spaces only, each group with their numbers of boxes."""
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for listing in listings:
-        for name in listing.label_names:
-            groups[" ".join(name.split()).casefold()][name] += 0
-        for label, count in count_boxes(listing).items():
-            name = listing.label_names[label]
-            groups[" ".join(name.split()).casefold()][name] += count
+        counts = count_boxes(listing)
+        for label, name in enumerate(listing.label_names):
+            groups[" ".join(name.split()).casefold()][name] += counts[label]
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -258,7 +257,7 @@ def _check_split(
     images = {image.path: files[image.path] for image in listing.images}
     for path, file in images.items():
         if file.problem:
-            kind = "broken image" if path.exists() else "missing image"
+            kind = "broken image" if os.path.exists(path) else "missing image"
             yield Finding(ERROR, kind, split, str(path), file.problem)
     refused = [
         Finding(ERROR, refused_kind(problem), split, *split_place(problem, listing.source))
@@ -270,7 +269,7 @@ def _check_split(
         yield Finding(ERROR, "no images", split, listing.source, f"split {split!r} has no images")
     if all(finding.kind != "image listed twice" for finding in refused):
         for where in find_duplicates(str(image.path) for image in listing.images):
-            text = "is listed twice in the split, each time with boxes of its own"
+            text = f"is listed more than once in {split}"
             yield _finding("image listed twice", split, str(where), text)
     for image in listing.images:
         yield from _check_image(split, image, files[image.path].size)
@@ -373,8 +372,8 @@ def _check_pictures(
 
 
 def _unused_images(paths: Sequence[Path]) -> Iterator[Finding]:
-    used = {*paths}
-    for folder in sorted({path.parent for path in paths}):
-        for path in list_images(folder) if folder.is_dir() else ():
-            if path not in used:
+    used = {os.path.realpath(path) for path in paths}
+    for folder in sorted({os.path.realpath(path.parent) for path in paths}):
+        for path in list_images(folder) if os.path.isdir(folder) else ():
+            if os.path.realpath(path) not in used:
                 yield _finding("unused image", "", path, "no split lists this file")

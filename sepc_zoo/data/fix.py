@@ -1,11 +1,10 @@
 """A clean copy of a data set, in the COCO layout; the original is only read."""
 
-import csv
-import io
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
@@ -38,6 +37,7 @@ from sepc_zoo.data.check import (
     split_place,
 )
 from sepc_zoo.data.coco import write_coco
+from sepc_zoo.files import write_csv
 from sepc_zoo.ops.image import read_orientation
 
 K = TypeVar("K", bound=Hashable)
@@ -99,7 +99,7 @@ def write_clean_copy(
             copied = _copy_images(split, listing, temporary / split, link, progress, changes)
             annotations = build_annotations(copied)  # what training will read, and its checks
             write_coco(annotations, temporary / "annotations" / f"instances_{split}.json")
-        (temporary / "changes.csv").write_text(table_csv(Change._fields, changes), "utf-8")
+        write_csv(temporary / "changes.csv", Change._fields, changes)
         temporary.chmod(0o755)  # mkdtemp's is for the owner alone
         temporary.rename(target)
     except BaseException:
@@ -112,13 +112,6 @@ def is_inside(path: Path, root: Path) -> bool:
     """Whether a path is the data set's folder or somewhere in it."""
     folder = root if root.is_dir() else root.parent
     return path.resolve().is_relative_to(folder.resolve())
-
-
-def table_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as the text of a CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
 
 
 def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing]:
@@ -390,9 +383,10 @@ def _copy_images(
 
 
 def _free_name(path: Path, used: set[str]) -> str:
-    """A file name that no other file has, also where capitals do not count."""
-    names = (f"{path.stem}_{i}{path.suffix}" for i in count(2))
-    name = next(name for name in chain([path.name], names) if name.casefold() not in used)
+    """A file name that JSON can hold and no other file has, also where capitals do not count."""
+    stem, suffix = (re.sub("[\ud800-\udfff]", "_", part) for part in (path.stem, path.suffix))
+    others = (f"{stem}_{i}{suffix}" for i in count(2))
+    name = next(name for name in chain([stem + suffix], others) if name.casefold() not in used)
     used.add(name.casefold())
     return name
 

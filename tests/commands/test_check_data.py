@@ -1,6 +1,9 @@
 import csv
 import json
+import os
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -47,6 +50,15 @@ def test_good_data_ends_with_0_and_has_figures_and_pictures(shapes, call, capsys
     assert figures["splits"]["val"]["images"] == 4
     assert Image.open(output / "samples.png").width == 4 * (480 + 8) + 8
     assert Image.open(output / "statistics.png").width > 1000
+
+
+def test_the_script_is_the_command(monkeypatch, capsys):
+    script = Path(__file__).parents[2] / "scripts" / "check_data.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+    assert "usage: sepc-zoo check-data" in capsys.readouterr().out
 
 
 def test_errors_end_with_1_and_are_told_by_file_and_entry(broken, call, capsys):
@@ -139,6 +151,13 @@ def test_without_matplotlib_all_but_the_histograms_is_there(shapes, call, monkey
     assert {path.name for path in output.iterdir()} == {
         *("findings.csv", "statistics.json", "samples.png")
     }
+
+
+def test_a_file_name_that_is_no_utf8_is_told(broken, call, capsys):
+    (broken / "val" / os.fsdecode(b"caf\xe9.jpg")).touch()
+    _, output = call(broken)
+    assert r"caf\udce9.jpg: no split lists this file" in capsys.readouterr().out
+    assert r"caf\udce9.jpg" in (output / "findings.csv").read_text()
 
 
 def test_anchors_that_fit_are_not_discussed():

@@ -183,7 +183,7 @@ FAULTS = {
     ),
     "image listed twice": Fault(
         editing(lambda t: t["images"].append(image_entry(9, "train1.jpg"))),
-        *("warning", "train/train1.jpg", "listed twice", "joined those of the first time"),
+        *("warning", "train/train1.jpg", "listed more than once", "joined those of the first time"),
     ),
     "picture in two splits": Fault(
         share_picture,

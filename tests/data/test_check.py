@@ -123,6 +123,11 @@ def test_a_split_of_others_together_is_no_leak(data):
     assert "picture in two splits" not in kinds_of(check_data(data))
 
 
+def test_an_image_is_used_whatever_the_way_to_it(data):
+    editing(lambda t: t["images"][0].update(file_name="../val/../train/train1.jpg"))(data)
+    assert check_data(data).findings == ()
+
+
 def test_a_validation_split_inside_the_training_split_is_a_leak(data):
     editing(
         lambda t: t["images"].extend(

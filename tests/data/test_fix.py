@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 
 import pytest
@@ -296,6 +297,17 @@ def test_files_of_one_name_get_names_of_their_own(data):
     assert (target / "train" / "1_2.jpg").read_bytes() == (
         data / "train" / "b" / "1.jpg"
     ).read_bytes()
+
+
+def test_a_file_name_that_is_no_utf8_is_written_otherwise(data):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (data / "train" / "train1.jpg").rename(data / "train" / name)
+    editing(lambda t: t["images"][0].update(file_name=name))(data)
+    target, changes = copy_of(data)
+    assert (target / "train" / "caf_.jpg").is_file()
+    assert changes == ["file name became caf_.jpg"]
+    assert r"caf\udce9.jpg" in (target / "changes.csv").read_text()
+    assert len(read_data(target, "train").records) == 3
 
 
 def test_voc_becomes_coco_and_a_joint_split_is_left_out(tmp_path):
