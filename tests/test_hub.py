@@ -6,8 +6,9 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from sepc_zoo import hub
+from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.hub import HubError, misfits, save_model
+from sepc_zoo.model_folder import misfits, save_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sepc_zoo.config import ConfigError
+from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.hub import HubError
 from sepc_zoo.model.detector import Detector
 
 

@@ -21,8 +21,8 @@ from sepc_zoo.engine.setup import Run, prepare, start
 from sepc_zoo.engine.summary import show_end, show_start
 from sepc_zoo.engine.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
-from sepc_zoo.hub import save_model
 from sepc_zoo.methods.losses import mean_over_processes
+from sepc_zoo.model_folder import save_model
 from sepc_zoo.ops.processes import sum_over_processes
 from sepc_zoo.visualize import contact_sheet, plot_curves
 
