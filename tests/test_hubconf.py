@@ -18,6 +18,14 @@ def hub(tmp_path, monkeypatch):
     return torch.hub
 
 
+@pytest.fixture
+def downloaded(hub, tmp_path):
+    """A copy of the repository where torch.hub would put it; it lists no local folder."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "owner_sepc_zoo_main").symlink_to(REPO)
+    return "owner/sepc_zoo:main", {"skip_validation": True, "trust_repo": True}
+
+
 def test_torch_hub_builds_a_detector_by_name(hub):
     model = hub.load(str(REPO), "retinanet_r18_sepc", source="local", num_classes=3, channels=16)
     assert isinstance(model, Detector)
@@ -25,12 +33,14 @@ def test_torch_hub_builds_a_detector_by_name(hub):
     assert (model.config.num_classes, model.config.channels) == (3, 16)
 
 
-def test_torch_hub_lists_the_curated_models_and_nothing_else(hub):
-    assert sorted(hub.list(str(REPO), source="local")) == list_models()
+def test_torch_hub_lists_the_curated_models_and_nothing_else(downloaded):
+    repo, options = downloaded
+    assert sorted(torch.hub.list(repo, **options)) == list_models()
 
 
-def test_torch_hub_tells_what_a_model_takes(hub):
-    text = hub.help(str(REPO), "retinanet_r50_sepc", source="local")
+def test_torch_hub_tells_what_a_model_takes(downloaded):
+    repo, options = downloaded
+    text = torch.hub.help(repo, "retinanet_r50_sepc", **options)
     for word in ("pretrained", "num_classes", "label_names", "AP 39.6 by their authors"):
         assert word in text
 
