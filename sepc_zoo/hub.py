@@ -24,12 +24,19 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from sepc_zoo.errors import HubError
 from sepc_zoo.model.detector import Detector
-from sepc_zoo.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config, save_model
+from sepc_zoo.model_folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    WEIGHTS_FILE,
+    read_config,
+    save_model,
+)
 from sepc_zoo.zoo import AUTHORS_TAG, AUTHORS_WEIGHTS, model_config
 
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
 DEFAULT_ORGANISATION = "sepc-zoo"
-PUSHED = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, "metrics.json"]  # detections may be huge
+PUSHED = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE]  # detections may be huge
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 # Whatever its HTTP library raises where nobody answers, which is another one in each major version.
 TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.zoo import neck_name
 
+LOCAL_SOURCE = "local-dir:path/to/this/folder"
 BODY = """\
 # {architecture}
 
@@ -93,7 +94,7 @@ def model_card(
         origin=ORIGIN.format(ap=weights.authors_ap, source=weights.source)
         if weights.authors_ap
         else "",
-        source=f"hf-hub:{repo_id}" if repo_id else "local-dir:path/to/this/folder",
+        source=f"hf-hub:{repo_id}" if repo_id else LOCAL_SOURCE,
         results=_results(metrics, dataset or weights.dataset),
         training=_training(training),
         mean=weights.mean,

@@ -25,6 +25,7 @@ from sepc_zoo.version import __version__
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+METRICS_FILE = "metrics.json"
 
 
 def save_model(

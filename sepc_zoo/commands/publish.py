@@ -3,12 +3,13 @@
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
 from sepc_zoo.commands.push import push, read_metrics
 from sepc_zoo.hub import add_to_collection, push_folder
-from sepc_zoo.model_folder import CARD_FILE, read_config
+from sepc_zoo.model_folder import CARD_FILE, METRICS_FILE, read_config
 from sepc_zoo.zoo import neck_name
 
 RUN_FOLDERS = ("best", "last")  # which are called by their run's name
@@ -44,6 +45,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """Ours, where the model was validated."""
+    path = folder / METRICS_FILE
+    return read_metrics(path) if path.exists() else {}
+
+
 def repository_name(folder: Path) -> str:
     folder = folder.resolve()
     return folder.parent.name if folder.name in RUN_FOLDERS else folder.name
@@ -53,7 +60,7 @@ def organisation_page(org: str, folders: list[Path]) -> str:
     """The README of an organisation: a table of its models, the best first."""
     rows = []
     for folder in folders:
-        config, metrics = read_config(folder), read_metrics(folder) or {}
+        config, metrics = read_config(folder), metrics_of(folder)
         name = repository_name(folder)
         figures = [metrics.get("AP", -1), metrics.get("AP50", -1)]
         cells = [
