@@ -19,10 +19,11 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def downloaded(hub, tmp_path):
+def downloaded(hub):
     """A copy of the repository where torch.hub would put it; it lists no local folder."""
-    (tmp_path / "hub").mkdir()
-    (tmp_path / "hub" / "owner_sepc_zoo_main").symlink_to(REPO)
+    folder = Path(hub.get_dir())
+    folder.mkdir()
+    (folder / "owner_sepc_zoo_main").symlink_to(REPO)
     return "owner/sepc_zoo:main", {"skip_validation": True, "trust_repo": True}
 
 
