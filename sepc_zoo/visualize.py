@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
@@ -78,6 +79,33 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 4
             sheet.paste(tile, (left, top + (height - tile.height) // 2))
         top += height + gap
     return sheet
+
+
+def draw_batch(
+    images: Tensor,
+    targets: Sequence[Mapping[str, Any]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    label_names: Sequence[str],
+) -> Image.Image:
+    """A batch as the network gets it, padding and all, with what it is to find.
+
+    Args:
+        images: ``(N, 3, H, W)``, normalised.
+        targets: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)`` of each.
+    """
+    shape = (3, 1, 1)
+    undone = images.cpu() * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)
+    pixels = (undone.clamp(0, 1) * 255).round().to(torch.uint8)
+    drawn = []
+    for image, target in zip(pixels, targets, strict=True):
+        labels = target["labels"].tolist()
+        crowds = target["iscrowd"].tolist()
+        names = [
+            label_names[k] + " (crowd)" * crowd for k, crowd in zip(labels, crowds, strict=True)
+        ]
+        drawn.append(draw_boxes(image, target["boxes"], names, [class_color(k) for k in labels]))
+    return contact_sheet(drawn)
 
 
 def plot_curves(log: str | Path | Sequence[Mapping[str, Any]], path: str | Path) -> None:

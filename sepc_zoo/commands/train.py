@@ -13,7 +13,9 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from sepc_zoo.commands.arguments import key_value, model_name, nested
+from sepc_zoo.commands.push import push
 from sepc_zoo.data import write_shapes
+from sepc_zoo.data.reader import FORMATS
 from sepc_zoo.engine.dry_run import forecast
 from sepc_zoo.engine.evaluate import metrics_table
 from sepc_zoo.engine.interrupt import Interrupted
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
 
     add("--data", nargs="+", metavar="DIR", help="data set, or several to be joined by class name")
+    add("--format", choices=list(FORMATS), help="of the data, where the folder does not tell")
     add("--train-split", metavar="NAME", help="split to learn from")
     add("--val-split", metavar="NAME", help="split to validate on")
     source = parser.add_mutually_exclusive_group()
@@ -128,8 +131,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model-ema", action="store_true", help="validate and keep a moving average of weights")
     add("--model-ema-decay", type=float, metavar="X", help="of that average, reached step by step")
     add("--hflip", type=float, metavar="P", help="chance of a mirror image")
+    add("--vflip", type=float, metavar="P", help="chance of one upside down")
     add("--color-jitter", action="store_true", help="photometric distortion")
     add("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="scale jitter")
+    add("--short-sides", type=int, nargs="+", metavar="PIXELS", help="multi-scale: one is drawn")
+    add("--crop", type=float, metavar="P", help="chance of a part that keeps boxes' centres")
+    add("--mosaic", type=float, metavar="P", help="chance of four photos in one")
+    add("--mixup", type=float, metavar="P", help="chance of two photos on top of each other")
+    add("--copy-paste", type=float, metavar="P", help="chance of objects of another photo")
+    add("--mix-epochs", type=int, metavar="N", help="only the first N epochs mix photos")
     add("--drop-bad-boxes", action="store_true", help="leave out boxes without area, and tell")
     add("--val-interval", type=int, metavar="EPOCHS", help="between validations")
     add("--log-interval", type=int, metavar="STEPS", help="between rows of log.csv")
@@ -148,6 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="torch.compile the model")
     add("--deterministic", action="store_true", help="same numbers in every run, slower")
     add("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="where the best model goes")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -158,6 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = vars(args)
     resume, dry = given.pop("resume"), given.pop("dry_run")
+    repo_id = given.pop("push_to_hub")
     try:
         options = resumed_options(resume, given) if resume else options_from(given)
         if dry:
@@ -172,7 +184,10 @@ def run(args: argparse.Namespace) -> int:
     if metrics.get("per_class"):
         Console().print(metrics_table(metrics))
     print(f"best AP {metrics['best_AP']:.3f}; models, log and pictures are in {options.output}")
-    print(f"use it: sepc-zoo predict PHOTO --model {Path(options.output) / 'best'}")
+    best = Path(options.output) / "best"
+    print(f"use it: sepc-zoo predict PHOTO --model {best}")
+    if repo_id is not None:
+        print(f"on the hub: {push(best, repo_id)}")
     return 0
 
 

@@ -1,29 +1,39 @@
 """Data sets: reading, augmenting, batching."""
 
 from sepc_zoo.data.annotations import Annotations, DataError, Record
+from sepc_zoo.data.augmentation import Augmentation
 from sepc_zoo.data.coco import read_coco, read_coco_file, write_coco
+from sepc_zoo.data.huggingface import read_huggingface
 from sepc_zoo.data.loader import Batch, DetectionDataset, collate, make_loader, make_target
-from sepc_zoo.data.reader import read_data
+from sepc_zoo.data.mixing import Mixer, Target
+from sepc_zoo.data.reader import data_splits, list_data, read_data
 from sepc_zoo.data.synthetic import write_shapes
-from sepc_zoo.data.transforms import Target, Transform, eval_transform, train_transform
+from sepc_zoo.data.transforms import Transform, eval_transform, train_transform
 from sepc_zoo.data.voc import read_voc
+from sepc_zoo.data.yolo import read_yolo
 
 __all__ = [
     "Annotations",
+    "Augmentation",
     "Batch",
     "DataError",
     "DetectionDataset",
+    "Mixer",
     "Record",
     "Target",
     "Transform",
     "collate",
+    "data_splits",
     "eval_transform",
+    "list_data",
     "make_loader",
     "make_target",
     "read_coco",
     "read_coco_file",
     "read_data",
+    "read_huggingface",
     "read_voc",
+    "read_yolo",
     "train_transform",
     "write_coco",
     "write_shapes",

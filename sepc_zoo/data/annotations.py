@@ -90,6 +90,7 @@ class Listing(NamedTuple):
     category_ids: Sequence[int | None]  # its own ids of them
     problems: list[str]  # one line per file or entry that could not be listed
     source: str = ""  # what names the classes, for messages
+    bad_boxes: Sequence[str] = ()  # one line per box that could not be listed, but can be left out
 
 
 def build_annotations(
@@ -106,16 +107,18 @@ def build_annotations(
     Raises:
         DataError: with every problem of the reader's, the image files' and the boxes'.
     """
-    images, label_names, category_ids, problems, _ = relabel(listing, label_names)
+    listing = relabel(listing, label_names)
+    problems = list(listing.problems)
     with ThreadPoolExecutor() as pool:
-        checks = list(pool.map(_check_file, images))
+        checks = list(pool.map(_check_file, listing.images))
     problems += [problem for _, problem in checks if problem]
 
-    bad_boxes: list[str] = []
+    bad_boxes = list(listing.bad_boxes)
     kept: list[list[ListedBox]] = []
-    for image, (size, _) in zip(images, checks, strict=True):
+    for image, (size, _) in zip(listing.images, checks, strict=True):
         problems += [
-            f"{box.where}: category {box.category} is not among the {len(label_names)} classes"
+            f"{box.where}: category {box.category} is not among the "
+            f"{len(listing.label_names)} classes"
             for box in image.boxes
             if box.label is None
         ]
@@ -125,8 +128,9 @@ def build_annotations(
         hint = "Boxes like these can be left out with drop_bad_boxes." if bad_boxes else ""
         raise DataError(problems + ([] if drop_bad_boxes else bad_boxes), hint)
     sizes = [size for size, _ in checks if size is not None]
-    records = _make_records(images, sizes, kept)
-    return Annotations(records, tuple(label_names), tuple(category_ids), tuple(bad_boxes))
+    records = _make_records(listing.images, sizes, kept)
+    names, ids = tuple(listing.label_names), tuple(listing.category_ids)
+    return Annotations(records, names, ids, tuple(bad_boxes))
 
 
 def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:

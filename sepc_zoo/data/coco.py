@@ -16,6 +16,7 @@ from sepc_zoo.data.annotations import (
     build_annotations,
     find_duplicates,
 )
+from sepc_zoo.data.layout import choose_split
 from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
@@ -57,9 +58,9 @@ def list_coco(root: str | os.PathLike[str], split: str) -> Listing:
         DataError: no such split, or more than one that could be meant.
     """
     root = Path(root)
-    name = _choose(split, coco_splits(root), f"{root / 'annotations'}: {PREFIX}", ".json")
+    name = choose_split(split, coco_splits(root), f"{root / 'annotations'}: {PREFIX}", ".json")
     folders = [path.name for path in root.iterdir() if path.is_dir()]
-    folder = name if name in folders else _choose(split, folders, f"{root}{os.sep}", os.sep)
+    folder = name if name in folders else choose_split(split, folders, f"{root}{os.sep}", os.sep)
     json_path = root / "annotations" / f"{PREFIX}{name}.json"
     return list_coco_file(json_path, root / folder)
 
@@ -110,10 +111,10 @@ def list_coco_file(
     for where, annotation in annotations:
         if (image_id := annotation["image_id"]) not in listed:
             problems.append(f"{where}: there is no image with the id {image_id}")
-        elif not (problem := _number_problem(annotation)):
+        elif not (problem := number_problem(annotation)):
             category_id = annotation["category_id"]
             category = category_text.get(category_id, str(category_id))
-            box = _list_box(where, annotation, label_of.get(category_id), category)
+            box = list_box(where, annotation, label_of.get(category_id), category)
             listed[image_id].boxes.append(box)
         else:
             problems.append(f"{where}: {problem}")
@@ -149,22 +150,6 @@ def write_coco(annotations: Annotations, json_path: str | Path) -> None:
     categories = [{"id": i, "name": name} for i, name in classes if i is not None]
     content = {"images": images, "annotations": entries, "categories": categories}
     write_json(json_path, content, indent=None)
-
-
-def _choose(split: str, names: Sequence[str], before: str, after: str) -> str:
-    """The one name that is ``split`` or, failing that, begins with it.
-
-    ``before`` and ``after`` make the pattern in the message of the DataError.
-    """
-    if split in names:
-        return split
-    matches = sorted(name for name in names if name.startswith(split))
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise DataError([f"{before}{split}*{after} could be any of: {', '.join(matches)}"])
-    present = ", ".join(sorted(names)) or "none"
-    raise DataError([f"{before}{split}*{after} does not exist; there are: {present}"])
 
 
 def _read_tables(
@@ -216,7 +201,8 @@ def _read_table(
     return good
 
 
-def _number_problem(annotation: dict) -> str:
+def number_problem(annotation: dict) -> str:
+    """What is wrong with the ``bbox`` and ``area`` of an annotation; "" where nothing is."""
     bbox, area = annotation["bbox"], annotation.get("area")
     if len(bbox) != 4 or not all(isinstance(value, NUMBER) for value in bbox):
         return f"'bbox' {bbox} is not four numbers"
@@ -225,7 +211,8 @@ def _number_problem(annotation: dict) -> str:
     return ""
 
 
-def _list_box(where: str, annotation: dict, label: int | None, category: str) -> ListedBox:
+def list_box(where: str, annotation: dict, label: int | None, category: str) -> ListedBox:
+    """A box from an annotation without a ``number_problem``: ``bbox`` is xywh in pixels."""
     x, y, width, height = annotation["bbox"]
     area = annotation.get("area")
     iscrowd = int(bool(annotation.get("iscrowd", 0)))

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sepc_zoo.data.annotations import Annotations, Record
-from sepc_zoo.data.transforms import Target, Transform
-from sepc_zoo.ops.image import pad_and_stack, read_image
+from sepc_zoo.data.mixing import GREY, Mixer, Sample, Target, select
+from sepc_zoo.data.transforms import Transform
+from sepc_zoo.ops.image import ImageError, pad_and_stack, read_image
 
 
 class Batch(NamedTuple):
@@ -33,25 +34,52 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     number of workers and after it was interrupted. ``set_epoch`` also reaches workers that live on
     from epoch to epoch.
 
-    Indexing raises ImageError for an image that can no longer be read.
+    An image that can no longer be read becomes a grey one without boxes, and its target's
+    ``unreadable`` says why.
+
+    Args:
+        mix: puts photos together before the transform.
     """
 
-    def __init__(self, annotations: Annotations, transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        transform: Transform,
+        seed: int = 0,
+        mix: Mixer | None = None,
+    ) -> None:
         self.annotations = annotations
         self.transform = transform
         self.seed = seed
+        self.mix = mix
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.annotations.records)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        record = self.annotations.records[index]
-        image = read_image(record.path)
+        sample = self.read(index)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the accelerators as well, whose state is not forked here
             torch.default_generator.manual_seed(_stable_seed(self.seed, self.epoch, index))
-            return self.transform(image, make_target(record))
+            if self.mix is not None and self.mix.is_on(self.epoch):
+                sample = self.mix(sample, self.draw)
+            return self.transform(*sample)
+
+    def read(self, index: int) -> Sample:
+        """A photo as it is, with its target."""
+        record = self.annotations.records[index]
+        target = make_target(record)
+        try:
+            return read_image(record.path), target
+        except ImageError as error:
+            grey = torch.full((3, *record.size), GREY, dtype=torch.uint8)
+            nothing = select(target, torch.zeros(len(record.boxes), dtype=torch.bool))
+            return grey, nothing | {"unreadable": [str(error)]}
+
+    def draw(self) -> Sample:
+        """A random one."""
+        return self.read(int(torch.randint(len(self), ())))
 
     @property
     def epoch(self) -> int:
@@ -63,9 +91,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def subset(self, indices: Sequence[int]) -> "DetectionDataset":
         """The data set of the images at ``indices`` alone."""
         records = tuple(self.annotations.records[i] for i in indices)
-        return DetectionDataset(
-            replace(self.annotations, records=records), self.transform, self.seed
-        )
+        part = replace(self.annotations, records=records)
+        return DetectionDataset(part, self.transform, self.seed, self.mix)
 
 
 class EpochSampler(Sampler[int]):
@@ -122,7 +149,11 @@ def make_loader(
 
 
 def make_target(record: Record) -> Target:
-    """The target of an image, in the photo's pixels."""
+    """The target of an image, in the photo's pixels.
+
+    ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)``, ``area (G,)``, ``image_id``, ``photo_size``
+    (height, width), and ``unreadable``: messages of images that could not be read, none here.
+    """
     # Copies: a record's tensors are views of the whole data set's, and must stay as they are.
     return {
         "boxes": record.boxes.clone(),
@@ -131,6 +162,7 @@ def make_target(record: Record) -> Target:
         "area": record.area.clone(),
         "image_id": record.image_id,
         "photo_size": record.size,
+        "unreadable": [],
     }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +9,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from sepc_zoo.data.augmentation import Augmentation
+from sepc_zoo.data.mixing import Target, chance, random_crop, uniform
 from sepc_zoo.ops.image import normalize_image, resize_image, resized_size
 
-# boxes (G, 4), labels (G,), iscrowd (G,), area (G,), image_id: int, photo_size: (height, width)
-Target = dict[str, Any]
+MIRRORED = Augmentation()
+# image, target -> image, target; see ``make_target`` for what a target has
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 
@@ -24,18 +25,21 @@ def train_transform(
     std: Sequence[float],
     *,
     antialias: bool,
-    hflip: float = 0.5,
-    color_jitter: bool = False,
-    scale: tuple[float, float] = (1.0, 1.0),
+    augmentation: Augmentation = MIRRORED,
 ) -> Transform:
-    """Resize, augment and normalise a uint8 image ``(3, H, W)``, its boxes with it.
+    """Crop, resize, augment and normalise a uint8 image ``(3, H, W)``, its boxes with it.
 
-    The sides are at most ``short`` and ``long`` pixels, times a factor drawn from ``scale``.
-    ``hflip`` is the probability of a mirror image. Boxes of less than a pixel are left out of the
-    result, and their labels, crowd flags and areas with them.
+    The sides are at most ``short`` and ``long`` pixels, times what the augmentation says. Boxes of
+    less than a pixel are left out of the result, and their labels, crowd flags and areas with them.
     """
-    steps = [ResizeWithBoxes(short, long, scale, antialias), v2.RandomHorizontalFlip(hflip)]
-    if color_jitter:
+    factors = augmentation.factors(short)
+    steps: list[Transform | v2.Transform] = [
+        Crop(augmentation.crop),
+        ResizeWithBoxes(short, long, factors, augmentation.scale, antialias),
+        v2.RandomHorizontalFlip(augmentation.hflip),
+        v2.RandomVerticalFlip(augmentation.vflip),
+    ]
+    if augmentation.color_jitter:
         steps.append(v2.RandomPhotometricDistort())
     clean = [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(labels_getter=_columns)]
     return v2.Compose([*steps, *clean, Normalize(tuple(mean), tuple(std))])
@@ -66,17 +70,30 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """A random part of the photo, at times."""
+
+    probability: float
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        sample = image, target
+        return random_crop(sample) if chance(self.probability) else sample
+
+
+@dataclass(frozen=True)
 class ResizeWithBoxes:
     """Resize image, boxes and areas by a random factor, and hand them on as tv_tensors."""
 
     short: int
     long: int
-    scale: tuple[float, float]
+    factors: tuple[float, ...]  # one is drawn,
+    scale: tuple[float, float]  # and one between these
     antialias: bool
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         height, width = image.shape[-2:]
-        factor = torch.empty(()).uniform_(*self.scale).item()
+        drawn = self.factors[int(torch.randint(len(self.factors), ()))]
+        factor = drawn * uniform(*self.scale)
         size = resized_size(height, width, self.short * factor, self.long * factor)
         boxes = tv_tensors.BoundingBoxes(
             target["boxes"], format="XYXY", canvas_size=(height, width)

@@ -14,6 +14,7 @@ from sepc_zoo.data.annotations import (
     build_annotations,
     find_duplicates,
 )
+from sepc_zoo.data.layout import read_lines
 from sepc_zoo.ops.image import list_images
 
 
@@ -79,12 +80,10 @@ def list_voc(root: str | os.PathLike[str], split: str) -> Listing:
 
 def _read_split(root: Path, split: str) -> list[str]:
     path = root / "ImageSets" / "Main" / f"{split}.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
+    if not path.is_file():
         present = ", ".join(voc_splits(root)) or "none"
-        raise DataError([f"{path} does not exist; there are: {present}"]) from error
-    return [line.strip() for line in lines if line.strip()]
+        raise DataError([f"{path} does not exist; there are: {present}"])
+    return [line for line in read_lines(path) if line]
 
 
 def _parse_all(paths: Sequence[Path], problems: list[str]) -> dict[Path, ElementTree.Element]:

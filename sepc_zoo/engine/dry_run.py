@@ -87,7 +87,7 @@ def measure(run: Run) -> Forecast:
 def padded_size(run: Run, indices: Sequence[int]) -> tuple[int, int]:
     """The height and width that a batch of these photos can reach."""
     short, long = run.detector.config.weights.image_size
-    most = run.options.scale[1]
+    most = run.options.scale[1] * max(run.options.augmentation.factors(short))
     sizes = [run.train_data.records[i].size for i in indices]
     resized = [resized_size(*size, short * most, long * most) for size in sizes]
     return max(height for height, _ in resized), max(width for _, width in resized)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
@@ -76,8 +77,17 @@ class Faults:
                 "memory"
             )
 
-    def skip(self, batches: Sequence[Batch], losses: dict[str, Tensor], in_a_row: int) -> None:
+    def skip(
+        self,
+        batches: Sequence[Batch],
+        losses: dict[str, Tensor],
+        in_a_row: int,
+        picture: Image.Image,
+    ) -> None:
         """A step is skipped, because loss or gradient are not finite; its batches are kept.
+
+        Args:
+            picture: of the batches.
 
         Raises:
             FaultError: it is one too many in a row.
@@ -87,6 +97,7 @@ class Faults:
         rank = PartialState().process_index
         for i, batch in enumerate(batches):
             keep_batch(batch, folder / f"process_{rank}_batch_{i}")
+        write_atomically(folder / f"process_{rank}.png", picture.save)
         values = {name: value.item() for name, value in losses.items()}
         images = gather_object([t["image_id"] for batch in batches for t in batch.targets])
         text = f"loss or gradient are not finite: {values}; images {images} are kept in {folder}"

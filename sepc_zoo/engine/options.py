@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sepc_zoo.config import ConfigError, DetectorConfig, from_plain
+from sepc_zoo.data import Augmentation
 from sepc_zoo.errors import UserError
 from sepc_zoo.files import write_atomically
 from sepc_zoo.hub import HUB_PREFIX, LOCAL_PREFIX
@@ -23,7 +24,6 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("layer_decay", "model_ema_decay"), (0, 1)),
     "clip_grad": (1e-6, math.inf),
     "freeze_stages": (0, 4),
-    "hflip": (0, 1),
     "seed": (0, 2**32 - 1),
 }
 # Entries of a model's config that come from the data or have a flag of their own.
@@ -43,6 +43,7 @@ class TrainOptions:
     output: str
     train_split: str = "train"
     val_split: str = "val"
+    format: str | None = None  # of the data; None: as the folders tell
     drop_bad_boxes: bool = False
 
     epochs: int | None = None
@@ -74,8 +75,15 @@ class TrainOptions:
     model_ema_decay: float = 0.9998
 
     hflip: float = 0.5
+    vflip: float = 0.0
     color_jitter: bool = False
     scale: tuple[float, float] = (1.0, 1.0)
+    short_sides: tuple[int, ...] = ()
+    crop: float = 0.0
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    mix_epochs: int | None = None
 
     amp: str | None = None  # bf16 or fp16
     channels_last: bool = False
@@ -99,13 +107,16 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise ConfigError(f"{name} is {value}, but must lie in {least}..{most}")
-        low, high = self.scale
-        if not 0 < low <= high < math.inf:
-            raise ConfigError(f"scale is {self.scale}, but must be 0 < low <= high")
+        _ = self.augmentation  # which checks its entries
         entries = {entry.name for entry in dataclasses.fields(DetectorConfig)} - NOT_MODEL_KWARGS
         unknown = sorted(set(self.model_kwargs) - entries)
         if unknown:
             raise ConfigError(f"model_kwargs has {unknown}; it may have {sorted(entries)}")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        names = [entry.name for entry in dataclasses.fields(Augmentation)]
+        return Augmentation(**{name: getattr(self, name) for name in names})
 
     @property
     def has_learned(self) -> bool:

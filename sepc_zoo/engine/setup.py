@@ -21,6 +21,7 @@ from sepc_zoo.config import config_from_json, config_to_json
 from sepc_zoo.data import (
     Annotations,
     DetectionDataset,
+    Mixer,
     make_loader,
     read_data,
     train_transform,
@@ -213,13 +214,14 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
     Raises:
         DataError, TrainError: with all that is wrong with a split.
     """
-    train_data = read_data(options.data[0], options.train_split, None, options.drop_bad_boxes)
+    how: dict[str, Any] = {"drop_bad_boxes": options.drop_bad_boxes, "format": options.format}
+    train_data = read_data(options.data, options.train_split, **how)
     if resume:
         model = build(config_from_json(json.loads((Path(options.output) / MODEL_FILE).read_text())))
     else:
         model = build_model(options, train_data)
     names = model.config.label_names
-    val_data = read_data(options.data[0], options.val_split, names, options.drop_bad_boxes)
+    val_data = read_data(options.data, options.val_split, names, **how)
     for split, data in ((options.train_split, train_data), (options.val_split, val_data)):
         if not data.records:
             raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")
@@ -293,12 +295,11 @@ def train_loader(
         weights.mean,
         weights.std,
         antialias=weights.antialias,
-        hflip=options.hflip,
-        color_jitter=options.color_jitter,
-        scale=options.scale,
+        augmentation=options.augmentation,
     )
+    mix = Mixer(options.augmentation, *weights.image_size, weights.antialias)
     loader = make_loader(
-        DetectionDataset(data, transform, options.seed),
+        DetectionDataset(data, transform, options.seed, mix),
         options.batch_size,
         shuffle=True,
         seed=options.seed,

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sepc_zoo.data import Batch
@@ -17,14 +19,15 @@ from sepc_zoo.engine.faults import FaultError, all_finite
 from sepc_zoo.engine.interrupt import SIGNALS, Interrupted
 from sepc_zoo.engine.optim import set_train_mode
 from sepc_zoo.engine.options import TrainError, TrainOptions
-from sepc_zoo.engine.setup import Run, prepare, start
+from sepc_zoo.engine.setup import Run, images_per_step, prepare, start
 from sepc_zoo.engine.summary import show_end, show_start
 from sepc_zoo.engine.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.model_folder import save_model
+from sepc_zoo.ops.image import pad_and_stack
 from sepc_zoo.ops.processes import sum_over_processes
-from sepc_zoo.visualize import contact_sheet, plot_curves
+from sepc_zoo.visualize import contact_sheet, draw_batch, plot_curves
 
 SAMPLES = 8  # photos of the validation split that are drawn after each epoch
 
@@ -64,6 +67,7 @@ def fit(run: Run) -> dict[str, Any]:
         set_train_mode(run.detector, run.recipe.freeze_bn)
         run.log.restart()
         for batches in steps_of(run, epoch):
+            draw_first(run, batches)
             train_step(run, batches)
             if run.progress.step % run.options.log_interval == 0:
                 log_losses(run)
@@ -89,6 +93,22 @@ def steps_of(run: Run, epoch: int) -> Iterator[list[Batch]]:
         yield group
 
 
+def draw_first(run: Run, batches: Sequence[Batch]) -> None:
+    """Draw the first batches of the main process as the network gets them, where asked for."""
+    if run.progress.step < run.options.draw_batches and run.accelerator.is_main_process:
+        path = run.output / "batches" / f"step_{run.progress.step + 1:03d}.png"
+        write_atomically(path, draw_seen(run, batches).save)
+
+
+def draw_seen(run: Run, batches: Sequence[Batch]) -> Image.Image:
+    """What the network gets in a step."""
+    config = run.detector.config
+    targets = [target for batch in batches for target in batch.targets]
+    images = pad_and_stack([image for batch in batches for image in batch.images], 1)
+    weights = config.weights
+    return draw_batch(images, targets, weights.mean, weights.std, config.label_names)
+
+
 def train_step(run: Run, batches: Sequence[Batch]) -> None:
     """One step of the optimizer. It is skipped where loss or gradient are not finite."""
     losses = accumulate_gradient(run, batches)
@@ -111,7 +131,7 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
     run.faults.step = run.progress.step
     run.faults.look_at(batches)
     if not finite:
-        run.faults.skip(batches, losses, run.progress.skipped_in_a_row)
+        run.faults.skip(batches, losses, run.progress.skipped_in_a_row, draw_seen(run, batches))
 
 
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -193,7 +213,9 @@ def finish_epoch(run: Run) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         run.log.write_metrics(run.progress.step, run.progress.epoch, metrics)
         for folder in ["last", "best"] if is_best else ["last"]:
-            save_model(run.evaluated, run.output / folder)
+            save_model(
+                run.evaluated, run.output / folder, metrics=metrics, training=training_facts(run)
+            )
             write_json(run.output / folder / "metrics.json", metrics)
             write_json(run.output / folder / "detections.json", results, indent=None)
         draw_samples(run)
@@ -201,6 +223,25 @@ def finish_epoch(run: Run) -> dict[str, Any]:
             plot_curves(run.log.steps.path, run.output / "curves.png")
     run.accelerator.wait_for_everyone()
     return metrics
+
+
+def training_facts(run: Run) -> dict[str, Any]:
+    """What a model card tells of the training; no paths."""
+    recipe, options = run.recipe, run.options
+    names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
+    facts = {name: getattr(recipe, name) for name in names}
+    augmentation = {k: v for k, v in asdict(options.augmentation).items() if v}
+    return {
+        "steps": f"{run.progress.step} of {images_per_step(options, run.accelerator)} images",
+        "photos": f"{len(run.train_data.records)} to learn from, {len(run.val_data.records)} to "
+        "validate on",
+        "lr": f"{run.lr:.3g}",
+        **facts,
+        "augmentation": augmentation,
+        "precision": options.amp or "float32",
+        "moving average of weights": options.model_ema,
+        "seed": options.seed,
+    }
 
 
 def draw_samples(run: Run) -> None:

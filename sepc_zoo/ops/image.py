@@ -149,8 +149,8 @@ def resize_image(image: Tensor, size: tuple[int, int], antialias: bool) -> Tenso
 
 
 def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 ``(3, H, W)`` to float32: scaled to 0...1, minus ``mean``, over ``std`` by channel."""
-    return TF.normalize(image.float() / 255, list(mean), list(std))
+    """uint8 ``(3, H, W)`` to the default dtype: from 0...1, minus ``mean``, over ``std``."""
+    return TF.normalize(image.to(torch.get_default_dtype()) / 255, list(mean), list(std))
 
 
 def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:

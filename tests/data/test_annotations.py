@@ -85,6 +85,13 @@ def test_bad_boxes_can_be_dropped_and_are_told(photo):
     assert len(annotations.dropped) == len(BAD_BOXES)
 
 
+def test_boxes_that_a_reader_could_not_list_can_be_dropped_too(photo):
+    listing = Listing([listed(photo, WHOLE)], ["cat"], [1], [], bad_boxes=["a.txt:2: no box"])
+    with pytest.raises(DataError, match=r"a\.txt:2: no box\nBoxes like these"):
+        build_annotations(listing)
+    assert build_annotations(listing, drop_bad_boxes=True).dropped == ("a.txt:2: no box",)
+
+
 def test_dropping_boxes_does_not_excuse_missing_files(photo):
     missing = photo.with_name("missing.png")
     problems = problems_of(listed(missing, BAD_BOXES["outside"]), drop_bad_boxes=True)

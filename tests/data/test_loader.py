@@ -4,7 +4,9 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 
 from sepc_zoo.data import (
+    Augmentation,
     DetectionDataset,
+    Mixer,
     collate,
     eval_transform,
     make_loader,
@@ -12,7 +14,6 @@ from sepc_zoo.data import (
     train_transform,
     write_shapes,
 )
-from sepc_zoo.ops.image import ImageError
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -25,9 +26,8 @@ def annotations(tmp_path_factory):
 
 @pytest.fixture
 def dataset(annotations):
-    transform = train_transform(
-        48, 64, MEAN, STD, antialias=True, color_jitter=True, scale=(0.5, 1.5)
-    )
+    augmentation = Augmentation(color_jitter=True, scale=(0.5, 1.5))
+    transform = train_transform(48, 64, MEAN, STD, antialias=True, augmentation=augmentation)
     return DetectionDataset(annotations, transform, seed=3)
 
 
@@ -176,10 +176,59 @@ def test_a_batch_is_padded_to_a_multiple_and_keeps_the_sizes():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_vanished_is_named(workers, tmp_path):
+def test_an_image_that_vanished_is_grey_and_named(workers, tmp_path):
     root = write_shapes(tmp_path / "shapes", train=2, val=0, size=(48, 64))
     annotations = read_data(root, "train")
     dataset = DetectionDataset(annotations, eval_transform(48, 64, MEAN, STD, antialias=True))
     annotations.records[1].path.unlink()
-    with pytest.raises(ImageError, match=r"000002\.jpg: No such file"):
-        list(load(dataset, workers=workers))
+    first, second = (target for batch in load(dataset, workers) for target in batch.targets)
+    if first["unreadable"]:
+        first, second = second, first
+    assert (first["unreadable"], len(second["boxes"])) == ([], 0)
+    assert "000002.jpg: No such file" in second["unreadable"][0]
+    grey, _ = dataset.read(1)
+    assert grey.unique().tolist() == [114]
+
+
+MIXED = Augmentation(
+    mosaic=0.5, mixup=0.5, copy_paste=0.5, crop=0.5, vflip=0.5, short_sides=(32, 48), mix_epochs=2
+)
+
+
+@pytest.fixture
+def mixed_dataset(annotations):
+    transform = train_transform(48, 64, MEAN, STD, antialias=True, augmentation=MIXED)
+    mix = Mixer(MIXED, 48, 64, antialias=True)
+    return DetectionDataset(annotations, transform, seed=3, mix=mix)
+
+
+def test_mixed_photos_are_the_same_with_any_number_of_workers(mixed_dataset):
+    for alone, helped in zip(load(mixed_dataset), load(mixed_dataset, workers=2), strict=True):
+        assert torch.equal(alone.images, helped.images)
+        for one, other in zip(alone.targets, helped.targets, strict=True):
+            assert torch.equal(one["boxes"], other["boxes"])
+
+
+def test_mixed_photos_differ_by_epoch_and_stop_being_mixed(mixed_dataset):
+    first = mixed_dataset[0][0]
+    mixed_dataset.set_epoch(1)
+    second = mixed_dataset[0][0]
+    assert first.shape != second.shape or not torch.equal(first, second)
+    mixed_dataset.set_epoch(2)
+    count = len(mixed_dataset.annotations.records[0].boxes)
+    assert len(mixed_dataset[0][1]["boxes"]) <= count
+
+
+def test_mixing_keeps_to_the_largest_size(mixed_dataset):
+    for epoch in range(3):
+        mixed_dataset.set_epoch(epoch)
+        for i in range(len(mixed_dataset)):
+            image, target = mixed_dataset[i]
+            assert sorted(image.shape[-2:]) <= [48, 64]
+            assert image.isfinite().all()
+            assert len(target["boxes"]) == len(target["labels"]) == len(target["area"])
+
+
+def test_a_single_photo_is_mixed_with_itself(mixed_dataset):
+    alone = mixed_dataset.subset([0])
+    assert all(alone[0][0].isfinite().all() for alone.seed in range(5))

@@ -3,6 +3,7 @@ import pickle
 import pytest
 import torch
 
+from sepc_zoo.data.augmentation import Augmentation
 from sepc_zoo.data.transforms import eval_transform, train_transform
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -22,6 +23,7 @@ def photo_with(*boxes, size=(100, 160)):
         "area": 100.0 + torch.arange(count),
         "image_id": 5,
         "photo_size": size,
+        "unreadable": [],
     }
     return image, target
 
@@ -36,7 +38,9 @@ def bright_box(image):
 @pytest.mark.parametrize("hflip", [0.0, 1.0])
 @pytest.mark.parametrize("limits", [(100, 160), (60, 200), (250, 400)])
 def test_boxes_move_with_their_pixels(hflip, limits):
-    transform = train_transform(*limits, MEAN, STD, antialias=True, hflip=hflip, scale=(0.8, 1.2))
+    transform = train_transform(
+        *limits, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=hflip, scale=(0.8, 1.2))
+    )
     torch.manual_seed(0)
     for box in [(20, 10, 60, 50), (0, 0, 30, 100), (120, 60, 160, 100)]:
         image, target = transform(*photo_with(box))
@@ -44,13 +48,17 @@ def test_boxes_move_with_their_pixels(hflip, limits):
 
 
 def test_a_flip_mirrors_the_box():
-    transform = train_transform(100, 160, MEAN, STD, antialias=True, hflip=1.0)
+    transform = train_transform(
+        100, 160, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=1.0)
+    )
     _, target = transform(*photo_with((20, 10, 60, 50)))
     assert target["boxes"].tolist() == [[100, 10, 140, 50]]
 
 
 def test_the_sides_keep_to_their_limits_times_the_factor():
-    transform = train_transform(50, 1000, MEAN, STD, antialias=False, scale=(0.5, 2.0))
+    transform = train_transform(
+        50, 1000, MEAN, STD, antialias=False, augmentation=Augmentation(scale=(0.5, 2.0))
+    )
     torch.manual_seed(0)
     sides = [transform(*photo_with())[0].shape[-2] for _ in range(50)]
     assert 25 <= min(sides) < 35
@@ -73,7 +81,9 @@ def test_what_belongs_to_a_box_goes_with_it():
 
 
 def test_photos_without_boxes_pass():
-    transform = train_transform(50, 80, MEAN, STD, antialias=True, color_jitter=True)
+    transform = train_transform(
+        50, 80, MEAN, STD, antialias=True, augmentation=Augmentation(color_jitter=True)
+    )
     image, target = transform(*photo_with())
     assert image.shape == (3, 50, 80)
     assert target["boxes"].shape == (0, 4)
@@ -83,8 +93,12 @@ def test_colour_jitter_changes_colours_only():
     torch.manual_seed(0)
     photo, target = photo_with((20, 10, 60, 50))
     photo = photo // 2 + 50
-    plain = train_transform(100, 160, MEAN, STD, antialias=True, hflip=0.0)
-    jittered = train_transform(100, 160, MEAN, STD, antialias=True, hflip=0.0, color_jitter=True)
+    plain = train_transform(
+        100, 160, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=0.0)
+    )
+    jittered = train_transform(
+        100, 160, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=0.0, color_jitter=True)
+    )
     image, moved = jittered(photo, target)
     assert torch.equal(moved["boxes"], target["boxes"])
     assert not torch.equal(image, plain(photo, target)[0])
@@ -99,7 +113,9 @@ def test_validation_resizes_the_image_and_leaves_the_target():
 
 
 TRANSFORMS = {
-    "train": train_transform(50, 80, MEAN, STD, antialias=True, color_jitter=True),
+    "train": train_transform(
+        50, 80, MEAN, STD, antialias=True, augmentation=Augmentation(color_jitter=True)
+    ),
     "eval": eval_transform(50, 80, MEAN, STD, antialias=True),
 }
 

@@ -106,6 +106,13 @@ def test_without_an_annotated_size_the_files_counts(size, tmp_path):
     assert read_voc(tmp_path, "train").records[0].size == (48, 64)
 
 
+def test_a_split_file_may_come_from_windows(tmp_path):
+    write_image(tmp_path, "a")
+    write_split(tmp_path, "train")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xef\xbb\xbfa\r\n\r\n")
+    assert len(read_voc(tmp_path, "train").records) == 1
+
+
 def test_a_missing_split_says_which_exist(tmp_path):
     write_split(tmp_path, "train", "a")
     write_split(tmp_path, "val", "a")
