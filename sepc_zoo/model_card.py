@@ -13,7 +13,7 @@ LOCAL_SOURCE = "local-dir:path/to/this/folder"
 BODY = """\
 # {architecture}
 
-A one-stage object detector built with [sepc_zoo](https://pypi.org/project/sepc-zoo): method \
+A one-stage object detector built with sepc_zoo: method \
 `{method}`, backbone `{backbone}` of timm, neck `{neck}`, {num_classes} classes.
 {origin}
 ## Use
