@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from sepc_zoo.config import DetectorConfig
 from sepc_zoo.files import write_atomically
 from sepc_zoo.ops.image import IMAGE_SUFFIXES, read_image
 from sepc_zoo.visualize import class_color, draw_boxes
@@ -37,6 +38,20 @@ class Detections:
     label_names: tuple[str, ...]
     category_ids: tuple[int | None, ...]
     image: Path | Tensor
+
+    @classmethod
+    def of(
+        cls,
+        found: Mapping[str, Tensor],
+        score_threshold: float,
+        config: DetectorConfig,
+        image: Path | Tensor,
+    ) -> "Detections":
+        """What a model of ``config`` found in a photo, down to a least score."""
+        kept = found["scores"] >= score_threshold
+        columns = {name: values[kept].cpu() for name, values in found.items()}
+        names, ids = config.label_names, config.category_ids
+        return cls(**columns, label_names=names, category_ids=ids, image=image)
 
     def __len__(self) -> int:
         return len(self.boxes)

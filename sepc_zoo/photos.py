@@ -17,7 +17,6 @@ from sepc_zoo.ops.image import (
     high_byte,
     list_images,
     normalize_image,
-    pad_and_stack,
     read_image,
     resize_image,
     resize_scale,
@@ -37,12 +36,11 @@ class Photo:
     def size(self) -> tuple[int, int]:
         return self.pixels.shape[1], self.pixels.shape[2]
 
-    def to_input(self, weights: WeightsConfig) -> tuple[Tensor, tuple[int, int]]:
-        """The network's input ``(1, 3, H, W)``, and the photo's (h, w) inside its padding."""
+    def to_input(self, weights: WeightsConfig) -> Tensor:
+        """The network's input ``(3, h, w)`` float32, not padded yet."""
         size = resized_size(*self.size, *weights.image_size)
         resized = resize_image(self.pixels, size, antialias=weights.antialias)
-        image = normalize_image(resized, weights.mean, weights.std)
-        return pad_and_stack([image], weights.pad_multiple), size
+        return normalize_image(resized, weights.mean, weights.std)
 
 
 def to_photo(

@@ -31,7 +31,11 @@ def class_color(label: int) -> Color:
 
 
 def draw_boxes(
-    image: Tensor | Image.Image, boxes: Tensor, captions: Sequence[str], colors: Sequence[Color]
+    image: Tensor | Image.Image,
+    boxes: Tensor,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    line: int | None = None,
 ) -> Image.Image:
     """A copy of the photo with boxes and their captions; later boxes lie on top of earlier ones.
 
@@ -40,6 +44,7 @@ def draw_boxes(
         boxes: ``(D, 4)`` xyxy in continuous pixels of the photo; parts outside are not drawn.
         captions: D texts; an empty one gets no tag.
         colors: D colours (r, g, b).
+        line: width of the lines in pixels; by default it grows with the photo.
 
     Raises:
         ValueError: boxes, captions and colors differ in number.
@@ -47,7 +52,7 @@ def draw_boxes(
     canvas = _to_pil(image)
     draw = ImageDraw.Draw(canvas)
     unit = (canvas.width * canvas.height) ** 0.5  # lines and letters grow with the photo
-    line = max(1, round(unit / 240))
+    line = line or max(1, round(unit / 240))
     font = ImageFont.load_default(max(11.0, unit / 44))
     corners = [_pixel_corners(box, canvas.size) for box in boxes.tolist()]
     for corner, color in zip(corners, colors, strict=True):
@@ -56,6 +61,30 @@ def draw_boxes(
         if caption:  # after all the boxes, so that no line crosses a text
             _draw_tag(draw, canvas.size, corner, caption, color, font)
     return canvas
+
+
+def close_up(
+    image: Tensor, boxes: Tensor, colors: Sequence[Color], size: tuple[int, int], focus: int
+) -> Image.Image:
+    """Cut a photo to some of its boxes and what is around them, and draw all boxes.
+
+    Args:
+        image: uint8 RGB ``(3, H, W)``.
+        boxes: ``(D, 4)`` xyxy in continuous pixels of the photo.
+        colors: D colours (r, g, b).
+        size: width and height that the picture is fitted to.
+        focus: how many of the boxes, counted from the end, must be in the picture.
+    """
+    height, width = image.shape[1:]
+    left, top, right, bottom = _surroundings(boxes[len(boxes) - focus :], (width, height), size)
+    cut = _to_pil(image[:, top:bottom, left:right])
+    scale = min(size[0] / cut.width, size[1] / cut.height)
+    fitted = cut.resize(
+        (max(1, round(cut.width * scale)), max(1, round(cut.height * scale))),
+        Image.Resampling.LANCZOS,
+    )
+    boxes = (boxes - boxes.new_tensor([left, top, left, top])) * scale
+    return draw_boxes(fitted, boxes, [""] * len(boxes), colors, line=max(2, size[0] // 160))
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 480) -> Image.Image:
@@ -143,6 +172,31 @@ def _to_pil(image: Tensor | Image.Image) -> Image.Image:
     if isinstance(image, Tensor):
         image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     return image.convert("RGB")  # a copy in either case
+
+
+def _surroundings(
+    boxes: Tensor, photo: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The part (x1, y1, x2, y2) of a photo (w, h) with boxes amid twice their width and height.
+
+    It has the shape of ``size`` and at least a third of the photo's sides, as far as the photo
+    reaches.
+    """
+    x1, y1 = boxes[:, :2].amin(dim=0).tolist()
+    x2, y2 = boxes[:, 2:].amax(dim=0).tolist()
+    wide = max(2 * (x2 - x1), photo[0] / 3)
+    high = max(2 * (y2 - y1), photo[1] / 3, wide * size[1] / size[0])
+    wide = max(wide, high * size[0] / size[1])
+    left, right = _span((x1 + x2) / 2, wide, photo[0])
+    top, bottom = _span((y1 + y2) / 2, high, photo[1])
+    return left, top, right, bottom
+
+
+def _span(center: float, length: float, limit: int) -> tuple[int, int]:
+    """First and last pixel (not included) of a length around a center, moved to inside 0…limit."""
+    length = min(max(1, round(length)), limit)
+    start = min(max(0, round(center - length / 2)), limit - length)
+    return start, start + length
 
 
 def _pixel_corners(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:

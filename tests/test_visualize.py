@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sepc_zoo.visualize import class_color, contact_sheet, draw_boxes, plot_curves
+from sepc_zoo.visualize import class_color, close_up, contact_sheet, draw_boxes, plot_curves
 
 RED = (255, 0, 0)
 
@@ -51,6 +51,42 @@ def test_no_boxes_give_the_photo(photo):
 def test_numbers_of_boxes_and_captions_must_agree(photo):
     with pytest.raises(ValueError, match="zip"):
         draw_boxes(photo, torch.zeros(1, 4), [], [RED])
+
+
+def test_lines_are_as_wide_as_asked(photo):
+    box = torch.tensor([[10.0, 10, 50, 50]])
+    drawn = red_pixels(draw_boxes(photo, box, [""], [RED], line=4))
+    assert drawn[30, 10:20].tolist() == [True] * 4 + [False] * 6
+
+
+BOXES = [[400.0, 300, 440, 330], [0, 0, 1, 1], [0, 0, 800, 600], [799, 0, 800, 600], [9, 9, 9, 9]]
+
+
+@pytest.mark.parametrize("box", [*BOXES, [-200.0, 100, 900, 120], [5000, 5000, 5100, 5100]])
+def test_a_close_up_fits_its_size_and_shows_its_box(box):
+    picture = close_up(
+        torch.zeros(3, 600, 800, dtype=torch.uint8), torch.tensor([box]), [RED], (400, 300), focus=1
+    )
+    assert picture.width == 400 or picture.height == 300
+    assert picture.width <= 400
+    assert picture.height <= 300
+    assert red_pixels(picture).any()
+
+
+def test_a_close_up_is_of_the_last_boxes_at_twice_their_size():
+    """The photo is bright where the cut should be, and dark around it."""
+    photo = torch.zeros(3, 900, 1200, dtype=torch.uint8)
+    photo[:, 250:550, 300:700] = 255
+    boxes = torch.tensor([[0.0, 0, 1200, 900], [400, 325, 600, 475]])
+    picture = close_up(photo, boxes, [RED, RED], (200, 150), focus=1)
+    assert picture.size == (200, 150)
+    assert (np.asarray(picture)[2:-2, 2:-2, 0] == 255).all()
+
+
+def test_a_close_up_keeps_the_photos_proportions_at_its_border():
+    photo = torch.zeros(3, 1000, 100, dtype=torch.uint8)
+    picture = close_up(photo, torch.tensor([[0.0, 0, 100, 1000]]), [RED], (400, 300), focus=1)
+    assert picture.size == (30, 300)
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (190.0, 0.0), (0.0, 140.0), (190.0, 140.0)])

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from sepc_zoo.config import ConfigError
+from sepc_zoo.engine.accelerator import start_processes
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.model.detector import Detector
+from sepc_zoo.tta import Views
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -60,6 +63,34 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, mps or cpu; the best there is by default")
 
 
+def add_loader_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=4, metavar="N", help="per process, %(default)s"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(0), default=2, metavar="N", help="that read photos, %(default)s"
+    )
+
+
+def add_views_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta-flip", action="store_true", help="look at the mirror image of each photo too"
+    )
+    parser.add_argument(
+        "--tta-scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="X",
+        help="look at each photo in these sizes, as factors of the model's own: 0.8 1.0 1.25",
+    )
+
+
+def views_of(args: argparse.Namespace) -> Views:
+    """The views that the command line asks for."""
+    return Views(args.tta_flip, tuple(args.tta_scales))
+
+
 def model_with_weights(source: str) -> Detector:
     """The model of a folder, a hub id, or a name whose published weights are loaded."""
     if Path(source).expanduser().is_dir() or ":" in source:
@@ -72,6 +103,19 @@ def model_with_weights(source: str) -> Detector:
 def model_name(source: str) -> str:
     """The name that ``create_model`` knows a model folder or name by."""
     return f"local-dir:{source}" if Path(source).expanduser().is_dir() else source
+
+
+def start_on_device(asked: str | None) -> tuple[PartialState, torch.device]:
+    """Join the processes that a launcher has started, if any; with the device of this one."""
+    processes = start_processes(cpu=asked == "cpu")
+    if processes.num_processes == 1:
+        return processes, best_device(asked)
+    if asked not in (None, processes.device.type):
+        raise ConfigError(
+            f"--device {asked}: the {processes.num_processes} processes have one device each, of "
+            f"type {processes.device.type}"
+        )
+    return processes, processes.device
 
 
 def best_device(asked: str | None) -> torch.device:

@@ -2,15 +2,23 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from sepc_zoo.commands.arguments import add_model_argument, best_device, model_with_weights
-from sepc_zoo.config import ConfigError
+from sepc_zoo.commands.arguments import (
+    add_loader_arguments,
+    add_model_argument,
+    add_views_arguments,
+    model_with_weights,
+    start_on_device,
+    views_of,
+)
+from sepc_zoo.config import ConfigError, DetectorConfig
+from sepc_zoo.engine.interrupt import Interrupted
+from sepc_zoo.engine.predict import DETECTIONS_FILE, Prediction, predict_files
 from sepc_zoo.files import write_json
-from sepc_zoo.ops.image import IMAGE_SUFFIXES, ImageError, list_images
+from sepc_zoo.ops.image import ImageError, list_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, metavar="X", help="least score, %(default)s"
     )
+    add_loader_arguments(parser)
+    add_views_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,31 +38,50 @@ def run(args: argparse.Namespace) -> int:
         raise ImageError(f"{source}: no such file or folder")
     if source.resolve() == output.resolve():
         raise ConfigError("--output is the folder of the photos; choose another")
-    photos = list_images(source) if source.is_dir() else [source]
-    if not photos:
+    files = list_images(source) if source.is_dir() else [source]
+    if not files:
         raise ImageError(f"{source}: no photos in this folder")
-    model = model_with_weights(args.model).to(best_device(args.device))
-    images: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    unreadable = []
-    for image_id, photo in enumerate(tqdm(photos, "predict", disable=len(photos) == 1), start=1):
-        try:
-            found = model.predict(photo, args.score_threshold)
-        except ImageError as error:
-            unreadable.append(str(error))
-            continue
-        suffix = photo.suffix if photo.suffix.lower() in IMAGE_SUFFIXES else ".png"
-        found.save(output / f"{photo.stem}_boxes{suffix}")
-        images.append({"id": image_id, "file_name": photo.name})
-        results += found.to_coco(image_id)
-        if len(photos) == 1:
-            print(f"{photo}: {found}")
-    config = model.config
-    names = zip(config.category_ids, config.label_names, strict=True)
-    categories = [{"id": category_id, "name": name} for category_id, name in names]
-    content = {"images": images, "categories": categories, "annotations": results}
-    write_json(output / "detections.json", content)
-    print(f"{output}: {len(images)} pictures and detections.json with {len(results)} boxes")
-    for line in unreadable:
-        print(f"not done: {line}", file=sys.stderr)
+    views = views_of(args)
+    processes, device = start_on_device(args.device)
+    model = model_with_weights(args.model).to(device)
+    try:
+        done = predict_files(
+            model,
+            files,
+            output,
+            args.score_threshold,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            views=views,
+        )
+    except Interrupted as interrupted:
+        if processes.is_main_process:
+            print(interrupted, file=sys.stderr)
+        return interrupted.status
+    unreadable = [prediction.text for prediction in done if prediction.rows is None]
+    if processes.is_main_process:
+        content = coco_file(files, done, model.config)
+        write_json(output / DETECTIONS_FILE, content)
+        if len(files) == 1 and not unreadable:
+            print(f"{source}: {done[0].text}")
+        pictures, boxes = len(content["images"]), len(content["annotations"])
+        print(f"{output}: {pictures} pictures and {DETECTIONS_FILE} with {boxes} boxes")
+        for problem in unreadable:
+            print(f"not done: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def coco_file(
+    files: Sequence[Path], done: Sequence[Prediction], config: DetectorConfig
+) -> dict[str, Any]:
+    """All results beside the photos and the classes that they are of."""
+    names = zip(config.category_ids, config.label_names, strict=True)
+    return {
+        "images": [
+            {"id": p.position + 1, "file_name": files[p.position].name}
+            for p in done
+            if p.rows is not None
+        ],
+        "categories": [{"id": category_id, "name": name} for category_id, name in names],
+        "annotations": [row for p in done for row in p.rows or []],
+    }

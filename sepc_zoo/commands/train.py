@@ -16,6 +16,7 @@ from sepc_zoo.commands.arguments import key_value, model_name, nested
 from sepc_zoo.commands.push import push
 from sepc_zoo.data import write_shapes
 from sepc_zoo.data.reader import FORMATS
+from sepc_zoo.engine.accelerator import start_processes
 from sepc_zoo.engine.dry_run import forecast
 from sepc_zoo.engine.evaluate import metrics_table
 from sepc_zoo.engine.interrupt import Interrupted
@@ -221,7 +222,7 @@ def options_from(given: dict[str, Any]) -> TrainOptions:
         raise TrainError("--model is missing; `sepc-zoo list` names the models")
     if "output" not in given:
         name = Path(given["model"].removeprefix(LOCAL_PREFIX)).name
-        PartialState(cpu=given.get("cpu", False))
+        start_processes(given.get("cpu", False))
         (output,) = broadcast_object_list([str(free_folder(Path("runs") / name))])
         given["output"] = output
     return TrainOptions(**given)
@@ -262,7 +263,7 @@ def as_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def demo_data(cpu: bool) -> Path:
     """Synthetic shapes, written on the first call."""
-    with PartialState(cpu=cpu).main_process_first():
+    with start_processes(cpu).main_process_first():
         if not DEMO_DATA.exists():
             print(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
             write_shapes(DEMO_DATA)

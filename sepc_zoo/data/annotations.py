@@ -47,7 +47,8 @@ class Record:
     boxes: Tensor  # (G, 4) float32, xyxy pixels, inside the image
     labels: Tensor  # (G,) int64, 0...K-1
     iscrowd: Tensor  # (G,) int64, 1 where the box is not to be learned or counted as one object
-    area: Tensor  # (G,) float32, pixels, as annotated
+    area: Tensor  # (G,) float64, pixels, as annotated
+    bbox: Tensor  # (G, 4) float64, COCO's x, y, width, height as annotated, unclipped: for metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,7 @@ class ListedBox(NamedTuple):
     category: str  # as the file calls it, for messages
     iscrowd: int
     area: float
+    bbox: tuple[float, ...] | None = None  # x, y, width, height where the file has it so
 
 
 class ListedImage(NamedTuple):
@@ -204,7 +206,9 @@ def _check_boxes(
         elif clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
             bad_boxes.append(f"{box.where}: box {box.xyxy} lies outside the {width}x{height} image")
         else:
-            kept.append(box._replace(xyxy=clipped))
+            # x + width - x is not quite the width: an overlap would miss the threshold it is at
+            bbox = box.bbox or (x1, y1, x2 - x1, y2 - y1)
+            kept.append(box._replace(xyxy=clipped, bbox=bbox))
     return kept
 
 
@@ -219,8 +223,9 @@ def _make_records(
     xyxy = torch.tensor([box.xyxy for box in flat], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor([box.label for box in flat], dtype=torch.int64)
     iscrowd = torch.tensor([box.iscrowd for box in flat], dtype=torch.int64)
-    area = torch.tensor([box.area for box in flat], dtype=torch.float32)
-    columns = (column.split(counts) for column in (xyxy, labels, iscrowd, area))
+    area = torch.tensor([box.area for box in flat], dtype=torch.float64)
+    bbox = torch.tensor([box.bbox for box in flat], dtype=torch.float64).reshape(-1, 4)
+    columns = (column.split(counts) for column in (xyxy, labels, iscrowd, area, bbox))
     return tuple(
         Record(image.image_id, image.path, size, *tensors)
         for image, size, *tensors in zip(images, sizes, *columns, strict=True)

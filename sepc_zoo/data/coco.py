@@ -133,15 +133,14 @@ def write_coco(annotations: Annotations, json_path: str | Path) -> None:
         height, width = record.size
         name = record.path.name
         images.append({"id": record.image_id, "file_name": name, "height": height, "width": width})
-        columns = record.boxes, record.labels, record.iscrowd, record.area
-        for box, label, iscrowd, area in zip(*(c.tolist() for c in columns), strict=True):
-            x1, y1, x2, y2 = box
+        columns = record.bbox, record.labels, record.iscrowd, record.area
+        for bbox, label, iscrowd, area in zip(*(c.tolist() for c in columns), strict=True):
             entries.append(
                 {
                     "id": len(entries) + 1,
                     "image_id": record.image_id,
                     "category_id": annotations.category_ids[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "bbox": bbox,
                     "area": area,
                     "iscrowd": iscrowd,
                 }
@@ -217,4 +216,5 @@ def list_box(where: str, annotation: dict, label: int | None, category: str) -> 
     area = annotation.get("area")
     iscrowd = int(bool(annotation.get("iscrowd", 0)))
     area = width * height if area is None else area
-    return ListedBox(where, (x, y, x + width, y + height), label, category, iscrowd, area)
+    xyxy = x, y, x + width, y + height
+    return ListedBox(where, xyxy, label, category, iscrowd, area, (x, y, width, height))

@@ -159,7 +159,7 @@ def make_target(record: Record) -> Target:
         "boxes": record.boxes.clone(),
         "labels": record.labels.clone(),
         "iscrowd": record.iscrowd.clone(),
-        "area": record.area.clone(),
+        "area": record.area.float(),
         "image_id": record.image_id,
         "photo_size": record.size,
         "unreadable": [],

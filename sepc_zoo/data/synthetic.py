@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import box_convert
 
 from sepc_zoo.data.annotations import Annotations, Record
 from sepc_zoo.data.coco import write_coco
@@ -95,10 +96,11 @@ def _make_record(
     image_id: int, path: Path, size: tuple[int, int], boxes: list[Box], labels: list[int]
 ) -> Record:
     xyxy = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    area = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
+    bbox = box_convert(xyxy.double(), "xyxy", "xywh")
+    area = bbox[:, 2:].prod(dim=1)
     iscrowd = torch.zeros(len(boxes), dtype=torch.int64)
     return Record(
-        image_id, path, size, xyxy, torch.tensor(labels, dtype=torch.int64), iscrowd, area
+        image_id, path, size, xyxy, torch.tensor(labels, dtype=torch.int64), iscrowd, area, bbox
     )
 
 

@@ -1,14 +1,20 @@
-"""The accelerator that training and validation run on."""
+"""The processes and the accelerator that commands run on."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 
 from sepc_zoo.config import ConfigError
+
+
+def start_processes(cpu: bool) -> PartialState:
+    """Join the processes that a launcher has started, if any."""
+    return PartialState(cpu=_on_cpu(cpu))
 
 
 def make_accelerator(
@@ -23,7 +29,7 @@ def make_accelerator(
     try:
         accelerator = Accelerator(
             mixed_precision=amp or "no",
-            cpu=cpu,
+            cpu=_on_cpu(cpu),
             log_with=list(trackers) or None,
             project_dir=output,
             step_scheduler_with_optimizer=False,
@@ -46,3 +52,10 @@ def be_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+
+
+def _on_cpu(asked: bool) -> bool:
+    # On a machine without a GPU accelerate has to be told so: else every process of a launcher
+    # takes itself for the only one.
+    told = asked or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return told or not torch.accelerator.is_available()

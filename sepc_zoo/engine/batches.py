@@ -2,11 +2,11 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
-
-from sepc_zoo.data import Batch
+from torch.utils.data import DataLoader
 
 WORKER_DIED = "DataLoader worker"  # how torch's message begins
 
@@ -15,25 +15,26 @@ class SturdyLoader:
     """The batches of a loader; where a worker dies, new workers go on with the next batch.
 
     Args:
-        loader: as ``accelerator.prepare`` gave it.
+        loader: one that shuffles as ``accelerator.prepare`` gave it.
         worker_died: is told of each; may raise where it becomes too much.
     """
 
-    def __init__(self, loader: DataLoaderShard, worker_died: Callable[[str], None]) -> None:
+    def __init__(self, loader: DataLoader, worker_died: Callable[[str], None]) -> None:
         self.loader = loader
         self.worker_died = worker_died
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self.batches()
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from ``start`` on, those before it are not read."""
         loader = skip_first_batches(self.loader, start) if start else self.loader
         while True:
-            loader.set_epoch(epoch)
+            if isinstance(loader, DataLoaderShard):
+                loader.set_epoch(epoch)
             try:
                 for batch in loader:
                     # torch would raise at any place of the step; so only the loader does.

@@ -1,16 +1,22 @@
 """COCO's average precision and recall, equal to pycocotools' figures."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch import distributed as dist
 from torchmetrics.detection import MeanAveragePrecision
+from torchvision.ops import box_convert
+
+from sepc_zoo.data import Annotations
+from sepc_zoo.engine.results import Found, by_image
 
 # Our key (that of the COCO leaderboard) -> torchmetrics' key.
 _TORCHMETRICS_KEYS = {
@@ -28,7 +34,26 @@ _TORCHMETRICS_KEYS = {
     "ARl": "mar_large",
 }
 METRIC_KEYS = tuple(_TORCHMETRICS_KEYS)
-CLASS_METRIC_KEYS = ("AP", "AP50", "AR100")
+CLASS_METRIC_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+
+# pycocotools' thresholds in float64: torchmetrics' own are float32, which moves AP wherever a
+# recall or an overlap falls exactly on one.
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+SIZES = ("all", "small", "medium", "large")  # of objects: under 32 x 32 pixels, 96 x 96, above
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """COCO's figures, and the tables that they are means of.
+
+    Both tables are for at most 100 detections of a class in an image, and hold -1 where there is
+    nothing to find. T are ``IOU_THRESHOLDS``, R ``RECALLS``, K classes, S ``SIZES``.
+    """
+
+    metrics: dict[str, Any]  # as in ``CocoMetrics.compute``
+    precision: NDArray[np.float64]  # (T, R, K, S), the best at this recall or a greater one
+    recall: NDArray[np.float64]  # (T, K, S), in the end
 
 
 class CocoMetrics:
@@ -58,23 +83,39 @@ class CocoMetrics:
             KeyError: a target without ``image_id``.
         """
         for detection, target in zip(detections, targets, strict=True):
-            self._images[int(target["image_id"])] = _found(detection), _truth(target)
+            found = _found(_xywh(detection["boxes"]), detection["scores"], detection["labels"])
+            boxes = _xywh(target["boxes"])
+            iscrowd = target.get("iscrowd", torch.zeros(len(boxes)))
+            area = target.get("area", boxes[:, 2:].prod(dim=1))
+            truth = _truth(boxes, target["labels"], iscrowd, area)
+            self._images[int(target["image_id"])] = found, truth
 
     def compute(self, label_names: Sequence[str]) -> dict[str, Any]:
         """The figures of ``METRIC_KEYS``, and under ``per_class`` those of each name.
 
-        All lie in 0…1, or are -1 where there is nothing to find (as with pycocotools).
+        A name has the figures of ``CLASS_METRIC_KEYS``. All lie in 0…1, or are -1 where there is
+        nothing to find (as with pycocotools).
         """
         images = _gather(self._images)
-        metric = _mean_average_precision()
-        metric.update(
-            [images[image_id][0] for image_id in sorted(images)],
-            [images[image_id][1] for image_id in sorted(images)],
+        return _evaluate([images[image_id] for image_id in sorted(images)], label_names).metrics
+
+
+def evaluate(found: Found, annotations: Annotations) -> Evaluation:
+    """COCO's evaluation of the detections of a split.
+
+    Its figures are those of pycocotools on the same two files, also where an overlap, an area or a
+    recall is exactly a threshold: boxes go in to the last digit as they stand there.
+    """
+    count = len(annotations.records)
+    images = [
+        (
+            _found(*(torch.from_numpy(c[rows]) for c in (found.bbox, found.scores, found.labels))),
+            _truth(record.bbox, record.labels, record.iscrowd, record.area),
         )
-        result = metric.compute()
-        metrics: dict[str, Any] = {ours: float(result[k]) for ours, k in _TORCHMETRICS_KEYS.items()}
-        metrics["per_class"] = _per_class(result, label_names)
-        return metrics
+        for record, rows in zip(annotations.records, by_image(found.image, count), strict=True)
+    ]
+    order = sorted(range(count), key=lambda i: annotations.records[i].image_id)
+    return _evaluate([images[i] for i in order], annotations.label_names)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
@@ -103,26 +144,27 @@ def _figure(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def _found(detection: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _found(boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What torchmetrics takes for an image, its boxes as x, y, width, height."""
     return {
-        "boxes": detection["boxes"].detach().cpu().double().reshape(-1, 4),
-        "scores": detection["scores"].detach().cpu().double(),
-        "labels": detection["labels"].cpu().long(),
+        "boxes": boxes.detach().cpu().double().reshape(-1, 4),
+        "scores": scores.detach().cpu().double(),
+        "labels": labels.cpu().long(),
     }
 
 
-def _truth(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    boxes = target["boxes"].cpu().double().reshape(-1, 4)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    area = target.get("area", sides.prod(dim=1)).cpu().double()
-    iscrowd = target.get("iscrowd", torch.zeros(len(boxes)))
+def _truth(boxes: Tensor, labels: Tensor, iscrowd: Tensor, area: Tensor) -> dict[str, Tensor]:
     return {
-        "boxes": boxes,
-        "labels": target["labels"].cpu().long(),
+        "boxes": boxes.cpu().double().reshape(-1, 4),
+        "labels": labels.cpu().long(),
         "iscrowd": iscrowd.cpu().long(),
         # torchmetrics takes an area of 0 for unknown; COCO takes it for a small object.
-        "area": area.clamp(min=1e-6),
+        "area": area.cpu().double().clamp(min=1e-6),
     }
+
+
+def _xywh(boxes: Tensor) -> Tensor:
+    return box_convert(boxes.double().reshape(-1, 4), "xyxy", "xywh")
 
 
 def _gather(images: dict[int, Any]) -> dict[int, Any]:
@@ -134,36 +176,45 @@ def _gather(images: dict[int, Any]) -> dict[int, Any]:
     return {image_id: image for part in parts for image_id, image in part.items()}
 
 
-def _mean_average_precision() -> MeanAveragePrecision:
+def _evaluate(
+    images: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], label_names: Sequence[str]
+) -> Evaluation:
+    """What was found and what is there, image by image, both as torchmetrics takes it."""
     metric = MeanAveragePrecision(
-        # pycocotools' thresholds in float64: torchmetrics' own are float32, which moves AP wherever
-        # a recall or an overlap falls exactly on one.
-        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
-        rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+        box_format="xywh",
+        iou_thresholds=IOU_THRESHOLDS.tolist(),
+        rec_thresholds=RECALLS.tolist(),
         extended_summary=True,  # figures of classes without one more evaluation for each of them
         backend="faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools",
         sync_on_compute=False,  # see _gather
     )
     metric.warn_on_many_detections = False  # COCO drops what exceeds 100 of a class: as intended
-    return metric
+    metric.update([found for found, _ in images], [truth for _, truth in images])
+    result = metric.compute()
+
+    # Only classes that occur have a column in torchmetrics' tables.
+    precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), len(label_names), len(SIZES)), -1.0)
+    recall = np.full((len(IOU_THRESHOLDS), len(label_names), len(SIZES)), -1.0)
+    if labels := result["classes"].reshape(-1).tolist():
+        precision[:, :, labels] = result["precision"][..., -1].numpy()  # 100 detections
+        recall[:, labels] = result["recall"][..., -1].numpy()
+    metrics: dict[str, Any] = {ours: float(result[k]) for ours, k in _TORCHMETRICS_KEYS.items()}
+    metrics["per_class"] = {
+        name: _class_metrics(precision[:, :, label], recall[:, label])
+        for label, name in enumerate(label_names)
+    }
+    return Evaluation(metrics, precision, recall)
 
 
-def _per_class(
-    result: Mapping[str, Tensor], label_names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Figures of every class from the tables of precision ``(T, R, K, A, M)`` and recall.
-
-    Only classes that occur have a column, in the order of ``result["classes"]``.
-    """
-    per_class = {name: dict.fromkeys(CLASS_METRIC_KEYS, -1.0) for name in label_names}
-    for column, label in enumerate(result["classes"].reshape(-1).tolist()):
-        precision = result["precision"][:, :, column, 0, -1]  # all sizes, 100 detections
-        recall = result["recall"][:, column, 0, -1]
-        figures = (_mean(precision), _mean(precision[0]), _mean(recall))
-        per_class[label_names[label]] = dict(zip(CLASS_METRIC_KEYS, figures, strict=True))
-    return per_class
+def _class_metrics(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:
+    """A class's figures from its tables of precision ``(T, R, S)`` and recall ``(T, S)``."""
+    small, medium, large = (mean(precision[:, :, size]) for size in (1, 2, 3))
+    overall = precision[:, :, 0]
+    figures = mean(overall), mean(overall[0]), mean(overall[5]), small, medium, large
+    return dict(zip(CLASS_METRIC_KEYS, (*figures, mean(recall[:, 0])), strict=True))
 
 
-def _mean(values: Tensor) -> float:
-    known = values[values > -1]
+def mean(table: NDArray[np.float64]) -> float:
+    """The mean of what a table of precision or recall knows; -1 where it knows nothing."""
+    known = table[table > -1]
     return float(known.mean()) if len(known) else -1.0

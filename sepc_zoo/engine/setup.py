@@ -134,10 +134,10 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
 
-    loader, val = accelerator.prepare(
-        train_loader(options, train_data, model, accelerator.num_processes),
-        validation_loader(val_data, model, options.batch_size, options.workers),
+    loader = accelerator.prepare(
+        train_loader(options, train_data, model, accelerator.num_processes)
     )
+    val = validation_loader(val_data, model, options.batch_size, options.workers)
     total_steps = options.max_steps or recipe.epochs * math.ceil(
         len(loader) / options.grad_accum_steps
     )

@@ -206,7 +206,10 @@ def log_losses(run: Run) -> None:
 
 def finish_epoch(run: Run) -> dict[str, Any]:
     """Validate, keep the last and the best model, and draw."""
-    metrics, results = validate_model(run.accelerator, run.evaluated, run.val_loader, run.val_data)
+    evaluation, results = validate_model(
+        run.accelerator, run.evaluated, run.val_loader, run.val_data
+    )
+    metrics = evaluation.metrics
     is_best = metrics["AP"] > run.progress.best_ap
     if is_best:
         run.progress.best_ap, run.progress.best_epoch = metrics["AP"], run.progress.epoch

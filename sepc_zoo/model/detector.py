@@ -1,5 +1,6 @@
 """The detector: backbone, FPN, neck and head, and what a method makes of their predictions."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ from sepc_zoo.model.fpn import FPN
 from sepc_zoo.model.head import Head
 from sepc_zoo.model.sepc import build_neck
 from sepc_zoo.ops.anchors import make_anchors
+from sepc_zoo.ops.image import pad_and_stack, padded_size
 from sepc_zoo.ops.postprocess import select_detections
-from sepc_zoo.photos import Photo, open_photos, to_photo
+from sepc_zoo.photos import Photo, open_photos
 from sepc_zoo.predictions import Predictions
+from sepc_zoo.tta import PLAIN, Views, look
 
 
 class Detector(nn.Module):
@@ -134,7 +137,7 @@ class Detector(nn.Module):
         return make_anchors(self.config.anchors, predictions.sizes, logits.device, logits.dtype)
 
     @torch.no_grad()
-    def predict(self, source: Any, score_threshold: float = 0.3) -> Any:
+    def predict(self, source: Any, score_threshold: float = 0.3, views: Views = PLAIN) -> Any:
         """What the model sees in photos, in eval mode.
 
         Args:
@@ -143,6 +146,7 @@ class Detector(nn.Module):
                 list of these or a tensor ``(N, 3, H, W)``, which give a list.
             score_threshold: least score of a detection; those under the config's
                 ``postprocess.score_threshold`` are gone before.
+            views: mirror images and sizes to look at each photo in (test-time augmentation).
 
         Returns:
             ``Detections`` in the photo's pixels, or a list of them.
@@ -154,28 +158,37 @@ class Detector(nn.Module):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            found = [self.predict_photo(photo, score_threshold) for photo in photos]
+            found = [self.predict_photo(photo, score_threshold, views) for photo in photos]
         finally:  # one by one, as a frozen backbone stays in eval mode
             for module in training:
                 module.training = True
         return found[0] if single else found
 
-    def predict_photo(self, photo: Photo, score_threshold: float) -> Detections:
-        """One photo, resized and normalised as the weights expect; the model is in eval mode."""
-        inputs, size = photo.to_input(self.config.weights)
-        weight = self.head.cls.weight
-        predictions = self(inputs.to(weight.device, weight.dtype))
-        found = self.postprocess(predictions, [size])[0]
-        kept = found["scores"] >= score_threshold
-        boxes = to_photo(found["boxes"][kept], photo.size, size, self.config)
-        return Detections(
-            boxes=boxes.cpu(),
-            scores=found["scores"][kept].cpu(),
-            labels=found["labels"][kept].cpu(),
-            label_names=self.config.label_names,
-            category_ids=self.config.category_ids,
-            image=photo.path or photo.pixels,
-        )
+    def predict_photo(
+        self, photo: Photo, score_threshold: float, views: Views = PLAIN
+    ) -> Detections:
+        """One photo; the model is in eval mode."""
+        inputs = views.inputs(photo, self.config.weights)
+        found = look(self.detect, [inputs], self.config)[0]
+        return Detections.of(found, score_threshold, self.config, photo.path or photo.pixels)
+
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What is in each image ``(3, h, w)``, normalised, in its own pixels, by falling score.
+
+        Images that have one size when padded go through the network together. Others do not: more
+        padding than an image needs changes what is seen in it, and so would its neighbours.
+        """
+        weight, multiple = self.head.cls.weight, self.config.weights.pad_multiple
+        same_size = defaultdict(list)
+        for i, image in enumerate(images):
+            same_size[padded_size(image, multiple)].append(i)
+        found: dict[int, dict[str, Tensor]] = {}
+        for indices in same_size.values():
+            group = [images[i].to(weight, non_blocking=True) for i in indices]
+            sizes = [(image.shape[-2], image.shape[-1]) for image in group]
+            seen = self.postprocess(self(pad_and_stack(group, multiple)), sizes)
+            found.update(zip(indices, seen, strict=True))
+        return [found[i] for i in range(len(images))]
 
 
 def full_precision(predictions: Predictions) -> Predictions:

@@ -160,14 +160,15 @@ def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:
     """
     if not images:
         raise ValueError("no images to stack")
-    height = _round_up(max(image.shape[-2] for image in images), multiple)
-    width = _round_up(max(image.shape[-1] for image in images), multiple)
+    height, width = map(max, zip(*(padded_size(image, multiple) for image in images), strict=True))
     padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
     return torch.stack(padded)
 
 
-def _round_up(side: int, multiple: int) -> int:
-    return -(-side // multiple) * multiple
+def padded_size(image: Tensor, multiple: int) -> tuple[int, int]:
+    """The ``(height, width)`` of an image, rounded up to a multiple of ``multiple``."""
+    height, width = (-(-side // multiple) * multiple for side in image.shape[-2:])
+    return height, width
 
 
 @contextmanager

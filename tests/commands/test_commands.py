@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,14 @@ from test_convert import their_state
 
 from sepc_zoo import commands
 from sepc_zoo.commands import COMMANDS, main
+from sepc_zoo.commands import predict as predict_command
 from sepc_zoo.commands import train as train_command
 from sepc_zoo.engine.evaluate import METRIC_KEYS
+from sepc_zoo.engine.interrupt import Interrupted
 from sepc_zoo.engine.options import TrainOptions, read_options
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.model_folder import save_model
+from sepc_zoo.tta import Views
 from sepc_zoo.zoo import list_models
 
 REPO = Path(__file__).parents[2]
@@ -341,6 +345,67 @@ def test_validate_writes_metrics_and_detections(validation):
     assert {row["category_id"] for row in results} <= {1, 2, 3, 4}
 
 
+def test_validate_writes_a_page_named_after_the_model(validation, model):
+    page = (validation / "report.html").read_text()
+    assert f"<h1>{model}</h1>" in page
+    assert "Worst misses" in page
+
+
+def test_saved_detections_give_the_same_files(validation, shapes, tmp_path):
+    file = validation / "detections.json"
+    assert call("validate", "--from-json", file, "--data", shapes, "--output", tmp_path / "b") == 0
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {
+        path.name for path in validation.iterdir()
+    }
+    assert (tmp_path / "b" / "detections.json").read_text() == file.read_text()
+
+
+def test_saved_detections_stay_as_they_are(validation, shapes):
+    """Also where the results go to their own folder."""
+    file = validation / "detections.json"
+    file.write_text(json.dumps({"annotations": json.loads(file.read_text())}))
+    before = file.read_text()
+    assert call("validate", "--from-json", file, "--data", shapes, "--output", validation) == 0
+    assert file.read_text() == before
+
+
+def test_the_page_can_be_left_out(shapes, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    flags = ("--data", shapes, "--output", tmp_path, "--no-report")
+    assert call("validate", "--from-json", tmp_path / "none.json", *flags) == 0
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_without_matplotlib_there_is_all_but_the_page(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sepc_zoo.report.charts.find_spec", lambda _: None)
+    (tmp_path / "none.json").write_text("[]")
+    flags = ("--data", shapes, "--output", tmp_path)
+    assert call("validate", "--from-json", tmp_path / "none.json", *flags) == 0
+    says = 'no report.html: a report needs matplotlib: pip install "sepc_zoo[plots]"'
+    assert says in capsys.readouterr().out
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_what_predict_writes_can_be_validated(model, shapes, tmp_path, capsys):
+    """Its photos go by their names, and those of another split do not count."""
+    photos, seen = tmp_path / "photos", tmp_path / "seen"
+    shutil.copytree(shapes / "val", photos)
+    shutil.copy(next((shapes / "train").iterdir()), photos / "0_of_train.jpg")
+    flags = ("--score-threshold", 0, "--device", "cpu", "--output", seen)
+    assert call("predict", photos, "--model", model, *flags) == 0
+    whole = json.loads((seen / "detections.json").read_text())["annotations"]
+    flags = ("--data", shapes, "--output", tmp_path)
+    assert call("validate", "--from-json", seen / "detections.json", *flags) == 0
+    elsewhere = [row for row in whole if row["image_id"] == 1]
+    assert f"left out {len(elsewhere)} detections" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "detections.json").read_text())
+    assert len(rows) == len(whole) - len(elsewhere)
+    assert {row["image_id"] for row in rows} == {1, 2, 3, 4}
+    assert json.loads((tmp_path / "metrics.json").read_text())["AR100"] > 0
+
+
 def test_saved_detections_give_the_same_metrics(validation, shapes, tmp_path):
     file = validation / "detections.json"
     assert call("validate", "--from-json", file, "--data", shapes, "--output", tmp_path) == 0
@@ -427,6 +492,42 @@ def test_predict_draws_a_photo_and_writes_its_boxes(model, photos, tmp_path, cap
     assert content["annotations"] == found.to_coco(1)
     assert len(found) > 0
     assert "a.jpg: Detections(" in capsys.readouterr().out
+
+
+def test_views_and_batches_reach_predict(model, photos, tmp_path, monkeypatch):
+    predict = Mock(return_value=[])
+    monkeypatch.setattr(predict_command, "predict_files", predict)
+    flags = ("--tta-flip", "--tta-scales", 0.8, 1, "--batch-size", 7, "--workers", 3)
+    assert call("predict", photos, "--model", model, "--output", tmp_path / "out", *flags) == 0
+    expected = {"batch_size": 7, "workers": 3, "views": Views(True, (0.8, 1.0))}
+    assert predict.call_args.kwargs == expected
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_scales_that_make_no_sense_end_with_2(command, model, shapes, tmp_path, capsys):
+    source = ("--data", shapes) if command == "validate" else (shapes / "val",)
+    flags = ("--model", model, "--output", tmp_path / "out", "--tta-scales", 0)
+    assert call(command, *source, *flags) == 2
+    assert_refused(capsys, "scales [0.0]")
+
+
+def test_an_interrupted_prediction_ends_with_the_status_of_the_signal(
+    model, photos, tmp_path, monkeypatch, capsys
+):
+    stop = Mock(side_effect=Interrupted("stopped", 143))
+    monkeypatch.setattr(predict_command, "predict_files", stop)
+    assert call("predict", photos, "--model", model, "--output", tmp_path / "out") == 143
+    assert_refused(capsys, "stopped")
+
+
+def test_more_views_change_the_metrics(model, shapes, tmp_path):
+    found = []
+    for flags in ((), ("--tta-flip",), ("--tta-scales", 1), ("--tta-scales", 1, 1.5)):
+        where = ("--data", shapes, "--workers", 0, "--cpu", "--output", tmp_path)
+        assert call("validate", "--model", model, *where, *flags) == 0
+        found.append((tmp_path / "detections.json").read_text())
+    assert found[0] == found[2]
+    assert len(set(found)) == 3
 
 
 def test_an_unreadable_photo_is_reported_and_the_others_are_done(model, photos, tmp_path, capsys):

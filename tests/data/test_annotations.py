@@ -45,6 +45,7 @@ def test_boxes_over_the_border_are_clipped_and_keep_their_area(photo):
     annotations = build(listed(photo, (-5.0, 40.0, 10.0, 99.0)))
     assert annotations.records[0].boxes.tolist() == [[0, 40, 10, 48]]
     assert annotations.records[0].area.tolist() == [7]
+    assert annotations.records[0].bbox.tolist() == [[-5, 40, 15, 59]]
     assert annotations.dropped == ()
 
 
@@ -54,7 +55,8 @@ def test_records_have_the_documented_types(photo):
     assert (record.boxes.shape, record.boxes.dtype) == ((0, 4), torch.float32)
     assert (record.labels.shape, record.labels.dtype) == ((0,), torch.int64)
     assert (record.iscrowd.shape, record.iscrowd.dtype) == ((0,), torch.int64)
-    assert (record.area.shape, record.area.dtype) == ((0,), torch.float32)
+    assert (record.area.shape, record.area.dtype) == ((0,), torch.float64)
+    assert (record.bbox.shape, record.bbox.dtype) == ((0, 4), torch.float64)
 
 
 def test_a_data_set_without_images_has_no_records():

@@ -200,7 +200,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert (again.label_names, again.category_ids) == (first.label_names, first.category_ids)
     for a, b in zip(first.records, again.records, strict=True):
         assert (a.image_id, a.path, a.size) == (b.image_id, b.path, b.size)
-        for field in ("boxes", "labels", "iscrowd", "area"):
+        for field in ("boxes", "labels", "iscrowd", "area", "bbox"):
             assert torch.equal(getattr(a, field), getattr(b, field))
 
 

@@ -23,7 +23,7 @@ NAMES = [f"class {i}" for i in range(K)]
 
 
 def run_pycocotools(truth, results):
-    """The twelve figures, then AP, AP50 and AR100 of each category, evaluated one at a time."""
+    """The twelve figures, then those of each category, evaluated one at a time."""
     with contextlib.redirect_stdout(io.StringIO()):
         gt, dt = COCO(), COCO()
         gt.dataset = truth
@@ -44,7 +44,7 @@ def run_pycocotools(truth, results):
             evaluation.accumulate()
             evaluation.summarize()
             stats.append(evaluation.stats.tolist())
-    return stats[0], [(s[0], s[1], s[8]) for s in stats[1:]]
+    return stats[0], [(*s[:6], s[8]) for s in stats[1:]]
 
 
 def as_coco(targets, num_classes):
