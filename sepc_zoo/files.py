@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\..+")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -22,6 +25,13 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; nobody may be writing now."""
+    for file in folder.rglob(".*"):
+        if TEMPORARY_NAME.fullmatch(file.name) and file.is_file():
+            file.unlink()
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:

@@ -5,7 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sepc_zoo.visualize import class_color, close_up, contact_sheet, draw_boxes, plot_curves
+from sepc_zoo.visualize import (
+    class_color,
+    close_up,
+    contact_sheet,
+    draw_batch,
+    draw_boxes,
+    plot_curves,
+)
 
 RED = (255, 0, 0)
 
@@ -133,6 +140,51 @@ def test_contact_sheet_holds_all_images():
 def test_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
+
+
+MEAN, STD = (0.5, 0.4, 0.2), (0.2, 0.1, 0.25)
+
+
+def seen(boxes=(), labels=(), iscrowd=(), device="cpu"):
+    """A white photo of 300 x 480 in the upper part of a batch of one, as it is drawn."""
+    white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    images = torch.zeros(1, 3, 360, 480)
+    images[:, :, :300] = white.view(3, 1, 1)
+    target = {
+        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "iscrowd": torch.tensor(iscrowd, dtype=torch.int64),
+    }
+    on_device = {name: column.to(device) for name, column in target.items()}
+    sheet = draw_batch(images.to(device), [on_device], MEAN, STD, ("cat", "dog"))
+    gap = (sheet.width - 480) // 2
+    return np.asarray(sheet)[gap : gap + 360, gap : gap + 480]
+
+
+def test_a_batch_is_drawn_in_the_photos_own_colors_and_its_padding_in_the_mean():
+    drawn = seen()
+    assert (drawn[:300] == 255).all()
+    assert (np.abs(drawn[300:] - np.array(MEAN) * 255) <= 1).all()
+
+
+def test_a_batch_is_drawn_with_its_boxes_in_the_colors_of_their_classes():
+    drawn = seen([[100.0, 100, 200, 250]], [1], [0])
+    rows, columns = (drawn[100:] == class_color(1)).all(axis=2).nonzero()  # below the tag
+    assert (columns.min(), columns.max() + 1) == (100, 200)
+    assert rows.max() + 101 == 250
+
+
+def test_a_crowd_of_a_batch_is_marked():
+    box, label = [[100.0, 100, 200, 250]], [1]
+    plate = [(seen(box, label, [k])[:100] != 255).any(axis=(0, 2)).sum() for k in (0, 1)]
+    assert plate[1] > 1.5 * plate[0]  # its caption is longer
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_on_a_gpu_is_drawn_as_on_the_cpu():
+    content = [[100.0, 100, 200, 250]], [1], [1]
+    assert np.array_equal(seen(*content, device="cuda"), seen(*content))
 
 
 def log_rows():

@@ -21,6 +21,7 @@ COMMANDS = {
     "publish": "model folders, with a page for their organisation",
     "list": "names of models",
     "info": "what is known of a model",
+    "check-data": "what is wrong with a data set, and a clean copy of it",
 }
 DONE, PARTLY_DONE, WRONG_INPUT = 0, 1, 2
 

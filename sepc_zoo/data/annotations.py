@@ -124,7 +124,7 @@ def build_annotations(
             for box in image.boxes
             if box.label is None
         ]
-        kept.append(_check_boxes(image.boxes, size, bad_boxes))
+        kept.append(check_boxes(image.boxes, size, bad_boxes))
 
     if problems or (bad_boxes and not drop_bad_boxes):
         hint = "Boxes like these can be left out with drop_bad_boxes." if bad_boxes else ""
@@ -190,7 +190,7 @@ def _text(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]} (width x height)"
 
 
-def _check_boxes(
+def check_boxes(
     boxes: list[ListedBox], size: tuple[int, int] | None, bad_boxes: list[str]
 ) -> list[ListedBox]:
     """The good boxes, clipped to the image; a line for each bad one goes to ``bad_boxes``."""

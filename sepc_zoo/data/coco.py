@@ -99,15 +99,14 @@ def list_coco_file(
     categories = sorted(categories, key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     category_ids = [category["id"] for category in categories]
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    category_text = {c["id"]: f"{c['id']} ({c['name']!r})" for c in categories}
+    names_of: dict[int, list[str]] = {}
+    for category_id, name in zip(category_ids, names, strict=True):
+        names_of.setdefault(category_id, []).append(name)
+    # A box of an id with two meanings has no class.
+    label_of = {i: label for label, i in enumerate(category_ids) if len({*names_of[i]}) == 1}
+    category_text = {i: f"{i} ({' or '.join(map(repr, own))})" for i, own in names_of.items()}
 
-    listed: dict[int, ListedImage] = {}
-    for image in images:
-        size = image["height"], image["width"]
-        listed[image["id"]] = ListedImage(
-            image["id"], Path(image_folder) / image["file_name"], size, []
-        )
+    listed = _list_images(images, Path(image_folder))
     for where, annotation in annotations:
         if (image_id := annotation["image_id"]) not in listed:
             problems.append(f"{where}: there is no image with the id {image_id}")
@@ -115,10 +114,41 @@ def list_coco_file(
             category_id = annotation["category_id"]
             category = category_text.get(category_id, str(category_id))
             box = list_box(where, annotation, label_of.get(category_id), category)
-            listed[image_id].boxes.append(box)
+            listed[image_id][0].boxes.append(box)
         else:
             problems.append(f"{where}: {problem}")
-    return Listing(list(listed.values()), names, category_ids, problems, json_path.name)
+    chosen = _without_doubtful(listed, json_path.name, problems)
+    return Listing(chosen, names, category_ids, problems, json_path.name)
+
+
+def _list_images(images: Sequence[dict], folder: Path) -> dict[int, list[ListedImage]]:
+    """The images by id, each file once; several where they share an id."""
+    listed: dict[int, dict[Path, ListedImage]] = {}
+    for image in images:
+        path, size = folder / image["file_name"], (image["height"], image["width"])
+        entry = ListedImage(image["id"], path, size, [])
+        listed.setdefault(image["id"], {}).setdefault(path, entry)
+    return {image_id: list(files.values()) for image_id, files in listed.items()}
+
+
+def _without_doubtful(
+    listed: Mapping[int, list[ListedImage]], source: str, problems: list[str]
+) -> list[ListedImage]:
+    """The images, but for those that share an id which has boxes: these go to ``problems``.
+
+    All boxes of an id are expected with the first of its images.
+    """
+    chosen = []
+    for image_id, images in listed.items():
+        if len(images) == 1 or not images[0].boxes:
+            chosen += images
+            continue
+        names = " and ".join(image.path.name for image in images)
+        problems.append(
+            f"{source}: images: {names} share the id {image_id}, and which of them its "
+            f"{len(images[0].boxes)} boxes belong to cannot be told"
+        )
+    return chosen
 
 
 def write_coco(annotations: Annotations, json_path: str | Path) -> None:

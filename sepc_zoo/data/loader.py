@@ -22,7 +22,7 @@ from sepc_zoo.ops.image import ImageError, pad_and_stack, read_image
 class Batch(NamedTuple):
     """Images of a batch, padded to one size, and what is known of each."""
 
-    images: Tensor  # (N, 3, H, W) float32, normalised
+    images: Tensor  # (N, 3, H, W) of the default dtype, normalised
     targets: list[Target]
     image_sizes: list[tuple[int, int]]  # (height, width) of each image inside the batch
 

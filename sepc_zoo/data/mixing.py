@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.data.augmentation import Augmentation
-from sepc_zoo.ops.boxes import box_area, intersection
+from sepc_zoo.ops.boxes import box_area, box_iof
 from sepc_zoo.ops.image import resize_image, resized_size
 
 Target = dict[str, Any]
@@ -23,7 +23,7 @@ COLUMNS = ("boxes", "labels", "iscrowd", "area")  # of a target, a row for each 
 GREY = 114  # where there is no photo
 CROP_TRIES, PASTE_TRIES = 10, 10
 MOST_PASTED = 5  # objects
-MOST_COVERED = 0.3  # of an object, by one that is pasted over it
+MOST_COVERED = 0.3  # of an object, by all that is pasted over it
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Mixer:
         if chance(asked.mosaic):
             sample = self.mosaic([sample, another(), another(), another()])
         if chance(asked.copy_paste):
-            sample = paste_objects(self.fit(sample), self.fit(another()))
+            other = self.fit(another(), uniform(0.5, 1.0))
+            sample = paste_objects(self.fit(sample), other)
         if chance(asked.mixup):
             sample = mixup(self.fit(sample), self.fit(another()))
         return sample
@@ -107,16 +108,21 @@ def paste_objects(sample: Sample, other: Sample) -> Sample:
     image, target = sample
     objects = ((other[1]["iscrowd"] == 0) & (box_area(other[1]["boxes"]) >= 4)).nonzero().flatten()
     count = min(len(objects), int(uniform(1, MOST_PASTED + 1)))
-    image, targets = image.clone(), [target]
+    told = target["unreadable"] + other[1]["unreadable"]  # a photo that is not there has no objects
+    image, targets = image.clone(), [target | {"unreadable": told}]
+    hidden = torch.zeros(len(target["boxes"]))  # part of each, overlaps of pieces counted twice
     for index in objects[torch.randperm(len(objects))[:count]].tolist():
         piece, alone = cut_out(other, index)
         rows, columns = image.shape[-2] - piece.shape[-2], image.shape[-1] - piece.shape[-1]
         for _ in range(PASTE_TRIES if min(rows, columns) >= 0 else 0):
             top, left = int(uniform(0, rows + 1)), int(uniform(0, columns + 1))
-            placed = shift(alone, left, top)
-            if not covered(join(targets)["boxes"], placed["boxes"]):
-                image[:, top : top + piece.shape[-2], left : left + piece.shape[-1]] = piece
-                targets.append(placed)
+            bottom, right = top + piece.shape[-2], left + piece.shape[-1]
+            place = torch.tensor([[left, top, right, bottom]], dtype=torch.float32)
+            now_hidden = hidden + box_iof(place, join(targets)["boxes"])[0]
+            if not (now_hidden > MOST_COVERED).any():
+                image[:, top:bottom, left:right] = piece
+                targets.append(shift(alone, left, top))
+                hidden = torch.cat([now_hidden, torch.zeros(1)])
                 break
     return image, join(targets)
 
@@ -129,11 +135,6 @@ def cut_out(sample: Sample, index: int) -> Sample:
     return crop((sample[0], alone), top, left, math.ceil(y2) - top, math.ceil(x2) - left)
 
 
-def covered(boxes: Tensor, over: Tensor) -> bool:
-    """Whether ``over (1, 4)`` hides too much of any of ``boxes (G, 4)``."""
-    return bool((intersection(boxes, over)[:, 0] > MOST_COVERED * box_area(boxes)).any())
-
-
 def random_crop(sample: Sample) -> Sample:
     """A part of the photo of at least half its sides that keeps an object, where there is one."""
     image, target = sample
@@ -143,9 +144,14 @@ def random_crop(sample: Sample) -> Sample:
         columns = max(1, round(width * uniform(0.5, 1.0)))
         top, left = int(uniform(0, height - rows + 1)), int(uniform(0, width - columns + 1))
         part = crop(sample, top, left, rows, columns)
-        if len(part[1]["boxes"]) or not len(target["boxes"]):
+        if has_object(part[1]) or not has_object(target):
             return part
     return sample
+
+
+def has_object(target: Target) -> bool:
+    """Whether there is anything but crowds."""
+    return bool((target["iscrowd"] == 0).any())
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:

@@ -37,8 +37,9 @@ def train_transform(
         Crop(augmentation.crop),
         ResizeWithBoxes(short, long, factors, augmentation.scale, antialias),
         v2.RandomHorizontalFlip(augmentation.hflip),
-        v2.RandomVerticalFlip(augmentation.vflip),
     ]
+    if augmentation.vflip:
+        steps.append(v2.RandomVerticalFlip(augmentation.vflip))
     if augmentation.color_jitter:
         steps.append(v2.RandomPhotometricDistort())
     clean = [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(labels_getter=_columns)]

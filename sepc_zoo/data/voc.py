@@ -19,8 +19,16 @@ from sepc_zoo.ops.image import list_images
 
 
 def voc_splits(root: str | os.PathLike[str]) -> list[str]:
-    """The splits of a folder in the VOC layout; empty for another layout."""
-    return sorted(file.stem for file in (Path(root) / "ImageSets" / "Main").glob("*.txt"))
+    """The splits of a folder in the VOC layout; empty for another layout.
+
+    VOC's own lists for single classes (``cat_train.txt`` beside ``train.txt``) are no splits.
+    """
+    files = {file.stem: file for file in (Path(root) / "ImageSets" / "Main").glob("*.txt")}
+    return sorted(
+        stem
+        for stem, file in files.items()
+        if stem.rpartition("_")[2] not in files.keys() - {stem} or not _has_flags(file)
+    )
 
 
 def read_voc(
@@ -76,6 +84,12 @@ def list_voc(root: str | os.PathLike[str], split: str) -> Listing:
         images.append(ListedImage(image_id, _choose_file(files[stem], tree), size, boxes))
     ids = range(1, len(names) + 1)
     return Listing(images, names, ids, problems, "Annotations")
+
+
+def _has_flags(file: Path) -> bool:
+    """Whether the first line is ``000012 -1``: an image, and whether it has the class."""
+    with file.open("rb") as lines:
+        return lines.readline().split()[1:] in ([b"1"], [b"0"], [b"-1"])
 
 
 def _read_split(root: Path, split: str) -> list[str]:

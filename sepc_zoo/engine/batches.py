@@ -1,12 +1,15 @@
 """Batches that keep coming, from any point of an epoch on, also when workers die."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader
+
+from sepc_zoo.data import Batch
+from sepc_zoo.engine.faults import Faults
 
 WORKER_DIED = "DataLoader worker"  # how torch's message begins
 
@@ -15,13 +18,13 @@ class SturdyLoader:
     """The batches of a loader; where a worker dies, new workers go on with the next batch.
 
     Args:
-        loader: one that shuffles as ``accelerator.prepare`` gave it.
-        worker_died: is told of each; may raise where it becomes too much.
+        loader: of ``Batch`` as ``accelerator.prepare`` gave it, or of lists of ``PhotoFile``.
+        faults: is told of dead workers and of images that could not be read.
     """
 
-    def __init__(self, loader: DataLoader, worker_died: Callable[[str], None]) -> None:
+    def __init__(self, loader: DataLoader, faults: Faults) -> None:
         self.loader = loader
-        self.worker_died = worker_died
+        self.faults = faults
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -40,11 +43,19 @@ class SturdyLoader:
                     # torch would raise at any place of the step; so only the loader does.
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     start += 1
+                    self.faults.look_at(unreadable_in(batch))
                     yield batch
                 return
             except RuntimeError as error:
                 if not str(error).startswith(WORKER_DIED):
                     raise
-                self.worker_died(str(error))
+                self.faults.worker_died(str(error))
                 self.loader = skip_first_batches(self.loader, 0)  # a copy that has no dead workers
                 loader = skip_first_batches(self.loader, start)
+
+
+def unreadable_in(batch: Any) -> list[str]:
+    """What is said of the images of a batch that could not be read."""
+    if isinstance(batch, Batch):
+        return [text for target in batch.targets for text in target["unreadable"]]
+    return [photo.problem for photo in batch if photo.problem]

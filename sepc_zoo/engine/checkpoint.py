@@ -1,6 +1,8 @@
 """The state of a run: saved whole, and picked up where it was."""
 
+import io
 import math
+import pickle
 import random
 import shutil
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from accelerate import PartialState
 from sepc_zoo.errors import UserError
 
 STATE, NEW_STATE, OLD_STATE = "state", ".state.new", ".state.old"
+RUN_FILE = "run.pt"  # in them, beside the random numbers of each process
 
 
 class ResumeError(UserError, ValueError):
@@ -37,6 +40,7 @@ class Stateful(Protocol):
 class Progress:
     """How far a run has come."""
 
+    images: int = 0  # to train on
     batches: int = 0  # in an epoch, of each process
     step: int = 0  # of the optimizer, done
     epoch: int = 0  # done and validated
@@ -48,11 +52,13 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["batches"] != self.batches:
-            raise ResumeError(
-                f"an epoch had {state['batches']} batches when the run was saved, now it has "
-                f"{self.batches}: resume with the same data and as many processes"
-            )
+        for counted in ("images", "batches"):
+            now = getattr(self, counted)
+            if state[counted] != now:
+                raise ResumeError(
+                    f"an epoch had {state[counted]} {counted} when the run was saved, now it has "
+                    f"{now}: resume with the same data"
+                )
         for entry in fields(self):
             setattr(self, entry.name, state[entry.name])
 
@@ -71,16 +77,23 @@ def save_state(parts: Mapping[str, Stateful], run: Path) -> None:
         if processes.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            torch.save({name: part.state_dict() for name, part in parts.items()}, folder / "run.pt")
+            states = {name: part.state_dict() for name, part in parts.items()}
+            write_state(states, folder / RUN_FILE)
         processes.wait_for_everyone()
-        torch.save(random_state(), folder / f"random_{processes.process_index}.pt")
+        write_state(random_state(), folder / f"random_{processes.process_index}.pt")
         processes.wait_for_everyone()
         if processes.is_main_process:
             replace_state(run)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise SaveError(f"the state of the run cannot be written to {run}: {error}") from error
     processes.wait_for_everyone()
+
+
+def write_state(state: Mapping[str, Any], file: Path) -> None:
+    content = io.BytesIO()  # torch.save itself reports a full disk as an unexpected position
+    torch.save(state, content)
+    file.write_bytes(content.getbuffer())
 
 
 def replace_state(run: Path) -> None:
@@ -96,18 +109,45 @@ def load_state(parts: Mapping[str, Stateful], run: Path) -> None:
     """Load what ``save_state`` saved last.
 
     Raises:
-        ResumeError: it was saved by another number of processes, or with other data.
+        ResumeError: it is damaged, or was saved by another number of processes or with other data.
     """
     folder = saved_state(run) or run / STATE
-    file = folder / f"random_{PartialState().process_index}.pt"
-    if len(list(folder.glob("random_*.pt"))) != PartialState().num_processes or not file.exists():
-        raise ResumeError(f"{run} was not saved by {PartialState().num_processes} processes")
-    state = torch.load(folder / "run.pt", map_location="cpu", weights_only=True)
+    processes = PartialState()
+    saved_by = len(list(folder.glob("random_*.pt")))
+    if saved_by != processes.num_processes:
+        raise ResumeError(
+            f"{run} was saved by {saved_by} processes, and can be resumed by as many; there are "
+            f"{processes.num_processes}"
+        )
+    state = read_state(folder / RUN_FILE)
+    random_numbers = read_state(folder / f"random_{processes.process_index}.pt")
     if set(state) != set(parts):
         raise ResumeError(f"{folder} holds {sorted(state)}, but the run has {sorted(parts)}")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    set_random_state(torch.load(file, weights_only=True))
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        set_random_state(random_numbers)
+    except ResumeError:
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ResumeError(f"{folder} does not fit the run: {error}") from error
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """What ``write_state`` wrote; code in it is not run.
+
+    Raises:
+        ResumeError: it is damaged or holds code.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        is_no_state = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds code, or is no state" if is_no_state else f"it is damaged ({error})"
+        raise ResumeError(
+            f"{file} cannot be resumed from: {reason}. Start a new run, perhaps from --model "
+            f"{file.parents[1] / 'last'}"
+        ) from error
 
 
 def saved_state(run: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """What goes wrong during a run: told, counted, and survived up to a limit."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,10 @@ from sepc_zoo.errors import UserError
 from sepc_zoo.files import write_atomically, write_json
 
 SKIPPED_FOLDER, FAULTS_FILE = "skipped", "faults.csv"
+UNREADABLE, DEAD_WORKER, SKIPPED = "unreadable image", "dead worker", "skipped step"  # kinds
 MOST_SKIPPED_IN_A_ROW = 10
+MOST_KEPT = 20  # skipped steps whose batches are kept, so that these do not fill the disk
+MOST_DEAD_AT_ONCE = 10  # workers that die before a step is made
 
 
 class FaultError(UserError, RuntimeError):
@@ -27,95 +31,104 @@ class Faults:
     """The faults of a run, each a row of ``faults.csv``.
 
     Args:
-        most: images that can no longer be read, and workers that die, before the run ends.
+        most: images that can no longer be read, and workers that die, before the run must end.
+
+    Attributes:
+        met: kind and text of what this process has met and not shared yet.
+        too_much: why the run must end, "" where it need not; the same in all processes.
     """
 
     def __init__(self, output: Path, most: int, log: Log) -> None:
         self.output, self.most, self.log = output, most, log
         self.file = CsvFile(output / FAULTS_FILE)
         self.step = 0
-        self.unread: list[str] = []  # of this process, not told yet
-        self.unreadable: set[str] = set()  # of all processes
+        self.met: list[tuple[str, str]] = []
+        self.too_much = ""
+        self.unreadable: set[str] = set()  # these count what all processes met since the start
         self.dead_workers = 0
         self.skipped = 0
 
-    def look_at(self, batches: Sequence[Batch]) -> None:
-        """Note the images of this process that could not be read."""
-        told = self.unreadable.union(self.unread)
-        for batch in batches:
-            for target in batch.targets:
-                self.unread += [m for m in target.get("unreadable", ()) if m not in told]
+    def look_at(self, unreadable: Iterable[str]) -> None:
+        """Note what is said of images that could not be read."""
+        self.met += [(UNREADABLE, text) for text in unreadable if text not in self.unreadable]
 
-    def share_unread(self) -> None:
-        """Tell the images that any process could not read. To be called by all processes.
+    def worker_died(self, text: str) -> None:
+        """Note that a worker is gone, which read images for this process.
 
         Raises:
-            FaultError: there are too many of them.
+            FaultError: those in its place die too, so that no step can be made.
         """
-        new = sorted(set(gather_object(self.unread)) - self.unreadable)
-        self.unread = []
-        self.unreadable.update(new)
-        for message in new:
-            self._tell("unreadable image", message)
-        if len(self.unreadable) > self.most:
-            raise FaultError(
-                f"{len(self.unreadable)} images can no longer be read, the last: {new[-1]}. Is the "
-                "data set still there?"
-            )
+        self.met.append((DEAD_WORKER, text))
+        if sum(kind == DEAD_WORKER for kind, _ in self.met) > MOST_DEAD_AT_ONCE:
+            self._count(self.met)  # the other processes wait elsewhere
+            raise FaultError(f"new workers die as soon as they are there, the last: {text}")
 
-    def worker_died(self, message: str) -> None:
-        """A worker that reads images is gone.
-
-        Raises:
-            FaultError: it happens too often.
-        """
-        self.dead_workers += 1
-        self._tell("worker died", message)
-        if self.dead_workers > self.most:
-            raise FaultError(
-                f"{self.dead_workers} workers died, the last: {message}. Fewer --workers need less "
-                "memory"
-            )
+    def share(self) -> None:
+        """Tell and count what any process has met. To be called by all processes."""
+        met = gather_object(self.met)
+        self.met = []
+        self._count(met)
 
     def skip(
         self,
         batches: Sequence[Batch],
         losses: dict[str, Tensor],
         in_a_row: int,
-        picture: Image.Image,
+        draw: Callable[[], Image.Image],
     ) -> None:
-        """A step is skipped, because loss or gradient are not finite; its batches are kept.
+        """Tell of a step that was skipped because loss or gradient are not finite.
 
-        Args:
-            picture: of the batches.
-
-        Raises:
-            FaultError: it is one too many in a row.
+        Its batches are kept, with a picture of them. To be called by all processes.
         """
         self.skipped += 1
-        folder = self.output / SKIPPED_FOLDER / f"step_{self.step:06d}"
-        rank = PartialState().process_index
-        for i, batch in enumerate(batches):
-            keep_batch(batch, folder / f"process_{rank}_batch_{i}")
-        write_atomically(folder / f"process_{rank}.png", picture.save)
-        values = {name: value.item() for name, value in losses.items()}
-        images = gather_object([t["image_id"] for batch in batches for t in batch.targets])
-        text = f"loss or gradient are not finite: {values}; images {images} are kept in {folder}"
-        self._tell("step skipped", text)
+        ids = gather_object([target["image_id"] for b in batches for target in b.targets])
+        values = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+        text = f"loss or gradient is not finite ({values}) with images {ids}"
+        if self.skipped <= MOST_KEPT:
+            folder = self.output / SKIPPED_FOLDER / f"step_{self.step:06d}"
+            rank = PartialState().process_index
+            for i, batch in enumerate(batches):
+                keep_batch(batch, folder / f"process_{rank}_batch_{i}")
+            write_atomically(folder / f"process_{rank}.png", draw().save)
+            text += f", kept in {folder}"
+        self._tell(SKIPPED, text)
         if in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise FaultError(
+            self.too_much = (
                 f"{in_a_row} steps in a row were skipped, the last: {text}. Try a lower --lr or "
-                "--clip-grad"
+                "--clip-grad in a new run"
             )
 
+    def stop_if_too_much(self) -> None:
+        """
+        Raises:
+            FaultError: the run must end.
+        """
+        if self.too_much:
+            raise FaultError(self.too_much)
+
     def summary(self) -> str:
-        """What was survived, "" where nothing was."""
-        counts = {
-            "images that can no longer be read": len(self.unreadable),
-            "workers that died": self.dead_workers,
-            "steps skipped": self.skipped,
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        """What the run has survived, also before it was resumed; "" where nothing was."""
+        told = {(row["kind"], row["text"]) for row in self.file.read()}
+        counts = Counter(kind for kind, _ in told)
+        return ", ".join(f"{kind}: {counts[kind]}" for kind in sorted(counts))
+
+    def _count(self, met: Sequence[tuple[str, str]]) -> None:
+        for kind, text in sorted(set(met)):
+            self._tell(kind, text)
+            if kind == UNREADABLE:
+                self.unreadable.add(text)
+            else:
+                self.dead_workers += 1
+        last = f"the last: {met[-1][1]}"
+        if len(self.unreadable) > self.most:
+            self.too_much = (
+                f"{len(self.unreadable)} images can no longer be read, {last}. Is the data set "
+                "still there?"
+            )
+        elif self.dead_workers > self.most:
+            self.too_much = (
+                f"{self.dead_workers} workers died, {last}. Fewer --workers need less memory"
+            )
 
     def _tell(self, kind: str, text: str) -> None:
         self.log.say(f"step {self.step}: {kind}: {text}")

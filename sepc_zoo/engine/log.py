@@ -4,7 +4,7 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,33 @@ class CsvFile:
         """The first row of a file makes its columns."""
         if not PartialState().is_main_process:
             return
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(_csv([list(row)]), encoding="utf-8")
-        with self.path.open(newline="", encoding="utf-8") as file:
-            columns = next(csv.reader(file))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_csv([[row.get(column, "") for column in columns]]))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            columns = next(csv.reader(file), None)
+            header = [] if columns else [list(row)]
+            file.write(_csv([*header, [row.get(column, "") for column in columns or row]]))
 
-    def forget_after(self, step: int) -> None:
-        """Drop the rows of later steps, which a resumed run makes again."""
+    def keep(self, is_kept: Callable[[Mapping[str, str]], bool]) -> None:
+        """Drop all other rows, and half a last one."""
         if not PartialState().is_main_process or not self.path.exists():
             return
+        kept = [row for row in self.read() if is_kept(row)]
+        if not kept:
+            self.path.unlink()
+            return
+        text = _csv([list(kept[0]), *(list(row.values()) for row in kept)])
+        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def read(self) -> list[dict[str, str]]:
+        """The rows that are there and whole; a full disk may have cut the last one."""
+        if not self.path.exists():
+            return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        at = header.index("step")
-        kept = [header, *(row for row in rows if int(row[at]) <= step)]
-        write_atomically(self.path, lambda path: path.write_text(_csv(kept), encoding="utf-8"))
+            text = file.read()
+        whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+        header, *rows = list(csv.reader(whole)) or [[]]
+        return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
 
 class Log:
@@ -68,10 +78,15 @@ class Log:
         self.bar = tqdm(disable=True)
         self.restart()
 
-    def begin(self, step: int, total_steps: int) -> None:
-        """Show the progress, and forget the rows of steps that come after ``step``."""
-        self.steps.forget_after(step)
-        self.metrics.forget_after(step)
+    def begin(self, step: int, epoch: int, total_steps: int) -> None:
+        """Show the progress, and forget the rows of what is made again after ``step``."""
+
+        def is_done(row: Mapping[str, str]) -> bool:
+            # the validation after an epoch's last step may not have been done with it
+            return int(row["step"]) <= step and (not row["AP"] or int(row["epoch"]) <= epoch)
+
+        self.steps.keep(is_done)
+        self.metrics.keep(is_done)
         is_main = self.accelerator.is_main_process
         self.bar = progress_bar(
             initial=step, total=total_steps, desc="train", unit="step", disable=not is_main

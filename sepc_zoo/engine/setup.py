@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sepc_zoo.config import config_from_json, config_to_json
+from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json
 from sepc_zoo.data import (
     Annotations,
     DetectionDataset,
@@ -29,7 +30,7 @@ from sepc_zoo.data import (
 from sepc_zoo.engine.accelerator import be_deterministic, make_accelerator
 from sepc_zoo.engine.batches import SturdyLoader
 from sepc_zoo.engine.checkpoint import Progress, ResumeError, Stateful, load_state, saved_state
-from sepc_zoo.engine.faults import Faults
+from sepc_zoo.engine.faults import SKIPPED_FOLDER, Faults
 from sepc_zoo.engine.interrupt import Interrupt, shield_workers
 from sepc_zoo.engine.log import Log, told_dropped
 from sepc_zoo.engine.optim import (
@@ -43,7 +44,7 @@ from sepc_zoo.engine.optim import (
 from sepc_zoo.engine.options import TrainError, TrainOptions, write_options
 from sepc_zoo.engine.validate import validation_loader
 from sepc_zoo.factory import build, create_model, load_backbone
-from sepc_zoo.files import write_json
+from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.model.sepc import IntegratedBatchNorm
 
@@ -162,10 +163,10 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
         lr=lr,
         train_data=train_data,
         val_data=val_data,
-        train_loader=SturdyLoader(loader, faults.worker_died),
-        val_loader=SturdyLoader(val, faults.worker_died),
+        train_loader=SturdyLoader(loader, faults),
+        val_loader=SturdyLoader(val, faults),
         total_steps=total_steps,
-        progress=Progress(batches=len(loader)),
+        progress=Progress(images=len(train_data.records), batches=len(loader)),
         log=log,
         faults=faults,
         interrupt=Interrupt(),
@@ -189,15 +190,20 @@ def check_output(output: Path, resume: bool) -> None:
 
 def start(run: Run, resume: bool) -> None:
     """Write what a run folder begins with, and what the readers left out."""
-    if not resume and run.accelerator.is_main_process:
-        write_options(run.options)
-        write_json(run.output / MODEL_FILE, config_to_json(run.detector.config))
-        for file in (run.log.steps, run.log.metrics, run.faults.file):
-            file.path.unlink(missing_ok=True)  # of a run that ended before its first save
-    run.faults.file.forget_after(run.progress.step)
-    run.log.begin(run.progress.step, run.total_steps)
+    if run.accelerator.is_main_process:
+        remove_temporary(run.output)
+        if not resume:
+            write_options(run.options)
+            write_json(run.output / MODEL_FILE, config_to_json(run.detector.config))
+            # What a run left that ended before its first save.
+            shutil.rmtree(run.output / SKIPPED_FOLDER, ignore_errors=True)
+            for file in (run.log.steps, run.log.metrics, run.faults.file):
+                file.path.unlink(missing_ok=True)
+    run.faults.step = run.progress.step
+    run.faults.file.keep(lambda row: int(row["step"]) <= run.progress.step)
+    run.log.begin(run.progress.step, run.progress.epoch, run.total_steps)
     # A tracker forgets what it was told of steps that are made again.
-    purge = {"tensorboard": {"purge_step": run.progress.step + 1}} if resume else {}
+    purge = {"tensorboard": {"purge_step": run.progress.step + 1}}
     run.accelerator.init_trackers("tracking", init_kwargs=purge)
     for line in (*told_dropped(run.train_data), *told_dropped(run.val_data)):
         run.log.say(line)
@@ -212,20 +218,34 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
     """The data to train and to validate on, and the model for its classes.
 
     Raises:
-        DataError, TrainError: with all that is wrong with a split.
+        DataError, TrainError, ResumeError: with all that is wrong with a split or the run.
     """
+    known = read_model_file(Path(options.output) / MODEL_FILE) if resume else None
+    names = known.label_names if known else None
     how: dict[str, Any] = {"drop_bad_boxes": options.drop_bad_boxes, "format": options.format}
-    train_data = read_data(options.data, options.train_split, **how)
-    if resume:
-        model = build(config_from_json(json.loads((Path(options.output) / MODEL_FILE).read_text())))
-    else:
-        model = build_model(options, train_data)
+    train_data = read_data(options.data, options.train_split, names, **how)
+    model = build(known) if known else build_model(options, train_data)
     names = model.config.label_names
     val_data = read_data(options.data, options.val_split, names, **how)
     for split, data in ((options.train_split, train_data), (options.val_split, val_data)):
         if not data.records:
             raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")
     return train_data, val_data, model
+
+
+def read_model_file(file: Path) -> DetectorConfig:
+    """The config of a run's model.
+
+    Raises:
+        ResumeError: the file is missing or damaged.
+    """
+    try:
+        return config_from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # ConfigError is a ValueError
+        raise ResumeError(
+            f"{file} is needed to resume the run, but is no config of a model: {error}. Start a "
+            f"new run, perhaps from --model {file.parent / 'last'}"
+        ) from error
 
 
 def build_model(options: TrainOptions, data: Annotations) -> Detector:

@@ -81,4 +81,5 @@ def _norms(run: Run) -> str:
     norms = [m for m in run.detector.modules() if isinstance(m, IntegratedBatchNorm)]
     if not norms or run.accelerator.num_processes == 1:
         return ""
-    return "over all processes" if norms[0].sync else "of each process alone"
+    scope = "over all processes" if norms[0].sync else "of each process alone"
+    return f"{scope}, which hold {run.options.batch_size} images each"

@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sepc_zoo.data import Batch
-from sepc_zoo.engine.checkpoint import SaveError, save_state
+from sepc_zoo.engine.checkpoint import save_state
 from sepc_zoo.engine.faults import FaultError, all_finite
 from sepc_zoo.engine.interrupt import SIGNALS, Interrupted
 from sepc_zoo.engine.optim import set_train_mode
@@ -25,7 +24,7 @@ from sepc_zoo.engine.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.model_folder import save_model
-from sepc_zoo.ops.image import pad_and_stack
+from sepc_zoo.ops.image import ImageError, pad_and_stack
 from sepc_zoo.ops.processes import sum_over_processes
 from sepc_zoo.visualize import contact_sheet, draw_batch, plot_curves
 
@@ -53,17 +52,21 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, Any]:
         run.log.bar.close()
         show_end(run, time.monotonic() - begin)
         return metrics
-    except (FaultError, SaveError) as error:
-        raise TrainError(f"{error}\n{how_to_go_on(run)}") from error
+    except (FaultError, ImageError, OSError) as error:
+        raise TrainError(f"the run cannot go on: {error}\n{how_to_go_on(run)}") from error
     finally:
         run.log.bar.close()
-        run.accelerator.end_training()
+        with suppress(OSError):  # a tracker on a full disk, of which the run has told already
+            run.accelerator.end_training()
 
 
 def fit(run: Run) -> dict[str, Any]:
     """The loop, from wherever ``run.progress`` stands."""
     metrics: dict[str, Any] = {}
     for epoch in range(run.progress.epoch, run.epochs):
+        if run.is_stale:
+            run.log.say(f"no better AP since epoch {run.progress.best_epoch}: stopped early")
+            break
         set_train_mode(run.detector, run.recipe.freeze_bn)
         run.log.restart()
         for batches in steps_of(run, epoch):
@@ -71,16 +74,12 @@ def fit(run: Run) -> dict[str, Any]:
             train_step(run, batches)
             if run.progress.step % run.options.log_interval == 0:
                 log_losses(run)
-            look_around(run)
+            look_around(run, save_is_due=run.progress.step % run.options.save_interval == 0)
         log_losses(run)
+        if epoch + 1 == run.epochs or (epoch + 1) % run.options.val_interval == 0:
+            metrics = finish_epoch(run, epoch + 1)
         run.progress.epoch = epoch + 1
-        if run.progress.epoch == run.epochs or run.progress.epoch % run.options.val_interval == 0:
-            metrics = finish_epoch(run)
-        save(run)
-        stop_if_interrupted(run, agreed(run)[: len(SIGNALS)])
-        if run.is_stale:
-            run.log.say(f"no better AP since epoch {run.progress.best_epoch}: stopped early")
-            break
+        look_around(run, save_is_due=True)
     return metrics | {"best_AP": run.progress.best_ap}
 
 
@@ -111,6 +110,7 @@ def draw_seen(run: Run, batches: Sequence[Batch]) -> Image.Image:
 
 def train_step(run: Run, batches: Sequence[Batch]) -> None:
     """One step of the optimizer. It is skipped where loss or gradient are not finite."""
+    statistics = [(buffer, buffer.clone()) for buffer in run.detector.buffers()]
     losses = accumulate_gradient(run, batches)
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.clip_grad)
     # The scaler of fp16 skips infinite gradients itself, which are its way to find its scale.
@@ -122,6 +122,10 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
         run.log.count(losses, sum(len(batch.images) for batch in batches))
         run.progress.skipped_in_a_row = 0
     else:
+        for buffer, before in statistics:  # of the batch norms, which have seen the batch
+            buffer.copy_(before)
+        if run.accelerator.scaler is not None:
+            run.accelerator.scaler.update()  # it has seen the gradient, and waits for a step
         run.log.bar.update()
         run.progress.skipped_in_a_row += 1
     run.optimizer.zero_grad()
@@ -129,9 +133,9 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
     if run.ema is not None and finite:
         run.ema.update(run.detector, run.progress.step)
     run.faults.step = run.progress.step
-    run.faults.look_at(batches)
     if not finite:
-        run.faults.skip(batches, losses, run.progress.skipped_in_a_row, draw_seen(run, batches))
+        row = run.progress.skipped_in_a_row
+        run.faults.skip(batches, losses, row, lambda: draw_seen(run, batches))
 
 
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -160,37 +164,38 @@ def is_true_everywhere(flag: Tensor) -> bool:
     return sum_over_processes((~flag).float()).item() == 0
 
 
-def look_around(run: Run) -> None:
+def look_around(run: Run, save_is_due: bool) -> None:
     """Between steps: save at times, and end where a signal or too many faults ask for it."""
-    *signals, unread = agreed(run)
-    if unread:
-        try:
-            run.faults.share_unread()
-        except FaultError:
-            save(run)
-            raise
-    if any(signals) or run.progress.step % run.options.save_interval == 0:
+    *signals, faults = agreed(run)
+    share_faults(run, faults)
+    if save_is_due or any(signals):
         log_losses(run)
         save(run)
-        stop_if_interrupted(run, signals)
-
-
-def agreed(run: Run) -> list[float]:
-    """What any process has met: each of ``SIGNALS``, and images that could not be read."""
-    met = [run.interrupt.signal == number for number in SIGNALS]
-    here = torch.tensor([*met, len(run.faults.unread)], dtype=torch.float32)
-    return sum_over_processes(here.to(run.accelerator.device)).tolist()
-
-
-def stop_if_interrupted(run: Run, signals: Sequence[float]) -> None:
     for number, seen in zip(SIGNALS, signals, strict=True):
         if seen:
             raise Interrupted(how_to_go_on(run), status=128 + number)
 
 
+def agreed(run: Run) -> list[float]:
+    """How many processes have met each of ``SIGNALS``, and the faults of all of them."""
+    met = [run.interrupt.signal == number for number in SIGNALS]
+    here = torch.tensor([*met, len(run.faults.met)], dtype=torch.float32)
+    return sum_over_processes(here.to(run.accelerator.device)).tolist()
+
+
+def share_faults(run: Run, met: float) -> None:
+    """Tell the faults that any process has met; where they are too many, save and end."""
+    if met:
+        run.faults.share()
+    if run.faults.too_much:
+        log_losses(run)
+        save(run)
+        run.faults.stop_if_too_much()
+
+
 def how_to_go_on(run: Run) -> str:
     if run.saved_step is None:
-        return f"nothing was saved yet in {run.output}"
+        return f"nothing was saved yet in {run.output}; start the run again"
     return f"saved after step {run.saved_step}; go on with --resume {run.output}"
 
 
@@ -204,24 +209,29 @@ def log_losses(run: Run) -> None:
     run.log.write(run.progress.step, run.progress.epoch + 1, lr)
 
 
-def finish_epoch(run: Run) -> dict[str, Any]:
+def finish_epoch(run: Run, epoch: int) -> dict[str, Any]:
     """Validate, keep the last and the best model, and draw."""
-    evaluation, results = validate_model(
-        run.accelerator, run.evaluated, run.val_loader, run.val_data
-    )
+    try:
+        evaluation, results = validate_model(
+            run.accelerator, run.evaluated, run.val_loader, run.val_data
+        )
+    except ImageError:  # too many images are gone
+        save(run)
+        raise
     metrics = evaluation.metrics
+    share_faults(run, agreed(run)[-1])  # before figures are kept that half the images are missing
     is_best = metrics["AP"] > run.progress.best_ap
     if is_best:
-        run.progress.best_ap, run.progress.best_epoch = metrics["AP"], run.progress.epoch
+        run.progress.best_ap, run.progress.best_epoch = metrics["AP"], epoch
     if run.accelerator.is_main_process:
-        run.log.write_metrics(run.progress.step, run.progress.epoch, metrics)
+        run.log.write_metrics(run.progress.step, epoch, metrics)
         for folder in ["last", "best"] if is_best else ["last"]:
             save_model(
                 run.evaluated, run.output / folder, metrics=metrics, training=training_facts(run)
             )
             write_json(run.output / folder / "metrics.json", metrics)
             write_json(run.output / folder / "detections.json", results, indent=None)
-        draw_samples(run)
+        draw_samples(run, epoch)
         if find_spec("matplotlib"):
             plot_curves(run.log.steps.path, run.output / "curves.png")
     run.accelerator.wait_for_everyone()
@@ -247,9 +257,12 @@ def training_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def draw_samples(run: Run) -> None:
+def draw_samples(run: Run, epoch: int) -> None:
     """The first photos of the validation split with what the model sees in them."""
-    photos = [record.path for record in run.val_data.records[:SAMPLES]]
-    sheet = contact_sheet([found.draw() for found in run.evaluated.predict(photos)])
-    path = Path(run.output) / "samples" / f"epoch_{run.progress.epoch:03d}.png"
-    write_atomically(path, sheet.save)
+    drawn = []
+    for record in run.val_data.records[:SAMPLES]:
+        with suppress(ImageError):  # it can no longer be read
+            drawn.append(run.evaluated.predict(record.path).draw())
+    if drawn:
+        path = run.output / "samples" / f"epoch_{epoch:03d}.png"
+        write_atomically(path, contact_sheet(drawn).save)

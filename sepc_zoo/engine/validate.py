@@ -43,7 +43,7 @@ def validate_model(
 ) -> tuple[Evaluation, list[Row]]:
     """COCO's evaluation over all processes, and the detections that it is of.
 
-    The numbers are the same with any number of processes. An image that cannot be read any more
+    The numbers are the same with any number of processes. An image that can no longer be read
     counts as one without detections, and the main process says so.
 
     Args:
@@ -53,7 +53,7 @@ def validate_model(
         annotations: the loader's, whose labels are the model's.
 
     Raises:
-        ImageError: more than ``MOST_UNREADABLE`` images, or all of them, cannot be read any more.
+        ImageError: more than ``MOST_UNREADABLE`` images, or all of them, can no longer be read.
     """
     detector: Detector = accelerator.unwrap_model(model)
     detector.eval()
@@ -98,6 +98,6 @@ def _check_readable(unreadable: Sequence[str], annotations: Annotations) -> None
         folder = os.path.commonpath([record.path.parent for record in annotations.records])
         first = "\n".join(unreadable[:MOST_UNREADABLE])
         raise ImageError(
-            f"{folder}: {len(unreadable)} of {images} images cannot be read any more, the first:\n"
-            f"{first}"
+            f"{folder}: {len(unreadable)} of {images} images can no longer be read, the first:\n"
+            f"{first}\nIs the data set still there?"
         )

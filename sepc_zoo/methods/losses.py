@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,4 +33,4 @@ def mean_over_processes(count: Tensor) -> Tensor:
 
     Gradients are averaged over processes; divided so, they are those of the whole batch.
     """
-    return sum_over_processes(count.float()) / process_count()
+    return sum_over_processes(count.to(torch.get_default_dtype())) / process_count()

@@ -86,6 +86,16 @@ def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, 
         return _upright_size(image) if upright else (image.height, image.width)
 
 
+def read_orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF orientation 1...8 of an image file, from its header; 1 is upright as stored.
+
+    Raises:
+        ImageError: the file is missing or its header is no image's.
+    """
+    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
+        return _orientation(image)
+
+
 def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
     """``read_size``, and a look whether the file is complete.
 

@@ -168,6 +168,18 @@ def test_an_image_id_that_is_there_twice_is_a_problem(tmp_path):
     assert "images: the id 1 is there twice" in problems_of(tmp_path)[0]
 
 
+def test_boxes_of_an_id_that_two_files_share_are_nobodys(tmp_path):
+    files = [{"id": 1, "file_name": f"{i}.png", "height": 48, "width": 64} for i in (1, 2)]
+    write_data(tmp_path, [annotation(1), annotation(2)], images=files)
+    problem = problems_of(tmp_path)[1]
+    assert "1.png and 2.png share the id 1, and which of them its 2 boxes belong to" in problem
+
+
+def test_boxes_of_a_category_id_with_two_names_have_no_class(tmp_path):
+    write_data(tmp_path, [annotation(1, 3)], categories=[*CATEGORIES, {"id": 3, "name": "cow"}])
+    assert "category 3 ('cat' or 'cow') is not among the 4 classes" in problems_of(tmp_path)[-1]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

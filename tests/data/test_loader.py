@@ -209,6 +209,39 @@ def test_mixed_photos_are_the_same_with_any_number_of_workers(mixed_dataset):
             assert torch.equal(one["boxes"], other["boxes"])
 
 
+def test_a_mixed_photo_is_a_function_of_seed_epoch_and_index(mixed_dataset, annotations):
+    first, target = mixed_dataset[2]
+    torch.manual_seed(99)
+    mixed_dataset[1]
+    again, same = mixed_dataset[2]
+    assert torch.equal(first, again)
+    assert torch.equal(target["boxes"], same["boxes"])
+    parts = mixed_dataset.transform, 4, mixed_dataset.mix
+    others = [DetectionDataset(annotations, *parts)[i][0] for i in range(7)]
+    ours = [mixed_dataset[i][0] for i in range(7)]
+    assert any(
+        a.shape != b.shape or not torch.equal(a, b) for a, b in zip(ours, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste"])
+def test_an_unreadable_photo_that_is_mixed_in_is_told(kind, tmp_path):
+    root = write_shapes(tmp_path / "shapes", train=2, val=0, size=(48, 64))
+    annotations = read_data(root, "train")
+    asked = Augmentation(**{kind: 1.0})
+    transform = train_transform(48, 64, MEAN, STD, antialias=True, augmentation=asked)
+    mix = Mixer(asked, 48, 64, antialias=True)
+    dataset = DetectionDataset(annotations, transform, mix=mix)
+    annotations.records[1].path.unlink()
+    told = []
+    for epoch in range(10):  # with itself at times
+        dataset.set_epoch(epoch)
+        image, target = dataset[0]
+        assert image.isfinite().all()
+        told += target["unreadable"]
+    assert set(told) == {f"{annotations.records[1].path}: No such file or directory"}
+
+
 def test_mixed_photos_differ_by_epoch_and_stop_being_mixed(mixed_dataset):
     first = mixed_dataset[0][0]
     mixed_dataset.set_epoch(1)

@@ -149,6 +149,80 @@ def test_crowds_and_specks_are_not_pasted():
     assert len(paste_objects(sample(), other)[1]["boxes"]) == 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_all_that_is_pasted_hides_no_object_together(seed):
+    torch.manual_seed(seed)
+    first = sample((4, 4, 124, 92, 0))
+    other = sample(*((x, 10, x + 30, 70, 1) for x in range(0, 100, 20)))
+    image, target = paste_objects(first, other)
+    red = (image == COLORS[0][:, None, None]).all(dim=0).sum()
+    assert red >= 0.7 * first[1]["area"][0]
+    assert len(target["boxes"]) > 1
+
+
+def test_pasted_objects_come_in_several_sizes():
+    other = sample((60, 20, 100, 60, 1))
+    sides = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed = mixer(copy_paste=1.0)(sample(), lambda: other)
+        assert_boxes_frame_their_pixels(mixed)
+        x1, _, x2, _ = mixed[1]["boxes"][0].tolist()
+        sides.append(x2 - x1)
+    assert 20 <= min(sides) < 25
+    assert 35 < max(sides) <= 40
+
+
+@pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste", "crop"])
+def test_crowds_stay_crowds(kind):
+    """Of each photo the second box is a crowd, and labels 2 and 3 are crowds' alone."""
+    seen = set()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        first, other = (
+            sample((20, 20, 50, 50, 0), (70, 20, 110, 60, 2)),
+            sample((60, 40, 90, 80, 1), (10, 10, 50, 60, 3)),
+        )
+        for _, target in (first, other):
+            target["iscrowd"][1] = 1
+        mixed = (
+            random_crop(first) if kind == "crop" else mixer(**{kind: 1.0})(first, lambda x=other: x)
+        )
+        labels, crowds = mixed[1]["labels"], mixed[1]["iscrowd"]
+        assert torch.equal(crowds, (labels >= 2).long())
+        assert_sound(mixed)
+        seen |= set(labels.tolist())
+    expected = {
+        "mosaic": {0, 1, 2, 3},
+        "mixup": {0, 1, 2, 3},
+        "copy_paste": {0, 1, 2},
+        "crop": {0, 2},
+    }
+    assert seen == expected[kind]
+
+
+@pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste"])
+def test_photos_of_crowds_alone_can_be_mixed(kind):
+    crowd = sample((10, 10, 60, 60, 0))
+    crowd[1]["iscrowd"][0] = 1
+    mixed = mixer(**{kind: 1.0})(crowd, lambda: crowd)
+    assert_sound(mixed)
+    assert mixed[1]["iscrowd"].all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 3)])
+def test_photos_of_any_shape_can_be_mixed(size):
+    height, width = size
+    asked = mixer(64, 96, mosaic=1.0, mixup=1.0, copy_paste=1.0)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mixed = asked(sample((0, 0, width, height, 0), size=size), lambda: sample((2, 2, 9, 9, 1)))
+        assert_sound(mixed)
+        assert mixed[1]["area"].isfinite().all()
+        assert min(mixed[0].shape[1:]) <= 64
+        assert max(mixed[0].shape[1:]) <= 96
+
+
 def test_an_object_larger_than_the_photo_is_not_pasted():
     small = sample(size=(20, 20))
     assert len(paste_objects(small, sample((0, 0, 100, 90, 1)))[1]["boxes"]) == 0
@@ -176,6 +250,14 @@ def test_a_random_crop_keeps_an_object_at_least(seed):
     assert part.shape[1] >= SIZE[0] / 2
     assert part.shape[2] >= SIZE[1] / 2
     assert_boxes_frame_their_pixels((part, target))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_crop_keeps_more_than_a_crowd(seed):
+    torch.manual_seed(seed)
+    photo = sample((2, 2, 12, 12, 0), (20, 20, 120, 90, 1))
+    photo[1]["iscrowd"][1] = 1
+    assert 0 in random_crop(photo)[1]["labels"].tolist()
 
 
 def test_resizing_takes_boxes_and_areas_along():

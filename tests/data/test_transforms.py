@@ -55,6 +55,21 @@ def test_a_flip_mirrors_the_box():
     assert target["boxes"].tolist() == [[100, 10, 140, 50]]
 
 
+def test_a_photo_upside_down_takes_its_box_along():
+    asked = Augmentation(hflip=0.0, vflip=1.0)
+    transform = train_transform(100, 160, MEAN, STD, antialias=True, augmentation=asked)
+    _, target = transform(*photo_with((20, 10, 60, 50)))
+    assert target["boxes"].tolist() == [[20, 50, 60, 90]]
+
+
+def test_one_of_the_short_sides_is_drawn():
+    asked = Augmentation(short_sides=(40, 50, 60))
+    transform = train_transform(50, 1000, MEAN, STD, antialias=True, augmentation=asked)
+    torch.manual_seed(0)
+    sides = {transform(*photo_with())[0].shape[-2] for _ in range(50)}
+    assert sides == {40, 50, 60}
+
+
 def test_the_sides_keep_to_their_limits_times_the_factor():
     transform = train_transform(
         50, 1000, MEAN, STD, antialias=False, augmentation=Augmentation(scale=(0.5, 2.0))

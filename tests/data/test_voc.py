@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from sepc_zoo.data.annotations import DataError
-from sepc_zoo.data.voc import read_voc
+from sepc_zoo.data.voc import read_voc, voc_splits
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
     <part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>
@@ -148,6 +148,14 @@ def test_every_broken_file_and_entry_is_listed_at_once(label_names, tmp_path):
     assert len(problems) == len(expected)
     for text in expected:
         assert sum(text in problem for problem in problems) == 1, text
+
+
+def test_lists_for_single_classes_are_no_splits(tmp_path):
+    write_split(tmp_path, "train", "a")
+    write_split(tmp_path, "cat_train", "a -1")
+    write_split(tmp_path, "night_train", "a")
+    write_split(tmp_path, "cat_2012", "a  1")  # there is no 2012.txt
+    assert voc_splits(tmp_path) == ["cat_2012", "night_train", "train"]
 
 
 def test_real_voc_is_read_completely(shared_data):

@@ -99,7 +99,7 @@ def test_objects_of_an_image_that_breaks_meanwhile_are_missed(model, data, monke
 def test_a_split_that_is_gone_is_an_error_that_names_the_folder(model, data):
     annotations = read_data(data, "val")
     shutil.rmtree(data / "val")
-    with pytest.raises(ImageError, match=f"{data / 'val'}: 4 of 4 images cannot be read any more"):
+    with pytest.raises(ImageError, match=f"{data / 'val'}: 4 of 4 images can no longer be read"):
         validate(model, annotations)
 
 

@@ -267,6 +267,15 @@ def test_normalising_gives_the_mean_zero_and_a_deviation_one():
     torch.testing.assert_close(normalised.flatten(), torch.tensor([0.0, 1.0, 1.0]))
 
 
+def test_normalised_images_have_the_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        image = normalize_image(torch.zeros(3, 2, 2, dtype=torch.uint8), (0.5,) * 3, (0.5,) * 3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert image.dtype == torch.float64
+
+
 def test_stacking_pads_with_zeros_to_the_right_and_below():
     stacked = pad_and_stack([torch.ones(3, 10, 40), torch.ones(3, 33, 5)], multiple=32)
     assert stacked.shape == (2, 3, 64, 64)

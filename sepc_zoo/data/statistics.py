@@ -1,0 +1,154 @@
+"""Figures of a data set: how many images and boxes, of which classes, sizes and shapes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sepc_zoo.config import STRIDES, AnchorConfig
+from sepc_zoo.data.annotations import Listing
+from sepc_zoo.ops.anchors import cell_anchors
+
+SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of an annotated area, pixels
+QUANTILES = {"min": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "max": 100}
+MIN_IOU = 0.5  # of an anchor that is positive
+SAMPLED_BOXES = 50_000  # for the reach of anchors
+
+# What could be tried where the default anchors do not reach the boxes.
+OTHER_ANCHORS = {
+    "anchors.base_scale=2": AnchorConfig(base_scale=2.0),
+    "anchors.ratios=0.25,0.5,1,2,4": AnchorConfig(ratios=(0.25, 0.5, 1.0, 2.0, 4.0)),
+}
+
+
+class Columns(NamedTuple):
+    """The boxes of a split as arrays: G boxes in N images."""
+
+    image_sizes: np.ndarray  # (N, 2) height, width; pixels
+    image: np.ndarray  # (G,) index of the box's image
+    box_sizes: np.ndarray  # (G, 2) height, width; pixels
+    area: np.ndarray  # (G,) as annotated, pixels
+    labels: np.ndarray  # (G,)
+    iscrowd: np.ndarray  # (G,) bool
+
+    @property
+    def box_aspects(self) -> np.ndarray:
+        """Height over width, as anchors have it ``(G,)``."""
+        return self.box_sizes[:, 0] / self.box_sizes[:, 1]
+
+    @property
+    def image_aspects(self) -> np.ndarray:
+        return self.image_sizes[:, 0] / self.image_sizes[:, 1]
+
+    @property
+    def boxes_per_image(self) -> np.ndarray:
+        return np.bincount(self.image, minlength=len(self.image_sizes))
+
+
+def gather_columns(listing: Listing) -> Columns:
+    """The arrays of a clean listing, whose images all have a size and boxes a label."""
+    boxes = [box for image in listing.images for box in image.boxes]
+    counts = [len(image.boxes) for image in listing.images]
+    xyxy = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
+    return Columns(
+        np.array([image.size for image in listing.images], dtype=np.int64).reshape(-1, 2),
+        np.repeat(np.arange(len(counts)), counts),
+        np.stack([xyxy[:, 3] - xyxy[:, 1], xyxy[:, 2] - xyxy[:, 0]], axis=1),
+        np.array([box.area for box in boxes], dtype=np.float64),
+        np.array([box.label for box in boxes], dtype=np.int64),
+        np.array([bool(box.iscrowd) for box in boxes], dtype=bool),
+    )
+
+
+def describe(columns: Columns, listing: Listing) -> dict[str, Any]:
+    """The figures of a split, ready for JSON. Crowds are among the boxes, and counted besides."""
+    sides = {"height": columns.image_sizes[:, 0], "width": columns.image_sizes[:, 1]}
+    return {
+        "images": len(columns.image_sizes),
+        "images_without_boxes": int((columns.boxes_per_image == 0).sum()),
+        "boxes": len(columns.labels),
+        "crowds": int(columns.iscrowd.sum()),
+        **_count_sizes(columns.area),
+        "boxes_per_image": quantiles(columns.boxes_per_image),
+        "image_sizes": {name: quantiles(side) for name, side in sides.items()},
+        "image_aspects": quantiles(columns.image_aspects),
+        "box_sides": quantiles(np.sqrt(columns.box_sizes.prod(axis=1))),
+        "box_aspects": quantiles(columns.box_aspects),
+        "classes": _describe_classes(columns, listing),
+    }
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Quantiles and mean, rounded; empty for no values."""
+    if not len(values):
+        return {}
+    found = np.percentile(values, list(QUANTILES.values()))
+    pairs = zip([*QUANTILES, "mean"], [*found, values.mean()], strict=True)
+    return {name: round(float(value), 3) for name, value in pairs}
+
+
+def anchor_reach(columns: Columns, image_size: tuple[int, int], anchors: AnchorConfig) -> float:
+    """The share of boxes with which some anchor of the same centre has an IoU of ``MIN_IOU``.
+
+    The others can be positive for RetinaNet only as the best of a bad lot, however they lie.
+    ``image_size`` is the (short, long) side that photos are resized to. At most ``SAMPLED_BOXES``
+    boxes are looked at, evenly spread.
+    """
+    chosen = np.flatnonzero(~columns.iscrowd)
+    chosen = chosen[:: -(-len(chosen) // SAMPLED_BOXES) or 1]
+    if not len(chosen):
+        return 1.0
+    sizes = columns.image_sizes[columns.image[chosen]]
+    short, long = image_size
+    scale = np.minimum(long / sizes.max(axis=1), short / sizes.min(axis=1))
+    boxes = columns.box_sizes[chosen] * scale[:, None]
+    best = np.zeros(len(boxes))
+    for stride in STRIDES:
+        for x1, y1, x2, y2 in cell_anchors(anchors, stride).tolist():
+            shape = np.array([y2 - y1, x2 - x1])
+            inter = np.minimum(boxes, shape).prod(axis=1)
+            best = np.maximum(best, inter / (boxes.prod(axis=1) + shape.prod() - inter))
+    return float((best >= MIN_IOU).mean())
+
+
+def anchor_reaches(columns: Columns, image_size: tuple[int, int]) -> dict[str, float]:
+    """``anchor_reach`` of the default anchors and of what could be tried in their place."""
+    configs = {"default": AnchorConfig(), **OTHER_ANCHORS}
+    return {
+        name: round(anchor_reach(columns, image_size, config), 4)
+        for name, config in configs.items()
+    }
+
+
+def _count_sizes(area: np.ndarray) -> dict[str, int]:
+    small, large = area < SMALL, area >= MEDIUM
+    return {
+        "small": int(small.sum()),
+        "medium": int((~small & ~large).sum()),
+        "large": int(large.sum()),
+    }
+
+
+def _describe_classes(columns: Columns, listing: Listing) -> dict[str, dict[str, Any]]:
+    classes: dict[str, dict[str, Any]] = {}
+    order = np.argsort(columns.labels, kind="stable")
+    bounds = np.searchsorted(columns.labels[order], np.arange(len(listing.label_names) + 1))
+    for label, name in enumerate(listing.label_names):
+        own = order[bounds[label] : bounds[label + 1]]
+        classes[name] = {
+            "category_id": listing.category_ids[label],
+            "boxes": len(own),
+            "images": len(np.unique(columns.image[own])),
+            **_count_sizes(columns.area[own]),
+        }
+    return classes
+
+
+def class_counts(described: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """Boxes by class and split, the most frequent class first."""
+    names = dict.fromkeys(name for figures in described for name in figures["classes"])
+    counts = {
+        name: [figures["classes"].get(name, {}).get("boxes", 0) for figures in described]
+        for name in names
+    }
+    return dict(sorted(counts.items(), key=lambda item: -sum(item[1])))
