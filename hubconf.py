@@ -1,5 +1,10 @@
-"""torch.hub: ``torch.hub.load(repo, "detector", "retinanet_r50_sepc", num_classes=3)``."""
+"""torch.hub: ``torch.hub.load(repo, "retinanet_r50_sepc", num_classes=3)``.
 
-from sepc_zoo import create_model as detector  # noqa: F401
+``torch.hub.list(repo)`` names the models, ``torch.hub.help(repo, name)`` says what each takes.
+"""
 
-dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL"]
+from sepc_zoo.entry_points import make_entry_points as _make_entry_points
+
+dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "yaml"]
+
+globals().update(_make_entry_points())

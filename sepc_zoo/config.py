@@ -10,6 +10,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, Union
 
@@ -19,11 +20,21 @@ T = TypeVar("T")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NAME = re.compile(r"\w[\w.-]*")
+# Of timm.create_model, which would load other files or reach the network.
+NOT_BACKBONE_KWARGS = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+}
+MOST_KWARGS, MOST_NUMBER = 2000, 16384
 STRIDES = (8, 16, 32, 64, 128)  # of P3 ... P7, in pixels
 
 
 class ConfigError(UserError, ValueError):
     """A configuration that no model can be built from; the message names the entry."""
+
+
+class UnknownEntriesError(ConfigError):
+    """A configuration with entries that this version does not know."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -136,18 +147,21 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         _require(1 <= self.num_classes <= 10**5, f"num_classes {self.num_classes} not in 1..1e5")
-        _require(
-            re.fullmatch(r"[\w.-]+", self.backbone) is not None,
-            f"backbone {self.backbone!r} is no name of a timm model",
-        )
+        for entry in ("architecture", "backbone"):  # names, and no paths or addresses
+            value = getattr(self, entry)
+            _require(
+                NAME.fullmatch(value) is not None, f"{entry} {value!r:.80} is no name of a model"
+            )
         outputs = self.num_classes * self.anchors.per_cell
         _require(outputs <= 10**6, f"{outputs} classes times anchors of a cell; 1e6 at most")
         _require(1 <= self.channels <= 8192, f"channels {self.channels} not in 1..8192")
         _require(0 <= self.stacked_convs <= 32, f"stacked_convs {self.stacked_convs} not in 0..32")
-        try:
-            json.dumps([self.backbone_kwargs, self.method_kwargs])
-        except TypeError as error:
-            raise ConfigError(f"backbone_kwargs and method_kwargs: {error}") from error
+        _check_kwargs(self.backbone_kwargs, "backbone_kwargs")
+        _check_kwargs(self.method_kwargs, "method_kwargs")
+        refused = sorted(NOT_BACKBONE_KWARGS & set(self.backbone_kwargs))
+        _require(
+            not refused, f"backbone_kwargs {refused} say where weights are, not what a model is"
+        )
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
             _require(
@@ -159,6 +173,26 @@ class DetectorConfig:
 
 # config.json keeps these beside each other at the top, as timm does; all else is in model_args.
 _TOP = ("architecture", "num_classes", "label_names", "category_ids")
+
+
+def _check_kwargs(kwargs: dict[str, Any], where: str) -> None:
+    """Plain data of a sane size: what comes from a stranger's file goes to timm.create_model."""
+    try:
+        text = json.dumps(kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    _require(len(text) <= MOST_KWARGS, f"{where} has {len(text)} characters, {MOST_KWARGS} at most")
+    sane = all(abs(number) <= MOST_NUMBER for number in _numbers(kwargs))
+    _require(sane, f"{where} has numbers over {MOST_NUMBER}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in nested plain data."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
 
 
 def config_to_json(config: DetectorConfig) -> dict[str, Any]:
@@ -176,8 +210,7 @@ def config_from_json(content: Any) -> DetectorConfig:
         ConfigError: an entry is missing, unknown, of the wrong type or out of range.
     """
     content = _expect(dict, content, "config")
-    unknown = set(content) - {*_TOP, "model_args", "pretrained_cfg"}
-    _require(not unknown, f"unknown entries {sorted(unknown)}; is this a newer version's config?")
+    _refuse_unknown(set(content) - {*_TOP, "model_args", "pretrained_cfg"}, "config")
     entries = {name: content[name] for name in _TOP if name in content}
     model_args = _expect(dict, content.get("model_args", {}), "model_args")
     weights = from_plain(WeightsConfig, content.get("pretrained_cfg", {}), "pretrained_cfg")
@@ -210,11 +243,15 @@ def from_plain(cls: type[T], content: Any, where: str) -> T:
     content = _expect(dict, content, where)
     all_hints = typing.get_type_hints(cls)
     hints = {f.name: all_hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(content) - set(hints), key=str)
-    _require(not unknown, f"{where}: unknown entries {unknown}")
+    _refuse_unknown(set(content) - set(hints), where)
     missing = [f.name for f in fields(cls) if f.name not in content and _has_no_default(f)]  # type: ignore[arg-type]
     _require(not missing, f"{where}: missing entries {missing}")
     return cls(**{name: _convert(hints[name], v, f"{where}.{name}") for name, v in content.items()})
+
+
+def _refuse_unknown(names: set[Any], where: str) -> None:
+    if names:
+        raise UnknownEntriesError(f"{where}: unknown entries {sorted(names, key=str)!r:.300}")
 
 
 def _has_no_default(entry: dataclasses.Field) -> bool:

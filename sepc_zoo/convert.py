@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sepc_zoo.errors import UserError
 from sepc_zoo.factory import build
-from sepc_zoo.hub import misfits
 from sepc_zoo.model.detector import Detector
+from sepc_zoo.model_folder import misfits
 from sepc_zoo.zoo import authors_config
 
 # The original's Pconv.0, 1, 2 read the coarser, the same and the finer level.
@@ -79,11 +79,15 @@ def rename(key: str) -> str:
     return TOWER_INDEX.sub(lambda match: f"_tower.{2 * int(match[1])}.", key)
 
 
-def read_authors_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_authors_checkpoint(path: str | Path, name: str | None = None) -> dict[str, Tensor]:
     """The state dict in an mmcv checkpoint; nothing in the file is run.
 
+    Args:
+        name: of the model that it should be, if known.
+
     Raises:
-        CheckpointError: the file is no checkpoint of tensors and plain data.
+        CheckpointError: the file is no checkpoint of tensors and plain data, or says of itself that
+            it is one of another method (RetinaNet and FreeAnchor have tensors of the same shapes).
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -98,4 +102,17 @@ def read_authors_checkpoint(path: str | Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: has no state_dict of tensors")
+    method = told_method(content)
+    if name is not None and method not in (None, name.partition("_")[0]):
+        raise CheckpointError(f"{path}: is a checkpoint of {method}, not of {name}")
     return dict(state)
+
+
+def told_method(content: Mapping[str, Any]) -> str | None:
+    """The method that the training program's config, kept in the checkpoint, speaks of."""
+    meta = content.get("meta")
+    config = meta.get("config") if isinstance(meta, Mapping) else None
+    if not isinstance(config, str):
+        return None
+    heads = {"FreeAnchor": "freeanchor", "FSAF": "fsaf", "Retina": "retinanet"}
+    return next((method for head, method in heads.items() if head in config), None)

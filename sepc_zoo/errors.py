@@ -1,4 +1,4 @@
-"""The base of our errors."""
+"""The base of our errors, and the one that several modules raise."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line answers with the message and no traceback.
     """
+
+
+class HubError(UserError, RuntimeError):
+    """Weights that cannot be had or do not fit; the message says what to do next."""

@@ -6,10 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sepc_zoo import hub
 from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
+from sepc_zoo.errors import HubError
 from sepc_zoo.methods import METHODS
 from sepc_zoo.model.detector import Detector
+from sepc_zoo.model_folder import (
+    WEIGHTS_FILE,
+    load_weights,
+    read_config,
+    read_shapes,
+    read_weights,
+    refuse_misfits,
+)
 from sepc_zoo.zoo import model_config, with_classes
 
 
@@ -56,7 +67,9 @@ def create_model(
         token=token,
         local_files_only=local_files_only,
     )
-    known = model_config(name) if folder is None else hub.read_config(folder)
+    known = model_config(name) if folder is None else read_config(folder)
+    if folder is not None:
+        check_weights(folder / WEIGHTS_FILE, known)
     changes = dict(config_overrides)
     fixed = sorted({"architecture", "method", "backbone"} & set(changes))
     if fixed:
@@ -70,15 +83,27 @@ def create_model(
     try:
         model = build(config, pretrained_backbone=pretrained_backbone and folder is None)
     except OSError as error:
-        raise hub.HubError(
+        raise HubError(
             f"weights of backbone {config.backbone} are not to be had: {error}; connect once, or "
             "load a file of timm's with load_backbone"
         ) from error
     if folder is not None:
-        hub.load_weights(model, folder / hub.WEIGHTS_FILE, trained_as=known)
+        load_weights(model, folder / WEIGHTS_FILE, trained_as=known)
     if checkpoint is not None:
-        hub.load_weights(model, Path(checkpoint), trained_as=config)
+        load_weights(model, Path(checkpoint), trained_as=config)
     return model.eval()
+
+
+def check_weights(file: Path, config: DetectorConfig) -> None:
+    """Compare a weights file with its config before memory is taken for the model.
+
+    Raises:
+        HubError: tensors are missing, left over or misshapen.
+        ConfigError: there is no such model.
+    """
+    with torch.device("meta"):
+        skeleton = build(config)
+    refuse_misfits(file, read_shapes(file), skeleton)
 
 
 def load_model(source: str | Path, **kwargs: Any) -> Detector:
@@ -111,7 +136,7 @@ def load_backbone(model: Detector, path: str | Path) -> None:
         HubError: the file cannot be read.
         ConfigError: a tensor that the backbone needs is not there or has another shape.
     """
-    state = {_flat(key): value for key, value in hub.read_weights(Path(path)).items()}
+    state = {_flat(key): value for key, value in read_weights(Path(path)).items()}
     trunk = model.backbone.trunk
     wanted = trunk.state_dict()
     problems = [

@@ -70,6 +70,7 @@ AUTHORS_WEIGHTS = {
     "retinanet_r50_sepc": (39.6, "1HSG7CVFzHtv3McJ60nBXFw6pk91H-ONv"),
 }
 AUTHORS_TAG = "coco_1x"
+DRIVE_URL = "https://drive.google.com/uc?id={id}"
 FPN_STACKED_CONVS = 4  # of the head, where no pyramid convolution stands before it
 
 _NAME = re.compile(rf"({'|'.join(METHODS)})_(.+?)_({'|'.join(NECKS)})(?:\.(\w+))?")
@@ -135,7 +136,7 @@ def _with_authors_conventions(config: DetectorConfig, name: str, tag: str) -> De
         antialias=False,
         pad_multiple=384 if config.architecture == "fsaf_r50_fpn" else 32,
         dataset="COCO train2017",
-        source=f"https://drive.google.com/uc?id={drive_id}",
+        source=DRIVE_URL.format(id=drive_id),
         authors_ap=ap,
     )
     changes: dict[str, Any] = {"inclusive_boxes": True, "weights": weights}

@@ -14,7 +14,7 @@ from sepc_zoo.convert import (
     rename,
 )
 from sepc_zoo.factory import build, create_model
-from sepc_zoo.hub import save_model
+from sepc_zoo.model_folder import save_model
 from sepc_zoo.zoo import AUTHORS_WEIGHTS, UnknownModelError, authors_config
 
 # From our names back to theirs: the table of sepc_zoo.convert, written the other way round.

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -6,8 +7,9 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from sepc_zoo import hub
+from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.hub import HubError, misfits, save_model
+from sepc_zoo.model_folder import misfits, save_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -133,11 +135,11 @@ def test_a_broken_config_is_named(folder, text):
     refused(folder, f"{CONFIG} is no config of a model")
 
 
-def test_a_config_of_a_newer_version_is_named(folder):
+def test_a_config_of_a_newer_version_says_to_upgrade(folder):
     content = json.loads((folder / CONFIG).read_text())
     content["model_args"]["telepathy"] = True
     (folder / CONFIG).write_text(json.dumps(content))
-    refused(folder, "telepathy")
+    refused(folder, "newer version.*telepathy.*pip install -U")
 
 
 @pytest.mark.usefixtures("no_network")
@@ -147,69 +149,128 @@ def test_weights_that_are_not_published_are_not_looked_for(name):
         create_model(name, pretrained=True)
 
 
+class Answer:
+    """What the hub's client raises and shows of an answer."""
+
+    def __init__(self, status_code):
+        self.status_code = status_code
+
+
+def refusal(kind, status_code=404):
+    error = kind.__new__(kind, "refused")  # its constructor wants a whole answer
+    error.response = Answer(status_code)
+    return error
+
+
+@pytest.fixture
+def answering(folder, monkeypatch, tmp_path):
+    """A hub that has the model; what it is asked for, and where it says no."""
+    asked, refusals = [], {}
+    cache = tmp_path / "snapshots" / "abc"
+    cache.mkdir(parents=True)
+    for file in folder.glob("*.*"):
+        (cache / file.name).write_bytes(file.read_bytes())
+
+    def tell(_url, **_):
+        if "tell" in refusals:
+            raise refusals["tell"]
+
+    def download(repo_id, file, **options):
+        asked.append((repo_id, file, options))
+        if "download" in refusals or options["local_files_only"]:
+            raise refusals.get("download", errors.LocalEntryNotFoundError("x"))
+        return str(cache / file)
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", tell)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "list_files", lambda _: refusals.get("files", []))
+    monkeypatch.setattr(hub, "revisions", lambda _: "there are main")
+    return asked, refusals
+
+
 @pytest.mark.parametrize("name", ["fsaf_r50_sepc", "fsaf_r50_sepc.coco_1x"])
-def test_published_weights_have_a_repository(name, folder, monkeypatch):
-    asked = []
-
-    def download(repo_id, file, **_kwargs):
-        asked.append((repo_id, file))
-        return str(folder / file)
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+def test_published_weights_have_a_repository(name, answering):
+    asked, _ = answering
     assert create_model(name, pretrained=True).config.num_classes == 2
-    assert asked == [("sepc-zoo/fsaf_r50_sepc.coco_1x", file) for file in (CONFIG, WEIGHTS)]
+    repositories = [(repo_id, file) for repo_id, file, _ in asked]
+    assert repositories == [("sepc-zoo/fsaf_r50_sepc.coco_1x", file) for file in (CONFIG, WEIGHTS)]
 
 
-def test_a_repository_is_asked_with_its_revision_and_the_users_options(folder, monkeypatch):
-    asked = []
-
-    def download(repo_id, file, **kwargs):
-        asked.append((repo_id, kwargs))
-        return str(folder / file)
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    options = {"cache_dir": "/c", "revision": None, "token": "t", "local_files_only": True}
-    create_model("hf-hub:org/name@v2", cache_dir="/c", token="t", local_files_only=True)
-    assert asked[0] == ("org/name", options | {"revision": "v2"})
-    load_model("org/name", cache_dir="/c", token="t", local_files_only=True)
-    assert asked[-1] == ("org/name", options)
+def test_another_organisation_can_be_asked(answering, monkeypatch):
+    monkeypatch.setenv("SEPC_ZOO_HUB_ORG", "mine")
+    create_model("fsaf_r50_sepc", pretrained=True)
+    assert answering[0][0][0] == "mine/fsaf_r50_sepc.coco_1x"
 
 
-HUB_ERRORS = {
-    "gated": (errors.GatedRepoError, "gated: ask for access"),
-    "repository": (errors.RepositoryNotFoundError, "does not exist, is not published yet"),
-    "revision": (errors.RevisionNotFoundError, "no such revision"),
-    "http": (errors.HfHubHTTPError, "did not answer as expected"),
+def test_a_repository_is_asked_with_its_revision_and_the_users_options(answering):
+    asked, _ = answering
+    create_model("hf-hub:org/name@v2", cache_dir="/c", token="t")
+    options = {"cache_dir": "/c", "token": "t", "local_files_only": False}
+    assert asked == [
+        ("org/name", CONFIG, options | {"revision": "v2"}),
+        ("org/name", WEIGHTS, options | {"revision": "abc"}),  # the commit of the config
+    ]
+
+
+def test_imported_weights_are_found_without_the_hub(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path))
+    monkeypatch.setattr(hub, "get_hf_file_metadata", None)
+    save_model(model, tmp_path / "fsaf_r50_sepc.coco_1x")
+    assert create_model("fsaf_r50_sepc", pretrained=True).config == model.config
+
+
+REFUSALS = {
+    "gated": (refusal(errors.GatedRepoError, 403), "org/name is gated: ask for access"),
+    "unknown": (refusal(errors.RepositoryNotFoundError), "does not exist, or your token may not"),
+    "private": (
+        refusal(errors.RepositoryNotFoundError, 401),
+        "is private and you are not logged in",
+    ),
+    "revision": (refusal(errors.RevisionNotFoundError), "no revision 'v2': there are main"),
+    "file": (refusal(errors.RemoteEntryNotFoundError), f"at revision v2 has no {CONFIG}"),
+    "server": (refusal(errors.HfHubHTTPError, 500), "answered with error 500: try again later"),
+    "network": (ConnectionError("cut"), r"cannot be reached \(cut\): load it once online"),
+    "offline": (errors.OfflineModeIsEnabled("x"), "the hub was not to be asked"),
 }
 
 
-@pytest.mark.parametrize("kind", HUB_ERRORS)
-def test_an_answer_of_the_hub_says_what_to_do(kind, monkeypatch):
-    error, match = HUB_ERRORS[kind]
-
-    def download(*_args, **_kwargs):
-        raise error.__new__(error, "404")  # its constructor wants an answer of the hub
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    with pytest.raises(HubError, match=f"org/name at revision v2.*{match}"):
+@pytest.mark.parametrize("case", REFUSALS)
+def test_an_answer_of_the_hub_says_what_to_do(case, answering):
+    error, match = REFUSALS[case]
+    answering[1]["tell"] = error
+    with pytest.raises(HubError, match=match) as caught:
         create_model("hf-hub:org/name@v2")
+    assert "org/name" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("error", "match"),
-    [
-        (errors.LocalEntryNotFoundError("x"), "not in the cache and the hub cannot be reached"),
-        (errors.EntryNotFoundError("x"), "no model of this library"),
-        (ConnectionError("cut"), "did not answer as expected: cut"),
-    ],
-)
-def test_a_failed_download_says_what_to_do(error, match, monkeypatch):
-    def download(*_args, **_kwargs):
-        raise error
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    with pytest.raises(HubError, match=match):
+def test_a_repository_with_only_a_pickle_says_how_to_convert_it(answering):
+    answering[1].update(tell=refusal(errors.RemoteEntryNotFoundError), files=["a.pth", "b.txt"])
+    with pytest.raises(HubError, match=r"but a\.pth: a pickle may run code.*sepc-zoo convert"):
         create_model("hf-hub:org/name")
+
+
+def test_a_download_that_is_cut_says_so(answering):
+    answering[1]["download"] = OSError("Consistency check failed")
+    with pytest.raises(HubError, match="did not arrive whole: Consistency check failed"):
+        create_model("hf-hub:org/name")
+
+
+def test_published_weights_that_are_nowhere_can_be_imported(answering, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path / "none"))
+    answering[1]["tell"] = refusal(errors.RepositoryNotFoundError)
+    match = "neither on the hub .* nor imported here .*sepc-zoo import fsaf_r50_sepc"
+    with pytest.raises(HubError, match=match):
+        create_model("fsaf_r50_sepc", pretrained=True)
+
+
+def test_a_file_that_was_altered_in_the_cache_is_refused(tmp_path):
+    content = b"config"
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / digest).write_bytes(content)
+    hub.check_hash(tmp_path / digest, hub.Request("org/name"))
+    (tmp_path / digest).write_bytes(b"Config")
+    with pytest.raises(HubError, match="not what the hub has"):
+        hub.check_hash(tmp_path / digest, hub.Request("org/name"))
 
 
 @pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:a/b/c", "hf-hub:org/na me", "hf-hub:-x/y"])

@@ -5,6 +5,7 @@ A module has ``add_arguments(parser)`` and ``run(args) -> exit status``; its doc
 
 import argparse
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,9 @@ COMMANDS = {
     "validate": "COCO mAP of a model on a data set",
     "predict": "boxes on photos",
     "convert": "a checkpoint of the SEPC authors to a model folder",
+    "import": "what the SEPC authors published, for pretrained=True",
+    "push": "a model folder to the Hugging Face Hub",
+    "publish": "model folders, with a page for their organisation",
     "list": "names of models",
     "info": "what is known of a model",
     "check-data": "what is wrong with a data set, and a clean copy of it",
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
         return DONE if asked_for_help else WRONG_INPUT
     name, *rest = arguments
-    command = importlib.import_module(f"sepc_zoo.commands.{name.replace('-', '_')}")
+    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+    command = importlib.import_module(f"sepc_zoo.commands.{module}")
     parser = argparse.ArgumentParser(f"sepc-zoo {name}", description=command.__doc__)
     command.add_arguments(parser)
     args = parser.parse_args(rest)

@@ -11,8 +11,8 @@ from accelerate import PartialState
 
 from sepc_zoo.config import ConfigError
 from sepc_zoo.engine.accelerator import start_processes
+from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.hub import HubError
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.tta import Views
 

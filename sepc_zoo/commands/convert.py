@@ -3,7 +3,7 @@
 import argparse
 
 from sepc_zoo.convert import from_authors, read_authors_checkpoint
-from sepc_zoo.hub import save_model
+from sepc_zoo.model_folder import save_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = from_authors(read_authors_checkpoint(args.checkpoint), args.model)
+    model = from_authors(read_authors_checkpoint(args.checkpoint, args.model), args.model)
     folder = save_model(model, args.output)
     print(f"{folder}: {model.config.architecture}, {len(model.state_dict())} tensors")
     print(f"use it: sepc-zoo predict PHOTO --model {folder}")

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from sepc_zoo.commands.arguments import key_value, model_name, nested
+from sepc_zoo.commands.push import push
 from sepc_zoo.data import write_shapes
 from sepc_zoo.data.reader import FORMATS
 from sepc_zoo.engine.accelerator import start_processes
@@ -158,6 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="torch.compile the model")
     add("--deterministic", action="store_true", help="same numbers in every run, slower")
     add("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="where the best model goes")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -168,6 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = vars(args)
     resume, dry = given.pop("resume"), given.pop("dry_run")
+    repo_id = given.pop("push_to_hub")
     try:
         options = resumed_options(resume, given) if resume else options_from(given)
         if dry:
@@ -182,7 +185,10 @@ def run(args: argparse.Namespace) -> int:
     if metrics.get("per_class"):
         Console().print(metrics_table(metrics))
     print(f"best AP {metrics['best_AP']:.3f}; models, log and pictures are in {options.output}")
-    print(f"use it: sepc-zoo predict PHOTO --model {Path(options.output) / 'best'}")
+    best = Path(options.output) / "best"
+    print(f"use it: sepc-zoo predict PHOTO --model {best}")
+    if repo_id is not None:
+        print(f"on the hub: {push(best, repo_id)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import islice
 from typing import Any
@@ -17,12 +18,12 @@ from sepc_zoo.engine.faults import FaultError, all_finite
 from sepc_zoo.engine.interrupt import SIGNALS, Interrupted
 from sepc_zoo.engine.optim import set_train_mode
 from sepc_zoo.engine.options import TrainError, TrainOptions
-from sepc_zoo.engine.setup import Run, prepare, start
+from sepc_zoo.engine.setup import Run, images_per_step, prepare, start
 from sepc_zoo.engine.summary import show_end, show_start
 from sepc_zoo.engine.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
-from sepc_zoo.hub import save_model
 from sepc_zoo.methods.losses import mean_over_processes
+from sepc_zoo.model_folder import save_model
 from sepc_zoo.ops.image import ImageError, pad_and_stack
 from sepc_zoo.ops.processes import sum_over_processes
 from sepc_zoo.visualize import contact_sheet, draw_batch, plot_curves
@@ -225,7 +226,9 @@ def finish_epoch(run: Run, epoch: int) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         run.log.write_metrics(run.progress.step, epoch, metrics)
         for folder in ["last", "best"] if is_best else ["last"]:
-            save_model(run.evaluated, run.output / folder)
+            save_model(
+                run.evaluated, run.output / folder, metrics=metrics, training=training_facts(run)
+            )
             write_json(run.output / folder / "metrics.json", metrics)
             write_json(run.output / folder / "detections.json", results, indent=None)
         draw_samples(run, epoch)
@@ -233,6 +236,25 @@ def finish_epoch(run: Run, epoch: int) -> dict[str, Any]:
             plot_curves(run.log.steps.path, run.output / "curves.png")
     run.accelerator.wait_for_everyone()
     return metrics
+
+
+def training_facts(run: Run) -> dict[str, Any]:
+    """What a model card tells of the training; no paths."""
+    recipe, options = run.recipe, run.options
+    names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
+    facts = {name: getattr(recipe, name) for name in names}
+    augmentation = {k: v for k, v in asdict(options.augmentation).items() if v}
+    return {
+        "steps": f"{run.progress.step} of {images_per_step(options, run.accelerator)} images",
+        "photos": f"{len(run.train_data.records)} to learn from, {len(run.val_data.records)} to "
+        "validate on",
+        "lr": f"{run.lr:.3g}",
+        **facts,
+        "augmentation": augmentation,
+        "precision": options.amp or "float32",
+        "moving average of weights": options.model_ema,
+        "seed": options.seed,
+    }
 
 
 def draw_samples(run: Run, epoch: int) -> None:

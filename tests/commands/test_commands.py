@@ -20,7 +20,7 @@ from sepc_zoo.engine.evaluate import METRIC_KEYS
 from sepc_zoo.engine.interrupt import Interrupted
 from sepc_zoo.engine.options import TrainOptions, read_options
 from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.hub import save_model
+from sepc_zoo.model_folder import save_model
 from sepc_zoo.tta import Views
 from sepc_zoo.zoo import list_models
 

@@ -11,7 +11,7 @@ import torch
 
 from sepc_zoo.data import read_data
 from sepc_zoo.factory import create_model
-from sepc_zoo.hub import save_model
+from sepc_zoo.model_folder import save_model
 
 REPO = Path(__file__).parents[2]
 

@@ -23,7 +23,7 @@ from sepc_zoo.engine.options import TrainError, read_options
 from sepc_zoo.engine.setup import prepare
 from sepc_zoo.engine.train import train
 from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.hub import save_model
+from sepc_zoo.model_folder import save_model
 
 REPO = Path(__file__).parents[2]
 SHAPES = ("disc", "square", "triangle", "star")
