@@ -21,7 +21,6 @@ from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
 
-NUMBER = (int, float)
 IMAGE_KEYS = {"id": int, "file_name": str, "height": int, "width": int}
 CATEGORY_KEYS = {"id": int, "name": str}
 ANNOTATION_KEYS = {"image_id": int, "category_id": int, "bbox": list}
@@ -233,11 +232,16 @@ def _read_table(
 def number_problem(annotation: dict) -> str:
     """What is wrong with the ``bbox`` and ``area`` of an annotation; "" where nothing is."""
     bbox, area = annotation["bbox"], annotation.get("area")
-    if len(bbox) != 4 or not all(isinstance(value, NUMBER) for value in bbox):
+    if len(bbox) != 4 or not all(map(_is_number, bbox)):
         return f"'bbox' {bbox} is not four numbers"
-    if area is not None and not (isinstance(area, NUMBER) and math.isfinite(area)):
+    if area is not None and not (_is_number(area) and math.isfinite(area)):
         return f"'area' {area!r} is not a finite number"
     return ""
+
+
+def _is_number(value: Any) -> bool:
+    """JSON has whole numbers of any length, which no coordinate needs."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def list_box(where: str, annotation: dict, label: int | None, category: str) -> ListedBox:

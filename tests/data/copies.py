@@ -135,10 +135,12 @@ def name(record):
 def link_images(data, folder):
     folder.mkdir(parents=True, exist_ok=True)
     for record in data.records:
+        copy = folder / record.path.name
+        copy.unlink(missing_ok=True)  # a link, through which a copy would overwrite its original
         try:
-            os.link(record.path, folder / record.path.name)
+            os.link(record.path, copy)
         except OSError:  # another file system
-            shutil.copy(record.path, folder)
+            shutil.copy(record.path, copy)
     return folder
 
 

@@ -224,3 +224,9 @@ def test_real_coco_is_read_completely(split, counts, shared_data):
     assert (len(records), boxes, sum(int(r.iscrowd.sum()) for r in records)) == counts
     assert len(annotations.label_names) == 80
     assert (annotations.category_ids[0], annotations.category_ids[-1]) == (1, 90)
+
+
+def test_a_number_that_no_float_can_hold_is_a_problem(tmp_path):
+    write_data(tmp_path, [annotation(1, bbox=(10**400, 2, 3, 4))])
+    (problem,) = problems_of(tmp_path)
+    assert "is not four numbers" in problem
