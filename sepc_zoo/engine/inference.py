@@ -36,6 +36,7 @@ class PhotoFiles(Dataset[PhotoFile]):
         views: Views,
         keep_pixels: bool = False,
     ) -> None:
+        views.sizes(weights)  # refuses what is too large here rather than in a worker
         self.files = files
         self.weights = weights
         self.views = views

@@ -1,9 +1,11 @@
 import itertools
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from sepc_zoo.config import ConfigError
 from sepc_zoo.engine.inference import PhotoFiles, photo_loader, share_of_batches
 from sepc_zoo.factory import create_model
 from sepc_zoo.ops.image import ImageError, list_images, read_image
@@ -81,6 +83,12 @@ def test_reading_leaves_the_random_numbers_of_a_training_alone(model, files):
 
 def test_no_share_is_no_error(model):
     assert list(photo_loader(PhotoFiles([], model.config.weights, Views()), 4, 2)) == []
+
+
+def test_views_that_are_too_large_are_refused_before_any_worker_starts(model, files):
+    large = replace(model.config.weights, image_size=(8000, 8000))
+    with pytest.raises(ConfigError, match="image_size"):
+        PhotoFiles(files, large, Views(scales=(4.0,)))
 
 
 # Batches
