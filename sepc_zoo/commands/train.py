@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if metrics.get("per_class"):
         Console().print(metrics_table(metrics))
-    print(f"best AP {metrics['best_AP']:.3f}; models, log and pictures are in {options.output}")
+    print(f"models, log and pictures are in {options.output}")
     best = Path(options.output) / "best"
     print(f"use it: sepc-zoo predict PHOTO --model {best}")
     if repo_id is not None:

@@ -8,7 +8,7 @@ from sepc_zoo.data.loader import Batch, DetectionDataset, collate, make_loader, 
 from sepc_zoo.data.mixing import Mixer, Target
 from sepc_zoo.data.reader import data_splits, list_data, read_data
 from sepc_zoo.data.synthetic import write_shapes
-from sepc_zoo.data.transforms import Transform, eval_transform, train_transform
+from sepc_zoo.data.transforms import Transform, train_transform
 from sepc_zoo.data.voc import read_voc
 from sepc_zoo.data.yolo import read_yolo
 
@@ -24,7 +24,6 @@ __all__ = [
     "Transform",
     "collate",
     "data_splits",
-    "eval_transform",
     "list_data",
     "make_loader",
     "make_target",

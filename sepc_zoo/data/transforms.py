@@ -46,30 +46,6 @@ def train_transform(
     return v2.Compose([*steps, *clean, Normalize(tuple(mean), tuple(std))])
 
 
-def eval_transform(
-    short: int, long: int, mean: Sequence[float], std: Sequence[float], *, antialias: bool
-) -> Transform:
-    """Resize and normalise a uint8 image ``(3, H, W)``, and leave its target as it is.
-
-    Boxes stay in the photo's pixels, where metrics compare.
-    """
-    return v2.Compose([Resize(short, long, antialias), Normalize(tuple(mean), tuple(std))])
-
-
-@dataclass(frozen=True)
-class Resize:
-    """Resize the image alone."""
-
-    short: int
-    long: int
-    antialias: bool
-
-    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        height, width = image.shape[-2:]
-        size = resized_size(height, width, self.short, self.long)
-        return resize_image(image, size, self.antialias), target
-
-
 @dataclass(frozen=True)
 class Crop:
     """A random part of the photo, at times."""

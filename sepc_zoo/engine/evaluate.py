@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
-from torch import distributed as dist
 from torchmetrics.detection import MeanAveragePrecision
-from torchvision.ops import box_convert
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.engine.results import Found, by_image
@@ -51,53 +49,9 @@ class Evaluation:
     nothing to find. T are ``IOU_THRESHOLDS``, R ``RECALLS``, K classes, S ``SIZES``.
     """
 
-    metrics: dict[str, Any]  # as in ``CocoMetrics.compute``
+    metrics: dict[str, Any]  # ``METRIC_KEYS``, and by name under per_class ``CLASS_METRIC_KEYS``
     precision: NDArray[np.float64]  # (T, R, K, S), the best at this recall or a greater one
     recall: NDArray[np.float64]  # (T, K, S), in the end
-
-
-class CocoMetrics:
-    """Collects detections image by image and computes COCO's twelve figures over all of them.
-
-    Under ``torch.distributed`` each process updates with its own images, and ``compute`` (to be
-    called by all) gathers them: any number of images per process, and an image that a sampler gave
-    to two processes counts once. Images are evaluated by rising id, as pycocotools does it, since
-    the order decides between equal scores.
-    """
-
-    def __init__(self) -> None:
-        self._images: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
-
-    def update(
-        self, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
-    ) -> None:
-        """Add images, in the same pixels for detections and targets.
-
-        Args:
-            detections: per image ``boxes (D, 4)`` xyxy, ``scores (D,)``, ``labels (D,)``.
-            targets: per image ``image_id``, ``boxes (G, 4)`` xyxy, ``labels (G,)``; where known
-                ``iscrowd (G,)`` (else 0) and ``area (G,)`` in square pixels (else width x height).
-
-        Raises:
-            ValueError: detections and targets differ in number.
-            KeyError: a target without ``image_id``.
-        """
-        for detection, target in zip(detections, targets, strict=True):
-            found = _found(_xywh(detection["boxes"]), detection["scores"], detection["labels"])
-            boxes = _xywh(target["boxes"])
-            iscrowd = target.get("iscrowd", torch.zeros(len(boxes)))
-            area = target.get("area", boxes[:, 2:].prod(dim=1))
-            truth = _truth(boxes, target["labels"], iscrowd, area)
-            self._images[int(target["image_id"])] = found, truth
-
-    def compute(self, label_names: Sequence[str]) -> dict[str, Any]:
-        """The figures of ``METRIC_KEYS``, and under ``per_class`` those of each name.
-
-        A name has the figures of ``CLASS_METRIC_KEYS``. All lie in 0…1, or are -1 where there is
-        nothing to find (as with pycocotools).
-        """
-        images = _gather(self._images)
-        return _evaluate([images[image_id] for image_id in sorted(images)], label_names).metrics
 
 
 def evaluate(found: Found, annotations: Annotations) -> Evaluation:
@@ -119,7 +73,7 @@ def evaluate(found: Found, annotations: Annotations) -> Evaluation:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """The result of ``CocoMetrics.compute`` for the terminal: twelve figures, then each class."""
+    """``Evaluation.metrics`` for the terminal: twelve figures, then each class."""
     grid = Table.grid(padding=(0, 0, 1, 0), collapse_padding=False)
     for keys in (METRIC_KEYS[:6], METRIC_KEYS[6:]):
         grid.add_row(_table(*keys, rows=[[_figure(metrics[key]) for key in keys]]))
@@ -163,19 +117,6 @@ def _truth(boxes: Tensor, labels: Tensor, iscrowd: Tensor, area: Tensor) -> dict
     }
 
 
-def _xywh(boxes: Tensor) -> Tensor:
-    return box_convert(boxes.double().reshape(-1, 4), "xyxy", "xywh")
-
-
-def _gather(images: dict[int, Any]) -> dict[int, Any]:
-    """The images of all processes; torchmetrics' own gathering wants equally many of each."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return images
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, images)
-    return {image_id: image for part in parts for image_id, image in part.items()}
-
-
 def _evaluate(
     images: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], label_names: Sequence[str]
 ) -> Evaluation:
@@ -186,7 +127,7 @@ def _evaluate(
         rec_thresholds=RECALLS.tolist(),
         extended_summary=True,  # figures of classes without one more evaluation for each of them
         backend="faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools",
-        sync_on_compute=False,  # see _gather
+        sync_on_compute=False,  # all that was found is here
     )
     metric.warn_on_many_detections = False  # COCO drops what exceeds 100 of a class: as intended
     metric.update([found for found, _ in images], [truth for _, truth in images])

@@ -8,7 +8,6 @@ from sepc_zoo.data import (
     DetectionDataset,
     Mixer,
     collate,
-    eval_transform,
     make_loader,
     read_data,
     train_transform,
@@ -159,7 +158,7 @@ def test_a_subset_has_the_chosen_images(dataset):
 
 
 def test_targets_know_the_photos_size(annotations):
-    dataset = DetectionDataset(annotations, eval_transform(24, 32, MEAN, STD, antialias=True))
+    dataset = DetectionDataset(annotations, train_transform(24, 32, MEAN, STD, antialias=True))
     image, target = dataset[0]
     assert image.shape == (3, 24, 32)
     assert target["photo_size"] == (48, 64)
@@ -179,7 +178,7 @@ def test_a_batch_is_padded_to_a_multiple_and_keeps_the_sizes():
 def test_an_image_that_vanished_is_grey_and_named(workers, tmp_path):
     root = write_shapes(tmp_path / "shapes", train=2, val=0, size=(48, 64))
     annotations = read_data(root, "train")
-    dataset = DetectionDataset(annotations, eval_transform(48, 64, MEAN, STD, antialias=True))
+    dataset = DetectionDataset(annotations, train_transform(48, 64, MEAN, STD, antialias=True))
     annotations.records[1].path.unlink()
     first, second = (target for batch in load(dataset, workers) for target in batch.targets)
     if first["unreadable"]:

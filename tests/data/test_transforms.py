@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sepc_zoo.data.augmentation import Augmentation
-from sepc_zoo.data.transforms import eval_transform, train_transform
+from sepc_zoo.data.transforms import train_transform
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -119,19 +119,11 @@ def test_colour_jitter_changes_colours_only():
     assert not torch.equal(image, plain(photo, target)[0])
 
 
-def test_validation_resizes_the_image_and_leaves_the_target():
-    photo, target = photo_with((20, 10, 60, 50))
-    image, same = eval_transform(50, 80, (0.5,) * 3, (0.5,) * 3, antialias=True)(photo, target)
-    assert image.shape == (3, 50, 80)
-    assert (image.min(), image.max()) == (-1, 1)
-    assert torch.equal(same["boxes"], target["boxes"])
-
-
 TRANSFORMS = {
-    "train": train_transform(
+    "plain": train_transform(50, 80, MEAN, STD, antialias=True),
+    "jittered": train_transform(
         50, 80, MEAN, STD, antialias=True, augmentation=Augmentation(color_jitter=True)
     ),
-    "eval": eval_transform(50, 80, MEAN, STD, antialias=True),
 }
 
 

@@ -5,18 +5,20 @@ import io
 import json
 import warnings
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
-from torch import distributed as dist
-from torch import multiprocessing
+from torchvision.ops import box_convert
 
+from sepc_zoo.data import Annotations, Record
 from sepc_zoo.detections import coco_results
-from sepc_zoo.engine import evaluate
-from sepc_zoo.engine.evaluate import METRIC_KEYS, CocoMetrics, metrics_table
+from sepc_zoo.engine import evaluate as engine
+from sepc_zoo.engine.evaluate import METRIC_KEYS, evaluate, metrics_table
+from sepc_zoo.engine.results import found_in
 
 K = 6
 NAMES = [f"class {i}" for i in range(K)]
@@ -83,9 +85,29 @@ def as_results(detections, targets):
 
 
 def compute(detections, targets, names=NAMES):
-    metrics = CocoMetrics()
-    metrics.update(detections, targets)
-    return metrics.compute(names)
+    records = tuple(record_of(target) for target in targets)
+    annotations = Annotations(records, tuple(names), tuple(range(len(names))))
+    rows = [
+        row
+        for record, found in zip(records, detections, strict=True)
+        for row in coco_results(record.image_id, found, annotations.category_ids)
+    ]
+    return evaluate(found_in(rows, annotations), annotations).metrics
+
+
+def record_of(target):
+    boxes = target["boxes"].reshape(-1, 4)
+    bbox = box_convert(boxes.double(), "xyxy", "xywh")
+    return Record(
+        image_id=int(target["image_id"]),
+        path=Path("photo.jpg"),
+        size=(1, 1),
+        boxes=boxes,
+        labels=target["labels"],
+        iscrowd=target.get("iscrowd", torch.zeros(len(boxes))),
+        area=target.get("area", bbox[:, 2:].prod(dim=1)),
+        bbox=bbox,
+    )
 
 
 def assert_same(metrics, expected, expected_per_class):
@@ -252,14 +274,6 @@ def test_perfect_detections_score_one(data):
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == pytest.approx(1)
 
 
-def test_batches_and_their_order_do_not_matter(data):
-    detections, targets = data
-    metrics = CocoMetrics()
-    for i in reversed(range(len(targets))):
-        metrics.update(detections[i : i + 1], targets[i : i + 1])
-    assert metrics.compute(NAMES) == compute(detections, targets)
-
-
 def test_half_precision_detections_are_taken(data):
     detections, targets = data
     half = [
@@ -271,7 +285,7 @@ def test_half_precision_detections_are_taken(data):
 
 def test_both_backends_agree(data, monkeypatch):
     fast = compute(*data)
-    monkeypatch.setattr(evaluate, "find_spec", lambda _: None)
+    monkeypatch.setattr(engine, "find_spec", lambda _: None)
     slow = compute(*data)
     assert [fast[key] for key in METRIC_KEYS] == pytest.approx([slow[key] for key in METRIC_KEYS])
 
@@ -279,11 +293,6 @@ def test_both_backends_agree(data, monkeypatch):
 def test_nothing_is_printed(data, capsys):
     compute(*data)
     assert capsys.readouterr() == ("", "")
-
-
-def test_numbers_of_detections_and_targets_must_agree(data):
-    with pytest.raises(ValueError, match="zip"):
-        CocoMetrics().update(data[0], data[1][1:])
 
 
 def test_equal_to_pycocotools_on_coco(shared_data):
@@ -326,21 +335,6 @@ def real_image(image_id, annotations, category_ids):
     return found, target
 
 
-def _evaluate_part(rank, address, images, expected):
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    metrics = CocoMetrics()
-    part = images[:5] if rank == 0 else images[3:]  # unequal parts that share two images
-    metrics.update([found for found, _ in part], [target for _, target in part])
-    assert metrics.compute(NAMES) == expected
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_processes_together_give_the_figures_of_one(data, tmp_path):
-    arguments = (f"file://{tmp_path}/address", list(zip(*data, strict=True)), compute(*data))
-    multiprocessing.spawn(_evaluate_part, arguments, nprocs=2)
-
-
 def test_table_shows_all_figures_and_classes(data):
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(metrics_table(compute(*data)))
@@ -350,7 +344,7 @@ def test_table_shows_all_figures_and_classes(data):
 
 
 def test_the_table_shows_class_names_as_they_are():
-    metrics = CocoMetrics().compute(["[/a]", "[red]"])
+    metrics = compute([], [], ["[/a]", "[red]"])
     console = Console(width=120, record=True)
     console.print(metrics_table(metrics))
     text = console.export_text()
