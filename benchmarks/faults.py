@@ -1,0 +1,331 @@
+"""What becomes of a run in which something goes wrong.
+
+Each fault is provoked for real, in a process of its own that trains on a small data set, and the
+run is resumed after it. Full disks need the right to mount one; without it their rows are left out.
+
+    python benchmarks/faults.py [--only WORD]
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sepc_zoo.commands import main as sepc_zoo
+from sepc_zoo.data import write_shapes
+from sepc_zoo.engine import checkpoint
+from sepc_zoo.engine import train as engine
+
+TABLE = Path(__file__).with_suffix(".csv")
+RUN, DISK, COUNT = Path("run"), Path("disk"), Path("steps")  # in the folder of a fault
+FLAGS = [  # of a run of three epochs, four steps each
+    *("--data", "shapes", "--image-size", "64", "64", "--batch-size", "2", "--workers", "0"),
+    *("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1"),
+    *("--epochs", "3", "--save-interval", "5", "--log-interval", "1", "--model-ema", "--cpu"),
+]
+PROGRESS = re.compile(r"(train|validate):\s+\d+%|\x1b\[A")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong.
+
+    Args:
+        act: does it, in the process that trains.
+        before: the function of the engine before which it happens, and whose arguments it gets.
+        calls: of that function, counted from 1.
+        damage: is done to what the run has left, before it is resumed.
+    """
+
+    what: str
+    act: Callable[..., Any]
+    before: str = "train_step"
+    calls: tuple[int, ...] = (7,)
+    flags: tuple[str, ...] = ()
+    output: Path = RUN
+    processes: int = 1
+    damage: Callable[[Path], Any] | None = None
+
+
+def send(number: int) -> Callable[..., None]:
+    return lambda *_: os.kill(os.getpid(), number)
+
+
+def to_first(number: int) -> Callable[..., None]:
+    return lambda *_: os.kill(os.getpid(), number) if os.environ["RANK"] == "0" else None
+
+
+def crash(*_: Any) -> None:
+    raise MemoryError("nothing left")
+
+
+def kill_while_writing(*_: Any) -> None:
+    def write_half(_: Any, file: Path) -> None:
+        file.write_bytes(b"PK half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.write_state = write_half
+
+
+def kill_a_worker(*_: Any) -> None:
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+
+def spoil_image(_: Any, batches: Any) -> None:
+    batches[0].images[0, 0, 0, 0] = math.nan
+
+
+def spoil_gradient(run: Any, _: Any) -> None:
+    def once(gradient: torch.Tensor) -> torch.Tensor:
+        handle.remove()
+        return gradient * math.inf
+
+    handle = next(run.detector.head.parameters()).register_hook(once)
+
+
+def an_image(split: str = "train") -> Path:
+    return sorted(Path("shapes", split).iterdir())[0]
+
+
+def fill_disk(*_: Any) -> None:
+    with (DISK / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(2**16)):
+                pass
+        except OSError:
+            pass
+
+
+def add_image(_: Path) -> None:
+    file = Path("shapes/annotations/instances_train.json")
+    content = json.loads(file.read_text())
+    content["images"].append(content["images"][0] | {"id": 99})
+    file.write_text(json.dumps(content))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+class Code:
+    """What a pickle may do when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return print, ("this code was run",)
+
+
+TERM = send(signal.SIGTERM)
+FAULTS = [
+    Fault("SIGTERM", TERM),
+    Fault("SIGINT", send(signal.SIGINT)),
+    Fault("SIGKILL in a step", send(signal.SIGKILL)),
+    Fault("SIGKILL while the state is written", kill_while_writing, "save_state", (3,)),
+    Fault("SIGKILL while a model is saved", send(signal.SIGKILL), "save_model", (3,)),
+    Fault("exception in a step", crash),
+    Fault("SIGTERM to one of two processes", to_first(signal.SIGTERM), calls=(4,), processes=2),
+    Fault("SIGKILL of one of two processes", to_first(signal.SIGKILL), calls=(4,), processes=2),
+    Fault("loss NaN", spoil_image),
+    Fault("gradient infinite, loss finite", spoil_gradient),
+    Fault("loss NaN ten times in a row", spoil_image, calls=tuple(range(2, 12))),
+    Fault("an image deleted", lambda *_: an_image().unlink()),
+    Fault("an image cut off", lambda *_: truncate(an_image())),
+    Fault("an image to validate on deleted", lambda *_: an_image("val").unlink()),
+    Fault(
+        "data set deleted",
+        lambda *_: Path("shapes").rename("away"),
+        flags=("--max-faults", "3"),
+    ),
+    Fault("a worker killed", kill_a_worker, flags=("--workers", "2")),
+    Fault(
+        "a worker killed, none allowed",
+        kill_a_worker,
+        flags=("--workers", "2", "--max-faults", "0"),
+    ),
+    Fault("disk full at the start", fill_disk, "start", (1,), output=DISK / "run"),
+    Fault("disk full, state", fill_disk, "save_state", (3,), output=DISK / "run"),
+    Fault("disk full, model folder", fill_disk, "save_model", (3,), output=DISK / "run"),
+    Fault("disk full, log.csv or TensorBoard", fill_disk, "log_losses", (6,), output=DISK / "run"),
+    Fault("output below a file", TERM, calls=(), output=Path("shapes/file/run")),
+    Fault("state cut off", TERM, damage=lambda run: truncate(run / "state" / "run.pt")),
+    Fault(
+        "code in the state",
+        TERM,
+        damage=lambda run: torch.save({"model": Code()}, run / "state" / "run.pt"),
+    ),
+    Fault("model.json missing", TERM, damage=lambda run: (run / "model.json").unlink()),
+    Fault("another image in the data", TERM, damage=add_image),
+    Fault(
+        "saved by another number of processes",
+        TERM,
+        damage=lambda run: shutil.copy(run / "state/random_0.pt", run / "state/random_1.pt"),
+    ),
+]
+NOTHING = Fault("nothing", TERM, calls=())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", metavar="WORD", help="faults that have it in them")
+    parser.add_argument("--provoke", help="this fault, in a process that has the flags of train")
+    args, flags = parser.parse_known_args()
+    if args.provoke is not None:
+        sys.exit(provoke(args.provoke, flags))
+    chosen = [fault for fault in FAULTS if args.only in fault.what]
+    ends = {n: undisturbed(n) for n in {fault.processes for fault in chosen}}
+    rows = [describe(fault, ends[fault.processes]) for fault in chosen]
+    with TABLE.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["fault", "exit status", "said", "lost", "then"])
+        writer.writerows(row for row in rows if row)
+
+
+def provoke(what: str, flags: list[str]) -> int:
+    """Train, and let the fault happen on the way."""
+    fault = next((fault for fault in FAULTS if fault.what == what), NOTHING)
+    train_step = engine.train_step
+
+    def counted(run: Any, batches: Any) -> None:
+        train_step(run, batches)
+        COUNT.write_text(str(run.progress.step))
+
+    engine.train_step = counted
+    function, calls = getattr(engine, fault.before), itertools.count(1)
+
+    def disturbed(*args: Any) -> Any:
+        if next(calls) in fault.calls:
+            fault.act(*args)
+        return function(*args)
+
+    setattr(engine, fault.before, disturbed)
+    return sepc_zoo(["train", *flags])
+
+
+def undisturbed(processes: int) -> dict[str, Any]:
+    """The state at the end of a run in which nothing goes wrong."""
+    with a_place(NOTHING):
+        status, said = train(replace(NOTHING, processes=processes))
+        if status:
+            raise SystemExit(said)
+        return state_of(RUN)
+
+
+def describe(fault: Fault, end: dict[str, Any]) -> list[Any] | None:
+    """A row of the table; None where a disk is needed and none can be mounted."""
+    with a_place(fault) as is_ready:
+        if not is_ready:
+            return None
+        run = fault.output
+        status, said = train(fault)
+        lost = what_is_lost(run)
+        put_right()
+        then = "went on"
+        if fault.damage:
+            fault.damage(run)
+            (status, said), then = train(fault, "--resume", str(run)), "refused"
+        elif status:
+            is_saved = (run / "state").is_dir()
+            how = ["--resume", str(run)] if is_saved else []
+            again, _ = train(replace(fault, calls=()), *how)
+            then = f"{'resumed' if is_saved else 'started again'}: exit status {again}"
+        if (run / "state").is_dir() and not fault.damage:
+            then += ", same end" if is_same(state_of(run), end) else ", another end"
+        row = [fault.what, status, said, lost, then]
+        print(*row, sep=" | ", flush=True)
+        return row
+
+
+@contextmanager
+def a_place(fault: Fault) -> Iterator[bool]:
+    """A folder to work in, with a data set, and a disk where the fault needs one."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        write_shapes("shapes", train=8, val=4, size=(64, 64))
+        Path("shapes", "file").touch()
+        needs_disk = fault.output.is_relative_to(DISK)
+        DISK.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(DISK)]
+        is_ready = not needs_disk or subprocess.run(mount, check=False).returncode == 0
+        try:
+            yield is_ready
+        finally:
+            if needs_disk and is_ready:
+                subprocess.run(["umount", str(DISK)], check=True)
+            os.chdir(before)
+
+
+def train(fault: Fault, *resume: str) -> tuple[int, str]:
+    """The exit status of a process that trains, and what it said of the fault or its end."""
+    flags = resume or (*FLAGS, *fault.flags, "--output", str(fault.output))
+    python = [sys.executable]
+    if fault.processes > 1:
+        count = ["--nproc_per_node", str(fault.processes)]
+        python += ["-m", "torch.distributed.run", "--standalone", *count]
+    what = fault.what if fault.calls and not resume else NOTHING.what
+    command = [*python, str(Path(__file__).resolve()), "--provoke", what, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, said(done.stdout, done.stderr)
+
+
+def said(output: str, errors: str) -> str:
+    """The last words of a program, without progress bars and tables."""
+    survived = re.search(r"^survived +(.*?) *$", output, re.MULTILINE)
+    if survived:
+        return survived[0]
+    words = [line for line in re.split(r"[\r\n]+", errors) if line.strip()]
+    words = [line for line in words if not PROGRESS.search(line)]
+    start = [i for i, line in enumerate(words) if line.startswith("sepc-zoo train: ")]
+    return " / ".join(words[start[-1] :] if start else words[-1:]) or "nothing"
+
+
+def what_is_lost(run: Path) -> str:
+    """Steps that were made and not saved, or skipped."""
+    done = int(COUNT.read_text()) if COUNT.exists() else 0
+    is_saved = (run / "state").is_dir()
+    unsaved = done - (state_of(run)["progress"]["step"] if is_saved else 0)
+    faults = run / "faults.csv"
+    skipped = faults.read_text().count("skipped step") if faults.is_file() else 0
+    lost = {"step": unsaved, "skipped step": skipped}
+    return ", ".join(f"{n} {w}{'s' * (n > 1)}" for w, n in lost.items() if n) or "nothing"
+
+
+def put_right() -> None:
+    """Make space on the disk, and bring the data set back."""
+    (DISK / "filler").unlink(missing_ok=True)
+    if Path("away").exists():
+        Path("away").rename("shapes")
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    return torch.load(run / "state" / "run.pt", weights_only=True)
+
+
+def is_same(state: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether weights, their average and the optimizer are the same to the last bit."""
+    parts = ("model", "ema", "optimizer")
+    try:
+        for name in parts:
+            torch.testing.assert_close(state[name], other[name], rtol=0, atol=0)
+    except AssertionError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
