@@ -23,6 +23,7 @@ from sepc_zoo.config import ConfigError, WeightsConfig
 from sepc_zoo.data.annotations import ListedImage, Listing
 from sepc_zoo.data.check import SEVERITIES, DataCheck, Finding, check_data, find_train, joint_splits
 from sepc_zoo.data.fix import clean_listing, is_inside, write_clean_copy
+from sepc_zoo.data.reader import FORMATS
 from sepc_zoo.data.statistics import (
     anchor_reaches,
     class_counts,
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", nargs="+", metavar="NAME", help="which splits to check, all by default"
     )
+    parser.add_argument("--format", choices=list(FORMATS), help="where the folder does not tell")
     parser.add_argument("--output", default="data_check", metavar="DIR", help="%(default)s")
     parser.add_argument("--fix", metavar="OUT", help="write a clean COCO copy to this new folder")
     parser.add_argument(
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.fix) if args.fix else None
     check_places(root, output, target)
     console = Console()
-    check = check_data(root, args.split, progress_bar)
+    check = check_data(root, args.split, progress_bar, args.format)
     write_csv(output / "findings.csv", Finding._fields, check.findings)
     joint = joint_splits(check.listings, check.files)
     for split, parts in joint.items():

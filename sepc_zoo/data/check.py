@@ -125,7 +125,10 @@ def no_progress(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
 
 
 def check_data(
-    root: Path, splits: Sequence[str] | None = None, progress: Progress = no_progress
+    root: Path,
+    splits: Sequence[str] | None = None,
+    progress: Progress = no_progress,
+    format: str | None = None,
 ) -> DataCheck:
     """Read everything of a data set, decode all of its images, and list what is wrong.
 
@@ -136,11 +139,12 @@ def check_data(
         splits: Which to check, all by default. Only with all of them can be told which images no
             split uses.
         progress: Shows how far it is; called and used like ``tqdm.tqdm``.
+        format: As in ``read_data``.
 
     Raises:
         DataError: an unknown layout, or no such split.
     """
-    listings, findings = _read_listings(root, splits)
+    listings, findings = _read_listings(root, splits, format)
     paths = list(dict.fromkeys(i.path for listing in listings.values() for i in listing.images))
     with ThreadPoolExecutor() as pool:
         results = progress(
@@ -220,9 +224,9 @@ def count_boxes(listing: Listing) -> Counter[int]:
 
 
 def _read_listings(
-    root: Path, splits: Sequence[str] | None
+    root: Path, splits: Sequence[str] | None, format: str | None
 ) -> tuple[dict[str, Listing], list[Finding]]:
-    data_format = find_format(root)
+    data_format = find_format(root, format)
     present = data_format.splits(root)
     for split in splits or ():
         if not any(name.startswith(split) for name in present):

@@ -175,3 +175,9 @@ def test_the_anchors_proposed_are_flags_of_train(flag):
     changes = nested([key_value(flag)])
     model = create_model("retinanet_mnv4s_fpn", channels=16, num_classes=2, **changes)
     assert model.config.anchors == OTHER_ANCHORS[flag]
+
+
+def test_the_format_asked_for_is_insisted_on(shapes, tmp_path, capsys):
+    command = ["check-data", str(shapes), "--format", "voc", "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "not in the layout of voc" in capsys.readouterr().err
