@@ -39,6 +39,7 @@ FLAGS = [  # of a run of three epochs, four steps each
     *("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1"),
     *("--epochs", "3", "--save-interval", "5", "--log-interval", "1", "--model-ema", "--cpu"),
 ]
+HOW_TO_GO_ON = ("--resume run", "--resume disk/run", "start the run again")
 PROGRESS = re.compile(r"(train|validate):\s+\d+%|\x1b\[A")
 
 
@@ -284,14 +285,18 @@ def train(fault: Fault, *resume: str) -> tuple[int, str]:
 
 
 def said(output: str, errors: str) -> str:
-    """The last words of a program, without progress bars and tables."""
-    survived = re.search(r"^survived +(.*?) *$", output, re.MULTILINE)
+    """What a program said of the fault, or of its end."""
+    survived = re.search(r"^survived +(.*\S)", output, re.MULTILINE)
     if survived:
-        return survived[0]
-    words = [line for line in re.split(r"[\r\n]+", errors) if line.strip()]
-    words = [line for line in words if not PROGRESS.search(line)]
-    start = [i for i, line in enumerate(words) if line.startswith("sepc-zoo train: ")]
-    return " / ".join(words[start[-1] :] if start else words[-1:]) or "nothing"
+        return f"survived {survived[1]}"
+    lines = [line.strip() for line in re.split(r"[\r\n]+", errors)]
+    words = [line for line in lines if line and not PROGRESS.search(line)]
+    first = next((i for i, w in enumerate(words) if w.startswith("sepc-zoo train: ")), None)
+    how = next((i for i, w in enumerate(words) if w.endswith(HOW_TO_GO_ON)), None)
+    if first is None and how is None:
+        return words[-1] if words else "nothing"
+    first = how if first is None else first
+    return " / ".join(words[first : 1 + (first if how is None else how)])
 
 
 def what_is_lost(run: Path) -> str:

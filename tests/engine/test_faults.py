@@ -208,7 +208,7 @@ def test_a_data_set_that_vanishes_ends_the_run_saved_and_with_status_2(
     away = tmp_path / "away"
     with monkeypatch.context() as patch:
         before_step(patch, 3, lambda *_: data.rename(away))
-        asked = options(data, run, epochs=4, max_faults=3)
+        asked = options(data, run, epochs=4, batch_size=1, max_faults=3)
         patch.setattr("sepc_zoo.commands.train.options_from", lambda _: asked)
         assert main(["train"]) == 2
     message = capsys.readouterr().err
