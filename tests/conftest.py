@@ -41,3 +41,28 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A hub of this test's own; the client knows no other, in this process and those it starts."""
+    from hub_server import HubServer, point_client_at
+
+    with HubServer() as server:
+        point_client_at(server, tmp_path_factory.mktemp("hf_home"), monkeypatch)
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that the client would have slept between its attempts; it does not sleep."""
+    from types import SimpleNamespace
+
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
+
+    slept: list[float] = []
+    for module in (_http, file_download):
+        fake = SimpleNamespace(**vars(module.time) | {"sleep": slept.append})
+        monkeypatch.setattr(module, "time", fake)
+    return slept
