@@ -40,6 +40,7 @@ FLAGS = [  # of a run of three epochs, four steps each
     *("--epochs", "3", "--save-interval", "5", "--log-interval", "1", "--model-ema", "--cpu"),
 ]
 HOW_TO_GO_ON = ("--resume run", "--resume disk/run", "start the run again")
+COLUMNS = ["fault", "exit status", "said", "lost", "then"]
 PROGRESS = re.compile(r"(train|validate):\s+\d+%|\x1b\[A")
 
 
@@ -150,6 +151,7 @@ FAULTS = [
     Fault(
         "data set deleted",
         lambda *_: Path("shapes").rename("away"),
+        calls=(5,),
         flags=("--max-faults", "3"),
     ),
     Fault("a worker killed", kill_a_worker, flags=("--workers", "2")),
@@ -189,11 +191,21 @@ def main() -> None:
         sys.exit(provoke(args.provoke, flags))
     chosen = [fault for fault in FAULTS if args.only in fault.what]
     ends = {n: undisturbed(n) for n in {fault.processes for fault in chosen}}
-    rows = [describe(fault, ends[fault.processes]) for fault in chosen]
+    rows = read_table()
+    for fault in chosen:
+        rows[fault.what] = describe(fault, ends[fault.processes]) or rows.get(fault.what, [])
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["fault", "exit status", "said", "lost", "then"])
-        writer.writerows(row for row in rows if row)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows[fault.what] for fault in FAULTS if rows.get(fault.what))
+
+
+def read_table() -> dict[str, list[Any]]:
+    """The rows that were measured before, by their fault."""
+    if not TABLE.exists():
+        return {}
+    with TABLE.open(newline="") as file:
+        return {row[0]: row for row in csv.reader(file)}
 
 
 def provoke(what: str, flags: list[str]) -> int:
@@ -208,10 +220,10 @@ def provoke(what: str, flags: list[str]) -> int:
     engine.train_step = counted
     function, calls = getattr(engine, fault.before), itertools.count(1)
 
-    def disturbed(*args: Any) -> Any:
+    def disturbed(*args: Any, **kwargs: Any) -> Any:
         if next(calls) in fault.calls:
             fault.act(*args)
-        return function(*args)
+        return function(*args, **kwargs)
 
     setattr(engine, fault.before, disturbed)
     return sepc_zoo(["train", *flags])
@@ -290,7 +302,7 @@ def said(output: str, errors: str) -> str:
     if survived:
         return f"survived {survived[1]}"
     lines = [line.strip() for line in re.split(r"[\r\n]+", errors)]
-    words = [line for line in lines if line and not PROGRESS.search(line)]
+    words = [line for line in lines if line.strip("=") and not PROGRESS.search(line)]
     first = next((i for i, w in enumerate(words) if w.startswith("sepc-zoo train: ")), None)
     how = next((i for i, w in enumerate(words) if w.endswith(HOW_TO_GO_ON)), None)
     if first is None and how is None:

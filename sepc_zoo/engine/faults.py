@@ -119,15 +119,16 @@ class Faults:
                 self.unreadable.add(text)
             else:
                 self.dead_workers += 1
-        last = f"the last: {met[-1][1]}"
+        last = met[-1][1]
         if len(self.unreadable) > self.most:
             self.too_much = (
-                f"{len(self.unreadable)} images can no longer be read, {last}. Is the data set "
-                "still there?"
+                f"images that can no longer be read: {len(self.unreadable)}, the last: {last}. Is "
+                "the data set still there?"
             )
         elif self.dead_workers > self.most:
             self.too_much = (
-                f"{self.dead_workers} workers died, {last}. Fewer --workers need less memory"
+                f"workers that died: {self.dead_workers}, the last: {last}. Fewer --workers need "
+                "less memory"
             )
 
     def _tell(self, kind: str, text: str) -> None:

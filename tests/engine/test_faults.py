@@ -212,7 +212,7 @@ def test_a_data_set_that_vanishes_ends_the_run_saved_and_with_status_2(
         patch.setattr("sepc_zoo.commands.train.options_from", lambda _: asked)
         assert main(["train"]) == 2
     message = capsys.readouterr().err
-    assert "images can no longer be read" in message
+    assert "images that can no longer be read: 4" in message
     assert "Is the data set still there?" in message
     assert f"go on with --resume {run}" in message
     assert "Traceback" not in message
@@ -260,7 +260,7 @@ def test_a_run_in_which_workers_die_equals_an_undisturbed_one(
 def test_too_many_dead_workers_end_the_run_saved_and_with_advice(shapes, tmp_path, monkeypatch):
     changes = {"workers": 1, "batch_size": 1, "max_faults": 0}
     before_step(monkeypatch, 2, kill_a_worker)
-    with pytest.raises(TrainError, match=r"1 workers died(.|\n)*Fewer --workers") as error:
+    with pytest.raises(TrainError, match=r"workers that died: 1(.|\n)*Fewer --workers") as error:
         train(options(shapes, tmp_path, **changes))
     saved = state_of(tmp_path)["progress"]["step"]
     assert saved >= 2
