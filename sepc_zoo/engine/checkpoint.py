@@ -143,7 +143,8 @@ def read_state(file: Path) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         is_no_state = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds code, or is no state" if is_no_state else f"it is damaged ({error})"
+        first, *_ = str(error).split(". ")  # of what torch has to say
+        reason = "it holds code, or is no state" if is_no_state else f"it is damaged ({first})"
         raise ResumeError(
             f"{file} cannot be resumed from: {reason}. Start a new run, perhaps from --model "
             f"{file.parents[1] / 'last'}"
