@@ -149,6 +149,8 @@ def answer(hub: "HubServer", request: "Request") -> Answer:
     Raises:
         Refusal: the answer is one that the client turns into an exception.
     """
+    if is_elsewhere(request.url):
+        raise Refusal(403, f"this hub passes nothing on to {request.url}")
     path = urlsplit(request.url).path
     for origin, method, pattern, function in _routes:
         match = pattern.fullmatch(path)

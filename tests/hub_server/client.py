@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hub_server.server import HubServer
 
-_PREFIXES = ("HF_", "HUGGING", "TRANSFORMERS_OFFLINE", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+_PREFIXES = ("HF_", "HUGGING", "SSL_CERT", "TRANSFORMERS_OFFLINE")
 _NEXT_DOOR = "127.0.0.1,localhost"
 
 
@@ -39,6 +39,8 @@ def client_environment(hub: "HubServer", home: Path) -> dict[str, str]:
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1",  # among it: asking the hub which agents there are
             "HF_HUB_DISABLE_XET": "1",  # large files by LFS
+            # No authority is trusted; reading all of them is most of what making a session takes.
+            "SSL_CERT_DIR": str(home),
         }
     )
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Iterable
@@ -165,7 +166,7 @@ class _Listener(ThreadingHTTPServer):
         self.hub, self.origin = hub, origin
         self.connections: set[socket.socket] = set()
         self.daemon_threads = False  # they are joined by server_close
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.005,), daemon=True)
 
     @property
     def url(self) -> str:
@@ -191,7 +192,8 @@ class _Listener(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, *_: object) -> None:
-        """A client that went away is no news."""
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is no news
+            self.hub.crashes.append(traceback.format_exc())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -200,16 +202,15 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Listener
 
-    def handle_request(self) -> None:
+    def answer(self) -> None:
         hub = self.server.hub
         request = Request(self.command, self.path, self.headers, self._body(), self.server.origin)
         with hub.lock:
             hub.requests.append(request)
         fault = hub.fault_for(request)
-        if fault.delay:
-            hub.closing.wait(fault.delay)
-        if fault.hang_up:
-            return self._cut()
+        if (fault.delay and hub.closing.wait(fault.delay)) or fault.hang_up:
+            self._cut()
+            return
         answer = hub.answer(request) if fault.status is None else api.failure(fault)
         answer.headers |= fault.headers
         if request.range and answer.ranges and not fault.ignore_range:
@@ -217,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(request, answer, fault)
 
     # The names by which http.server finds them.
-    do_HEAD = do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = handle_request  # noqa: N815
+    do_HEAD = do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = answer  # noqa: N815
 
     def _send(self, request: Request, answer: api.Answer, fault: Fault) -> None:
         body = answer.body if request.method == "HEAD" else fault.spoil(answer.body)
@@ -227,12 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if request.method == "HEAD":
-            return None
-        self._write(request, body[: fault.cut_after], fault.rate)
-        if fault.cut_after is not None:
-            self._cut()
-        return None
+        if request.method != "HEAD":
+            self._write(request, body[: fault.cut_after], fault.rate)
+            if fault.cut_after is not None:
+                self._cut()
 
     def _write(self, request: Request, body: bytes, rate: float | None) -> None:
         step = len(body) or 1 if rate is None else max(1, int(rate / 20))
@@ -242,8 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(part)
             self.wfile.flush()
             if rate is not None and self.server.hub.closing.wait(len(part) / rate):
-                return self._cut()
-        return None
+                self._cut()
+                break
 
     def _cut(self) -> None:
         self.wfile.flush()
