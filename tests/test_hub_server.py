@@ -152,6 +152,8 @@ def test_a_commit_stays_what_it_was(repository):
     first = repository.resolve("main").id
     repository.commit({"config.json": b"newer", "model.safetensors": None})
     assert download("model.safetensors", first) == LARGE
+    url = hf_hub_url(ID, "model.safetensors", revision=first)
+    assert get_hf_file_metadata(url).commit_hash == first
     with pytest.raises(EntryNotFoundError):
         download("model.safetensors")
 
@@ -337,9 +339,11 @@ def test_the_storage_never_sees_a_token(hub, repository, owner):
 
 
 @pytest.mark.usefixtures("repository")
-def test_the_storage_wants_a_signature():
+def test_the_storage_wants_a_signature_and_no_token():
     url = get_hf_file_metadata(hf_hub_url(ID, "model.safetensors")).location
     assert get_session().get(url).content == LARGE
+    token = {"Authorization": "Bearer hf_token"}
+    assert get_session().get(url, headers=token).status_code == 400
     assert get_session().get(url.partition("?")[0]).status_code == 403
 
 
@@ -537,13 +541,17 @@ def test_a_stranger_may_ask_for_a_change_and_the_owner_may_merge_it(
     assert asked.pr_url == f"{hub.endpoint}/{ID}/discussions/1"
     assert repository.contents() == FILES
     assert download("a.bin", asked.pr_revision) == LARGE[1:]
-    upload(owner, {"b.txt": b"b"})
+    upload(owner, {"b.txt": b"b", "logs/a/b.txt": b"meanwhile"})
     with pytest.raises(HfHubHTTPError) as error:
         stranger.merge_pull_request(ID, asked.pr_num)
     assert status_of(error) == 403
     owner.merge_pull_request(ID, asked.pr_num)
-    rest = {name: FILES[name] for name in ("model.safetensors", "logs/a/b.txt")}
-    assert repository.contents() == rest | {"a.bin": LARGE[1:], "b.txt": b"b"}
+    assert repository.contents() == {
+        "model.safetensors": LARGE,
+        "a.bin": LARGE[1:],
+        "b.txt": b"b",
+        "logs/a/b.txt": b"meanwhile",
+    }
     details = owner.get_discussion_details(ID, asked.pr_num)
     assert (details.status, details.target_branch) == ("merged", "refs/heads/main")
     assert details.merge_commit_oid == repository.resolve("main").id
