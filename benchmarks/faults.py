@@ -259,7 +259,8 @@ def describe(fault: Fault, end: dict[str, Any]) -> list[Any] | None:
         then = "went on"
         if fault.damage:
             fault.damage(run)
-            (status, said), then = train(fault, "--resume", str(run)), "refused"
+            status, said = train(fault, "--resume", str(run))
+            then = "refused" if status else "resumed"
         elif status:
             is_saved = (run / "state").is_dir()
             how = ["--resume", str(run)] if is_saved else []

@@ -3,8 +3,10 @@
 import csv
 import io
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,22 @@ class Log:
         """A line above the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(text)
+
+
+@contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Leave unsaid what a tracker's thread cannot write; the tracker raises it when next used."""
+    hook = threading.excepthook
+
+    def skip_os_error(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            hook(failed)
+
+    threading.excepthook = skip_os_error
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 def _csv(rows: list[list[Any]]) -> str:

@@ -16,6 +16,7 @@ from sepc_zoo.data import Batch
 from sepc_zoo.engine.checkpoint import save_state
 from sepc_zoo.engine.faults import FaultError, all_finite
 from sepc_zoo.engine.interrupt import SIGNALS, Interrupted
+from sepc_zoo.engine.log import quiet_writers
 from sepc_zoo.engine.optim import set_train_mode
 from sepc_zoo.engine.options import TrainError, TrainOptions
 from sepc_zoo.engine.setup import Run, images_per_step, prepare, start
@@ -47,7 +48,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, Any]:
     try:
         start(run, resume)
         show_start(run)
-        with run.interrupt:
+        with run.interrupt, quiet_writers():
             metrics = fit(run)
         run.log.bar.close()
         show_end(run, time.monotonic() - begin)

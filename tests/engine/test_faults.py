@@ -26,14 +26,14 @@ from tiny_runs import (
 )
 
 from sepc_zoo.commands import main
-from sepc_zoo.data import DetectionDataset
+from sepc_zoo.data import DetectionDataset, write_shapes
 from sepc_zoo.engine import faults as faults_module
 from sepc_zoo.engine import train as engine
 from sepc_zoo.engine.accelerator import make_accelerator
 from sepc_zoo.engine.checkpoint import STATE
 from sepc_zoo.engine.faults import FaultError
 from sepc_zoo.engine.interrupt import Interrupted
-from sepc_zoo.engine.log import Log
+from sepc_zoo.engine.log import CsvFile, Log
 from sepc_zoo.engine.options import TrainError
 from sepc_zoo.engine.train import draw_samples, train
 from sepc_zoo.factory import load_model
@@ -363,12 +363,28 @@ def test_a_disk_that_is_full_at_the_start_is_told(disk, shapes):
         train(options(shapes, disk / "run"))
 
 
-@pytest.mark.parametrize("log_with", [(), ("tensorboard",)])
-def test_a_log_that_cannot_grow_ends_the_run(log_with, disk, shapes, monkeypatch):
-    changes = {"log_interval": 1, "save_interval": 1000, "val_interval": 1000}
+@pytest.fixture
+def long_epoch(tmp_path):
+    """Options of a run that writes nothing but its log for 64 steps."""
+    data = write_shapes(tmp_path / "data", train=64, val=1, size=(64, 64))
+    return {"data": str(data), "batch_size": 1, "epochs": 1, "log_interval": 1}
+
+
+def test_a_log_that_cannot_grow_ends_the_run(disk, long_epoch, monkeypatch):
     before_step(monkeypatch, 2, lambda *_: fill(disk))
-    with pytest.raises(TrainError, match=r"No space left(.|\n)*nothing was saved yet"):
-        train(options(shapes, disk / "run", epochs=100, log_with=log_with, **changes))
+    with pytest.raises(TrainError, match=r"cannot go on: .*No space left.*\nnothing was saved yet"):
+        train(options(output=disk / "run", **long_epoch))
+    assert 2 < len(read_log(disk / "run")) < 64
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_tracker_that_cannot_write_ends_the_run_without_a_traceback(
+    disk, long_epoch, monkeypatch
+):
+    before_step(monkeypatch, 2, lambda *_: fill(disk))
+    monkeypatch.setattr(CsvFile, "append", lambda *_: None)  # so that the log is not the first
+    with pytest.raises(TrainError, match=r"cannot go on: .*No space left.*\nnothing was saved yet"):
+        train(options(output=disk / "run", log_with=("tensorboard",), **long_epoch))
 
 
 def test_a_state_that_cannot_be_written_whole_leaves_the_one_before(shapes, tmp_path, monkeypatch):
