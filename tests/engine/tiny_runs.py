@@ -127,14 +127,14 @@ def kill_at(function, call, when):
     original = getattr(module, function)
     calls = []
 
-    def killing(*args):
+    def killing(*args, **kwargs):
         calls.append(function)
         if len(calls) != call:
-            return original(*args)
+            return original(*args, **kwargs)
         if when == "half":
             args[1].write_bytes(b"PK half of it")
         elif when == "after":
-            original(*args)
+            original(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(module, function, killing)
