@@ -242,7 +242,7 @@ def kill_a_worker(*_):
 def test_a_run_in_which_workers_die_equals_an_undisturbed_one(
     shapes, tmp_path, monkeypatch, capsys
 ):
-    changes = {"workers": 2, "log_interval": 1, "batch_size": 1, "max_steps": 10, "epochs": None}
+    changes = {"workers": 2, "log_interval": 1, "batch_size": 1, "epochs": 3, "val_interval": 3}
     train(options(shapes, tmp_path / "whole", **changes))
     capsys.readouterr()
     for step in (2, 9):
