@@ -46,8 +46,7 @@ def model_info(name: str) -> ModelInfo:
         authors_ap = config.weights.authors_ap
     height, width = (-(-side // 32) * 32 for side in config.weights.image_size)
     model = build(config).to("meta")
-    operations = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=operations)
+    counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(torch.empty(1, 3, height, width, device="meta"))
     return ModelInfo(
@@ -61,10 +60,3 @@ def model_info(name: str) -> ModelInfo:
         reference_size=(height, width),
         authors_ap=authors_ap,
     )
-
-
-def _deform_conv_flops(
-    _: Sequence[int], weight: Sequence[int], *__: Any, out_shape: Sequence[int]
-) -> int:
-    """Those of the convolution; the sampling before it is not counted, as usual."""
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])

@@ -23,7 +23,8 @@ class PlainNeck(nn.Module):
 class SEPC(nn.Module):
     """Pyramid convolutions, then one branch for classes and one for boxes (section 3, figure 4).
 
-    The variants of the paper differ in their ``NeckConfig`` only.
+    The variants of the paper differ in their ``NeckConfig`` only. Maps are kept with their channels
+    last: a deformed tap reads all channels of a pixel, and the integrated norm joins levels.
     """
 
     def __init__(self, channels: int, config: NeckConfig) -> None:
@@ -33,6 +34,7 @@ class SEPC(nn.Module):
         self.box_branch = Branch(channels, config)
 
     def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        pyramid = [x.contiguous(memory_format=torch.channels_last) for x in pyramid]
         for pconv in self.pconvs:
             pyramid = pconv(pyramid)
         return self.cls_branch(pyramid), self.box_branch(pyramid)
@@ -50,14 +52,11 @@ class PyramidConv(nn.Module):
         self.norm = IntegratedBatchNorm(channels) if config.norm else None
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
-        out = []
-        for i, x in enumerate(pyramid):
-            y = self.from_same(x, i)
-            if i > 0:
-                y = y + self.from_finer(pyramid[i - 1], i)
-            if i + 1 < len(pyramid):
-                y = y + resize_like(self.from_coarser(pyramid[i + 1], i), y)
-            out.append(y)
+        out = self.from_same(pyramid)
+        for i, x in enumerate(self.from_finer(pyramid[:-1], finest=1), start=1):
+            out[i] = out[i] + x
+        for i, x in enumerate(self.from_coarser(pyramid[1:])):
+            out[i] = out[i] + resize_like(x, out[i])
         return norm_relu(out, self.norm)
 
 
@@ -70,11 +69,11 @@ class Branch(nn.Module):
         self.norm = IntegratedBatchNorm(channels) if config.norm else None
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
-        return norm_relu([self.conv(x, i) for i, x in enumerate(pyramid)], self.norm)
+        return norm_relu(self.conv(pyramid), self.norm)
 
 
 class LevelConv2d(nn.Conv2d):
-    """A 3x3 convolution that deforms on every level but the finest (section 3.2).
+    """A 3x3 convolution of a pyramid that deforms on every level but the finest (section 3.2).
 
     The paper's fixed kernel meets the finest level and is bent towards the others, whose features
     are not blurred the way a Gaussian pyramid is. There is no modulation.
@@ -88,12 +87,15 @@ class LevelConv2d(nn.Conv2d):
             nn.init.zeros_(self.offset.weight)
             nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, level: int) -> Tensor:  # type: ignore[override]
-        """``level`` is the one being written, 0 is the finest."""
-        if self.offset is None or level == 0:
-            return super().forward(x)
+    def forward(self, maps: list[Tensor], finest: int = 0) -> list[Tensor]:  # type: ignore[override]
+        """``finest`` is the level that the first map is written to; 0 is that of P3."""
+        if self.offset is None:
+            return [super(LevelConv2d, self).forward(x) for x in maps]
+        fixed = [super(LevelConv2d, self).forward(x) for x in maps[: 1 - finest]]
+        bent = maps[1 - finest :]
+        offsets = [self.offset(x) for x in bent]
         stride, padding = self.stride[0], int(self.padding[0])
-        return deform_conv2d(x, self.offset(x), self.weight, self.bias, stride, padding)
+        return fixed + deform_conv2d(bent, offsets, self.weight, self.bias, stride, padding)
 
 
 class IntegratedBatchNorm(nn.Module):
@@ -111,11 +113,16 @@ class IntegratedBatchNorm(nn.Module):
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         if not self.norm.training:
             return [self.norm(x) for x in pyramid]
-        shapes = [x.shape[-2:] for x in pyramid]
-        joined = torch.cat([x.flatten(2) for x in pyramid], dim=2)  # N, C, cells of all levels
-        joined = self._normalize(joined.unsqueeze(-1)).squeeze(-1)
-        levels = joined.split([math.prod(shape) for shape in shapes], dim=2)
-        return [x.unflatten(2, shape) for x, shape in zip(levels, shapes, strict=True)]
+        shapes = [(len(x), *x.shape[-2:]) for x in pyramid]
+        joined = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in pyramid])  # cells, C
+        # Each cell as an image: over maps of height or width 1, the gradient of torch 2.15's batch
+        # norm on the CPU is wrong where it arrives in another memory format than the map's.
+        joined = self._normalize(joined[:, :, None, None]).flatten(1)
+        levels = joined.split([math.prod(shape) for shape in shapes])
+        return [
+            x.unflatten(0, shape).permute(0, 3, 1, 2)
+            for x, shape in zip(levels, shapes, strict=True)
+        ]
 
     def _normalize(self, x: Tensor) -> Tensor:
         synced = self.sync and process_count() > 1

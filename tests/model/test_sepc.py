@@ -132,6 +132,20 @@ def test_integrated_norm_in_training_is_a_norm_over_the_concatenation(pyramid):
     assert integrated.norm.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_an_integrated_norm_is_that_of_a_norm_over_the_concatenation(
+    pyramid, memory_format
+):
+    integrated, plain = IntegratedBatchNorm(8).train(), nn.BatchNorm1d(8).train()
+    maps = [x.contiguous(memory_format=memory_format).requires_grad_() for x in pyramid]
+    gradients = [torch.randn_like(x, memory_format=memory_format) for x in pyramid]
+    ours = torch.autograd.grad(integrated(maps), [*maps, integrated.norm.weight], gradients)
+    joined = plain(torch.cat([x.flatten(2) for x in maps], dim=2))
+    gradient = torch.cat([x.flatten(2) for x in gradients], dim=2)
+    theirs = torch.autograd.grad(joined, [*maps, plain.weight], gradient.contiguous())
+    assert_close(ours, theirs)
+
+
 def test_integrated_norm_keeps_the_sizes_of_the_levels(pyramid):
     for mode in (True, False):
         out = IntegratedBatchNorm(8).train(mode)(pyramid)

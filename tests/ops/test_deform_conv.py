@@ -2,7 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sepc_zoo.ops.deform_conv import deform_conv2d
+from sepc_zoo.ops import deform_conv
+
+
+def deform_conv2d(x, offset, *args, **kwargs):
+    return deform_conv.deform_conv2d([x], [offset], *args, **kwargs)[0]
 
 
 @pytest.fixture
