@@ -1,7 +1,7 @@
 """Deformable convolution of a pyramid, in the precisions that a model may run in.
 
-Where no fused kernel is at hand, a tap of a cell is a weighted sum of four rows of channels, which is
-what an embedding bag computes; all taps of all levels then go into one matrix product.
+Where no fused kernel is at hand, a tap of a cell is a weighted sum of the channels of four pixels,
+which is what an embedding bag computes; all taps of all levels then go into one matrix product.
 """
 
 import math
@@ -26,9 +26,9 @@ def deform_conv2d(
 ) -> list[Tensor]:
     """Deformable convolution (Dai et al. 2017) of each level, ``(N, C, H, W) -> (N, C', H', W')``.
 
-    ``offsets (N, 2 * 9, H', W')`` hold (dy, dx) per tap of the 3x3 kernel, in pixels of the map; NaN
-    gives NaN in its place. Computed in float32 (float64 stays float64), as are the places between
-    pixels; the results have the type that a convolution would give here, channels last.
+    ``offsets (N, 2 * 9, H', W')`` hold (dy, dx) per tap of the 3x3 kernel, in pixels of the map;
+    NaN gives NaN in its place. Computed in float32 (float64 stays float64); the results have the
+    type that a convolution would give here, channels last.
     """
     if not maps:
         return []
