@@ -22,6 +22,7 @@ COMMANDS = {
     "list": "names of models",
     "info": "what is known of a model",
     "check-data": "what is wrong with a data set, and a clean copy of it",
+    "benchmark": "speed and memory of models, each beside the others",
 }
 DONE, PARTLY_DONE, WRONG_INPUT = 0, 1, 2
 

@@ -1,0 +1,61 @@
+"""Write the tables of README.md anew from the CSV files of `sepc-zoo benchmark`.
+
+A table stands between `<!-- table FILE.csv -->` and `<!-- end of FILE.csv -->`.
+"""
+
+import csv
+import re
+from itertools import groupby
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TABLE = re.compile(r"(<!-- table (\S+\.csv) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+SETTING = ("batch_size", "height", "width", "precision", "compile", "channels_last", "device")
+
+
+def main() -> None:
+    readme = HERE / "README.md"
+    text = readme.read_text()
+    readme.write_text(TABLE.sub(lambda found: found[1] + tables(HERE / found[2]) + found[3], text))
+
+
+def tables(path: Path) -> str:
+    """A table for each setting of a CSV file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    parts = []
+    for setting, group in groupby(rows, key=lambda row: [row[name] for name in SETTING]):
+        parts.append(
+            f"{describe(dict(zip(SETTING, setting, strict=True)))}\n\n{table(list(group))}"
+        )
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def describe(setting: dict[str, str]) -> str:
+    said = [f"Batch of {setting['batch_size']}, {setting['height']}x{setting['width']} pixels"]
+    said += [setting["precision"], setting["device"]]
+    if setting["compile"]:
+        said.append(f"torch.compile ({setting['compile']})")
+    if setting["channels_last"] == "True":
+        said.append("channels last")
+    return ", ".join(said) + ":"
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Models down, parts across."""
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    cells = {(row["model"], row["part"]): cell(row) for row in rows}
+    lines = [["model", *parts], ["---"] * (len(parts) + 1)]
+    lines += [[f"`{model}`", *(cells.get((model, part), "") for part in parts)] for model in models]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cell(row: dict[str, str]) -> str:
+    """Milliseconds, the ratio to the first model, and the peak of memory where it was measured."""
+    memory = f", {row['peak_mib']} MiB" if row["peak_mib"] else ""
+    return f"{float(row['median_ms']):.0f} ({float(row['ratio']):.2f}{memory})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""`sepc-zoo benchmark` as a script."""
+
+import sys
+
+from sepc_zoo.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(["benchmark", *sys.argv[1:]]))
