@@ -25,18 +25,20 @@ def run(args: argparse.Namespace) -> int:
     names = list(AUTHORS_WEIGHTS) if args.model == "all" else [args.model]
     if args.file is not None and len(names) > 1:
         raise CheckpointError("--file is one checkpoint; name its model")
-    failed = []
+    done, failed = [], []
     for name in names:
         try:
             folder = import_model(name, args.file, args.url)
-            print(f"{name}: {folder}")
+            print(f"{name}: {folder}", flush=True)
             if args.push is not None:
                 print(f"{name}: {push(folder, f'{args.push}/{folder.name}')}")
+            done.append(name)
         except UserError as error:
             if len(names) == 1:
                 raise
             failed.append(f"not done: {name}: {error}")
-    print(f"use it: sepc-zoo predict PHOTO --model {names[0]}")
+    if done:
+        print(f"use it: sepc-zoo predict PHOTO --model {done[0]}")
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0
