@@ -10,9 +10,10 @@ from test_convert import their_state
 
 from sepc_zoo import authors, create_model, load_model
 from sepc_zoo.authors import import_model
-from sepc_zoo.commands import main
+from sepc_zoo.commands import import_, main
 from sepc_zoo.convert import CheckpointError, from_authors, read_authors_checkpoint
 from sepc_zoo.hub import imported_folder
+from sepc_zoo.model_folder import save_model
 from sepc_zoo.zoo import AUTHORS_WEIGHTS
 
 NAME = "fsaf_r50_pconv"
@@ -162,6 +163,19 @@ def test_an_imported_model_can_be_put_on_the_hub(hub, drive, monkeypatch, capsys
     shutil.rmtree(kept)
     monkeypatch.setenv("SEPC_ZOO_HUB_ORG", "zoo")
     assert create_model(NAME, pretrained=True).config == load_model(f"zoo/{kept.name}").config
+
+
+def test_an_import_that_the_hub_does_not_take_is_kept_and_can_be_pushed_later(
+    hub, tmp_path, monkeypatch, capsys
+):
+    small = create_model("retinanet_mnv4s_pconv", channels=8, num_classes=3)
+    monkeypatch.setattr(import_, "import_model", lambda *_: save_model(small, tmp_path / "kept"))
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("mallory"))
+    assert main(["import", NAME, "--push", "zoo"]) == 1
+    out, err = capsys.readouterr()
+    assert f"use it: sepc-zoo predict PHOTO --model {NAME}" in out
+    assert f"{NAME}: not on the hub: zoo/kept is not yours to write to" in err
+    assert f"push it later: sepc-zoo push {tmp_path / 'kept'} zoo/kept" in err
 
 
 def test_a_file_that_is_not_there_says_how_to_get_it(drive):

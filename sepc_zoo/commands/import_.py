@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from sepc_zoo.authors import import_model
-from sepc_zoo.commands.push import push
+from sepc_zoo.commands.push import push_or_say_how
 from sepc_zoo.convert import CheckpointError
 from sepc_zoo.errors import UserError
 from sepc_zoo.zoo import AUTHORS_WEIGHTS, DRIVE_URL
@@ -29,14 +29,16 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         try:
             folder = import_model(name, args.file, args.url)
-            print(f"{name}: {folder}", flush=True)
-            if args.push is not None:
-                print(f"{name}: {push(folder, f'{args.push}/{folder.name}')}")
-            done.append(name)
         except UserError as error:
             if len(names) == 1:
                 raise
             failed.append(f"not done: {name}: {error}")
+            continue
+        done.append(name)
+        print(f"{name}: {folder}", flush=True)
+        if args.push is not None:
+            problem = push_or_say_how(folder, f"{args.push}/{folder.name}")
+            failed += [f"{name}: {problem}"] if problem else []
     if done:
         print(f"use it: sepc-zoo predict PHOTO --model {done[0]}")
     for line in failed:
