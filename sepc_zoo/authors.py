@@ -1,7 +1,9 @@
 """The 13 checkpoints that the SEPC authors published: fetched, checked, converted and kept."""
 
+import shutil
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -37,8 +39,7 @@ def import_model(name: str, file: str | Path | None = None, url: str = DRIVE_URL
         with tempfile.TemporaryDirectory() as temporary:
             path = download(architecture, Path(temporary) / f"{architecture}.pth", url)
             model = from_authors(read_authors_checkpoint(path, architecture), architecture)
-    save_model(model, folder)
-    verify(model, folder)
+    keep(model, folder)
     return folder
 
 
@@ -59,27 +60,52 @@ def download(name: str, path: Path, url: str = DRIVE_URL) -> Path:
     by_hand = f"open {address} in a browser, download it, and import it with --file"
     try:
         gdown.download(address, str(path), use_cookies=False)
+    except gdown.exceptions.FileURLRetrievalError as error:  # it has met a page, and read it
+        refuse_page(str(error), name, by_hand)
     except (gdown.exceptions.DownloadError, OSError) as error:
         raise CheckpointError(f"{name} cannot be downloaded: {error}; {by_hand}") from error
     if not path.is_file():
         raise CheckpointError(f"{name} cannot be downloaded from {address}; {by_hand}")
-    refuse_page(path, by_hand)
+    with path.open("rb") as file:
+        start = file.read(20_000).lstrip().lower()
+    if start.startswith(PAGE_STARTS):
+        refuse_page(start.decode(errors="replace"), name, by_hand)
     return path
 
 
-def refuse_page(path: Path, by_hand: str) -> None:
-    """Google Drive answers with a page where too many have asked, or wants to know who asks."""
-    with path.open("rb") as file:
-        start = file.read(20_000).lstrip().lower()
-    if not start.startswith(PAGE_STARTS):
-        return
-    if b"quota" in start:
+def refuse_page(text: str, name: str, by_hand: str) -> NoReturn:
+    """Google Drive answers with a page where too many have asked, or wants to know who asks.
+
+    Args:
+        text: of the page, or what gdown makes of it.
+
+    Raises:
+        CheckpointError: says which page came.
+    """
+    text = " ".join(text.lower().split())
+    if "quota" in text or "too many users" in text:
         reason = "its download quota is used up for today"
-    elif b"sign in" in start or b"signin" in start or b"log in" in start:
+    elif any(phrase in text for phrase in ("sign in", "signin", "log in")):
         reason = "it asks for a login"
+    elif "change the permission" in text:  # gdown's guess at a page without the file's address
+        reason = "it asks for a login, or too many have downloaded it today"
     else:
         reason = "a web page came in place of the file"
-    raise CheckpointError(f"Google Drive does not give {path.stem}: {reason}; {by_hand}")
+    raise CheckpointError(f"Google Drive does not give {name}: {reason}; {by_hand}")
+
+
+def keep(model: Detector, folder: Path) -> None:
+    """Put a model in a folder, which is only there once the model is whole and builds again.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".importing-") as temporary:
+        new = save_model(model, Path(temporary) / folder.name)
+        verify(model, new)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
 
 
 def verify(model: Detector, folder: Path) -> None:

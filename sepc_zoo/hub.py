@@ -150,8 +150,7 @@ def fetch_file(request: Request, file: str) -> Path:
         raise HubError(not_cached(request, file, unreachable)) from error
     except TRANSPORT_ERRORS as error:
         raise HubError(
-            f"{file} of {request.where} did not arrive whole: {first_line(error)}. Try again; what "
-            "has arrived is kept"
+            f"{file} of {request.where} did not arrive whole: {first_line(error)}; try again"
         ) from error
     check_hash(path, request)
     return path

@@ -1,16 +1,19 @@
 import functools
+import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from drive_server import LOGIN, QUOTA, Drive, point_gdown_at
 from test_convert import their_state
 
-from sepc_zoo import create_model
-from sepc_zoo.authors import import_model, refuse_page
-from sepc_zoo.commands import main
+from sepc_zoo import authors, create_model, load_model
+from sepc_zoo.authors import import_model
+from sepc_zoo.commands import import_, main
 from sepc_zoo.convert import CheckpointError, from_authors, read_authors_checkpoint
 from sepc_zoo.hub import imported_folder
+from sepc_zoo.model_folder import save_model
 from sepc_zoo.zoo import AUTHORS_WEIGHTS
 
 NAME = "fsaf_r50_pconv"
@@ -76,11 +79,42 @@ def test_a_checkpoint_that_says_it_is_of_another_method_is_refused(tmp_path):
     assert read_authors_checkpoint(tmp_path / "checkpoint.pth", "freeanchor_r50_sepc") == {}
 
 
-def test_a_checkpoint_with_code_in_it_is_refused(drive):
-    folder, url = drive
-    torch.save({"state_dict": {}, "hook": print}, folder / drive_id(NAME))
-    with pytest.raises(CheckpointError, match="not a checkpoint that is safe to read"):
-        import_model(NAME, url=url)
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def __reduce__(self):
+        return open, (str(self.made), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(zipped, tmp_path, capsys):
+    file, made = tmp_path / "checkpoint.pth", tmp_path / "made"
+    content = {"state_dict": {}, "hook": Code(made)}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    assert main(["import", NAME, "--file", str(file)]) == 2
+    assert "not a checkpoint that is safe to read" in capsys.readouterr().err
+    assert not made.exists()
+    assert not imported_folder(f"{NAME}.coco_1x").exists()
+
+
+@pytest.mark.slow
+def test_an_import_that_dies_leaves_nothing_that_loads_wrongly(tmp_path, monkeypatch):
+    torch.save({"meta": META, "state_dict": their_state(NAME)}, tmp_path / "checkpoint.pth")
+    import_model(NAME, tmp_path / "checkpoint.pth")
+    folder = imported_folder(f"{NAME}.coco_1x")
+    before = (folder / "model.safetensors").read_bytes()
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(authors, "verify", die)
+    with pytest.raises(KeyboardInterrupt):
+        import_model(NAME, tmp_path / "checkpoint.pth")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 PAGES = {
@@ -99,9 +133,49 @@ def test_a_page_in_place_of_the_file_is_recognised(page, drive):
         import_model(NAME, url=url)
 
 
-def test_a_checkpoint_is_no_page(tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "checkpoint.pth")
-    refuse_page(tmp_path / "checkpoint.pth", "")
+DRIVE_PAGES = {
+    "quota": (QUOTA, "its download quota is used up for today"),
+    "login": (LOGIN, "it asks for a login, or too many have downloaded it"),
+}
+
+
+@pytest.mark.parametrize("page", DRIVE_PAGES)
+def test_a_page_of_google_drive_itself_is_recognised(page, monkeypatch):
+    with Drive() as google:
+        point_gdown_at(google, monkeypatch)
+        google.pages[drive_id(NAME)], match = DRIVE_PAGES[page]
+        with pytest.raises(CheckpointError, match=f"^Google Drive does not give.*{match}.*--file$"):
+            import_model(NAME)
+
+
+@pytest.mark.slow
+def test_an_imported_model_can_be_put_on_the_hub(hub, drive, monkeypatch, capsys):
+    folder, url = drive
+    torch.save({"meta": META, "state_dict": their_state(NAME)}, folder / drive_id(NAME))
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("alice", organizations=["zoo"]))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert main(["import", NAME, "--url", url, "--push", "zoo"]) == 0
+    assert f"{hub.endpoint}/zoo/{NAME}.coco_1x/commit/" in capsys.readouterr().out
+    pushed = hub.repository(f"zoo/{NAME}.coco_1x").contents()
+    kept = imported_folder(f"{NAME}.coco_1x")
+    for file in ("config.json", "model.safetensors"):
+        assert pushed[file] == (kept / file).read_bytes()
+    shutil.rmtree(kept)
+    monkeypatch.setenv("SEPC_ZOO_HUB_ORG", "zoo")
+    assert create_model(NAME, pretrained=True).config == load_model(f"zoo/{kept.name}").config
+
+
+def test_an_import_that_the_hub_does_not_take_is_kept_and_can_be_pushed_later(
+    hub, tmp_path, monkeypatch, capsys
+):
+    small = create_model("retinanet_mnv4s_pconv", channels=8, num_classes=3)
+    monkeypatch.setattr(import_, "import_model", lambda *_: save_model(small, tmp_path / "kept"))
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("mallory"))
+    assert main(["import", NAME, "--push", "zoo"]) == 1
+    out, err = capsys.readouterr()
+    assert f"use it: sepc-zoo predict PHOTO --model {NAME}" in out
+    assert f"{NAME}: not on the hub: zoo/kept is not yours to write to" in err
+    assert f"push it later: sepc-zoo push {tmp_path / 'kept'} zoo/kept" in err
 
 
 def test_a_file_that_is_not_there_says_how_to_get_it(drive):

@@ -1,6 +1,7 @@
 """Models go to a hub and come from it, over HTTP, by the real client."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import client_environment
-from huggingface_hub import HfApi, ModelCard
+from hub_server.client import forget_connections
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from sepc_zoo import HubError, create_model, load_model, push_to_hub
 from sepc_zoo.commands import main
@@ -126,6 +129,63 @@ def test_what_is_in_the_cache_needs_no_hub(hub, model, pushed):
         assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **options))
 
 
+def test_offline_mode_asks_nobody(hub, model, pushed, monkeypatch):
+    create_model(f"hf-hub:{pushed.id}")
+    before = len(hub.seen())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_connections()  # some versions give this mode to new ones
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+    assert "the hub was not to be asked" in refused("hf-hub:zoo/other")
+    assert len(hub.seen()) == before
+
+
+def test_a_cache_of_ones_own(model, pushed, tmp_path):
+    own = {"cache_dir": tmp_path / "own"}
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **own))
+    assert [path.name for path in own["cache_dir"].glob("models--*")] == ["models--zoo--cells"]
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **own, local_files_only=True))
+    assert "is not in the cache" in refused(f"hf-hub:{pushed.id}", local_files_only=True)
+
+
+def test_a_token_that_is_given_goes_with_every_request(hub, token, pushed):
+    hub.requests.clear()
+    create_model(f"hf-hub:{pushed.id}", token=token)
+    assert {request.token for request in hub.seen("*", "*/resolve/*")} == {token}
+
+
+def test_a_token_of_the_environment_is_used_unless_told_otherwise(hub, token, pushed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    for option, expected in ({}, {token}), ({"token": False}, {None}):
+        hub.requests.clear()
+        create_model(f"hf-hub:{pushed.id}", **option)
+        assert {request.token for request in hub.seen("*", "*/resolve/*")} == expected
+
+
+def test_progress_is_shown_unless_it_is_switched_off(pushed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    create_model(f"hf-hub:{pushed.id}", cache_dir=tmp_path / "shown")
+    assert re.search(r"safetensors\S*: +100%", capsys.readouterr().err)
+    disable_progress_bars()
+    try:
+        create_model(f"hf-hub:{pushed.id}", cache_dir=tmp_path / "hidden")
+    finally:
+        enable_progress_bars()
+    assert capsys.readouterr().err == ""
+
+
+def test_published_weights_come_from_the_organisation(token, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path))
+    monkeypatch.setenv("SEPC_ZOO_HUB_ORG", "zoo")
+    repo_id = "zoo/fsaf_r50_sepc.coco_1x"
+    push_to_hub(model, repo_id, token=token)
+    HfApi(token=token).create_tag(repo_id, tag="v1")
+    assert_same_model(model, create_model("fsaf_r50_sepc", pretrained=True))
+    other = create_model("retinanet_mnv4s_pconv", **TINY)
+    save_model(other, tmp_path / "fsaf_r50_sepc.coco_1x")  # as an import does
+    assert_same_model(other, create_model("fsaf_r50_sepc", pretrained=True))
+    assert_same_model(model, create_model("fsaf_r50_sepc", pretrained=True, revision="v1"))
+
+
 def test_the_card_has_our_metrics_and_tells_how_to_load(pushed):
     text = pushed.resolve("main").files["README.md"].data.decode()
     card = ModelCard(text).data
@@ -192,14 +252,6 @@ def test_nobody_is_asked_where_only_local_files_are_wanted(hub, pushed):
 def test_weights_that_were_altered_on_their_way(hub, pushed):
     hub.misbehave("*model.safetensors", method="GET", wrong_bytes=True)
     assert "not what the hub has, it was cut or altered" in refused(f"hf-hub:{pushed.id}")
-
-
-def test_a_download_that_is_cut_goes_on_where_it_was(hub, model, pushed, waits):
-    size = len(pushed.resolve("main").files["model.safetensors"].data)
-    hub.misbehave("*/model.safetensors", method="GET", cut_after=size // 2, times=1)
-    hub.misbehave("*", method="GET", cut_after=size // 2, times=1)
-    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
-    assert waits is not None
 
 
 def test_a_config_that_is_wrong_keeps_the_weights_from_being_fetched(hub, pushed):

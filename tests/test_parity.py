@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sepc_zoo.config import STRIDES
 from sepc_zoo.convert import from_authors, rename
+from sepc_zoo.model.detector import Detector
 from sepc_zoo.predictions import Predictions
 
 GOLDENS = (
@@ -31,8 +32,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def authors(shared_reference: Path):
+    return import_authors(shared_reference)
+
+
+def import_authors(reference: Path):
+    """The module that makes checkpoints and inputs."""
     spec = importlib.util.spec_from_file_location(
-        "authors_weights", shared_reference / "authors_weights.py"
+        "authors_weights", reference / "authors_weights.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,12 +46,10 @@ def authors(shared_reference: Path):
 
 
 class Golden:
-    """A golden file, and our model with its weights and inputs."""
+    """The figures of a golden file, and our model with its inputs."""
 
-    def __init__(self, authors, reference: Path, name: str) -> None:
-        self.figures = json.loads((reference / "goldens" / f"{name}.json").read_text())
-        state = authors.authors_state_dict(name, self.figures["salt"])
-        self.model = from_authors(state, our_name(name)).double()
+    def __init__(self, authors, figures: dict, model: Detector) -> None:
+        self.figures, self.model = figures, model.double()
         image = self.figures["image"]
         self.images = authors.input_images(image["h"], image["w"], image["n"], image["seed"])
         self.sizes = [tuple(size) for size in self.figures["img_shape"]]
@@ -64,7 +68,13 @@ class Golden:
 
 @pytest.fixture(scope="module", params=GOLDENS)
 def golden(request, authors, shared_reference) -> Golden:
-    return Golden(authors, shared_reference, request.param)
+    figures = read_figures(shared_reference, request.param)
+    state = authors.authors_state_dict(request.param, figures["salt"])
+    return Golden(authors, figures, from_authors(state, our_name(request.param)))
+
+
+def read_figures(reference: Path, name: str) -> dict:
+    return json.loads((reference / "goldens" / f"{name}.json").read_text())
 
 
 def our_name(name: str) -> str:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from sepc_zoo.authors import import_model
-from sepc_zoo.commands.push import push
+from sepc_zoo.commands.push import push_or_say_how
 from sepc_zoo.convert import CheckpointError
 from sepc_zoo.errors import UserError
 from sepc_zoo.zoo import AUTHORS_WEIGHTS, DRIVE_URL
@@ -25,18 +25,22 @@ def run(args: argparse.Namespace) -> int:
     names = list(AUTHORS_WEIGHTS) if args.model == "all" else [args.model]
     if args.file is not None and len(names) > 1:
         raise CheckpointError("--file is one checkpoint; name its model")
-    failed = []
+    done, failed = [], []
     for name in names:
         try:
             folder = import_model(name, args.file, args.url)
-            print(f"{name}: {folder}")
-            if args.push is not None:
-                print(f"{name}: {push(folder, f'{args.push}/{folder.name}')}")
         except UserError as error:
             if len(names) == 1:
                 raise
             failed.append(f"not done: {name}: {error}")
-    print(f"use it: sepc-zoo predict PHOTO --model {names[0]}")
+            continue
+        done.append(name)
+        print(f"{name}: {folder}", flush=True)
+        if args.push is not None:
+            problem = push_or_say_how(folder, f"{args.push}/{folder.name}")
+            failed += [f"{name}: {problem}"] if problem else []
+    if done:
+        print(f"use it: sepc-zoo predict PHOTO --model {done[0]}")
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0

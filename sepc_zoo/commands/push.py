@@ -2,11 +2,15 @@
 
 import argparse
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import load_model
@@ -18,13 +22,29 @@ from sepc_zoo.model_folder import CARD_FILE, METRICS_FILE, save_model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIR", help="model folder, such as runs/cells/best")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="repository, made where there is none")
+    parser.add_argument(
+        "repo_id",
+        type=repository,
+        metavar="ORG/NAME",
+        help="repository, made where there is none",
+    )
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is")
     parser.add_argument("--revision", metavar="BRANCH", help="to commit to, instead of main")
     parser.add_argument("--create-pr", action="store_true", help="as a pull request")
     parser.add_argument("--metrics", metavar="FILE", help="metrics.json of validate, for the card")
     parser.add_argument("--dataset", metavar="NAME", help="that they were measured on")
     parser.add_argument("--message", default="Upload a detector", help="of the commit")
+
+
+def repository(text: str) -> str:
+    """The name of a repository on the command line, refused before anything is done for it."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if "/" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a repository: expected ORG/NAME")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,6 +92,16 @@ def push(
             if metrics_file.is_file():
                 shutil.copy(metrics_file, copy)
         return push_folder(copy, repo_id, **options)
+
+
+def push_or_say_how(folder: Path, repo_id: str) -> str | None:
+    """Push what was made just now, and print its address; where that fails, how to do it later."""
+    try:
+        print(f"on the hub: {push(folder, repo_id)}")
+    except (HubError, OSError) as error:
+        later = f"sepc-zoo push {shlex.quote(str(folder))} {repo_id}"
+        return f"not on the hub: {error}\nthe model is kept; push it later: {later}"
+    return None
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

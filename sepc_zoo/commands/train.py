@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from sepc_zoo.commands.arguments import key_value, model_name, nested
-from sepc_zoo.commands.push import push
+from sepc_zoo.commands.push import push_or_say_how, repository
 from sepc_zoo.data import write_shapes
 from sepc_zoo.data.reader import FORMATS
 from sepc_zoo.engine.accelerator import start_processes
@@ -159,7 +159,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="torch.compile the model")
     add("--deterministic", action="store_true", help="same numbers in every run, slower")
     add("--cpu", action="store_true", help="leave the GPU alone")
-    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="where the best model goes")
+    parser.add_argument(
+        "--push-to-hub", type=repository, metavar="ORG/NAME", help="where the best model goes"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -187,8 +189,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"models, log and pictures are in {options.output}")
     best = Path(options.output) / "best"
     print(f"use it: sepc-zoo predict PHOTO --model {best}")
-    if repo_id is not None:
-        print(f"on the hub: {push(best, repo_id)}")
+    problem = None if repo_id is None else push_or_say_how(best, repo_id)
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 1
     return 0
 
 

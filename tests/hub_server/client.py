@@ -62,7 +62,7 @@ def point_client_at(hub: "HubServer", home: Path, monkeypatch: "pytest.MonkeyPat
                 monkeypatch.setattr(module, name, value)
     # The functions of the module are methods of one object, which has a copy too.
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
-    _forget_connections()
+    forget_connections()
 
 
 def _set_environment(wanted: Mapping[str, str], monkeypatch: "pytest.MonkeyPatch") -> None:
@@ -72,7 +72,7 @@ def _set_environment(wanted: Mapping[str, str], monkeypatch: "pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
 
 
-def _forget_connections() -> None:
+def forget_connections() -> None:
     """A session has read the proxies when it was made."""
     from huggingface_hub.utils import _http
 
