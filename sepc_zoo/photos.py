@@ -16,7 +16,6 @@ from sepc_zoo.ops.image import (
     ImageError,
     high_byte,
     list_images,
-    normalize_image,
     read_image,
     resize_image,
     resize_scale,
@@ -37,10 +36,9 @@ class Photo:
         return self.pixels.shape[1], self.pixels.shape[2]
 
     def to_input(self, weights: WeightsConfig) -> Tensor:
-        """The network's input ``(3, h, w)`` float32, not padded yet."""
+        """The photo ``(3, h, w)`` uint8 at the size for the network, which normalises and pads."""
         size = resized_size(*self.size, *weights.image_size)
-        resized = resize_image(self.pixels, size, antialias=weights.antialias)
-        return normalize_image(resized, weights.mean, weights.std)
+        return resize_image(self.pixels, size, antialias=weights.antialias)
 
 
 def to_photo(

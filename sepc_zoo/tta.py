@@ -52,7 +52,7 @@ class PhotoInput(NamedTuple):
     """A photo as the network's input."""
 
     size: tuple[int, int]  # height and width of the photo
-    images: list[Tensor]  # (3, h, w) float32, normalised: one for each scale
+    images: list[Tensor]  # (3, h, w) uint8: one for each scale
     views: Views
 
 
@@ -65,7 +65,7 @@ def look(
     """What is in each photo, in its own pixels: what all of its views show, on the CPU.
 
     Args:
-        detect: what is in images ``(3, h, w)``, in their own pixels: ``Detector.detect``.
+        detect: what is in images ``(3, h, w)`` uint8, in their own pixels: ``Detector.detect``.
         photos: all for the same views.
         config: the detector's.
     """

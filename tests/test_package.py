@@ -11,8 +11,8 @@ import sepc_zoo
 
 PACKAGE = Path(sepc_zoo.__file__).parent
 HEAVY = {
-    *("accelerate", "faster_coco_eval", "matplotlib", "onnx", "pycocotools", "supervision"),
-    "torchmetrics",
+    *("accelerate", "datasets", "faster_coco_eval", "matplotlib", "onnx", "pycocotools", "rich"),
+    *("supervision", "tensorboard", "torchmetrics"),
 }
 
 # Imports run downwards only: a package may import those after it.

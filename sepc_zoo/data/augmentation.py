@@ -43,3 +43,8 @@ class Augmentation:
     def factors(self, short: int) -> tuple[float, ...]:
         """What the short side is multiplied with, before ``scale``."""
         return tuple(side / short for side in self.short_sides) or (1.0,)
+
+    def largest(self, short: int, long: int) -> tuple[float, float]:
+        """What the sides of a photo are at most."""
+        most = self.scale[1] * max(self.factors(short))
+        return short * most, long * most

@@ -172,9 +172,13 @@ def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:
     """A sample of another size, (height, width)."""
     image, target = sample
     y, x = size[0] / image.shape[-2], size[1] / image.shape[-1]
+    return resize_image(image, size, antialias), scale(target, x, y)
+
+
+def scale(target: Target, x: float, y: float) -> Target:
+    """The target of an image whose sides are multiplied by ``x`` and ``y``."""
     boxes = target["boxes"] * target["boxes"].new_tensor([x, y, x, y])
-    resized = resize_image(image, size, antialias)
-    return resized, target | {"boxes": boxes, "area": target["area"] * (x * y)}
+    return target | {"boxes": boxes, "area": target["area"] * (x * y)}
 
 
 def shift(target: Target, x: float, y: float) -> Target:

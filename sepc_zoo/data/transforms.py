@@ -1,6 +1,6 @@
 """From a photo and its boxes to what a detector is trained and validated on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from sepc_zoo.data.augmentation import Augmentation
-from sepc_zoo.data.mixing import Target, chance, random_crop, uniform
-from sepc_zoo.ops.image import normalize_image, resize_image, resized_size
+from sepc_zoo.data.mixing import Target, chance, random_crop, select, uniform
+from sepc_zoo.ops.image import resize_image, resized_size
 
 MIRRORED = Augmentation()
 # image, target -> image, target; see ``make_target`` for what a target has
@@ -21,13 +21,11 @@ Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 def train_transform(
     short: int,
     long: int,
-    mean: Sequence[float],
-    std: Sequence[float],
     *,
     antialias: bool,
     augmentation: Augmentation = MIRRORED,
 ) -> Transform:
-    """Crop, resize, augment and normalise a uint8 image ``(3, H, W)``, its boxes with it.
+    """Crop, resize and augment a uint8 image ``(3, H, W)``, its boxes with it.
 
     The sides are at most ``short`` and ``long`` pixels, times what the augmentation says. Boxes of
     less than a pixel are left out of the result, and their labels, crowd flags and areas with them.
@@ -42,8 +40,7 @@ def train_transform(
         steps.append(v2.RandomVerticalFlip(augmentation.vflip))
     if augmentation.color_jitter:
         steps.append(v2.RandomPhotometricDistort())
-    clean = [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(labels_getter=_columns)]
-    return v2.Compose([*steps, *clean, Normalize(tuple(mean), tuple(std))])
+    return v2.Compose([*steps, clean_boxes])
 
 
 @dataclass(frozen=True)
@@ -80,19 +77,10 @@ class ResizeWithBoxes:
         return tv_tensors.Image(resize_image(image, size, self.antialias)), resized
 
 
-@dataclass(frozen=True)
-class Normalize:
-    """Normalise the image, and hand everything on as plain tensors."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        plain = {**target, "boxes": target["boxes"].as_subclass(Tensor)}
-        return normalize_image(image.as_subclass(Tensor), self.mean, self.std), plain
-
-
-def _columns(sample: tuple[Tensor, Target]) -> tuple[Tensor, ...]:
-    """What goes when a box goes."""
-    target = sample[1]
-    return target["labels"], target["iscrowd"], target["area"]
+def clean_boxes(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Clip the boxes, leave out what is less than a pixel, and hand all on as plain tensors."""
+    height, width = image.shape[-2:]
+    boxes = target["boxes"].as_subclass(Tensor)
+    boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height] * 2))
+    has_sides = (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)
+    return image.as_subclass(Tensor), select(target | {"boxes": boxes}, has_sides)

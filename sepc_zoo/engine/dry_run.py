@@ -86,18 +86,17 @@ def measure(run: Run) -> Forecast:
 
 def padded_size(run: Run, indices: Sequence[int]) -> tuple[int, int]:
     """The height and width that a batch of these photos can reach."""
-    short, long = run.detector.config.weights.image_size
-    most = run.options.scale[1] * max(run.options.augmentation.factors(short))
-    sizes = [run.train_data.records[i].size for i in indices]
-    resized = [resized_size(*size, short * most, long * most) for size in sizes]
+    largest = run.options.augmentation.largest(*run.detector.config.weights.image_size)
+    resized = [resized_size(*run.train_data.records[i].size, *largest) for i in indices]
     return max(height for height, _ in resized), max(width for _, width in resized)
 
 
 def make_batch(run: Run, indices: Sequence[int], extent: tuple[int, int] = (0, 0)) -> Batch:
     """The batch of some photos on the device of the run, padded to ``extent`` at least."""
     dataset: Any = run.train_loader.loader.dataset
-    multiple = run.detector.config.weights.pad_multiple
-    batch = collate([dataset[i] for i in indices], multiple)
+    weights = run.detector.config.weights
+    multiple = weights.pad_multiple
+    batch = collate([dataset[i] for i in indices], multiple).normalized(weights.mean, weights.std)
     height, width = batch.images.shape[-2:]
     missing = [
         math.ceil(e / multiple) * multiple - s for e, s in zip(extent, (height, width), strict=True)

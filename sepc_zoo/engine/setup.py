@@ -310,16 +310,14 @@ def train_loader(
 ) -> DataLoader:
     """Shuffled, augmented batches."""
     weights = model.config.weights
-    transform = train_transform(
-        *weights.image_size,
-        weights.mean,
-        weights.std,
-        antialias=weights.antialias,
-        augmentation=options.augmentation,
-    )
-    mix = Mixer(options.augmentation, *weights.image_size, weights.antialias)
+    size, antialias, augmentation = weights.image_size, weights.antialias, options.augmentation
+    transform = train_transform(*size, antialias=antialias, augmentation=augmentation)
+    mix = Mixer(augmentation, *size, antialias)
+    # Parts of a photo are cut out to the pixel, and without antialiasing each pixel counts.
+    is_whole = augmentation.crop or augmentation.mixes or not antialias
+    largest = None if is_whole else augmentation.largest(*size)
     loader = make_loader(
-        DetectionDataset(data, transform, options.seed, mix),
+        DetectionDataset(data, transform, options.seed, mix, largest),
         options.batch_size,
         shuffle=True,
         seed=options.seed,

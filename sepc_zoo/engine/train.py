@@ -88,7 +88,9 @@ def steps_of(run: Run, epoch: int) -> Iterator[list[Batch]]:
     """The batches of each step of an epoch that was not made yet."""
     per_step = run.options.grad_accum_steps
     done = run.progress.step - epoch * run.steps_per_epoch
-    batches = run.train_loader.batches(epoch, done * per_step)
+    weights = run.detector.config.weights
+    loaded = run.train_loader.batches(epoch, done * per_step)
+    batches = (batch.normalized(weights.mean, weights.std) for batch in loaded)
     while run.progress.step < run.total_steps and (group := list(islice(batches, per_step))):
         yield group
 

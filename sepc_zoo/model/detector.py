@@ -18,7 +18,7 @@ from sepc_zoo.model.fpn import FPN
 from sepc_zoo.model.head import Head
 from sepc_zoo.model.sepc import build_neck
 from sepc_zoo.ops.anchors import make_anchors
-from sepc_zoo.ops.image import pad_and_stack, padded_size
+from sepc_zoo.ops.image import normalize, pad_and_stack, padded_size
 from sepc_zoo.ops.postprocess import select_detections
 from sepc_zoo.photos import Photo, open_photos
 from sepc_zoo.predictions import Predictions
@@ -173,20 +173,23 @@ class Detector(nn.Module):
         return Detections.of(found, score_threshold, self.config, photo.path or photo.pixels)
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """What is in each image ``(3, h, w)``, normalised, in its own pixels, by falling score.
+        """What is in each image ``(3, h, w)`` uint8, in its own pixels, by falling score.
 
         Images that have one size when padded go through the network together. Others do not: more
         padding than an image needs changes what is seen in it, and so would its neighbours.
         """
-        weight, multiple = self.head.cls.weight, self.config.weights.pad_multiple
+        weight, expected = self.head.cls.weight, self.config.weights
+        precision = torch.promote_types(weight.dtype, torch.float32)
         same_size = defaultdict(list)
         for i, image in enumerate(images):
-            same_size[padded_size(image, multiple)].append(i)
+            same_size[padded_size(image, expected.pad_multiple)].append(i)
         found: dict[int, dict[str, Tensor]] = {}
         for indices in same_size.values():
-            group = [images[i].to(weight, non_blocking=True) for i in indices]
+            group = [images[i].to(weight.device, non_blocking=True) for i in indices]
             sizes = [(image.shape[-2], image.shape[-1]) for image in group]
-            seen = self.postprocess(self(pad_and_stack(group, multiple)), sizes)
+            batch = pad_and_stack(group, expected.pad_multiple)
+            batch = normalize(batch, sizes, expected.mean, expected.std, precision)
+            seen = self.postprocess(self(batch.to(weight.dtype)), sizes)
             found.update(zip(indices, seen, strict=True))
         return [found[i] for i in range(len(images))]
 

@@ -13,7 +13,6 @@ import torch
 import torchvision
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -32,6 +31,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # from an EXIF orientation to upright
+REDUCTIONS = (8, 4, 2)  # of both sides, at which a JPEG can be decoded
 TAIL_BYTES = 4096  # where the end marker is looked for before the whole file is decoded
 
 # Whatever PIL raises over a broken file: SyntaxError for PNG chunks, struct.error for TIFF tags ...
@@ -53,18 +53,25 @@ class ImageError(UserError, ValueError):
     """An image file that cannot be read; the message names the file and the reason."""
 
 
-def read_image(path: str | os.PathLike[str]) -> Tensor:
+def read_image(path: str | os.PathLike[str], reduction: int = 1) -> Tensor:
     """Decode an image file to uint8 ``(3, H, W)`` RGB, upright (EXIF orientation applied).
 
     Transparency is dropped, 16-bit samples keep their high byte, an animation gives its first
     frame.
+
+    Args:
+        reduction: decode a JPEG at a half, a quarter or an eighth of its sides, which is faster;
+            of ``fitting_reduction``. Other formats come whole.
 
     Raises:
         ImageError: the file is missing, damaged or no image, or has float samples.
     """
     with _naming(path):
         data = Path(path).read_bytes()
-        if data.startswith(JPEG_START):  # torchvision's PNG decoder crashes over damaged pixels
+        is_jpeg = data.startswith(JPEG_START)
+        if is_jpeg and reduction > 1:
+            return _decode_with_pil(data, reduction)
+        if is_jpeg:  # torchvision's PNG decoder crashes over damaged pixels
             try:
                 return _decode_with_torchvision(data)
             except (RuntimeError, AttributeError):
@@ -72,6 +79,18 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
                 # 0.29 on, torchvision announces the end of its (faster) decoders.
                 pass
         return _decode_with_pil(data)
+
+
+def fitting_reduction(size: tuple[int, int], least: tuple[int, int]) -> int:
+    """How far a photo's (height, width) can be divided and still be ``least``: 8, 4, 2 or 1.
+
+    Both sides are divided without a remainder, so that boxes fit to the last bit.
+    """
+    for reduction in REDUCTIONS:
+        sides = zip(size, least, strict=True)
+        if all(side % reduction == 0 and side >= reduction * most for side, most in sides):
+            return reduction
+    return 1
 
 
 def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, int]:
@@ -125,7 +144,7 @@ def rgb_of_pil(image: Image.Image) -> Tensor:
         return high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
     if image.mode == "P":  # straight to RGB, PIL warns that a palette's transparency is lost
         image = image.convert("RGBA")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def high_byte(image: Tensor) -> Tensor:
@@ -158,9 +177,27 @@ def resize_image(image: Tensor, size: tuple[int, int], antialias: bool) -> Tenso
     return TF.resize(image, list(size), InterpolationMode.BILINEAR, antialias=antialias)
 
 
-def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 ``(3, H, W)`` to the default dtype: from 0...1, minus ``mean``, over ``std``."""
-    return TF.normalize(image.to(torch.get_default_dtype()) / 255, list(mean), list(std))
+def normalize(
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """uint8 images ``(N, 3, H, W)`` as a network takes them: from 0...1, minus mean, over std.
+
+    What lies beyond the (height, width) of an image is 0. On a GPU nothing waits for it.
+
+    Args:
+        dtype: of the result; None: torch's default.
+    """
+    images = images.to(dtype or torch.get_default_dtype()).div_(255)
+    for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
+        images[:, channel].sub_(m).div_(s)
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return images
 
 
 def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:
@@ -171,8 +208,10 @@ def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:
     if not images:
         raise ValueError("no images to stack")
     height, width = map(max, zip(*(padded_size(image, multiple) for image in images), strict=True))
-    padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
-    return torch.stack(padded)
+    stacked = images[0].new_zeros(len(images), 3, height, width)
+    for place, image in zip(stacked, images, strict=True):
+        place[:, : image.shape[-2], : image.shape[-1]] = image
+    return stacked
 
 
 def padded_size(image: Tensor, multiple: int) -> tuple[int, int]:
@@ -199,8 +238,10 @@ def _decode_with_torchvision(data: bytes) -> Tensor:
     return torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
 
 
-def _decode_with_pil(data: bytes) -> Tensor:
+def _decode_with_pil(data: bytes, reduction: int = 1) -> Tensor:
     with Image.open(io.BytesIO(data)) as file:
+        if reduction > 1:
+            file.draft(None, (file.width // reduction, file.height // reduction))
         return rgb_of_pil(_upright(file))
 
 

@@ -6,8 +6,6 @@ import torch
 from sepc_zoo.data.augmentation import Augmentation
 from sepc_zoo.data.transforms import train_transform
 
-MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-
 
 def photo_with(*boxes, size=(100, 160)):
     """A dark photo with a bright rectangle in each box, and its target."""
@@ -29,8 +27,8 @@ def photo_with(*boxes, size=(100, 160)):
 
 
 def bright_box(image):
-    rows = (image.amax(dim=(0, 2)) > 0.5).nonzero()
-    columns = (image.amax(dim=(0, 1)) > 0.5).nonzero()
+    rows = (image.amax(dim=(0, 2)) > 127).nonzero()
+    columns = (image.amax(dim=(0, 1)) > 127).nonzero()
     x1, x2, y1, y2 = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
     return torch.stack([x1, y1, x2, y2]).float()
 
@@ -39,7 +37,7 @@ def bright_box(image):
 @pytest.mark.parametrize("limits", [(100, 160), (60, 200), (250, 400)])
 def test_boxes_move_with_their_pixels(hflip, limits):
     transform = train_transform(
-        *limits, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=hflip, scale=(0.8, 1.2))
+        *limits, antialias=True, augmentation=Augmentation(hflip=hflip, scale=(0.8, 1.2))
     )
     torch.manual_seed(0)
     for box in [(20, 10, 60, 50), (0, 0, 30, 100), (120, 60, 160, 100)]:
@@ -48,23 +46,21 @@ def test_boxes_move_with_their_pixels(hflip, limits):
 
 
 def test_a_flip_mirrors_the_box():
-    transform = train_transform(
-        100, 160, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=1.0)
-    )
+    transform = train_transform(100, 160, antialias=True, augmentation=Augmentation(hflip=1.0))
     _, target = transform(*photo_with((20, 10, 60, 50)))
     assert target["boxes"].tolist() == [[100, 10, 140, 50]]
 
 
 def test_a_photo_upside_down_takes_its_box_along():
     asked = Augmentation(hflip=0.0, vflip=1.0)
-    transform = train_transform(100, 160, MEAN, STD, antialias=True, augmentation=asked)
+    transform = train_transform(100, 160, antialias=True, augmentation=asked)
     _, target = transform(*photo_with((20, 10, 60, 50)))
     assert target["boxes"].tolist() == [[20, 50, 60, 90]]
 
 
 def test_one_of_the_short_sides_is_drawn():
     asked = Augmentation(short_sides=(40, 50, 60))
-    transform = train_transform(50, 1000, MEAN, STD, antialias=True, augmentation=asked)
+    transform = train_transform(50, 1000, antialias=True, augmentation=asked)
     torch.manual_seed(0)
     sides = {transform(*photo_with())[0].shape[-2] for _ in range(50)}
     assert sides == {40, 50, 60}
@@ -72,7 +68,7 @@ def test_one_of_the_short_sides_is_drawn():
 
 def test_the_sides_keep_to_their_limits_times_the_factor():
     transform = train_transform(
-        50, 1000, MEAN, STD, antialias=False, augmentation=Augmentation(scale=(0.5, 2.0))
+        50, 1000, antialias=False, augmentation=Augmentation(scale=(0.5, 2.0))
     )
     torch.manual_seed(0)
     sides = [transform(*photo_with())[0].shape[-2] for _ in range(50)]
@@ -81,13 +77,13 @@ def test_the_sides_keep_to_their_limits_times_the_factor():
 
 
 def test_the_area_is_scaled_with_the_image():
-    transform = train_transform(50, 80, MEAN, STD, antialias=True)
+    transform = train_transform(50, 80, antialias=True)
     _, target = transform(*photo_with((20, 10, 60, 50)))
     assert target["area"].tolist() == [25.0]
 
 
 def test_what_belongs_to_a_box_goes_with_it():
-    transform = train_transform(50, 80, MEAN, STD, antialias=True)
+    transform = train_transform(50, 80, antialias=True)
     boxes = (0, 0, 9, 9), (10, 10, 11, 90), (20, 20, 80, 80), (30, 30, 31, 31)
     _, target = transform(*photo_with(*boxes))  # at half the size, two are thinner than a pixel
     assert target["labels"].tolist() == [0, 2]
@@ -97,7 +93,7 @@ def test_what_belongs_to_a_box_goes_with_it():
 
 def test_photos_without_boxes_pass():
     transform = train_transform(
-        50, 80, MEAN, STD, antialias=True, augmentation=Augmentation(color_jitter=True)
+        50, 80, antialias=True, augmentation=Augmentation(color_jitter=True)
     )
     image, target = transform(*photo_with())
     assert image.shape == (3, 50, 80)
@@ -108,11 +104,9 @@ def test_colour_jitter_changes_colours_only():
     torch.manual_seed(0)
     photo, target = photo_with((20, 10, 60, 50))
     photo = photo // 2 + 50
-    plain = train_transform(
-        100, 160, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=0.0)
-    )
+    plain = train_transform(100, 160, antialias=True, augmentation=Augmentation(hflip=0.0))
     jittered = train_transform(
-        100, 160, MEAN, STD, antialias=True, augmentation=Augmentation(hflip=0.0, color_jitter=True)
+        100, 160, antialias=True, augmentation=Augmentation(hflip=0.0, color_jitter=True)
     )
     image, moved = jittered(photo, target)
     assert torch.equal(moved["boxes"], target["boxes"])
@@ -120,9 +114,9 @@ def test_colour_jitter_changes_colours_only():
 
 
 TRANSFORMS = {
-    "plain": train_transform(50, 80, MEAN, STD, antialias=True),
+    "plain": train_transform(50, 80, antialias=True),
     "jittered": train_transform(
-        50, 80, MEAN, STD, antialias=True, augmentation=Augmentation(color_jitter=True)
+        50, 80, antialias=True, augmentation=Augmentation(color_jitter=True)
     ),
 }
 
@@ -130,7 +124,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_results_are_plain_tensors(name):
     image, target = TRANSFORMS[name](*photo_with((20, 10, 60, 50)))
-    assert image.dtype == torch.float32
+    assert image.dtype == torch.uint8
     assert {type(image), type(target["boxes"]), type(target["labels"])} == {torch.Tensor}
     assert (target["image_id"], target["photo_size"]) == (5, (100, 160))
 

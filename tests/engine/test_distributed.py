@@ -128,7 +128,9 @@ def batches_of(run, groups, empty):
     for i in set(empty) & set(samples):
         for name in ("boxes", "labels", "iscrowd", "area"):
             samples[i][1][name] = samples[i][1][name][:0]
-    return [collate([samples[i] for i in group]) for group in groups]
+    weights = run.detector.config.weights
+    batches = (collate([samples[i] for i in group]) for group in groups)
+    return [batch.normalized(weights.mean, weights.std) for batch in batches]
 
 
 def ready(options):

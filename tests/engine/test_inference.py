@@ -97,7 +97,8 @@ def test_views_that_are_too_large_are_refused_before_any_worker_starts(model, fi
 def test_photos_in_a_batch_do_not_change_what_is_seen_in_another(model):
     """Of two sizes that pad to the same, of another, and the first size again."""
     torch.manual_seed(0)
-    images = [torch.randn(3, *size) for size in ((60, 90), (64, 96), (90, 60), (60, 90))]
+    sizes = (60, 90), (64, 96), (90, 60), (60, 90)
+    images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes]
     with torch.no_grad():
         together = model.detect(images)
         alone = [model.detect([image])[0] for image in images]

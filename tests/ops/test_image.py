@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
+from torchvision.transforms.v2 import functional as TF
 
 from sepc_zoo.ops.image import (
     ImageError,
     check_image,
+    fitting_reduction,
     list_images,
-    normalize_image,
+    normalize,
     pad_and_stack,
     read_image,
     read_size,
@@ -261,19 +263,74 @@ def test_resizing_gives_uint8_of_the_size():
 
 
 def test_normalising_gives_the_mean_zero_and_a_deviation_one():
-    image = torch.tensor([51, 102, 255], dtype=torch.uint8).view(3, 1, 1)
-    normalised = normalize_image(image, mean=(0.2, 0.2, 0.5), std=(0.1, 0.2, 0.5))
+    image = torch.tensor([51, 102, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    normalised = normalize(image, [(1, 1)], mean=(0.2, 0.2, 0.5), std=(0.1, 0.2, 0.5))
     assert normalised.dtype == torch.float32
     torch.testing.assert_close(normalised.flatten(), torch.tensor([0.0, 1.0, 1.0]))
 
 
-def test_normalised_images_have_the_default_dtype():
+def test_normalising_equals_torchvisions_to_the_last_bit():
+    images = torch.arange(256).to(torch.uint8).expand(2, 3, 4, -1)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = TF.normalize(images.float() / 255, list(mean), list(std))
+    expected[0, :, 3:] = 0
+    expected[1, :, :, 200:] = 0
+    assert torch.equal(normalize(images, [(3, 256), (4, 200)], mean, std), expected)
+
+
+def test_normalised_images_have_the_default_dtype_or_that_asked_for():
+    image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    assert normalize(image, [(2, 2)], (0.5,) * 3, (0.5,) * 3, torch.float16).dtype == torch.float16
     torch.set_default_dtype(torch.float64)
     try:
-        image = normalize_image(torch.zeros(3, 2, 2, dtype=torch.uint8), (0.5,) * 3, (0.5,) * 3)
+        image = normalize(image, [(2, 2)], (0.5,) * 3, (0.5,) * 3)
     finally:
         torch.set_default_dtype(torch.float32)
     assert image.dtype == torch.float64
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_jpeg_can_be_read_at_a_fraction_of_its_size(
+    reduction, mode, orientation, photo, tmp_path
+):
+    path = tmp_path / "photo.jpg"
+    smooth = photo.resize((8 * WIDTH, 8 * HEIGHT), Image.Resampling.BICUBIC)
+    smooth.convert(mode).save(path, exif=rotated_by_exif(orientation), quality=95)
+    whole, small = read_image(path), read_image(path, reduction)
+    assert [reduction * side for side in small.shape[-2:]] == [*whole.shape[-2:]]
+    expected = torch.nn.functional.avg_pool2d(whole.float(), reduction)
+    assert (small - expected).abs().mean() < 1  # of 255
+
+
+def test_other_formats_come_whole(photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    assert read_image(tmp_path / "photo.png", 2).shape == (3, HEIGHT, WIDTH)
+
+
+def test_a_truncated_jpeg_is_an_error_at_a_fraction_of_its_size(tmp_path):
+    path = tmp_path / "short.jpg"
+    Image.effect_noise((WIDTH, HEIGHT), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"short\.jpg: "):
+        read_image(path, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "reduction"),
+    [
+        ((480, 640), (240, 320), 2),
+        ((480, 640), (241, 322), 1),
+        ((480, 640), (100, 133), 4),
+        ((427, 640), (100, 150), 1),  # no half of 427
+        ((3000, 4000), (100, 133), 8),
+        ((3000, 4000), (1, 1), 8),
+        ((20, 30), (800, 1200), 1),
+    ],
+)
+def test_a_reduction_divides_the_sides_and_leaves_enough(size, least, reduction):
+    assert fitting_reduction(size, least) == reduction
 
 
 def test_stacking_pads_with_zeros_to_the_right_and_below():
