@@ -24,6 +24,7 @@ from sepc_zoo.engine.summary import show_end, show_start
 from sepc_zoo.engine.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.methods.losses import mean_over_processes
+from sepc_zoo.model.detector import Detector
 from sepc_zoo.model_folder import save_model
 from sepc_zoo.ops.image import ImageError, pad_and_stack
 from sepc_zoo.ops.processes import sum_over_processes
@@ -113,7 +114,8 @@ def draw_seen(run: Run, batches: Sequence[Batch]) -> Image.Image:
 
 def train_step(run: Run, batches: Sequence[Batch]) -> None:
     """One step of the optimizer. It is skipped where loss or gradient are not finite."""
-    statistics = [(buffer, buffer.clone()) for buffer in run.detector.buffers()]
+    statistics = changing_statistics(run.detector)
+    before = [buffer.clone() for buffer in statistics]
     losses = accumulate_gradient(run, batches)
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.clip_grad)
     # The scaler of fp16 skips infinite gradients itself, which are its way to find its scale.
@@ -125,8 +127,8 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
         run.log.count(losses, sum(len(batch.images) for batch in batches))
         run.progress.skipped_in_a_row = 0
     else:
-        for buffer, before in statistics:  # of the batch norms, which have seen the batch
-            buffer.copy_(before)
+        for buffer, saved in zip(statistics, before, strict=True):
+            buffer.copy_(saved)  # of the batch norms, which have seen the batch
         if run.accelerator.scaler is not None:
             run.accelerator.scaler.update()  # it has seen the gradient, and waits for a step
         run.log.bar.update()
@@ -139,6 +141,12 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
     if not finite:
         row = run.progress.skipped_in_a_row
         run.faults.skip(batches, losses, row, lambda: draw_seen(run, batches))
+
+
+def changing_statistics(detector: Detector) -> list[Tensor]:
+    """The buffers that a forward pass may change: those of the parts in train mode."""
+    parts = [module for module in detector.modules() if module.training]
+    return [buffer for module in parts for buffer in module.buffers(recurse=False)]
 
 
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:

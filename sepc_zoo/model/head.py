@@ -55,7 +55,7 @@ def _tower(channels: int, depth: int) -> nn.Sequential:
     for _ in range(depth):
         conv = nn.Conv2d(channels, channels, 3, padding=1)
         init_conv(conv)
-        layers += [conv, nn.ReLU()]
+        layers += [conv, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
