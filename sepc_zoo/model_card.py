@@ -18,6 +18,10 @@ A one-stage object detector built with sepc_zoo: method \
 {origin}
 ## Use
 
+```bash
+pip install sepc_zoo
+```
+
 ```python
 import sepc_zoo
 
@@ -32,12 +36,12 @@ sepc-zoo train --data my_photos --finetune {source}
 {results}{training}
 ## Input
 
-RGB in 0..1 minus {mean}, divided by {std}; short side {short} pixels, long side at most {long}. \
+RGB in 0 to 1 minus {mean}, divided by {std}; short side {short} pixels, long side at most {long}. \
 `predict` and the commands do this themselves.
 
 ## Labels
 
-{labels}
+In this order: {labels}.
 
 ## Limits
 
@@ -95,13 +99,13 @@ def model_card(
         if weights.authors_ap
         else "",
         source=f"hf-hub:{repo_id}" if repo_id else LOCAL_SOURCE,
-        results=_results(metrics, dataset or weights.dataset),
+        results=_results(metrics, dataset or validation_split(weights.dataset)),
         training=_training(training),
         mean=weights.mean,
         std=weights.std,
         short=weights.image_size[0],
         long=weights.image_size[1],
-        labels=", ".join(_escape(name) for name in config.label_names),
+        labels=", ".join(_escape(name) or "(no name)" for name in config.label_names),
     )
     front = _front_matter(config, metrics, dataset or weights.dataset)
     return f"---\n{front.to_yaml()}\n---\n\n{body}"
@@ -128,7 +132,7 @@ def _front_matter(
         library_name="sepc_zoo",
         pipeline_tag="object-detection",
         license=weights.license or None,
-        datasets=[re.sub(r"[^\w.-]+", "-", weights.dataset)] if weights.dataset else None,
+        datasets=[_slug(name) for name in weights.dataset.split(" + ") if name] or None,
         base_model=f"timm/{config.backbone}" if "." in config.backbone else None,
         tags=["object-detection", "pytorch", "timm", config.method],
         # model-index must have both
@@ -137,12 +141,17 @@ def _front_matter(
     )
 
 
+def validation_split(dataset: str) -> str:
+    """What training measures on."""
+    return f"the validation split of {dataset}" if dataset else "the validation split"
+
+
 def _results(metrics: Mapping[str, Any] | None, dataset: str) -> str:
     found = {name: metrics[name] for name in FIGURES if metrics and metrics.get(name, -1) >= 0}
     if not found:
         return ""
     return RESULTS.format(
-        dataset=dataset or "the validation split",
+        dataset=_escape(dataset),
         header=" | ".join(found),
         line=" | ".join("---" for _ in found),
         figures=" | ".join(f"{value:.3f}" for value in found.values()),
@@ -152,13 +161,29 @@ def _results(metrics: Mapping[str, Any] | None, dataset: str) -> str:
 def _training(training: Mapping[str, Any] | None) -> str:
     if not training:
         return ""
-    lines = [f"- {name}: {_escape(str(value))}" for name, value in training.items()]
+    lines = [
+        f"- {name.replace('_', ' ')}: {_escape(_in_words(value))}"
+        for name, value in training.items()
+    ]
     return "\n## Training\n\n" + "\n".join(lines) + "\n"
 
 
+def _slug(dataset: str) -> str:
+    """What the hub takes for the id of a data set."""
+    return re.sub(r"[^\w./-]+", "-", dataset).strip("-")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        parts = [f"{name.replace('_', ' ')} {_in_words(v)}" for name, v in value.items()]
+        return ", ".join(parts) or "none"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(str, value))})"
+    return "none" if value is None else str(value)
+
+
 def _escape(text: str) -> str:
-    """Text of a user's that is not to be read as Markdown or HTML."""
-    plain = " ".join(text.split())
-    for character in "\\`*_[]<>|":
-        plain = plain.replace(character, f"\\{character}")
-    return plain
+    """Text of a user's that is not to be read as Markdown, HTML or a formula."""
+    return re.sub(r"([\\`*_\[\]<>|&~$#])", r"\\\1", " ".join(text.split()))

@@ -285,6 +285,21 @@ def test_the_commands_push_and_publish(hub, token, model, tmp_path, monkeypatch,
     assert_same_model(model, create_model("hf-hub:zoo/second"))
 
 
+def test_a_license_goes_into_the_card_and_changes_nothing_else(
+    hub, token, model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    folder = str(save_model(model, tmp_path, metrics=METRICS))
+    assert main(["push", folder, "zoo/plain"]) == 0
+    assert main(["push", folder, "zoo/plain", "--revision", "mit", "--license", "mit"]) == 0
+    plain, licensed = (
+        ModelCard(hub.repository("zoo/plain").contents(revision)["README.md"].decode())
+        for revision in ("main", "mit")
+    )
+    assert licensed.text.strip() == plain.text.strip()
+    assert licensed.data.to_dict() == plain.data.to_dict() | {"license": "mit"}
+
+
 def test_pushing_no_model_folder_is_refused(hub, tmp_path, capsys):
     assert main(["push", str(tmp_path), "zoo/nothing"]) == 2
     assert "is no model folder" in capsys.readouterr().err

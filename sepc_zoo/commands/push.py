@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--create-pr", action="store_true", help="as a pull request")
     parser.add_argument("--metrics", metavar="FILE", help="metrics.json of validate, for the card")
     parser.add_argument("--dataset", metavar="NAME", help="that they were measured on")
+    parser.add_argument("--license", metavar="ID", help="for the card, such as apache-2.0")
     parser.add_argument("--message", default="Upload a detector", help="of the commit")
 
 
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         args.repo_id,
         metrics=None if args.metrics is None else read_metrics(Path(args.metrics)),
         dataset=args.dataset,
+        license=args.license,
         private=args.private,
         revision=args.revision,
         create_pr=args.create_pr,
@@ -67,6 +70,7 @@ def push(
     repo_id: str,
     metrics: Mapping[str, Any] | None = None,
     dataset: str | None = None,
+    license: str | None = None,
     **options: Any,
 ) -> str:
     """Push a model folder that loads, its card told where it is; the address of the commit.
@@ -74,6 +78,7 @@ def push(
     Args:
         metrics: for the card; by default it stays as training wrote it.
         dataset: that they were measured on.
+        license: of the weights, by its id on the hub, for the card.
         options: of ``push_folder``.
 
     Raises:
@@ -91,6 +96,10 @@ def push(
             (copy / CARD_FILE).write_text(text, encoding="utf-8")
             if metrics_file.is_file():
                 shutil.copy(metrics_file, copy)
+        if license is not None:
+            told = ModelCard.load(copy / CARD_FILE)
+            told.data.license = license
+            told.save(copy / CARD_FILE)
         return push_folder(copy, repo_id, **options)
 
 
