@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sepc_zoo.config import AnchorConfig
+from sepc_zoo.methods.losses import background, flat_index, sum_background
 from sepc_zoo.methods.matching import inside_crowd
-from sepc_zoo.methods.targets import Truth
-from sepc_zoo.ops.boxes import anchor_chunks, box_iou
+from sepc_zoo.methods.targets import Truth, Truths, pad_truths
+from sepc_zoo.ops.boxes import anchor_chunks, box_iou, table_chunks, table_rows
 from sepc_zoo.ops.coders import decode_delta, encode_delta
 from sepc_zoo.predictions import Predictions
 
@@ -42,83 +43,97 @@ class FreeAnchor:
         An image without boxes counts as one with a single bag, or its share would be huge.
         """
         logits, deltas, _ = predictions
-        positive = logits.sum() * 0 + deltas.sum() * 0  # differentiable without any box
-        negative = logits.new_zeros(())
-        for image_logits, image_deltas, truth in zip(logits, deltas, truths, strict=True):
-            prob = image_logits.sigmoid()
-            positive = positive + self.positive_bag_loss(prob, image_deltas, anchors, truth)
-            negative = negative + self.negative_bag_loss(prob, image_deltas, anchors, truth)
+        images = pad_truths(truths)
+        boxes = torch.cat([truth.boxes for truth in truths])  # B, of all images
+        labels = torch.cat([truth.labels for truth in truths])
+        image = torch.cat([torch.full_like(t.labels, i) for i, t in enumerate(truths)])[:, None]
+        bags = nearest_anchors(boxes, anchors, self.bag_size)  # B, n
+        with torch.no_grad():
+            found = self.decode(anchors, deltas)
+            meant, prob = self.meant_cells(found, images, logits.shape[2])  # M
+            counted = ~inside_crowd(images.crowds, anchors)  # N, A
 
-        bags = sum(max(1, len(truth.boxes)) for truth in truths)
+        in_bags = flat_index(logits, image, bags, labels[:, None])
+        picked = torch.cat([in_bags.flatten(), meant])
+        negative, own = sum_background(logits, counted, self.gamma, picked)
+        of_bags, of_meant = own.split([in_bags.numel(), len(meant)])
+
+        positive = self.positive_bag_loss(
+            of_bags.view_as(bags), deltas[image, bags], anchors[bags], boxes
+        )
+        # The sum took all as background; what means an object to some part is so to the rest.
+        rest = partly_background(of_meant, prob, self.gamma) - background(of_meant, self.gamma)
+        negative = negative + rest[counted.flatten()[meant // logits.shape[2]]].sum()
+
+        count = sum(max(1, len(truth.boxes)) for truth in truths)
         terms = {
             "loss_positive_bag": self.alpha * positive,
             "loss_negative_bag": (1 - self.alpha) / self.bag_size * negative,
         }
-        return terms, torch.tensor(bags, device=logits.device)
+        return terms, torch.full((), count, device=logits.device)
 
     def positive_bag_loss(
-        self, prob: Tensor, deltas: Tensor, anchors: Tensor, truth: Truth
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, boxes: Tensor
     ) -> Tensor:
-        """-log of the chance that some anchor of the bag finds each object, summed: ``()``."""
-        if len(truth.boxes) == 0:
-            return prob.new_zeros(())
-        bags = nearest_anchors(truth.boxes, anchors, self.bag_size)  # G, n
-        wanted = encode_delta(
-            anchors[bags], truth.boxes[:, None].expand(*bags.shape, 4), DELTA_SCALE
-        )
-        distance = F.smooth_l1_loss(
-            deltas[bags], wanted, reduction="none", beta=self.smooth_l1_beta
-        )
+        """-log of the chance that some anchor of the bag finds each object, summed: ``()``.
+
+        Args:
+            logits: of the object's class ``(B, n)``; deltas and anchors are ``(B, n, 4)``.
+        """
+        wanted = encode_delta(anchors, boxes[:, None].expand_as(anchors), DELTA_SCALE)
+        distance = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
         box_prob = (-self.box_weight * distance.sum(dim=2)).exp()
-        bag_prob = mean_max(prob[bags, truth.labels[:, None]] * box_prob)
+        bag_prob = mean_max(logits.sigmoid() * box_prob)
         return F.binary_cross_entropy(bag_prob, torch.ones_like(bag_prob), reduction="sum")
 
-    def negative_bag_loss(
-        self, prob: Tensor, deltas: Tensor, anchors: Tensor, truth: Truth
-    ) -> Tensor:
-        """Focal loss of each anchor for the classes it does not mean, summed: ``()``."""
-        with torch.no_grad():
-            boxes = self.decode(anchors, deltas)
-            meant = self.object_prob(truth, boxes, num_classes=prob.shape[1])
-            counted = 1 - meant
-            counted[inside_crowd(truth.crowds, anchors)] = 0
-        prob = prob * counted
-        loss = F.binary_cross_entropy(prob, torch.zeros_like(prob), reduction="none")
-        return (prob**self.gamma * loss).sum()
+    def meant_cells(self, found: Tensor, truths: Truths, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Where the boxes found ``(N, A, 4)`` may mean an object of a class.
 
-    def object_prob(self, truth: Truth, boxes: Tensor, num_classes: int) -> Tensor:
-        """Chance that each predicted box means an object of each class, ``(A, 4) -> (A, K)``.
-
-        Linear in the IoU from the threshold up to the best box of the object (section 3.3).
+        Returns:
+            Places in the flattened ``(N, A, K)`` and the chance ``(M,)``, linear in the IoU from
+            the threshold up to the best box of the object (section 3.3).
         """
-        prob = boxes.new_zeros(len(boxes) * num_classes)
-        if len(truth.boxes) == 0:
-            return prob.view(-1, num_classes)
-        best = boxes.new_full((len(truth.boxes),), self.iou_threshold + 1e-12)
-        near = []
-        for chunk in anchor_chunks(len(truth.boxes), len(boxes)):
-            iou = box_iou(truth.boxes, boxes[chunk])  # G, a
-            best = torch.maximum(best, iou.amax(dim=1))
-            box, anchor = (iou > self.iou_threshold).nonzero(as_tuple=True)
-            near.append((box, anchor + chunk.start, iou[box, anchor]))
-        box, anchor, iou = (torch.cat(parts) for parts in zip(*near, strict=True))
-        linear = ((iou - self.iou_threshold) / (best[box] - self.iou_threshold)).clamp(max=1)
-        cell = anchor * num_classes + truth.labels[box]
-        return prob.scatter_reduce(0, cell, linear, "amax").view(-1, num_classes)
+        threshold = self.iou_threshold
+        best = found.new_full(truths.labels.shape, threshold + 1e-12)  # N, G
+        near = torch.zeros(found.shape[:2], dtype=torch.bool, device=found.device)  # N, A
+        for chunk, iou, _ in table_chunks(box_iou, truths.boxes, found):
+            best = torch.maximum(best, iou.amax(dim=2))
+            near[:, chunk] = iou.amax(dim=1) > threshold
+        image, anchor = near.nonzero(as_tuple=True)  # few; a GPU is waited for here
+
+        meant = [(anchor[:0], best[0, :0])]
+        for part in anchor_chunks(max(best.shape[1], num_classes), len(image)):
+            i, a = image[part], anchor[part]
+            iou = box_iou(truths.boxes[i], found[i, a][:, None]).squeeze(2)  # R, G
+            linear = ((iou - threshold) / (best[i] - threshold)).clamp(max=1)
+            linear = linear.where(iou > threshold, 0)
+            prob = linear.new_zeros(len(i), num_classes)
+            prob = prob.scatter_reduce(1, truths.labels[i].clamp(min=0), linear, "amax")
+            row, label = prob.nonzero(as_tuple=True)
+            cell = (i[row] * found.shape[1] + a[row]) * num_classes + label
+            meant.append((cell, prob[row, label]))
+        cells, probs = zip(*meant, strict=True)
+        return torch.cat(cells), torch.cat(probs)
+
+
+def partly_background(logits: Tensor, meant: Tensor, gamma: float) -> Tensor:
+    """``background`` of the part of the probability ``p`` that means no object, ``p (1 - meant)``.
+
+    1 - p (1 - meant) is taken apart, so that it is exact for a certain p.
+    """
+    prob = logits.sigmoid()
+    rest = ((-logits).sigmoid() + prob * meant).log().clamp(min=-100)
+    return -((prob * (1 - meant)) ** gamma) * rest
 
 
 def nearest_anchors(boxes: Tensor, anchors: Tensor, count: int) -> Tensor:
-    """The ``count`` anchors of highest IoU with each box ``(G, 4), (A, 4) -> (G, count)``."""
-    values = boxes.new_empty(len(boxes), 0)
-    indices = torch.empty(len(boxes), 0, dtype=torch.long, device=boxes.device)
-    for chunk in anchor_chunks(len(boxes), len(anchors)):
-        iou = box_iou(boxes, anchors[chunk])
-        top, index = iou.topk(min(count, iou.shape[1]), dim=1)
-        values = torch.cat([values, top], dim=1)
-        indices = torch.cat([indices, index + chunk.start], dim=1)
-        values, best = values.topk(min(count, values.shape[1]), dim=1)
-        indices = indices.gather(1, best)
-    return indices
+    """The ``count`` anchors of highest IoU with each box ``(G, 4), (A, 4) -> (G, count)``.
+
+    Of those that tie for the last places, the same as by ``topk`` of a box's IoU with all anchors.
+    """
+    count = min(count, len(anchors))
+    bags = [iou.topk(count, dim=1).indices for iou in table_rows(box_iou, boxes, anchors)]
+    return torch.cat([anchors.new_empty(0, count, dtype=torch.long), *bags])
 
 
 def mean_max(prob: Tensor) -> Tensor:

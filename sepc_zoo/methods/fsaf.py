@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.config import AnchorConfig
-from sepc_zoo.methods.losses import focal_negative, focal_positive
+from sepc_zoo.methods.losses import (
+    FOCAL_ALPHA,
+    FOCAL_GAMMA,
+    flat_index,
+    focal_negative,
+    focal_positive,
+    sum_background,
+)
 from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_centre
-from sepc_zoo.methods.targets import Truth, positives
+from sepc_zoo.methods.targets import Truth, Truths, pad_truths, positives
 from sepc_zoo.ops.coders import decode_tblr, encode_tblr
 from sepc_zoo.predictions import Predictions
 
@@ -32,30 +39,40 @@ class FSAF:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """``loss_cls`` and ``loss_box``, and the number of positive cells (section 3.2)."""
         logits, deltas, sizes = predictions
-        match = torch.stack([self.match(anchors, truth) for truth in truths])  # N, A
-        image, anchor, box, boxes, labels = positives(match, truths)
+        images = pad_truths(truths)
+        match = self.match(anchors, images)  # N, A
+        image, anchor, real, box, boxes, labels = positives(match, images)
 
-        negative = focal_negative(logits).sum(dim=2).masked_fill(match == IGNORE, 0)  # N, A
-        own = logits[image, anchor, labels]
-        as_negative = focal_negative(own)
-        loss_cls = negative[image, anchor] - as_negative + focal_positive(own)  # P
+        cells = flat_index(logits, image, anchor, labels)
+        negative, own = sum_background(logits, match != IGNORE, FOCAL_GAMMA, cells)
+        as_positive, as_negative = focal_positive(own), focal_negative(own)
         loss_box = iou_loss(deltas[image, anchor], encode_tblr(anchors[anchor], boxes))
 
         with torch.no_grad():
-            num_boxes = sum(len(truth.boxes) for truth in truths)
-            lengths = torch.tensor(predictions.level_lengths, device=match.device)
-            level = torch.arange(len(sizes), device=match.device).repeat_interleave(lengths)[anchor]
-            best = best_level(loss_cls + loss_box, box, level, num_boxes, len(sizes))
-            chosen = level == best[box]
+            others = focal_negative(logits[image, anchor]).sum(dim=1) - as_negative
+            loss = others + as_positive + loss_box  # P
+            level = level_of_anchors(predictions)[anchor]
+            num_boxes = images.labels.numel()
+            owner = box.masked_fill(~real, num_boxes)  # one box more, that owns what is not real
+            best = best_level(loss, owner, level, num_boxes + 1, len(sizes))
+            chosen = real & (level == best[owner])
         # Where another level was chosen, a cell forgets its box and that box's class alone.
-        correction = torch.where(chosen, focal_positive(own) - as_negative, -as_negative)
-        loss_cls = negative.sum() + correction.sum()
-        return {"loss_cls": loss_cls, "loss_box": loss_box[chosen].sum()}, chosen.sum()
+        correction = torch.where(chosen, as_positive - as_negative, -as_negative)
+        loss_cls = (1 - FOCAL_ALPHA) * negative + correction.masked_fill(~real, 0).sum()
+        loss_box = loss_box.masked_fill(~chosen, 0).sum()
+        return {"loss_cls": loss_cls, "loss_box": loss_box}, chosen.sum()
 
-    def match(self, anchors: Tensor, truth: Truth) -> Tensor:
-        """The box of each cell ``(A,)``, NEGATIVE or IGNORE."""
-        match = match_by_centre(truth.boxes, anchors, self.central, self.min_cover)
-        return match.masked_fill((match < 0) & inside_crowd(truth.crowds, anchors), IGNORE)
+    def match(self, anchors: Tensor, truths: Truths) -> Tensor:
+        """The box of each cell ``(N, A)``, NEGATIVE or IGNORE."""
+        match = match_by_centre(truths.boxes, anchors, self.central, self.min_cover)
+        return match.masked_fill((match < 0) & inside_crowd(truths.crowds, anchors), IGNORE)
+
+
+def level_of_anchors(predictions: Predictions) -> Tensor:
+    """The level on which each anchor lies ``(A,)``."""
+    device = predictions.logits.device
+    lengths = enumerate(predictions.level_lengths)
+    return torch.cat([torch.full((length,), level, device=device) for level, length in lengths])
 
 
 def best_level(loss: Tensor, box: Tensor, level: Tensor, num_boxes: int, num_levels: int) -> Tensor:

@@ -1,76 +1,81 @@
 """From boxes to indices: which anchors answer for which box; in chunks, so memory is bounded.
 
-An anchor's match is the index of its box, ``NEGATIVE`` or ``IGNORE``.
+An anchor's match is the index of its box, ``NEGATIVE`` or ``IGNORE``. Boxes are those of one image
+``(G, 4)`` or of many ``(N, G, 4)``, which have the same anchors. Boxes without area fill up the
+images that have fewer; they match nothing.
 """
 
 import torch
 from torch import Tensor
 
-from sepc_zoo.ops.boxes import anchor_chunks, box_area, box_iof, box_iou, shrink_boxes
+from sepc_zoo.ops.boxes import box_area, box_iof, box_iou, shrink_boxes, table_chunks
 
 NEGATIVE = -1
 IGNORE = -2
 
 
 def match_by_iou(boxes: Tensor, anchors: Tensor, positive: float, negative: float) -> Tensor:
-    """RetinaNet's matching (section 4.1), ``(G, 4), (A, 4) -> (A,)``.
+    """RetinaNet's matching (section 4.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
     An anchor goes to the box it overlaps most if their IoU is at least ``positive``, is negative
     below ``negative`` and ignored between. Every box keeps its best anchors whatever their IoU, all
     that tie, as long as they overlap it; of two boxes that claim one anchor so, the later gets it.
     """
-    match = torch.full((len(anchors),), NEGATIVE, device=anchors.device)
-    if len(boxes) == 0:
+    match = _no_match(boxes, anchors)
+    if boxes.shape[-2] == 0:
         return match
-    ties = []
-    for chunk in anchor_chunks(len(boxes), len(anchors)):
-        iou = box_iou(boxes, anchors[chunk])  # G, a
-        best, index = iou.max(dim=0)
-        index = index.masked_fill(best < positive, IGNORE)
-        match[chunk] = index.masked_fill(best < negative, NEGATIVE)
-        top = iou.amax(dim=1, keepdim=True)
-        box, anchor = ((iou == top) & (iou > 0)).nonzero(as_tuple=True)
-        ties.append((box, anchor + chunk.start, iou[box, anchor]))
-    box, anchor, iou = (torch.cat(parts) for parts in zip(*ties, strict=True))
-    top = iou.new_zeros(len(boxes)).scatter_reduce(0, box, iou, "amax")
-    kept = iou == top[box]
-    forced = torch.full_like(match, NEGATIVE).scatter_reduce(0, anchor[kept], box[kept], "amax")
-    return torch.where(forced >= 0, forced, match)
+    top = boxes.new_zeros(boxes.shape[:-1])  # ..., G
+    for _, iou, _ in table_chunks(box_iou, boxes, anchors):
+        top = torch.maximum(top, iou.amax(dim=-1))
+    top = top.masked_fill(top == 0, torch.inf)[..., None]  # of a box that overlaps no anchor: never
+    number = torch.arange(1, boxes.shape[-2] + 1, device=boxes.device).to(boxes)[:, None]  # G, 1
+    for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
+        best, index = iou.max(dim=-2)  # ..., a
+        index = index.masked_fill(best < positive, IGNORE).masked_fill(best < negative, NEGATIVE)
+        kept = iou.eq_(top).mul_(number).amax(dim=-2).long() - 1
+        match[..., chunk] = torch.where(kept >= 0, kept, index)
+    return match
 
 
 def match_by_centre(
     boxes: Tensor, anchors: Tensor, central: float = 0.2, min_cover: float = 0.01
 ) -> Tensor:
-    """FSAF's matching (section 3.1), ``(G, 4), (A, 4) -> (A,)``.
+    """FSAF's matching (section 3.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
     An anchor is positive where the central part of a box covers more than ``min_cover`` of it and
-    its centre lies strictly inside the box, ignored where the centre does not. The smallest box
-    wins, of equal ones the first.
+    its centre lies strictly inside the pixels of the box, ignored where the centre does not. The
+    smallest box wins, of equal ones the first.
     """
-    match = torch.full((len(anchors),), NEGATIVE, device=anchors.device)
-    if len(boxes) == 0:
+    match = _no_match(boxes, anchors)
+    num_boxes = boxes.shape[-2]
+    if num_boxes == 0:
         return match
-    cores, area = shrink_boxes(boxes, central), box_area(boxes)[:, None]
-    for chunk in anchor_chunks(len(boxes), len(anchors)):
-        covered = box_iof(cores, anchors[chunk]) > min_cover  # G, a
-        inside = covered & _centre_inside(boxes, anchors[chunk])
-        smallest, index = torch.where(inside, area, torch.inf).min(dim=0)
-        outside = torch.where(covered.any(dim=0), IGNORE, NEGATIVE)
-        match[chunk] = torch.where(smallest < torch.inf, index, outside)
+    order = box_area(boxes).argsort(dim=-1, stable=True)  # ..., G
+    boxes = boxes.gather(-2, order[..., None].expand_as(boxes))
+    left, top, right, bottom = boxes[..., None].unbind(-2)  # ..., G, 1
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).T.contiguous()  # A
+    number = torch.arange(num_boxes, 0, -1, device=boxes.device).to(boxes)[:, None]  # G, 1
+    for chunk, cover, holds in table_chunks(box_iof, shrink_boxes(boxes, central), anchors):
+        hit = cover.gt_(min_cover)  # 1 or 0
+        outside = hit.amax(dim=-2)
+        for low, high, centre in ((left, right - 1, x[chunk]), (top, bottom - 1, y[chunk])):
+            hit.mul_(torch.lt(low, centre, out=holds)).mul_(torch.gt(high, centre, out=holds))
+        place = num_boxes - hit.mul_(number).amax(dim=-2).long()  # of the first that holds it
+        box = order.gather(-1, place.clamp(max=num_boxes - 1))
+        missed = torch.where(outside > 0, IGNORE, NEGATIVE)
+        match[..., chunk] = torch.where(place < num_boxes, box, missed)
     return match
 
 
-def _centre_inside(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Whether each centre lies strictly inside the pixels of each box ``(G, A)``."""
-    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(-1)
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
-    return (x1 < x) & (x < x2 - 1) & (y1 < y) & (y < y2 - 1)
-
-
 def inside_crowd(crowds: Tensor, anchors: Tensor) -> Tensor:
-    """Whether more than half of each anchor lies in a crowd box, ``(C, 4), (A, 4) -> (A,)``."""
-    inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
-    if len(crowds):
-        for chunk in anchor_chunks(len(crowds), len(anchors)):
-            inside[chunk] = (box_iof(crowds, anchors[chunk]) > 0.5).any(dim=0)
+    """Whether over half of each anchor lies in a crowd box, ``(..., C, 4), (A, 4) -> (..., A)``."""
+    inside = torch.zeros_like(_no_match(crowds, anchors), dtype=torch.bool)
+    if crowds.shape[-2]:
+        for chunk, cover, _ in table_chunks(box_iof, crowds, anchors):
+            inside[..., chunk] = cover.amax(dim=-2) > 0.5
     return inside
+
+
+def _no_match(boxes: Tensor, anchors: Tensor) -> Tensor:
+    shape = (*boxes.shape[:-2], len(anchors))
+    return torch.full(shape, NEGATIVE, device=anchors.device)

@@ -1,23 +1,39 @@
-"""Continuous xyxy boxes in pixels, and overlaps of many boxes with very many anchors."""
+"""Continuous xyxy boxes in pixels, and overlaps of many boxes with very many anchors.
 
-from collections.abc import Iterator
+A table of overlaps is ``(..., G, A)``: of ``boxes (..., G, 4)`` with ``anchors (A, 4)`` that the
+images of a batch share, or with ``(..., A, 4)``. Whoever makes many gives the three tensors ``out``
+to make them in: the first becomes the table. Fresh memory costs more than all the arithmetic.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-# Cells of a boxes x anchors table that are held at once: 16 M are 64 MB in float32.
+# Cells of a boxes x anchors table that are held at once: 16 M are 64 MB in float32. On the CPU as
+# many as its cache holds, but anchors enough that a row is worth its call; of whole rows some more.
 TABLE_CELLS = 2**24
+CACHED_CELLS, CACHED_ROW, CACHED_ROWS = 2**17, 128, 2**20
+
+Overlap = Callable[[Tensor, Tensor, "Buffers"], Tensor]
+Buffers = Sequence[Tensor | None]
+FRESH: Buffers = (None, None, None)
 
 
-def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Areas of overlap ``(G, 4), (A, 4) -> (G, A)``."""
-    width = _overlap(boxes1[:, None, 0], boxes1[:, None, 2], boxes2[:, 0], boxes2[:, 2])
-    height = _overlap(boxes1[:, None, 1], boxes1[:, None, 3], boxes2[:, 1], boxes2[:, 3])
-    return width.mul_(height)
+def intersection(boxes1: Tensor, boxes2: Tensor, out: Buffers = FRESH) -> Tensor:
+    """Areas of overlap ``(..., G, A)``."""
+    left1, top1, right1, bottom1 = boxes1[..., None].unbind(-2)  # ..., G, 1
+    left2, top2, right2, bottom2 = boxes2[..., None, :, :].movedim(-1, 0).contiguous()  # ..., 1, A
+    width = _overlap(left1, right1, left2, right2, out[0], out[1])
+    return width.mul_(_overlap(top1, bottom1, top2, bottom2, out[2], out[1]))
 
 
-def _overlap(low1: Tensor, high1: Tensor, low2: Tensor, high2: Tensor) -> Tensor:
-    return torch.minimum(high1, high2).sub_(torch.maximum(low1, low2)).clamp_(min=0)
+def _overlap(
+    low1: Tensor, high1: Tensor, low2: Tensor, high2: Tensor, out: Tensor | None, low: Tensor | None
+) -> Tensor:
+    high = torch.minimum(high1, high2, out=out)
+    return high.sub_(torch.maximum(low1, low2, out=low)).clamp_(min=0)
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -25,23 +41,61 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Intersection over union ``(G, 4), (A, 4) -> (G, A)``; 0 for two boxes without area."""
-    inter = intersection(boxes1, boxes2)
-    union = box_area(boxes1)[:, None] + box_area(boxes2) - inter
-    return inter.div_(union.clamp_(min=torch.finfo(inter.dtype).tiny))
+def box_iou(boxes1: Tensor, boxes2: Tensor, out: Buffers = FRESH) -> Tensor:
+    """Intersection over union ``(..., G, A)``; 0 for two boxes without area."""
+    inter = intersection(boxes1, boxes2, out)
+    areas = torch.add(box_area(boxes1)[..., None], box_area(boxes2)[..., None, :], out=out[1])
+    return inter.div_(areas.sub_(inter).clamp_(min=torch.finfo(inter.dtype).tiny))
 
 
-def box_iof(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Part of each anchor that a box covers ``(G, 4), (A, 4) -> (G, A)``."""
-    return intersection(boxes, anchors).div_(box_area(anchors))
+def box_iof(boxes: Tensor, anchors: Tensor, out: Buffers = FRESH) -> Tensor:
+    """Part of each anchor that a box covers ``(..., G, A)``."""
+    return intersection(boxes, anchors, out).div_(box_area(anchors)[..., None, :])
 
 
-def anchor_chunks(num_boxes: int, num_anchors: int) -> Iterator[slice]:
+def anchor_chunks(
+    num_boxes: int, num_anchors: int, device: torch.device | str = "cpu"
+) -> Iterator[slice]:
     """Slices over the anchors, such that no table of boxes x anchors outgrows ``TABLE_CELLS``."""
-    step = max(1, TABLE_CELLS // max(1, num_boxes))
+    num_boxes = max(1, num_boxes)
+    step = max(1, TABLE_CELLS // num_boxes)
+    if torch.device(device).type == "cpu":
+        step = min(step, max(CACHED_ROW, CACHED_CELLS // num_boxes))
     for start in range(0, num_anchors, step):
         yield slice(start, min(start + step, num_anchors))
+
+
+def table_chunks(
+    overlap: Overlap, boxes: Tensor, anchors: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The table of ``box_iou`` or ``box_iof`` for one slice of the anchors after the other.
+
+    Yields:
+        The slice, its table ``(..., G, a)`` and an empty one to work with. Both are the caller's
+        to overwrite, and are overwritten by the next.
+    """
+    images = torch.broadcast_shapes(boxes.shape[:-2], anchors.shape[:-2])
+    num_boxes = boxes.shape[-2]
+    out = boxes.new_empty(3, 0)
+    for chunk in anchor_chunks(math.prod(images) * num_boxes, anchors.shape[-2], boxes.device):
+        shape = (*images, num_boxes, chunk.stop - chunk.start)
+        if out.shape[1:] != shape:
+            out = boxes.new_empty(3, *shape)
+        yield chunk, overlap(boxes, anchors[..., chunk, :], out.unbind()), out[1]
+
+
+def table_rows(overlap: Overlap, boxes: Tensor, anchors: Tensor) -> Iterator[Tensor]:
+    """The table of ``boxes (G, 4)`` and all anchors ``(A, 4)``, some rows after the others.
+
+    Yields:
+        ``(g, A)``, the caller's to overwrite, and overwritten by the next.
+    """
+    cells = min(TABLE_CELLS, CACHED_ROWS) if boxes.device.type == "cpu" else TABLE_CELLS
+    step = max(1, cells // max(1, len(anchors)))
+    out = boxes.new_empty(3, min(step, len(boxes)), len(anchors))
+    for start in range(0, len(boxes), step):
+        part = boxes[start : start + step]
+        yield overlap(part, anchors, out[:, : len(part)].unbind())
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor, border: float = 0.0) -> Tensor:
@@ -57,7 +111,7 @@ def clip_boxes(boxes: Tensor, sizes: Tensor, border: float = 0.0) -> Tensor:
 
 
 def shrink_boxes(boxes: Tensor, factor: float) -> Tensor:
-    """The central part of each box ``(G, 4)``, its sides times ``factor``."""
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]) * (factor / 2)
-    return torch.cat([centre - half, centre + half], dim=1)
+    """The central part of each box ``(..., 4)``, its sides times ``factor``."""
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    half = (boxes[..., 2:] - boxes[..., :2]) * (factor / 2)
+    return torch.cat([centre - half, centre + half], dim=-1)

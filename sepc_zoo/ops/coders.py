@@ -21,19 +21,24 @@ def encode_delta(
     anchor_size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
     delta = torch.cat([shift / anchor_size, (box_size / anchor_size).log()], dim=-1)
-    return delta / delta.new_tensor(scale)
+    return delta / _like(delta, scale)
 
 
 def decode_delta(
     anchors: Tensor, deltas: Tensor, scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
 ) -> Tensor:
     """The inverse of ``encode_delta``; sides change by a factor of 62.5 at most."""
-    deltas = deltas * deltas.new_tensor(scale)
+    deltas = deltas * _like(deltas, scale)
     limit = math.log(MAX_SIDE_RATIO)
     size = anchors[..., 2:] - anchors[..., :2]
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
     half = size * deltas[..., 2:].clamp(-limit, limit).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def _like(deltas: Tensor, scale: Sequence[float]) -> Tensor:
+    """The scale beside the deltas, without a wait for a GPU to receive it."""
+    return torch.stack([deltas.new_full((), value) for value in scale])
 
 
 def encode_tblr(anchors: Tensor, boxes: Tensor) -> Tensor:

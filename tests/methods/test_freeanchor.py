@@ -1,34 +1,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from small_batches import CLASSES, SIZES, anchors_of, random_predictions, truth
 
-from sepc_zoo.methods.freeanchor import DELTA_SCALE, FreeAnchor, mean_max, nearest_anchors
+from sepc_zoo.methods.freeanchor import (
+    DELTA_SCALE,
+    FreeAnchor,
+    mean_max,
+    nearest_anchors,
+    partly_background,
+)
 from sepc_zoo.methods.losses import normalized
-from sepc_zoo.methods.targets import Truth
+from sepc_zoo.methods.targets import pad_truths
 from sepc_zoo.ops import boxes as boxes_module
-from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.boxes import box_iou
 from sepc_zoo.ops.coders import encode_delta
 from sepc_zoo.predictions import Predictions
 
-SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
-ANCHORS = make_anchors(FreeAnchor.anchors, SIZES, dtype=torch.float64)
-CLASSES = 4
-NONE = torch.zeros(0, 4, dtype=torch.float64)
-
-
-def random_predictions(images=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def some(values):
-        return torch.randn(images, len(ANCHORS), values, generator=generator, dtype=torch.float64)
-
-    return Predictions((some(CLASSES) - 2).requires_grad_(), some(4).requires_grad_(), SIZES)
-
-
-def truth(boxes, labels):
-    boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    return Truth(boxes, torch.tensor(labels, dtype=torch.long), NONE)
+ANCHORS = anchors_of(FreeAnchor)
 
 
 TRUTHS = [
@@ -75,7 +64,7 @@ def naive_loss(predictions, truths):
 
 
 def test_loss_equals_the_naive_loop():
-    predictions = random_predictions()
+    predictions = random_predictions(FreeAnchor)
     losses = normalized(*FreeAnchor().loss_sums(predictions, ANCHORS, TRUTHS))
     expected = naive_loss(predictions, TRUTHS)
     assert list(losses) == ["loss_positive_bag", "loss_negative_bag"]
@@ -83,21 +72,51 @@ def test_loss_equals_the_naive_loop():
         torch.testing.assert_close(loss, expected[name])
 
 
+def object_prob(boxes, *truths):
+    """The cells that mean an object, as a table ``(N, A, K)``."""
+    cells, prob = FreeAnchor().meant_cells(boxes, pad_truths(truths), CLASSES)
+    assert len(set(cells.tolist())) == len(cells)
+    table = torch.zeros(*boxes.shape[:2], CLASSES, dtype=torch.float64)
+    table.view(-1)[cells] = prob
+    return table
+
+
 def test_object_prob_equals_the_naive_loop():
     generator = torch.Generator().manual_seed(0)
-    near = TRUTHS[0].boxes[torch.randint(0, 3, (300,), generator=generator)]
-    boxes = near + torch.randn(300, 4, generator=generator, dtype=torch.float64)
-    prob = FreeAnchor().object_prob(TRUTHS[0], boxes, CLASSES)
-    assert (prob > 0).sum() > 100
-    torch.testing.assert_close(prob, naive_object_prob(TRUTHS[0], boxes))
+    near = TRUTHS[0].boxes[torch.randint(0, 3, (2, 300), generator=generator)]
+    boxes = near + torch.randn(2, 300, 4, generator=generator, dtype=torch.float64)
+    other = truth([[58.0, 4.0, 104.0, 45.0]], [3])
+    prob = object_prob(boxes, TRUTHS[0], other)
+    assert ((prob > 0).sum(dim=(1, 2)) > 90).all()
+    torch.testing.assert_close(prob[0], naive_object_prob(TRUTHS[0], boxes[0]))
+    torch.testing.assert_close(prob[1], naive_object_prob(other, boxes[1]))
 
 
 def test_object_prob_is_one_for_the_best_box_and_zero_under_the_threshold():
     box = torch.tensor([[0.0, 0.0, 100.0, 100.0]], dtype=torch.float64)
     boxes = torch.tensor([[0, 0, 100, 90], [0, 0, 100, 75], [0, 0, 100, 55]], dtype=torch.float64)
-    prob = FreeAnchor().object_prob(truth(box.tolist(), [1]), boxes, CLASSES)
+    [prob] = object_prob(boxes[None], truth(box.tolist(), [1]))
     assert prob[:, 1].tolist() == pytest.approx([1.0, 0.5, 0.0])
     assert prob[:, [0, 2, 3]].sum() == 0
+
+
+def test_an_image_without_boxes_means_nothing():
+    boxes = TRUTHS[0].boxes.expand(2, -1, -1)
+    prob = object_prob(boxes, TRUTHS[0], truth([], []))
+    assert prob[0].any()
+    assert not prob[1].any()
+
+
+@pytest.mark.parametrize("meant", [1e-6, 0.3, 1.0])
+def test_part_of_a_probability_is_background(meant):
+    logits = torch.linspace(-20, 20, 41, dtype=torch.float64, requires_grad=True)
+    prob = logits.detach().sigmoid() * (1 - meant)
+    expected = -(prob**2) * torch.log1p(-prob)
+    found = partly_background(logits, torch.tensor(meant, dtype=torch.float64), gamma=2.0)
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.gradcheck(
+        lambda x: partly_background(x, torch.full_like(x, meant), 2.0), logits
+    )
 
 
 def test_bags_are_the_anchors_of_highest_iou():
@@ -109,16 +128,25 @@ def test_bags_are_the_anchors_of_highest_iou():
     torch.testing.assert_close(iou.gather(1, bags), iou.topk(50, dim=1).values)
 
 
+def test_bags_end_in_a_tie_as_those_of_the_original():
+    """It takes ``topk`` of all anchors; which of many equal ones that is says torch alone."""
+    boxes = torch.tensor([[16.0, 16.0, 48.0, 48.0], [3.0, 5.0, 7.0, 8.0]], dtype=torch.float64)
+    iou = box_iou(boxes, ANCHORS)
+    ordered = iou.sort(dim=1, descending=True).values
+    assert (ordered[:, 49] == ordered[:, 50]).any()
+    assert torch.equal(nearest_anchors(boxes, ANCHORS, 50), iou.topk(50, dim=1).indices)
+
+
 @pytest.mark.parametrize("cells", [1, 100, 1000])
 def test_chunks_of_anchors_do_not_change_bags_and_object_prob(cells, monkeypatch):
     boxes = TRUTHS[0].boxes
     iou = box_iou(boxes, ANCHORS)
     expected = iou.gather(1, nearest_anchors(boxes, ANCHORS, 50))
     moved = boxes[torch.arange(200) % 3] + torch.randn(200, 4, dtype=torch.float64)
-    prob = FreeAnchor().object_prob(TRUTHS[0], moved, CLASSES)
+    prob = object_prob(moved[None], TRUTHS[0])
     monkeypatch.setattr(boxes_module, "TABLE_CELLS", cells)
     assert torch.equal(iou.gather(1, nearest_anchors(boxes, ANCHORS, 50)), expected)
-    assert torch.equal(FreeAnchor().object_prob(TRUTHS[0], moved, CLASSES), prob)
+    assert torch.equal(object_prob(moved[None], TRUTHS[0]), prob)
 
 
 def test_a_bag_larger_than_the_image_holds_every_anchor():

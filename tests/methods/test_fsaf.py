@@ -1,34 +1,16 @@
 import pytest
 import torch
 import torchvision
+from small_batches import CLASSES, SIZES, anchors_of, random_predictions, truth
 
 from sepc_zoo.methods.fsaf import FSAF, best_level, iou_loss
 from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.matching import IGNORE, match_by_centre
-from sepc_zoo.methods.targets import Truth
-from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.coders import decode_tblr, encode_tblr
 from sepc_zoo.predictions import Predictions
 
-SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
 LEVEL = [level for level, (h, w) in enumerate(SIZES) for _ in range(h * w)]
-ANCHORS = make_anchors(FSAF.anchors, SIZES, dtype=torch.float64)
-CLASSES = 4
-NONE = torch.zeros(0, 4, dtype=torch.float64)
-
-
-def random_predictions(images=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def some(values):
-        return torch.randn(images, len(ANCHORS), values, generator=generator, dtype=torch.float64)
-
-    return Predictions(some(CLASSES).requires_grad_(), some(4).abs().requires_grad_(), SIZES)
-
-
-def truth(boxes, labels):
-    boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    return Truth(boxes, torch.tensor(labels, dtype=torch.long), NONE)
+ANCHORS = anchors_of(FSAF)
 
 
 TRUTHS = [
@@ -81,7 +63,7 @@ def naive_loss(predictions, truths):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_equals_the_naive_loop(seed):
-    predictions = random_predictions(seed=seed)
+    predictions = random_predictions(FSAF, seed=seed)
     losses = normalized(*FSAF().loss_sums(predictions, ANCHORS, TRUTHS))
     expected = naive_loss(predictions, TRUTHS)
     assert list(losses) == ["loss_cls", "loss_box"]
@@ -112,7 +94,7 @@ def test_a_level_without_cells_is_never_chosen():
 
 
 def test_each_box_is_learned_on_one_level():
-    predictions = random_predictions(images=1)
+    predictions = random_predictions(FSAF, images=1)
     sum(normalized(*FSAF().loss_sums(predictions, ANCHORS, [TRUTHS[0]])).values()).backward()
     match = match_by_centre(TRUTHS[0].boxes, ANCHORS)
     learned = predictions.deltas.grad[0].abs().sum(dim=1) > 0

@@ -7,6 +7,7 @@ import torch
 
 from sepc_zoo.config import STRIDES
 from sepc_zoo.methods import METHODS
+from sepc_zoo.methods import targets as targets_module
 from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import truth_of
 from sepc_zoo.ops import boxes as boxes_module
@@ -188,6 +189,24 @@ def test_chunks_of_anchors_do_not_change_the_loss(method, cells, monkeypatch):
     monkeypatch.setattr(boxes_module, "TABLE_CELLS", cells)
     for name, loss in losses_of(method, predictions, target, NONE).items():
         torch.testing.assert_close(loss, expected[name])
+
+
+@METHOD
+@pytest.mark.parametrize("targets", [(NONE, NONE), (NONE, SOME), (SOME, with_crowd(SOME, CROWD))])
+def test_on_a_gpu_where_nothing_is_counted_the_loss_is_the_same(method, targets, monkeypatch):
+    """All anchors are looked at there, and what is not positive is masked."""
+    predictions = random_predictions(method)
+    inputs = (predictions.logits, predictions.deltas)
+    expected = losses_of(method, predictions, *targets)
+    of_expected = torch.autograd.grad(sum(expected.values()), inputs)
+    monkeypatch.setattr(targets_module, "counting_is_free", lambda _: False)
+    losses = losses_of(method, predictions, *targets)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+    for grad, other in zip(
+        torch.autograd.grad(sum(losses.values()), inputs), of_expected, strict=True
+    ):
+        torch.testing.assert_close(grad, other)
 
 
 @METHOD

@@ -2,7 +2,14 @@ import pytest
 import torch
 import torchvision
 
-from sepc_zoo.methods.losses import focal_negative, focal_positive, mean_over_processes
+from sepc_zoo.methods import losses as losses_module
+from sepc_zoo.methods.losses import (
+    background,
+    focal_negative,
+    focal_positive,
+    mean_over_processes,
+    sum_background,
+)
 
 LOGITS = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 6
 
@@ -31,3 +38,61 @@ def test_gradients_are_those_of_the_loss(focal):
 
 def test_one_process_keeps_its_count():
     assert mean_over_processes(torch.tensor(7)).item() == 7
+
+
+@pytest.fixture
+def batch(monkeypatch):
+    """Logits of two images, which of their anchors count, and places that repeat; in 4 chunks."""
+    monkeypatch.setattr(losses_module, "CACHED_LOGITS", 15)
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64) * 4
+    counted = torch.rand(2, 7, generator=generator) > 0.3
+    return logits.requires_grad_(), counted, torch.tensor([0, 31, 5, 31, 55])
+
+
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_the_sum_over_the_background_is_that_of_its_terms(batch, gamma):
+    logits, counted, picked = batch
+    total, own = sum_background(logits, counted, gamma, picked)
+    torch.testing.assert_close(total, background(logits, gamma)[counted].sum())
+    assert torch.equal(own, logits.flatten()[picked])
+
+
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_the_sum_over_the_background_has_the_gradient_of_its_terms(batch, gamma):
+    logits, counted, picked = batch
+    assert torch.autograd.gradcheck(lambda x: sum_background(x, counted, gamma, picked), logits)
+
+
+def test_the_background_may_be_learned_from_twice(batch):
+    logits, counted, picked = batch
+    total, own = sum_background(logits, counted, 2.0, picked)
+    loss = 3 * total + (own * torch.arange(5)).sum()
+    [first] = torch.autograd.grad(loss, logits, retain_graph=True)
+    [second] = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(first, second)
+
+
+def test_no_gradient_is_made_where_none_is_wanted(batch, monkeypatch):
+    logits, counted, picked = batch
+    monkeypatch.setattr(torch, "empty_like", None)
+    with torch.no_grad():
+        assert not sum_background(logits, counted, 2.0, picked)[0].requires_grad
+    assert not sum_background(logits.detach(), counted, 2.0, picked)[0].requires_grad
+
+
+def test_the_background_of_logits_in_another_order(batch):
+    logits, counted, picked = batch
+    turned = logits.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    for x in (logits, turned):
+        sum(part.sum() for part in sum_background(x, counted, 2.0, picked)).backward()
+    torch.testing.assert_close(turned.grad, logits.grad)
+
+
+def test_a_float32_sum_of_many_terms_is_exact():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 50_000, 80, generator=generator) - 4
+    counted, none = torch.ones(1, 50_000, dtype=torch.bool), torch.zeros(0, dtype=torch.long)
+    total, _ = sum_background(logits, counted, 2.0, none)
+    exact, _ = sum_background(logits.double(), counted, 2.0, none)
+    assert total.item() == pytest.approx(exact.item(), rel=1e-6)

@@ -2,34 +2,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from small_batches import CLASSES, SIZES, anchors_of, random_predictions, truth
 
 from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.matching import NEGATIVE, match_by_iou
 from sepc_zoo.methods.retinanet import RetinaNet
-from sepc_zoo.methods.targets import Truth
-from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.coders import encode_delta
 from sepc_zoo.predictions import Predictions
 
-SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
-ANCHORS = make_anchors(RetinaNet.anchors, SIZES, dtype=torch.float64)
-CLASSES = 4
-NONE = torch.zeros(0, 4, dtype=torch.float64)
-
-
-def random_predictions(images=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def some(values):
-        shape = (images, len(ANCHORS), values)
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-    return Predictions(some(CLASSES), some(4), SIZES)
-
-
-def truth(boxes, labels):
-    boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    return Truth(boxes, torch.tensor(labels, dtype=torch.long), NONE)
+ANCHORS = anchors_of(RetinaNet)
 
 
 TRUTHS = [
@@ -58,7 +39,7 @@ def naive_loss(predictions, truths):
 
 @pytest.mark.parametrize("truths", [TRUTHS, [TRUTHS[0], truth([], [])]], ids=["boxes", "one empty"])
 def test_loss_equals_the_naive_loop(truths):
-    predictions = random_predictions()
+    predictions = random_predictions(RetinaNet)
     losses = normalized(*RetinaNet().loss_sums(predictions, ANCHORS, truths))
     expected = naive_loss(predictions, truths)
     assert list(losses) == ["loss_cls", "loss_box"]
@@ -79,7 +60,7 @@ def test_a_perfect_prediction_has_hardly_any_loss():
 
 
 def test_only_positive_anchors_learn_boxes():
-    predictions = random_predictions()
+    predictions = random_predictions(RetinaNet)
     sum(normalized(*RetinaNet().loss_sums(predictions, ANCHORS, TRUTHS)).values()).backward()
     for grad, image in zip(predictions.deltas.grad, TRUTHS, strict=True):
         positive = match_by_iou(image.boxes, ANCHORS, 0.5, 0.4) >= 0
@@ -87,7 +68,7 @@ def test_only_positive_anchors_learn_boxes():
 
 
 def test_ignored_anchors_learn_nothing():
-    predictions = random_predictions()
+    predictions = random_predictions(RetinaNet)
     sum(normalized(*RetinaNet().loss_sums(predictions, ANCHORS, TRUTHS)).values()).backward()
     for grad, image in zip(predictions.logits.grad, TRUTHS, strict=True):
         counted = match_by_iou(image.boxes, ANCHORS, 0.5, 0.4) >= NEGATIVE

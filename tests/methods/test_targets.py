@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from sepc_zoo.methods.targets import TargetError, Truth, check_targets, positives, truth_of
+from sepc_zoo.methods.targets import (
+    TargetError,
+    Truth,
+    check_targets,
+    pad_truths,
+    positives,
+    truth_of,
+)
 
 GOOD = {"boxes": torch.tensor([[1.0, 2.0, 30.0, 40.0]]), "labels": torch.tensor([2])}
 WRONG_BOXES = {
@@ -95,9 +102,36 @@ def test_positives_gather_boxes_over_the_batch():
         Truth(boxes[1:], torch.tensor([6, 7]), boxes[:0]),
     ]
     match = torch.tensor([[-1, 0, -2], [-1, -1, -1], [1, -2, 0]])
-    found = positives(match, truths)
+    found = positives(match, pad_truths(truths))  # two boxes an image
+    assert found.real.all()
     assert found.image.tolist() == [0, 2, 2]
     assert found.anchor.tolist() == [1, 0, 2]
-    assert found.box.tolist() == [0, 2, 1]
+    assert found.box.tolist() == [0, 5, 4]
     assert found.labels.tolist() == [5, 7, 6]
     assert torch.equal(found.boxes, boxes[[0, 2, 1]])
+
+
+def test_padding_fills_up_with_boxes_that_match_nothing():
+    boxes = torch.arange(8.0).view(2, 4)
+    none = boxes[:0]
+    some = Truth(boxes, torch.tensor([5, 6]), boxes[:1])
+    padded = pad_truths([some, Truth(none, torch.zeros(0, dtype=torch.long), none)])
+    assert torch.equal(padded.boxes[0], boxes)
+    assert not padded.boxes[1].any()
+    assert padded.labels.tolist() == [[5, 6], [-1, -1]]
+    assert padded.crowds.shape == (2, 1, 4)
+
+
+def test_a_batch_without_boxes_is_padded_to_one():
+    none = torch.zeros(0, 4)
+    padded = pad_truths([Truth(none, torch.zeros(0, dtype=torch.long), none)] * 2)
+    assert padded.boxes.shape == (2, 1, 4)
+    assert padded.crowds.shape == (2, 0, 4)
+
+
+def test_values_of_a_batch_are_looked_at_once(monkeypatch):
+    """Every look waits for a GPU, if they are on one."""
+    looks = []
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda x: looks.append(x) or bool(x.item()))
+    check(*[GOOD | {"image_id": torch.tensor(i)} for i in range(4)])
+    assert len(looks) == 1
