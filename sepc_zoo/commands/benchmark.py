@@ -9,6 +9,7 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -81,18 +82,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(results: list[Result], setting: Setting) -> None:
-    table = Table(title=describe(setting))
-    for name in ("part", "model", "ms", "ratio", "images/s", "peak MiB"):
-        table.add_column(
-            name, justify="left" if name in ("part", "model") else "right", no_wrap=True
-        )
+    table = Table(title=describe(setting), box=SIMPLE_HEAD)
+    for name in ("part", "model", "ms", "ratio", "img/s", "MiB"):
+        table.add_column(name, justify="left" if name in ("part", "model") else "right")
     for result in results:
         timing = result.timing
         table.add_row(
             result.part,
             result.model,
-            f"{1e3 * timing.median:.1f}",
-            f"{timing.ratio:.2f}",
+            f"{1e3 * timing.median:.{1 if timing.median < 1 else 0}f}",
+            f"{timing.ratio:.2f}" if timing.ratio < 100 else "",  # to next to nothing
             f"{setting.batch_size / timing.median:.1f}",
             "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
         )
