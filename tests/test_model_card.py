@@ -98,12 +98,6 @@ def test_the_front_matter_comes_back_as_it_went():
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
 
 
-@pytest.mark.usefixtures("hub")
-def test_the_hub_finds_nothing_wrong_with_a_card(recwarn):
-    ModelCard(model_card(config_of(), METRICS)).validate()
-    assert not [w for w in recwarn if "metadata" in str(w.message)]
-
-
 def test_training_is_told_in_words():
     facts = {
         "weight_decay": 0.05,
