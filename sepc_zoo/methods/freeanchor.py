@@ -63,7 +63,8 @@ class FreeAnchor:
         )
         # The sum took all as background; what means an object to some part is so to the rest.
         rest = partly_background(of_meant, prob, self.gamma) - background(of_meant, self.gamma)
-        negative = negative + rest[counted.flatten()[meant // logits.shape[2]]].sum()
+        in_crowd = ~counted.flatten()[meant // logits.shape[2]]
+        negative = negative + rest.masked_fill(in_crowd, 0).sum()
 
         count = sum(max(1, len(truth.boxes)) for truth in truths)
         terms = {

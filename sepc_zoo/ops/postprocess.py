@@ -31,15 +31,18 @@ def select_detections(
     Returns:
         For each image ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` by falling score.
     """
-    images, _, num_classes = predictions.logits.shape
+    logits, deltas, _ = predictions
+    images, num_anchors, num_classes = logits.shape
     if len(image_sizes) != images:
         raise ValueError(f"{len(image_sizes)} image_sizes for {images} images")
     candidates = _best_anchors(predictions, config.candidates_per_level)  # N, C
-    rows = torch.arange(len(candidates), device=candidates.device)[:, None]
-    scores = predictions.logits[rows, candidates].sigmoid()  # N, C, K
-    boxes = decode(anchors[candidates], predictions.deltas[rows, candidates])
-    boxes = clip_boxes(boxes, torch.tensor(image_sizes, device=boxes.device), border)
+    rows = candidates + num_anchors * torch.arange(images, device=logits.device)[:, None]
+    scores = _take(logits, rows).sigmoid_()  # N, C, K
+    boxes = decode(anchors[candidates], _take(deltas, rows))
+    limits = torch.tensor(image_sizes).to(boxes.device, non_blocking=True)
+    boxes = clip_boxes(boxes, limits, border)
 
+    # All so far has sizes known beforehand; here a GPU is waited for, and by the copy of counts.
     image, candidate, label = (scores > config.score_threshold).nonzero(as_tuple=True)
     boxes, scores = boxes[image, candidate], scores[image, candidate, label]
     # Classes and images are told apart by an offset, too coarse for float32 with many of them.
@@ -47,8 +50,17 @@ def select_detections(
     precise = torch.float32 if boxes.device.type == "mps" else torch.float64  # Apple's has no more
     keep = batched_nms(boxes.to(precise), scores.to(precise), group, config.iou_threshold)
     image = image[keep]
-    found = [keep[image == i][: config.max_detections] for i in range(len(candidates))]
+    counts = torch.zeros(images, dtype=torch.long, device=image.device)
+    counts.scatter_add_(0, image, torch.ones_like(image))
+    by_image = keep[image.argsort(stable=True)].split(counts.tolist())  # each by falling score
+    found = [kept[: config.max_detections] for kept in by_image]
     return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]
+
+
+def _take(values: Tensor, rows: Tensor) -> Tensor:
+    """Values ``(N, A, V)`` of some anchors ``(N, C)``, counted over the batch, ``-> (N, C, V)``."""
+    taken = values.flatten(0, 1).index_select(0, rows.flatten())
+    return taken.view(*rows.shape, values.shape[2])
 
 
 def _best_anchors(predictions: Predictions, per_level: int) -> Tensor:

@@ -1,7 +1,9 @@
 import pytest
 import torch
+import torchvision
 
 from sepc_zoo.config import AnchorConfig, PostprocessConfig
+from sepc_zoo.ops import postprocess as postprocess_module
 from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.coders import decode_delta
 from sepc_zoo.ops.postprocess import select_detections
@@ -162,3 +164,27 @@ def test_no_gradient_is_kept():
     predictions = random_predictions()
     predictions.logits.requires_grad_()
     assert not any(found["scores"].requires_grad for found in select(predictions))
+
+
+def test_detections_of_an_image_are_those_of_no_other():
+    """An image with very many candidates leaves the others theirs."""
+    predictions = random_predictions(images=3, classes=40)
+    predictions.logits[1] += 3
+    batch = select(predictions)
+    for i, found in enumerate(batch):
+        alone = Predictions(predictions.logits[i : i + 1], predictions.deltas[i : i + 1], SIZES)
+        [expected] = select(alone)
+        assert torch.equal(found["boxes"], expected["boxes"])
+        assert torch.equal(found["labels"], expected["labels"])
+
+
+def test_non_maximum_suppression_runs_once(monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(len(args[0]))
+        return torchvision.ops.batched_nms(*args)
+
+    monkeypatch.setattr(postprocess_module, "batched_nms", counted)
+    select(random_predictions(images=4))
+    assert len(calls) == 1

@@ -1,0 +1,197 @@
+"""Losses with their gradients, and post-processing: ours against the original code, read plainly.
+
+Predictions of 8 images at 800x1344 with 100 boxes each and 80 classes, on the CPU in float32. Times
+are medians over runs that alternate in one process; memory, of the losses, is what a process of its
+own takes at its peak on top of the inputs. Writes ``benchmarks/losses.csv`` and prints a table.
+
+    python -m benchmarks.losses [--rounds N] [--threads N] [--boxes N]
+"""
+
+import argparse
+import csv
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from benchmarks.plain import plain_loss, plain_postprocess
+from sepc_zoo.config import STRIDES, PostprocessConfig
+from sepc_zoo.methods import METHODS
+from sepc_zoo.methods.losses import normalized
+from sepc_zoo.methods.targets import Truth
+from sepc_zoo.ops.anchors import make_anchors
+from sepc_zoo.ops.boxes import box_iou
+from sepc_zoo.ops.postprocess import select_detections
+from sepc_zoo.predictions import Predictions
+
+TABLE = Path(__file__).with_suffix(".csv")
+SIZE, CLASSES = (800, 1344), 80
+SIZES = tuple((-(-SIZE[0] // stride), -(-SIZE[1] // stride)) for stride in STRIDES)
+WAYS = ("plain", "ours")
+PARTS = ("loss", "postprocess")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--boxes", type=int, default=100, help="of each image")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # a process of its own
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        method, way = args.peak_of
+        run = make_runs("loss", method, args)[way]
+        before = peak_memory()
+        run()
+        print(before, peak_memory())
+        return
+    rows = [row for part in PARTS for method in args.methods for row in measure(part, method, args)]
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    print_table(rows)
+
+
+def measure(part: str, method: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each way."""
+    peaks = {way: peak_of(method, way, args) if part == "loss" else None for way in WAYS}
+    runs = make_runs(part, method, args)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for way in WAYS:
+        runs[way]()
+    for _ in range(args.rounds):
+        for way in WAYS:
+            start = time.perf_counter()
+            runs[way]()
+            seconds[way].append(time.perf_counter() - start)
+    return [
+        {
+            "part": part,
+            "method": method,
+            "way": way,
+            "seconds": f"{statistics.median(seconds[way]):.3f}",
+            "fastest": f"{min(seconds[way]):.3f}",
+            "slowest": f"{max(seconds[way]):.3f}",
+            "inputs_gib": f"{peak[0]:.2f}" if peak else "",
+            "peak_gib": f"{peak[1]:.2f}" if peak else "",
+            "rounds": args.rounds,
+            "batch": args.batch,
+            "boxes": args.boxes,
+            "size": f"{SIZE[0]}x{SIZE[1]}",
+            "threads": args.threads,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "cpu": cpu_name(),
+        }
+        for way, peak in peaks.items()
+    ]
+
+
+def make_runs(part: str, method: str, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """What is measured, by way."""
+    generator = torch.Generator().manual_seed(0)
+    settings, anchors = METHODS[method](), make_anchors(METHODS[method].anchors, SIZES)
+    if part == "loss":
+        predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-4.0)
+        predictions.logits.requires_grad_()
+        predictions.deltas.requires_grad_()
+        truths = [random_truth(args.boxes, generator) for _ in range(args.batch)]
+
+        def learn(losses: Callable[[], dict[str, Tensor]]) -> None:
+            predictions.logits.grad = predictions.deltas.grad = None
+            sum(losses().values(), torch.zeros(())).backward()
+
+        return {
+            "plain": lambda: learn(lambda: plain_loss(settings, predictions, anchors, truths)),
+            "ours": lambda: learn(
+                lambda: normalized(*settings.loss_sums(predictions, anchors, truths))
+            ),
+        }
+    predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-7.5)
+    for logits in predictions.logits:
+        show_objects(logits, anchors, random_truth(30, generator), generator)
+    inputs = (predictions, anchors, settings.decode, [SIZE] * args.batch, PostprocessConfig())
+    return {
+        "plain": lambda: plain_postprocess(*inputs),
+        "ours": lambda: select_detections(*inputs),
+    }
+
+
+def random_predictions(
+    method: str, anchors: int, batch: int, generator: torch.Generator, mean: float
+) -> Predictions:
+    logits = torch.randn(batch, anchors, CLASSES, generator=generator).add_(mean)
+    deltas = torch.randn(batch, anchors, 4, generator=generator).mul_(0.3)
+    if METHODS[method].positive_deltas:
+        deltas.add_(1).relu_()
+    return Predictions(logits, deltas, SIZES)
+
+
+def random_truth(boxes: int, generator: torch.Generator) -> Truth:
+    room = torch.tensor([SIZE[1] - 210.0, SIZE[0] - 210.0])
+    corner = torch.rand(boxes, 2, generator=generator) * room
+    side = 8 + torch.rand(boxes, 2, generator=generator) * 200
+    labels = torch.randint(CLASSES, (boxes,), generator=generator)
+    return Truth(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4))
+
+
+def show_objects(logits: Tensor, anchors: Tensor, truth: Truth, rng: torch.Generator) -> None:
+    """Anchors that overlap an object are the surer of it the more they do, as after training."""
+    for overlap, label in zip(box_iou(truth.boxes, anchors), truth.labels, strict=True):
+        near = overlap > 0.4
+        noise = torch.randn(int(near.sum()), generator=rng)
+        logits[near, label] = 8 * overlap[near] - 4 + noise
+
+
+def peak_of(method: str, way: str, args: argparse.Namespace) -> tuple[float, float]:
+    """Memory of a process before a loss and at its peak, in GiB."""
+    options = {"--threads": args.threads, "--batch": args.batch, "--boxes": args.boxes}
+    words = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "benchmarks.losses", "--peak-of", method, way, *words]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
+    before, peak = map(float, done.stdout.split())
+    return before, peak
+
+
+def peak_memory() -> float:
+    """Most memory that the process has held so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("| part | method | plain, s | ours, s | ratio | plain, GiB | ours, GiB | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for plain, ours in zip(rows[::2], rows[1::2], strict=True):
+        slow, fast = float(plain["seconds"]), float(ours["seconds"])
+        cells = [plain["part"], plain["method"], f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.1f}"]
+        if plain["peak_gib"]:
+            much, little = (float(r["peak_gib"]) - float(r["inputs_gib"]) for r in (plain, ours))
+            cells += [f"{much:.2f}", f"{little:.2f}", f"{little / much:.2f}"]
+        else:
+            cells += ["-"] * 3
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
