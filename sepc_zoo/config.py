@@ -21,8 +21,9 @@ T = TypeVar("T")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NAME = re.compile(r"\w[\w.-]*")
-# Of timm.create_model, which would load other files or reach the network.
+# Of timm.create_model, which would load other files or reach the network, and of our own Backbone.
 NOT_BACKBONE_KWARGS = {
+    *("self", "name"),
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
 }
 MOST_KWARGS, MOST_NUMBER = 2000, 16384
@@ -39,7 +40,7 @@ class UnknownEntriesError(ConfigError):
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ConfigError(message)
+        raise ConfigError(f"{message:.1000}")  # which may have a number of 4,000 digits in it
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,10 @@ class WeightsConfig:
         _require(
             all(0 < value < math.inf for value in self.std), f"std {self.std} must be positive"
         )
+        _require(
+            self.authors_ap is None or math.isfinite(self.authors_ap),
+            f"authors_ap {self.authors_ap} must be finite",
+        )
 
 
 def without_credit(weights: WeightsConfig) -> WeightsConfig:
@@ -159,9 +164,7 @@ class DetectorConfig:
         _check_kwargs(self.backbone_kwargs, "backbone_kwargs")
         _check_kwargs(self.method_kwargs, "method_kwargs")
         refused = sorted(NOT_BACKBONE_KWARGS & set(self.backbone_kwargs))
-        _require(
-            not refused, f"backbone_kwargs {refused} say where weights are, not what a model is"
-        )
+        _require(not refused, f"backbone_kwargs {refused} say where weights are, or are no model's")
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
             _require(

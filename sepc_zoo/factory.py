@@ -1,12 +1,15 @@
 """create_model: from a name to a detector."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from sepc_zoo import hub
 from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
@@ -14,6 +17,7 @@ from sepc_zoo.errors import HubError
 from sepc_zoo.methods import METHODS
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.model_folder import (
+    CONFIG_FILE,
     WEIGHTS_FILE,
     load_weights,
     read_config,
@@ -22,6 +26,9 @@ from sepc_zoo.model_folder import (
     refuse_misfits,
 )
 from sepc_zoo.zoo import model_config, with_classes
+
+MOST_MODULES = 5_000  # of a model; timm's largest have 2,000
+MOST_TABLES = 2**28  # bytes that a model has beside its weights; timm's largest have 2**24
 
 
 def create_model(
@@ -98,12 +105,43 @@ def check_weights(file: Path, config: DetectorConfig) -> None:
     """Compare a weights file with its config before memory is taken for the model.
 
     Raises:
-        HubError: tensors are missing, left over or misshapen.
-        ConfigError: there is no such model.
+        HubError: there is no such model, it is absurdly large, or tensors are missing, left over or
+            misshapen.
     """
-    with torch.device("meta"):
-        skeleton = build(config)
-    refuse_misfits(file, read_shapes(file), skeleton)
+    shapes = read_shapes(file)
+    try:
+        with torch.device("meta"), at_most(MOST_MODULES):
+            skeleton = build(config)
+        # What is computed and not saved, as tables of positions: no weights file bounds it.
+        state = skeleton.state_dict()
+        tables = sum(b.nbytes for name, b in skeleton.named_buffers() if name not in state)
+        if tables > MOST_TABLES:
+            raise ConfigError(f"the model has {tables} bytes of tables, {MOST_TABLES} at most")
+    except ConfigError as error:
+        raise HubError(f"{file.with_name(CONFIG_FILE)} is no config of a model: {error}") from error
+    refuse_misfits(file, shapes, skeleton)
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Stop whoever builds a model of more modules than this, which would take minutes.
+
+    Raises:
+        ConfigError: from within the code that builds.
+    """
+    modules = 0
+
+    def count_module(_: nn.Module, name: str, module: nn.Module | None) -> None:  # noqa: ARG001
+        nonlocal modules
+        modules += 1
+        if modules > count:
+            raise ConfigError(f"the model has more than {count} modules")
+
+    handle = register_module_module_registration_hook(count_module)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load_model(source: str | Path, **kwargs: Any) -> Detector:
@@ -126,7 +164,14 @@ def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector
         raise ConfigError(f"no method {config.method!r}; there are {', '.join(METHODS)}")
     where = f"method_kwargs of {config.method}"
     method = from_plain(METHODS[config.method], config.method_kwargs, where)
-    return Detector(config, method, pretrained_backbone)
+    try:
+        return Detector(config, method, pretrained_backbone)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a layer that cannot have these arguments
+        raise ConfigError(
+            f"{config.backbone!r} cannot be built with {config.backbone_kwargs}: {error}"
+        ) from error
 
 
 def load_backbone(model: Detector, path: str | Path) -> None:

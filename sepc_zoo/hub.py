@@ -40,6 +40,8 @@ PUSHED = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE]  # detections may 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 # Whatever its HTTP library raises where nobody answers, which is another one in each major version.
 TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
+# Of a push: a file that the storage does not take is a RuntimeError, a strange answer a ValueError.
+PUSH_ERRORS: tuple[type[Exception], ...] = (*TRANSPORT_ERRORS, RuntimeError, ValueError)
 ANSWER_SECONDS = 10.0  # that the hub has to answer where a file is
 
 
@@ -93,12 +95,17 @@ def find_published(name: str, **download: Any) -> Path:
     except HubError as error:
         if isinstance(error.__cause__, GatedRepoError | RevisionNotFoundError):
             raise
-        if isinstance(error.__cause__, RepositoryNotFoundError | LocalEntryNotFoundError):
+        importing = (
+            f"`sepc-zoo import {name.partition('.')[0]}` fetches the authors' checkpoint and "
+            "converts it"
+        )
+        if isinstance(error.__cause__, RepositoryNotFoundError):
             raise HubError(
-                f"{name} is neither on the hub ({request.where}) nor imported here "
-                f"({imported}): `sepc-zoo import {name.partition('.')[0]}` fetches the authors' "
-                "checkpoint and converts it"
+                f"{name} is neither on the hub ({request.where}) nor imported here ({imported}): "
+                + importing
             ) from error
+        if isinstance(error.__cause__, LocalEntryNotFoundError):  # who knows what the hub has?
+            raise HubError(f"{error}; or {importing}") from error
         raise
 
 
@@ -215,6 +222,12 @@ EXPLAINED: dict[type[Exception], Callable[[Request, str, Any], str]] = {
 REFUSALS = tuple(EXPLAINED)
 
 
+WHAT_TO_DO = {  # after an answer that tells no more than its number
+    401: "the token is not valid, log in again with `hf auth login`",
+    403: "the hub lets nobody with this token have it, ask its owner",
+}
+
+
 def not_cached(request: Request, file: str, unreachable: Exception | None) -> str:
     """What to say of a file that is neither in the cache nor to be fetched."""
     where = f"{file} of {request.where}"
@@ -222,7 +235,7 @@ def not_cached(request: Request, file: str, unreachable: Exception | None) -> st
     if status is not None:
         return (
             f"{where} is not in the cache, and {constants.ENDPOINT} answered with error {status}: "
-            "try again later" + ("" if status != 401 else ", with a token that is valid")
+            + WHAT_TO_DO.get(status, "try again later")
         )
     if unreachable is None or isinstance(unreachable, OfflineModeIsEnabled):
         return (
@@ -348,7 +361,7 @@ def push_folder(
         )
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no name of a repository: expected org/name") from error
-    except TRANSPORT_ERRORS as error:
+    except PUSH_ERRORS as error:
         raise HubError(refused_push(repo_id, error)) from error
     return commit.pr_url or commit.commit_url
 
@@ -362,16 +375,26 @@ def add_to_collection(
         collection = api.create_collection(title, namespace=org, private=private, exists_ok=True)
         for repo_id in repositories:
             api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
-    except TRANSPORT_ERRORS as error:
+    except PUSH_ERRORS as error:
         raise HubError(refused_push(f"{org}: {title}", error)) from error
     return collection.url
 
 
 def refused_push(repo_id: str, error: Exception) -> str:
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # which says why, where the other names the file alone
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return (
             f"{repo_id} is not yours to write to with this token: log in with `hf auth login` and "
             "a token that may write, or choose another name"
         )
-    return f"{repo_id}: the hub did not take the files ({first_line(error)}); nothing was committed"
+    if status is not None:
+        return (
+            f"{repo_id}: the hub did not take the files ({first_line(error)}); nothing was "
+            "committed"
+        )
+    return (
+        f"{repo_id}: the hub's answer did not come ({first_line(error)}): look at "
+        f"{constants.ENDPOINT} whether it has the files, or push again"
+    )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sepc_zoo.config import (
+    ConfigError,
     DetectorConfig,
     UnknownEntriesError,
     config_from_json,
@@ -26,6 +27,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
+MOST_CONFIG_BYTES = 2**24  # 100,000 classes need a third of it
+MOST_TENSORS = 20_000  # of a file; timm's largest models have 3,000
 
 
 def save_model(
@@ -65,6 +68,8 @@ def read_config(folder: Path) -> DetectorConfig:
     """
     file = folder / CONFIG_FILE
     try:
+        if file.stat().st_size > MOST_CONFIG_BYTES:
+            raise ConfigError(f"it has more than {MOST_CONFIG_BYTES} bytes")
         return config_from_json(json.loads(file.read_text(encoding="utf-8")))
     except UnknownEntriesError as error:
         raise HubError(
@@ -94,10 +99,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         HubError: the file is missing or damaged.
     """
+    read_shapes(file)
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise HubError(f"{file} cannot be read as safetensors: {error}; fetch it again") from error
+        raise HubError(unreadable(file, error)) from error
 
 
 def read_shapes(file: Path) -> dict[str, Tensor]:
@@ -108,10 +114,20 @@ def read_shapes(file: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(file, "pt") as content:
-            shapes = {key: content.get_slice(key).get_shape() for key in content.keys()}  # noqa: SIM118
+            keys = content.keys()
+            if len(keys) > MOST_TENSORS:
+                raise HubError(f"{file} has {len(keys)} tensors, {MOST_TENSORS} at most")
+            shapes = {key: content.get_slice(key).get_shape() for key in keys}
     except (OSError, SafetensorError) as error:
-        raise HubError(f"{file} cannot be read as safetensors: {error}; fetch it again") from error
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        raise HubError(unreadable(file, error)) from error
+    try:
+        return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    except (RuntimeError, TypeError) as error:  # an empty tensor may claim sides of any length
+        raise HubError(unreadable(file, "a tensor has an impossible shape")) from error
+
+
+def unreadable(file: Path, why: object) -> str:
+    return f"{file} cannot be read as safetensors: {why!s:.500}; fetch it again"
 
 
 def refuse_misfits(file: Path, state: Mapping[str, Tensor], model: Detector) -> None:
@@ -148,12 +164,13 @@ def _carry_over_classes(
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], most: int = 20) -> list[str]:
     """A line for each tensor that is missing, left over or misshapen, ``most`` at the most."""
     misshapen = [
-        f"  {key} is {tuple(state[key].shape)}, not {tuple(value.shape)}"
+        f"  {key} is {tuple(state[key].shape)!s:.200}, not {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ]
     missing = [f"  missing: {key}" for key in wanted if key not in state]
-    left_over = [f"  left over: {key}" for key in state if key not in wanted]
+    # These names are a stranger's: without line breaks and codes for the terminal.
+    left_over = [f"  left over: {ascii(key)[1:-1]:.200}" for key in state if key not in wanted]
     problems = misshapen + missing + left_over
     if len(problems) <= most:
         return problems

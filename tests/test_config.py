@@ -136,7 +136,7 @@ WRONG = {
     "pretrained_cfg.image_size": ([0, 1333], [1333, 800], [800], [800, 10**9], [800.5, 1333], None),
     "pretrained_cfg.pad_multiple": (0, -32, 10**9, 32.5),
     "pretrained_cfg.antialias": (0, "no"),
-    "pretrained_cfg.authors_ap": ("41.0", [41.0], True),
+    "pretrained_cfg.authors_ap": ("41.0", [41.0], True, float("nan"), float("inf")),
 }
 
 
@@ -150,6 +150,12 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_entry(content, entry):
             inside = inside[key]
         inside[name] = value
         refused(changed, name)
+
+
+def test_a_refusal_is_short_even_of_a_number_that_is_not(content):
+    with pytest.raises(ConfigError, match="num_classes 9999") as caught:
+        config_from_json(content | {"num_classes": int("9" * 4000)})
+    assert len(str(caught.value)) <= 1000
 
 
 @pytest.mark.parametrize("content", [None, [], "x", 5])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from sepc_zoo import hub
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.hub import push_folder
 from sepc_zoo.model_folder import misfits, save_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -98,6 +99,57 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
 def test_a_long_list_of_misfits_is_cut(folder):
     edit_state(folder, lambda state: [state.pop(key) for key in list(state)[3:]])
     assert len(refused(folder, "and [0-9]+ more").splitlines()) == 22
+
+
+def test_the_name_of_a_tensor_left_over_is_shown_without_codes_for_the_terminal(folder):
+    edit_state(folder, lambda state: state.update({"\x1b[2J\n" + "x" * 9999: torch.zeros(1)}))
+    text = refused(folder, r"left over: \\x1b\[2J\\nxxx")
+    assert len(text) < 1000
+
+
+IMPOSSIBLE_SHAPES = ([0, 2**63], [0, 2**64 - 1], [0, 2**62, 2**62])
+
+
+@pytest.mark.parametrize("shape", IMPOSSIBLE_SHAPES)
+def test_an_empty_tensor_of_impossible_sides_is_refused(folder, shape):
+    header = {"head.box.bias": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    write_header(folder, json.dumps(header))
+    refused(folder, "impossible shape")
+
+
+def test_a_file_of_very_many_tensors_is_refused(folder):
+    entry = json.dumps({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
+    write_header(folder, "{" + ",".join(f'"{i}":{entry}' for i in range(30_000)) + "}")
+    refused(folder, "has 30000 tensors, 20000 at most")
+
+
+def write_header(folder, header):
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header.encode())
+
+
+def test_a_config_of_gigabytes_is_not_read(folder):
+    with (folder / CONFIG).open("wb") as file:
+        file.truncate(2**40)
+    refused(folder, f"{CONFIG} is no config of a model: it has more than")
+
+
+# Of a backbone: each passes the checks of a config, and timm would build it or fail in its own way.
+ABSURD_BACKBONES = {
+    "minutes of building": ("resnet18", {"layers": [16384] * 4}, "more than 5000 modules"),
+    "terabytes beside the weights": ("coatnet_0_rw_224", {"img_size": 8192}, "bytes of tables"),
+    "layers of nothing": ("convnext_atto", {"dims": [0] * 4}, "groups must be a positive"),
+    "arguments of ours": ("resnet18", {"self": 1, "name": 2}, "self.* are no model's"),
+    "no such model": ("resnet19", {}, "Unknown model"),
+}
+
+
+@pytest.mark.parametrize("case", ABSURD_BACKBONES)
+def test_an_absurd_backbone_is_refused_by_the_name_of_the_file(folder, case):
+    backbone, kwargs, match = ABSURD_BACKBONES[case]
+    content = json.loads((folder / CONFIG).read_text())
+    content["model_args"] |= {"backbone": backbone, "backbone_kwargs": kwargs}
+    (folder / CONFIG).write_text(json.dumps(content))
+    refused(folder, f"{CONFIG} is no config of a model: .*{match}")
 
 
 def test_misfits_of_equal_states_are_none(model):
@@ -228,6 +280,8 @@ REFUSALS = {
     ),
     "revision": (refusal(errors.RevisionNotFoundError), "no revision 'v2': there are main"),
     "file": (refusal(errors.RemoteEntryNotFoundError), f"at revision v2 has no {CONFIG}"),
+    "wrong token": (refusal(errors.HfHubHTTPError, 401), "the token is not valid, log in again"),
+    "disabled": (refusal(errors.HfHubHTTPError, 403), "lets nobody with this token have it"),
     "server": (refusal(errors.HfHubHTTPError, 500), "answered with error 500: try again later"),
     "network": (ConnectionError("cut"), r"cannot be reached \(cut\): load it once online"),
     "offline": (errors.OfflineModeIsEnabled("x"), "the hub was not to be asked"),
@@ -287,3 +341,45 @@ def test_offline_without_a_cache_says_so(tmp_path):
 def test_every_file_of_a_model_folder_has_the_usual_permissions(folder):
     (folder / "plain").touch()
     assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
+
+
+UPLOAD_FAULTS = {
+    "too large": ("*", "PUT", {"status": 413}, "413"),
+    "storage forbids": ("*", "PUT", {"status": 403}, "not yours to write to"),
+    "cut while uploading": ("*", "PUT", {"hang_up": True}, "answer did not come"),
+    "storage in trouble": ("*", "PUT", {"status": 500}, "500"),
+    "no plan": ("*/objects/batch", "POST", {"status": 500}, "500"),
+    "commit fails": ("*/commit/*", "POST", {"status": 500}, "500"),
+    "commit cut": ("*/commit/*", "POST", {"hang_up": True}, "answer did not come"),
+    "no repository": ("*/create", "POST", {"status": 429}, "429"),
+    "nonsense": ("*/objects/batch", "POST", {"truncate": 5}, "answer did not come"),
+}
+
+
+@pytest.mark.usefixtures("waits")
+@pytest.mark.parametrize("case", UPLOAD_FAULTS)
+def test_a_push_that_fails_says_why_and_leaves_nothing_behind(case, hub, folder):
+    path, method, fault, match = UPLOAD_FAULTS[case]
+    token = hub.add_user("alice", organizations=["zoo"])
+    repository = hub.add_repository("zoo/cells", {"README.md": b"as it was"})
+    hub.misbehave(path, method=method, **fault)
+    with pytest.raises(HubError, match=match) as caught:
+        push_folder(folder, "zoo/cells", token=token)
+    assert "zoo/cells" in str(caught.value)
+    assert repository.contents() == {"README.md": b"as it was"}
+
+
+def test_a_push_whose_answer_is_lost_does_not_say_that_nothing_was_committed(hub, folder):
+    token = hub.add_user("alice", organizations=["zoo"])
+    hub.misbehave("*/commit/*", method="POST", truncate=0)
+    with pytest.raises(HubError, match=r"look at .* whether it has the files"):
+        push_folder(folder, "zoo/cells", token=token)
+    assert "config.json" in hub.repository("zoo/cells").contents()
+
+
+def test_an_unreachable_hub_is_not_said_to_lack_published_weights(answering, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path / "none"))
+    answering[1]["tell"] = refusal(errors.HfHubHTTPError, 500)
+    with pytest.raises(HubError, match="error 500: try again later; or `sepc-zoo import") as caught:
+        create_model("fsaf_r50_sepc", pretrained=True)
+    assert "neither on the hub" not in str(caught.value)
