@@ -1,41 +1,27 @@
 """COCO's average precision and recall, equal to pycocotools' figures."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 
 from sepc_zoo.data import Annotations
-from sepc_zoo.engine.results import Found, by_image
+from sepc_zoo.engine.results import Found, Truth, truth_of
 
-# Our key (that of the COCO leaderboard) -> torchmetrics' key.
-_TORCHMETRICS_KEYS = {
-    "AP": "map",
-    "AP50": "map_50",
-    "AP75": "map_75",
-    "APs": "map_small",
-    "APm": "map_medium",
-    "APl": "map_large",
-    "AR1": "mar_1",
-    "AR10": "mar_10",
-    "AR100": "mar_100",
-    "ARs": "mar_small",
-    "ARm": "mar_medium",
-    "ARl": "mar_large",
-}
-METRIC_KEYS = tuple(_TORCHMETRICS_KEYS)
+METRIC_KEYS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
 CLASS_METRIC_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
-# pycocotools' thresholds in float64: torchmetrics' own are float32, which moves AP wherever a
-# recall or an overlap falls exactly on one.
+# COCO's, in the order of the tables that its evaluators make.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 SIZES = ("all", "small", "medium", "large")  # of objects: under 32 x 32 pixels, 96 x 96, above
@@ -60,16 +46,20 @@ def evaluate(found: Found, annotations: Annotations) -> Evaluation:
     Its figures are those of pycocotools on the same two files, also where an overlap, an area or a
     recall is exactly a threshold: boxes go in to the last digit as they stand there.
     """
-    count = len(annotations.records)
-    images = [
-        (
-            _found(*(torch.from_numpy(c[rows]) for c in (found.bbox, found.scores, found.labels))),
-            _truth(record.bbox, record.labels, record.iscrowd, record.area),
-        )
-        for record, rows in zip(annotations.records, by_image(found.image, count), strict=True)
-    ]
-    order = sorted(range(count), key=lambda i: annotations.records[i].image_id)
-    return _evaluate([images[i] for i in order], annotations.label_names)
+    coco, evaluator = _evaluators()
+    truth = truth_of(annotations)
+    there = {"area": truth.area, "iscrowd": truth.iscrowd.astype(int)}
+    seen = {"area": found.bbox[:, 2:].prod(axis=1), "score": found.scores}
+    with redirect_stdout(StringIO()):  # pycocotools tells what it does
+        sides = [
+            _index(coco(), annotations, boxes, columns)
+            for boxes, columns in ((truth, there), (found, seen))
+        ]
+        evaluation = evaluator(*sides, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+    return _evaluation(precision, recall, annotations.label_names)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
@@ -98,48 +88,54 @@ def _figure(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def _found(boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What torchmetrics takes for an image, its boxes as x, y, width, height."""
-    return {
-        "boxes": boxes.detach().cpu().double().reshape(-1, 4),
-        "scores": scores.detach().cpu().double(),
-        "labels": labels.cpu().long(),
+def _evaluators() -> tuple[Any, Any]:
+    """The index and the evaluator of pycocotools, or the same of a library that is faster."""
+    if find_spec("faster_coco_eval"):
+        import faster_coco_eval
+
+        return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return COCO, COCOeval
+
+
+def _index(
+    index: Any, annotations: Annotations, boxes: Truth | Found, more: Mapping[str, NDArray[Any]]
+) -> Any:
+    """Fill an evaluator's index with boxes, of which each array has a row, and more of each."""
+    ids = np.array([record.image_id for record in annotations.records], dtype=np.int64)
+    columns = {
+        "id": np.arange(1, len(boxes) + 1),  # with 0 a box would count as none
+        "image_id": ids[boxes.image],
+        "category_id": boxes.labels,
+        "bbox": boxes.bbox,
+        **more,
     }
-
-
-def _truth(boxes: Tensor, labels: Tensor, iscrowd: Tensor, area: Tensor) -> dict[str, Tensor]:
-    return {
-        "boxes": boxes.cpu().double().reshape(-1, 4),
-        "labels": labels.cpu().long(),
-        "iscrowd": iscrowd.cpu().long(),
-        # torchmetrics takes an area of 0 for unknown; COCO takes it for a small object.
-        "area": area.cpu().double().clamp(min=1e-6),
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    index.dataset = {
+        "images": [{"id": image_id} for image_id in ids.tolist()],
+        "categories": [{"id": label} for label in range(len(annotations.label_names))],
+        "annotations": [dict(zip(columns, row, strict=True)) for row in rows],
     }
+    index.createIndex()
+    return index
 
 
-def _evaluate(
-    images: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], label_names: Sequence[str]
+def _evaluation(
+    precision: NDArray[np.float64], recall: NDArray[np.float64], label_names: Sequence[str]
 ) -> Evaluation:
-    """What was found and what is there, image by image, both as torchmetrics takes it."""
-    metric = MeanAveragePrecision(
-        box_format="xywh",
-        iou_thresholds=IOU_THRESHOLDS.tolist(),
-        rec_thresholds=RECALLS.tolist(),
-        extended_summary=True,  # figures of classes without one more evaluation for each of them
-        backend="faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools",
-        sync_on_compute=False,  # all that was found is here
+    """From tables ``(T, R, K, S, 3)`` and ``(T, K, S, 3)``, for at most 1, 10, 100 detections."""
+    *few, recall = np.moveaxis(recall, -1, 0)
+    precision = precision[..., -1]
+    overall = precision[:, :, :, 0]
+    figures = (
+        *(mean(overall), mean(overall[0]), mean(overall[5])),
+        *(mean(precision[..., size]) for size in (1, 2, 3)),
+        *(mean(table[..., 0]) for table in (*few, recall)),
+        *(mean(recall[..., size]) for size in (1, 2, 3)),
     )
-    metric.warn_on_many_detections = False  # COCO drops what exceeds 100 of a class: as intended
-    metric.update([found for found, _ in images], [truth for _, truth in images])
-    result = metric.compute()
-
-    # Only classes that occur have a column in torchmetrics' tables.
-    precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), len(label_names), len(SIZES)), -1.0)
-    recall = np.full((len(IOU_THRESHOLDS), len(label_names), len(SIZES)), -1.0)
-    if labels := result["classes"].reshape(-1).tolist():
-        precision[:, :, labels] = result["precision"][..., -1].numpy()  # 100 detections
-        recall[:, labels] = result["recall"][..., -1].numpy()
-    metrics: dict[str, Any] = {ours: float(result[k]) for ours, k in _TORCHMETRICS_KEYS.items()}
+    metrics: dict[str, Any] = dict(zip(METRIC_KEYS, figures, strict=True))
     metrics["per_class"] = {
         name: _class_metrics(precision[:, :, label], recall[:, label])
         for label, name in enumerate(label_names)
