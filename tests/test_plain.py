@@ -29,13 +29,13 @@ def random_pyramid(generator):
 def test_the_neck_equals_ours(name, training):
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    neck = SEPC(8, NECKS[name]).train(training)
+    neck = SEPC(8, NECKS[name]).double().train(training)
     for key, value in neck.state_dict().items():
         if value.is_floating_point() and ("offset" in key or "norm" in key):
             nn.init.uniform_(value, 0.5, 1.5, generator=generator)
-    pyramid = random_pyramid(generator)
+    pyramid = [x.double() for x in random_pyramid(generator)]
     for ours, plain in zip(neck(pyramid), PlainNeck(neck)(pyramid), strict=True):
-        torch.testing.assert_close(plain, ours, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(plain, ours, rtol=1e-10, atol=1e-10)
 
 
 def random_predictions(method, seed=0):

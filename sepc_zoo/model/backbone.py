@@ -52,7 +52,10 @@ class Backbone(nn.Module):
         self.indices = [reductions.index(stride) for stride in FEATURE_STRIDES]
         self.channels = [info.channels()[i] for i in self.indices]
         self.channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
-        self.rounds_up = not _has_fixed_size(name) and self._keeps_partial_cells()
+        try:
+            self.rounds_up = not _has_fixed_size(name) and self._keeps_partial_cells()
+        except TIMM_ERRORS as error:
+            raise ConfigError(f"{name!r} with {kwargs} sees no image: {error}") from error
 
     @property
     def trunk(self) -> nn.Module:

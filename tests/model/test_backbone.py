@@ -169,3 +169,8 @@ def test_a_model_of_a_fixed_size_takes_any_where_it_can():
     backbone = Backbone("swin_tiny_patch4_window7_224").eval()
     with torch.no_grad():
         assert backbone(torch.rand(1, 3, 96, 64))[0].shape[2:] == (12, 8)
+
+
+def test_arguments_with_which_no_image_is_seen_are_refused():
+    with pytest.raises(ConfigError, match=r"test_efficientnet.*bn_eps.*sees no image"):
+        Backbone("test_efficientnet", bn_eps=[])
