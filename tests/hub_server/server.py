@@ -170,7 +170,9 @@ class _Listener(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        # Some versions of the client take what has the same host, whatever its port, for the hub.
+        host = "127.0.0.1" if self.origin == "hub" else "localhost"
+        return f"http://{host}:{self.server_port}"
 
     def start(self) -> None:
         self.thread.start()
