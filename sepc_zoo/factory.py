@@ -15,6 +15,7 @@ from sepc_zoo import hub
 from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
 from sepc_zoo.errors import HubError
 from sepc_zoo.methods import METHODS
+from sepc_zoo.model.backbone import TIMM_ERRORS
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.model_folder import (
     CONFIG_FILE,
@@ -168,7 +169,7 @@ def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector
         return Detector(config, method, pretrained_backbone)
     except ConfigError:
         raise
-    except ValueError as error:  # of a layer that cannot have these arguments
+    except (*TIMM_ERRORS, ValueError) as error:  # of a layer that has such arguments
         raise ConfigError(
             f"{config.backbone!r} cannot be built with {config.backbone_kwargs}: {error}"
         ) from error

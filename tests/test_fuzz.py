@@ -46,13 +46,18 @@ def cases(share):
     )
 
 
+class Files(dict):
+    def __repr__(self):  # of a case that failed
+        return "good"
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """The two files of a model, as bytes."""
     small = {"channels": 8, "num_classes": 3, "neck": {"blocks": 1}}
     model = create_model("fsaf_test_efficientnet_pconv", **small)
     folder = save_model(model, tmp_path_factory.mktemp("good"))
-    return {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    return Files((name, (folder / name).read_bytes()) for name in (CONFIG, WEIGHTS))
 
 
 @pytest.fixture(scope="module")

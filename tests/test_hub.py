@@ -139,6 +139,7 @@ ABSURD_BACKBONES = {
     "terabytes beside the weights": ("coatnet_0_rw_224", {"img_size": 8192}, "bytes of tables"),
     "layers of nothing": ("convnext_atto", {"dims": [0] * 4}, "groups must be a positive"),
     "arguments of ours": ("resnet18", {"self": 1, "name": 2}, "self.* are no model's"),
+    "a list for a number": ("mobilenetv2_100", {"bn_eps": []}, "not supported between"),
     "no such model": ("resnet19", {}, "Unknown model"),
 }
 
