@@ -15,7 +15,6 @@ from sepc_zoo import hub
 from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
 from sepc_zoo.errors import HubError
 from sepc_zoo.methods import METHODS
-from sepc_zoo.model.backbone import TIMM_ERRORS
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.model_folder import (
     CONFIG_FILE,
@@ -165,14 +164,7 @@ def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector
         raise ConfigError(f"no method {config.method!r}; there are {', '.join(METHODS)}")
     where = f"method_kwargs of {config.method}"
     method = from_plain(METHODS[config.method], config.method_kwargs, where)
-    try:
-        return Detector(config, method, pretrained_backbone)
-    except ConfigError:
-        raise
-    except (*TIMM_ERRORS, ValueError) as error:  # of a layer that has such arguments
-        raise ConfigError(
-            f"{config.backbone!r} cannot be built with {config.backbone_kwargs}: {error}"
-        ) from error
+    return Detector(config, method, pretrained_backbone)
 
 
 def load_backbone(model: Detector, path: str | Path) -> None:

@@ -15,6 +15,7 @@ FEATURE_STRIDES = STRIDES[:3]  # of C3, C4 and C5
 TIMM_ERRORS = (
     RuntimeError,
     TypeError,
+    ValueError,
     AttributeError,
     AssertionError,
     LookupError,
