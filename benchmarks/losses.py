@@ -58,7 +58,16 @@ def main() -> None:
         run()
         print(before, peak_memory())
         return
-    rows = [row for part in PARTS for method in args.methods for row in measure(part, method, args)]
+    # First, as a process starts with the peak of the one that starts it.
+    peaks = {
+        ("loss", method, way): peak_of(method, way, args) for method in args.methods for way in WAYS
+    }
+    rows = [
+        row
+        for part in PARTS
+        for method in args.methods
+        for row in measure(part, method, peaks, args)
+    ]
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -66,9 +75,13 @@ def main() -> None:
     print_table(rows)
 
 
-def measure(part: str, method: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    part: str,
+    method: str,
+    peaks: dict[tuple[str, str, str], Any],
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
     """A row for each way."""
-    peaks = {way: peak_of(method, way, args) if part == "loss" else None for way in WAYS}
     runs = make_runs(part, method, args)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     of_processor: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -87,8 +100,8 @@ def measure(part: str, method: str, args: argparse.Namespace) -> list[dict[str, 
             "fastest": f"{min(seconds[way]):.3f}",
             "slowest": f"{max(seconds[way]):.3f}",
             "processor": f"{statistics.median(of_processor[way]):.3f}",
-            "inputs_gib": f"{peak[0]:.2f}" if peak else "",
-            "peak_gib": f"{peak[1]:.2f}" if peak else "",
+            "inputs_gib": peaks.get((part, method, way), ("", ""))[0],
+            "peak_gib": peaks.get((part, method, way), ("", ""))[1],
             "rounds": args.rounds,
             "batch": args.batch,
             "boxes": args.boxes,
@@ -98,7 +111,7 @@ def measure(part: str, method: str, args: argparse.Namespace) -> list[dict[str, 
             "torchvision": torchvision.__version__,
             "cpu": cpu_name(),
         }
-        for way, peak in peaks.items()
+        for way in WAYS
     ]
 
 
@@ -166,7 +179,7 @@ def peak_of(method: str, way: str, args: argparse.Namespace) -> tuple[float, flo
     root = Path(__file__).parents[1]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
     before, peak = map(float, done.stdout.split())
-    return before, peak
+    return round(before, 2), round(peak, 2)
 
 
 def peak_memory() -> float:
