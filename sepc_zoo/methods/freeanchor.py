@@ -103,7 +103,7 @@ class FreeAnchor:
         image, anchor = near.nonzero(as_tuple=True)  # few; a GPU is waited for here
 
         meant = [(anchor[:0], best[0, :0])]
-        for part in anchor_chunks(max(best.shape[1], num_classes), len(image)):
+        for part in anchor_chunks(max(best.shape[1], num_classes), len(image), found.device):
             i, a = image[part], anchor[part]
             iou = box_iou(truths.boxes[i], found[i, a][:, None]).squeeze(2)  # R, G
             linear = ((iou - threshold) / (best[i] - threshold)).clamp(max=1)

@@ -36,7 +36,6 @@ def flat_index(logits: Tensor, image: Tensor, anchor: Tensor, label: Tensor) -> 
     return (image * num_anchors + anchor) * num_classes + label
 
 
-@torch.compiler.disable
 def sum_background(
     logits: Tensor, counted: Tensor, gamma: float, picked: Tensor
 ) -> tuple[Tensor, Tensor]:

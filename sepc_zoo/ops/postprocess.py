@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from sepc_zoo.config import PostprocessConfig
 from sepc_zoo.ops.boxes import clip_boxes
@@ -45,16 +45,30 @@ def select_detections(
     # All so far has sizes known beforehand; here a GPU is waited for, and by the copy of counts.
     image, candidate, label = (scores > config.score_threshold).nonzero(as_tuple=True)
     boxes, scores = boxes[image, candidate], scores[image, candidate, label]
-    # Classes and images are told apart by an offset, too coarse for float32 with many of them.
-    group = image * num_classes + label
-    precise = torch.float32 if boxes.device.type == "mps" else torch.float64  # Apple's has no more
-    keep = batched_nms(boxes.to(precise), scores.to(precise), group, config.iou_threshold)
+    keep = _suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
     image = image[keep]
     counts = torch.zeros(images, dtype=torch.long, device=image.device)
     counts.scatter_add_(0, image, torch.ones_like(image))
     by_image = keep[image.argsort(stable=True)].split(counts.tolist())  # each by falling score
     found = [kept[: config.max_detections] for kept in by_image]
     return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]
+
+
+def _suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the boxes kept, by falling score; a group is a class of an image."""
+    if boxes.device.type != "cpu" or not len(boxes):
+        # Groups are told apart by an offset, too coarse for float32 with many of them.
+        precise = (
+            torch.float32 if boxes.device.type == "mps" else torch.float64
+        )  # Apple has no more
+        return batched_nms(boxes.to(precise), scores.to(precise), group, iou_threshold)
+    # On the CPU it looks for the members of each group among all boxes; sorted they lie together.
+    groups, order = group.sort(stable=True)
+    lengths = groups.unique_consecutive(return_counts=True)[1].tolist()
+    members = order.split(lengths)
+    parts = zip(members, boxes[order].split(lengths), scores[order].split(lengths), strict=True)
+    keep = torch.cat([places[nms(b, s, iou_threshold)] for places, b, s in parts])
+    return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:
