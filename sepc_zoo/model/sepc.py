@@ -1,7 +1,7 @@
 """The scale-equalizing pyramid convolution (Wang et al., CVPR 2020)."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,8 @@ class LevelConv2d(nn.Conv2d):
         bent = maps[1 - finest :]
         offsets = [self.offset(x) for x in bent]
         stride, padding = self.stride[0], int(self.padding[0])
-        return fixed + deform_conv2d(bent, offsets, self.weight, self.bias, stride, padding)
+        bias = cast(Tensor, self.bias)
+        return fixed + deform_conv2d(bent, offsets, self.weight, bias, stride, padding)
 
 
 class IntegratedBatchNorm(nn.Module):

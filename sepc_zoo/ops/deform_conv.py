@@ -1,11 +1,13 @@
 """Deformable convolution of a pyramid, in the precisions that a model may run in.
 
-Where no fused kernel is at hand, a tap of a cell is a weighted sum of the channels of four pixels,
+Where there is no kernel for it, a tap of a cell is a weighted sum of the channels of four pixels,
 which is what an embedding bag computes; all taps of all levels then go into one matrix product.
 """
 
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,74 +16,83 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TAPS = 9  # of a 3x3 kernel
+# Asks for the fused kernel on a GPU, on which it was not measured yet.
+FUSED_VARIABLE = "SEPC_ZOO_FUSED"
 
 
 def deform_conv2d(
     maps: Sequence[Tensor],
     offsets: Sequence[Tensor],
     weight: Tensor,
-    bias: Tensor | None,
+    bias: Tensor,
     stride: int,
     padding: int,
 ) -> list[Tensor]:
     """Deformable convolution (Dai et al. 2017) of each level, ``(N, C, H, W) -> (N, C', H', W')``.
 
     ``offsets (N, 2 * 9, H', W')`` hold (dy, dx) per tap of the 3x3 kernel, in pixels of the map;
-    NaN gives NaN in its place. Computed in float32 (float64 stays float64); the results have the
-    type that a convolution would give here, channels last.
+    NaN gives NaN in its place. Summed in float32 (float64 stays float64); the results have the type
+    that a convolution would give here, channels last.
     """
     if not maps:
         return []
-    device = maps[0].device.type
+    device, dtype = maps[0].device.type, maps[0].dtype
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        out_dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            out = deform_conv2d(maps, offsets, weight, bias, stride, padding)
-        return [y.to(out_dtype) for y in out]
-    out_dtype, dtype = maps[0].dtype, torch.promote_types(maps[0].dtype, torch.float32)
-    maps, offsets = ([tensor.to(dtype) for tensor in part] for part in (maps, offsets))
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    if device == "cuda":
-        out = [
-            _with_torchvision(x, offset, weight, bias, stride, padding)
-            for x, offset in zip(maps, offsets, strict=True)
-        ]
-    else:
-        out = _with_embedding_bag(maps, offsets, weight, bias, stride, padding)
-    return [y.to(out_dtype) for y in out]
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        if device == "cuda" and (dtype == torch.float64 or not is_fused()):
+            out = _by_torchvision(maps, offsets, weight, bias, stride, padding)
+        else:
+            out = _by_levels(maps, offsets, weight, bias, stride, padding, dtype)
+    return [y.to(dtype) for y in out]
 
 
-def _with_torchvision(
-    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
-) -> Tensor:
-    # The operator reads outside of its memory at an offset of NaN.
-    no_place, offset = offset.isnan().any(dim=1, keepdim=True), offset.nan_to_num()
-    y = torchvision.ops.deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding)
-    return y.masked_fill(no_place, torch.nan)
+def is_fused() -> bool:
+    """Whether GPUs use the fused kernel."""
+    return os.environ.get(FUSED_VARIABLE, "0") == "1"
 
 
-def _with_embedding_bag(
+def _by_torchvision(
     maps: Sequence[Tensor],
     offsets: Sequence[Tensor],
     weight: Tensor,
-    bias: Tensor | None,
+    bias: Tensor,
     stride: int,
     padding: int,
 ) -> list[Tensor]:
-    rows = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in maps])  # pixels, C
-    index, share, start = [], [], 0
+    dtype = torch.promote_types(maps[0].dtype, torch.float32)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    out = []
     for x, offset in zip(maps, offsets, strict=True):
-        pixels, parts = pixels_of_taps(offset, x.shape[-2:], stride, padding)
-        index.append(pixels + start)
-        share.append(parts)
-        start += math.prod(x.shape) // x.shape[1]
-    kernel = weight.permute(0, 2, 3, 1).flatten(1)  # C', taps * C
-    arguments = (rows, torch.cat(index), torch.cat(share), kernel, bias)
-    if torch.is_grad_enabled():  # the taps of all cells are nine times as large as the maps
-        y = checkpoint(_gather_and_multiply, *arguments, use_reentrant=False)
+        # The operator reads outside of its memory at an offset of NaN.
+        no_place, place = offset.isnan().any(dim=1, keepdim=True), offset.to(dtype).nan_to_num()
+        y = torchvision.ops.deform_conv2d(x.to(dtype), place, weight, bias, stride, padding)
+        out.append(y.masked_fill(no_place, torch.nan))
+    return out
+
+
+def _by_levels(
+    maps: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """All levels at once, as rows of channels."""
+    is_on_gpu = maps[0].is_cuda
+    exact = torch.promote_types(maps[0].dtype, torch.float32)
+    rows = _rows_of(maps).to(dtype if is_on_gpu else exact)
+    place = _rows_of(offsets).to(exact)
+    kernel = weight.to(rows.dtype).permute(2, 3, 1, 0).flatten(0, 1)  # 9, C, C'
+    sizes = [s for x, o in zip(maps, offsets, strict=True) for s in (*x.shape[2:], *o.shape[2:])]
+    how = sizes, len(maps[0]), stride, padding
+    if is_on_gpu:
+        y = fused(rows, place, kernel.contiguous(), bias.to(rows.dtype), *how)
     else:
-        y = _gather_and_multiply(*arguments)
-    shapes = [(len(offset), *offset.shape[-2:]) for offset in offsets]
+        y = gather_and_multiply(rows, place, kernel, bias.to(rows.dtype), *how)
+    shapes = [(len(offset), *offset.shape[2:]) for offset in offsets]
     levels = y.split([math.prod(shape) for shape in shapes])
     return [
         level.unflatten(0, shape).permute(0, 3, 1, 2)
@@ -89,29 +100,65 @@ def _with_embedding_bag(
     ]
 
 
-def _gather_and_multiply(
-    rows: Tensor, index: Tensor, share: Tensor, kernel: Tensor, bias: Tensor | None
+def _rows_of(maps: Sequence[Tensor]) -> Tensor:
+    """Maps ``(N, C, H, W)`` as rows of channels, level by level, ``(pixels, C)``."""
+    return torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in maps])
+
+
+def gather_and_multiply(
+    rows: Tensor,
+    offset: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    sizes: Sequence[int],
+    count: int,
+    stride: int,
+    padding: int,
 ) -> Tensor:
-    taps = F.embedding_bag(index, rows, mode="sum", per_sample_weights=share)  # cells * taps, C
+    """Deformable convolution of rows ``(pixels, C) -> (cells, C')``.
+
+    Args:
+        offset: ``(cells, 2 * 9)``.
+        kernel: ``(9, C, C')``.
+        sizes: height, width of each level, and those of its result.
+        count: images of each level.
+    """
+    index, share, pixel, cell = [], [], 0, 0
+    for height, width, out_height, out_width in zip(*(sizes[i::4] for i in range(4)), strict=True):
+        cells = count * out_height * out_width
+        place = offset[cell : cell + cells].view(count, out_height, out_width, TAPS, 2)
+        pixels, parts = pixels_of_taps(place, (height, width), stride, padding)
+        index.append(pixels + pixel)
+        share.append(parts)
+        pixel, cell = pixel + count * height * width, cell + cells
+    arguments = (rows, torch.cat(index), torch.cat(share), kernel.flatten(0, 1).t(), bias)
+    if torch.is_grad_enabled():  # the taps of all cells are nine times as large as the maps
+        return checkpoint(_multiply_taps, *arguments, use_reentrant=False)
+    return _multiply_taps(*arguments)
+
+
+def _multiply_taps(
+    rows: Tensor, index: Tensor, share: Tensor, kernel: Tensor, bias: Tensor
+) -> Tensor:
+    taps = F.embedding_bag(index, rows, mode="sum", per_sample_weights=share)  # cells * 9, C
     return F.linear(taps.view(-1, kernel.shape[1]), kernel, bias)
 
 
 def pixels_of_taps(
     offset: Tensor, size: Sequence[int], stride: int, padding: int
 ) -> tuple[Tensor, Tensor]:
-    """The four pixels around each tap of a map of ``size``, and the share that each has in it.
+    """The four pixels around each tap ``(N, H', W', 9, 2)`` of a map, and its share in them.
 
     Both ``(N * H' * W' * 9, 4)``; pixels are counted over the whole batch. Those outside of the map
     have no share.
     """
-    count, _, rows, columns = offset.shape
+    count, rows, columns = offset.shape[:3]
     height, width = size
-    place = offset.view(count, TAPS, 2, rows, columns).permute(0, 3, 4, 1, 2)  # N, H', W', 9, 2
     tap = torch.arange(3, device=offset.device) - padding
     y = torch.arange(rows, device=offset.device)[:, None, None] * stride + tap.repeat_interleave(3)
     x = torch.arange(columns, device=offset.device)[:, None] * stride + tap.repeat(3)
-    row, row_share = _neighbours(place[..., 0] + y, height)
-    column, column_share = _neighbours(place[..., 1] + x, width)
+    row, row_share = _neighbours(offset[..., 0] + y, height)
+    column, column_share = _neighbours(offset[..., 1] + x, width)
     image = torch.arange(count, device=offset.device).view(-1, 1, 1, 1, 1, 1)
     pixels = (image * height + row[..., None]) * width + column[..., None, :]
     return pixels.view(-1, 4), (row_share[..., None] * column_share[..., None, :]).view(-1, 4)
@@ -126,3 +173,74 @@ def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
     share = torch.stack([1 - after_share, after_share], dim=-1)
     inside = (pixel >= 0) & (pixel < length)
     return pixel.long().clamp(0, length - 1), share.where(inside | share.isnan(), 0)
+
+
+# The fused kernel as an operator that torch.compile and torch.export take as it is. Its arguments
+# are those of ``gather_and_multiply``, which is what it computes where there is no GPU.
+
+
+@torch.library.custom_op("sepc_zoo::deform_conv", mutates_args=())
+def fused(
+    rows: Tensor,
+    offset: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    sizes: Sequence[int],
+    count: int,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    from sepc_zoo.ops.deform_conv_triton import convolve  # Triton is not everywhere
+
+    return convolve(rows, offset, kernel, bias, sizes, count, stride, padding)
+
+
+@torch.library.custom_op("sepc_zoo::deform_conv_gradients", mutates_args=())
+def fused_gradients(
+    rows: Tensor,
+    offset: Tensor,
+    kernel: Tensor,
+    grad: Tensor,
+    sizes: Sequence[int],
+    count: int,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from sepc_zoo.ops.deform_conv_triton import gradients
+
+    return gradients(rows, offset, kernel, grad, sizes, count, stride, padding)
+
+
+@fused.register_kernel("cpu")
+def _(*arguments: Any) -> Tensor:
+    return gather_and_multiply(*arguments)
+
+
+@fused.register_fake
+def _(rows: Tensor, offset: Tensor, kernel: Tensor, *_: Any) -> Tensor:
+    return rows.new_empty(len(offset), kernel.shape[2])
+
+
+@fused_gradients.register_fake
+def _(rows: Tensor, offset: Tensor, kernel: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(rows), torch.empty_like(offset), torch.empty_like(kernel)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    rows, offset, kernel, _, *ctx.how = inputs
+    ctx.save_for_backward(rows, offset, kernel)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if grad.is_cuda:
+        of_inputs = fused_gradients(*ctx.saved_tensors, grad.contiguous(), *ctx.how)
+    else:
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            rows, offset, kernel = inputs
+            y = gather_and_multiply(rows, offset, kernel, grad.new_zeros(grad.shape[1]), *ctx.how)
+        of_inputs = torch.autograd.grad(y, inputs, grad)
+    return (*of_inputs, grad.sum(dim=0), None, None, None, None)
+
+
+fused.register_autograd(_backward, setup_context=_keep_inputs)

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 
 from sepc_zoo.ops import deform_conv
 
+NO_BIAS = torch.zeros(6)
+
 
 def deform_conv2d(x, offset, *args, **kwargs):
     return deform_conv.deform_conv2d([x], [offset], *args, **kwargs)[0]
@@ -48,7 +50,7 @@ def test_half_an_offset_is_bilinear(case):
     x, weight, _ = case
     offset = no_offset(x, 1, 1)
     offset[:, 1::2] = 0.5
-    y = deform_conv2d(x, offset, weight, None, 1, 1)
+    y = deform_conv2d(x, offset, weight, NO_BIAS, 1, 1)
     expected = F.conv2d((x + x.roll(-1, dims=3)) / 2, weight, None, 1, 1)
     inner = (..., slice(3, -3), slice(3, -3))
     torch.testing.assert_close(y[inner], expected[inner], rtol=1e-5, atol=1e-5)
@@ -86,6 +88,6 @@ def test_an_offset_of_nan_gives_nan_in_its_place_alone():
     x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
     offset = torch.zeros(1, 18, 8, 8)
     offset[0, 3, 2, 5] = torch.nan
-    y = deform_conv2d(x, offset, weight, None, stride=1, padding=1)
+    y = deform_conv2d(x, offset, weight, NO_BIAS[:4], stride=1, padding=1)
     assert y[0, :, 2, 5].isnan().all()
     assert y.isnan().sum() == 4

@@ -1,0 +1,342 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+"""The deformable convolution of a pyramid in Triton.
+
+Bilinear sampling goes straight into the matrix product: no buffer of taps, and one launch for all
+levels. Maps are rows of channels, levels one after the other: ``(pixels, C)`` are what is read,
+``(cells, C')`` what is written; a cell is a pixel of the result. The kernels were compared with
+float64 in Triton's interpreter, and not yet run on a GPU.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+TAPS = tl.constexpr(9)
+LEVEL_COLUMNS = tl.constexpr(6)  # of ``level_table``
+
+
+def convolve(
+    rows: Tensor,
+    offset: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    sizes: Sequence[int],
+    count: int,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """Deformable convolution ``(pixels, C) -> (cells, C')``, summed in float32.
+
+    Args:
+        offset: ``(cells, 2 * 9)``, (dy, dx) per tap in pixels; NaN gives NaN.
+        kernel: ``(9, C, C')``, of the rows' type, as is the bias ``(C',)``.
+        sizes: height, width of each level, and those of its result.
+        count: images of each level.
+    """
+    channels, out_channels = kernel.shape[1:]
+    out = rows.new_empty(len(offset), out_channels)
+
+    def grid(meta: dict[str, int]) -> tuple[int, int]:
+        blocks = triton.cdiv(len(offset), meta["BLOCK_M"])
+        return blocks, triton.cdiv(out_channels, meta["BLOCK_N"])
+
+    _forward[grid](
+        *(rows, offset, kernel, bias, out, level_table(tuple(sizes), count, rows.device)),
+        *(len(offset), channels, out_channels),
+        **_constants(rows, sizes, stride, padding),
+    )
+    return out
+
+
+def gradients(
+    rows: Tensor,
+    offset: Tensor,
+    kernel: Tensor,
+    grad: Tensor,
+    sizes: Sequence[int],
+    count: int,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows, offset and kernel, given that of the result ``(cells, C')``.
+
+    Pixels and taps gather their parts by atomic additions, whose order is left to the device.
+    """
+    cells, (channels, out_channels) = len(offset), kernel.shape[1:]
+    of_rows = torch.zeros_like(rows, dtype=torch.float32)
+    of_offset = torch.zeros_like(offset, dtype=torch.float32)
+    of_kernel = torch.zeros_like(kernel, dtype=torch.float32)
+    levels = level_table(tuple(sizes), count, rows.device)
+    constants = _constants(rows, sizes, stride, padding)
+    dimensions = cells, channels, out_channels
+
+    def tap_grid(meta: dict[str, int]) -> tuple[int, int]:
+        return triton.cdiv(cells, meta["BLOCK_M"]), 9
+
+    def kernel_grid(meta: dict[str, int]) -> tuple[int, int, int]:
+        blocks = triton.cdiv(channels, meta["BLOCK_C"]) * triton.cdiv(out_channels, meta["BLOCK_N"])
+        return 9, blocks, triton.cdiv(cells, meta["CELLS"])
+
+    _input_gradient[tap_grid](
+        *(rows, offset, kernel, grad, of_rows, of_offset, levels), *dimensions, **constants
+    )
+    _kernel_gradient[kernel_grid](
+        *(rows, offset, grad, of_kernel, levels), *dimensions, **constants
+    )
+    return of_rows.to(rows.dtype), of_offset.to(offset.dtype), of_kernel.to(kernel.dtype)
+
+
+@lru_cache(maxsize=256)
+def level_table(sizes: tuple[int, ...], count: int, device: torch.device) -> Tensor:
+    """First cell, first pixel, height, width, and height and width of the result, of each level."""
+    table, cell, pixel = [], 0, 0
+    for height, width, rows, columns in zip(*(sizes[i::4] for i in range(4)), strict=True):
+        table.append((cell, pixel, height, width, rows, columns))
+        cell, pixel = cell + count * rows * columns, pixel + count * height * width
+    return torch.tensor(table, dtype=torch.int32, device=device)
+
+
+def _constants(rows: Tensor, sizes: Sequence[int], stride: int, padding: int) -> dict[str, Any]:
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    return {
+        "LEVELS": len(sizes) // 4,
+        "STRIDE": stride,
+        "PADDING": padding,
+        "PRECISION": "tf32" if tf32 and rows.is_cuda else "ieee",
+    }
+
+
+def _tuned(*configs: dict[str, int], zeroed: Sequence[str] = ()) -> Any:
+    """Let Triton choose by measurement, for each width and type; its interpreter gets the first."""
+    some = [
+        triton.Config(blocks, num_warps=warps, num_stages=stages)
+        for blocks in configs
+        for warps, stages in ((4, 2), (4, 3), (8, 3))
+    ]
+    some = some[:1] if knobs.runtime.interpret else some
+    return triton.autotune(some, key=["channels", "out_channels"], reset_to_zero=list(zeroed))
+
+
+@triton.jit
+def _cells(m, levels_ptr, LEVELS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr):
+    """The first pixel of each cell's map, the map's size, and the cell's corner tap in it."""
+    cell, pixel = m, m * 0
+    height, width, rows, columns = m * 0 + 1, m * 0 + 1, m * 0 + 1, m * 0 + 1
+    for level in tl.static_range(LEVELS):
+        row = levels_ptr + level * LEVEL_COLUMNS
+        first = tl.load(row)
+        here = m >= first
+        cell = tl.where(here, m - first, cell)
+        pixel = tl.where(here, tl.load(row + 1), pixel)
+        height = tl.where(here, tl.load(row + 2), height)
+        width = tl.where(here, tl.load(row + 3), width)
+        rows = tl.where(here, tl.load(row + 4), rows)
+        columns = tl.where(here, tl.load(row + 5), columns)
+    image, cell = cell // (rows * columns), cell % (rows * columns)
+    y = (cell // columns) * STRIDE - PADDING
+    x = (cell % columns) * STRIDE - PADDING
+    return pixel + image * height * width, height, width, y, x
+
+
+@triton.jit
+def _neighbours(place, length):
+    """The pixels on either side of a place on an axis, their shares, and whether these change."""
+    is_nan = place != place
+    inside = tl.minimum(tl.maximum(place, -1.0), length.to(tl.float32))
+    inside = tl.where(is_nan, 0.0, inside)
+    before = tl.floor(inside)
+    share = tl.where(is_nan, place, inside - before)
+    low = before.to(tl.int32)
+    has_low, has_high = (low >= 0) & (low < length), low + 1 < length
+    low_share = tl.where(has_low | is_nan, 1 - share, 0.0)
+    high_share = tl.where(has_high | is_nan, share, 0.0)
+    moves = (place >= -1) & (place < length)  # beyond, a tap is 0 wherever it goes
+    last = length - 1
+    low_pixel = tl.minimum(tl.maximum(low, 0), last)
+    high_pixel = tl.minimum(low + 1, last)
+    return low_pixel, high_pixel, low_share, high_share, has_low & moves, has_high & moves
+
+
+@triton.jit
+def _tap(offset_ptr, m, inside, tap, height, width, y, x):
+    """The neighbours of a tap of each cell, by rows and by columns."""
+    dy = tl.load(offset_ptr + m * (2 * TAPS) + 2 * tap, mask=inside, other=0).to(tl.float32)
+    dx = tl.load(offset_ptr + m * (2 * TAPS) + 2 * tap + 1, mask=inside, other=0).to(tl.float32)
+    rows = _neighbours((y + tap // 3).to(tl.float32) + dy, height)
+    columns = _neighbours((x + tap % 3).to(tl.float32) + dx, width)
+    return rows, columns
+
+
+@triton.jit
+def _gather(rows_ptr, pixel, channel, channels, inside):
+    """Channels of pixels, ``(cells, channels)`` in float32."""
+    mask = inside[:, None] & (channel < channels)[None, :]
+    places = rows_ptr + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+    return tl.load(places, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def _sample(rows_ptr, start, width, rows, columns, channel, channels, inside):
+    """Bilinear samples ``(cells, channels)`` in float32."""
+    value = tl.zeros((start.shape[0], channel.shape[0]), dtype=tl.float32)
+    for i in tl.static_range(2):
+        for j in tl.static_range(2):
+            pixel = start + rows[i] * width + columns[j]
+            share = rows[2 + i] * columns[2 + j]
+            value += share[:, None] * _gather(rows_ptr, pixel, channel, channels, inside)
+    return value
+
+
+@_tuned(
+    {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_C": 32},
+    {"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_C": 32},
+    {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_C": 64},
+)
+@triton.jit
+def _forward(
+    rows_ptr,
+    offset_ptr,
+    kernel_ptr,
+    bias_ptr,
+    out_ptr,
+    levels_ptr,
+    cells,
+    channels,
+    out_channels,
+    LEVELS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = m < cells
+    start, height, width, y, x = _cells(m, levels_ptr, LEVELS, STRIDE, PADDING)
+    bias = tl.load(bias_ptr + n, mask=n < out_channels, other=0).to(tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32) + bias[None, :]
+    for tap in range(TAPS):
+        rows, columns = _tap(offset_ptr, m, inside, tap, height, width, y, x)
+        for first in range(0, channels, BLOCK_C):
+            channel = first + tl.arange(0, BLOCK_C)
+            value = _sample(rows_ptr, start, width, rows, columns, channel, channels, inside)
+            places = (tap * channels + channel)[:, None] * out_channels + n[None, :]
+            mask = (channel < channels)[:, None] & (n < out_channels)[None, :]
+            weight = tl.load(kernel_ptr + places, mask=mask, other=0)
+            total = tl.dot(value.to(weight.dtype), weight, total, input_precision=PRECISION)
+    places = out_ptr + m.to(tl.int64)[:, None] * out_channels + n[None, :]
+    tl.store(places, total, mask=inside[:, None] & (n < out_channels)[None, :])
+
+
+@_tuned(
+    {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_C": 64},
+    {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_C": 128},
+    {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_C": 64},
+    zeroed=("of_rows_ptr",),
+)
+@triton.jit
+def _input_gradient(
+    rows_ptr,
+    offset_ptr,
+    kernel_ptr,
+    grad_ptr,
+    of_rows_ptr,
+    of_offset_ptr,
+    levels_ptr,
+    cells,
+    channels,
+    out_channels,
+    LEVELS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradients of the pixels around a tap, and of the tap's offset, which one program has."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tap = tl.program_id(1)
+    inside = m < cells
+    start, height, width, y, x = _cells(m, levels_ptr, LEVELS, STRIDE, PADDING)
+    rows, columns = _tap(offset_ptr, m, inside, tap, height, width, y, x)
+    of_y = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    of_x = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for first in range(0, channels, BLOCK_C):
+        channel = first + tl.arange(0, BLOCK_C)
+        of_sample = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
+        for first_out in range(0, out_channels, BLOCK_N):
+            n = first_out + tl.arange(0, BLOCK_N)
+            places = grad_ptr + m.to(tl.int64)[:, None] * out_channels + n[None, :]
+            grad = tl.load(places, mask=inside[:, None] & (n < out_channels)[None, :], other=0)
+            places = (tap * channels + channel)[None, :] * out_channels + n[:, None]
+            mask = (n < out_channels)[:, None] & (channel < channels)[None, :]
+            weight = tl.load(kernel_ptr + places, mask=mask, other=0)
+            of_sample = tl.dot(grad, weight, of_sample, input_precision=PRECISION)
+        mask = inside[:, None] & (channel < channels)[None, :]
+        for i in tl.static_range(2):
+            for j in tl.static_range(2):
+                pixel = start + rows[i] * width + columns[j]
+                value = _gather(rows_ptr, pixel, channel, channels, inside)
+                change = tl.sum(of_sample * value, axis=1)
+                of_y += tl.where(rows[4 + i], (2 * i - 1) * columns[2 + j] * change, 0.0)
+                of_x += tl.where(columns[4 + j], (2 * j - 1) * rows[2 + i] * change, 0.0)
+                places = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+                share = (rows[2 + i] * columns[2 + j])[:, None]
+                tl.atomic_add(of_rows_ptr + places, share * of_sample, mask=mask, sem="relaxed")
+    tl.store(of_offset_ptr + m * (2 * TAPS) + 2 * tap, of_y, mask=inside)
+    tl.store(of_offset_ptr + m * (2 * TAPS) + 2 * tap + 1, of_x, mask=inside)
+
+
+@_tuned(
+    {"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_C": 64, "CELLS": 1024},
+    {"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_C": 128, "CELLS": 4096},
+    {"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_C": 64, "CELLS": 4096},
+    zeroed=("of_kernel_ptr",),
+)
+@triton.jit
+def _kernel_gradient(
+    rows_ptr,
+    offset_ptr,
+    grad_ptr,
+    of_kernel_ptr,
+    levels_ptr,
+    cells,
+    channels,
+    out_channels,
+    LEVELS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    """Samples of a tap times the gradient, over a part of the cells."""
+    tap = tl.program_id(0)
+    blocks = tl.cdiv(out_channels, BLOCK_N)
+    channel = (tl.program_id(1) // blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = (tl.program_id(1) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_C, BLOCK_N), dtype=tl.float32)
+    for first in range(0, CELLS, BLOCK_M):
+        m = tl.program_id(2) * CELLS + first + tl.arange(0, BLOCK_M)
+        inside = m < cells
+        start, height, width, y, x = _cells(m, levels_ptr, LEVELS, STRIDE, PADDING)
+        rows, columns = _tap(offset_ptr, m, inside, tap, height, width, y, x)
+        value = _sample(rows_ptr, start, width, rows, columns, channel, channels, inside)
+        places = grad_ptr + m.to(tl.int64)[:, None] * out_channels + n[None, :]
+        grad = tl.load(places, mask=inside[:, None] & (n < out_channels)[None, :], other=0)
+        value = tl.trans(value.to(grad.dtype))
+        total = tl.dot(value, grad, total, input_precision=PRECISION)
+    places = (tap * channels + channel)[:, None] * out_channels + n[None, :]
+    mask = (channel < channels)[:, None] & (n < out_channels)[None, :]
+    tl.atomic_add(of_kernel_ptr + places, total, mask=mask, sem="relaxed")
