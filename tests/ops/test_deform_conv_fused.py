@@ -41,6 +41,28 @@ def test_the_kernel_computes_the_same_in_tritons_interpreter():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("name", ["_forward", "_input_gradient", "_kernel_gradient"])
+def test_a_kernel_compiles_for_a_gpu_that_is_not_here(name):
+    from triton import compile as compile_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sepc_zoo.ops import deform_conv_triton
+
+    tuner = getattr(deform_conv_triton, name)
+    config, types = tuner.configs[0], {"levels_ptr": "*i32", "offset_ptr": "*fp32"}
+    constants = {"LEVELS": 4, "STRIDE": 1, "PADDING": 1, "PRECISION": "ieee"} | config.kwargs
+    for argument in tuner.fn.arg_names:
+        kind = "*fp32" if argument.startswith("of_") else "*bf16"
+        types.setdefault(argument, kind if argument.endswith("_ptr") else "i32")
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(tuner.fn, {a: types[a] for a in tuner.fn.arg_names}, constants)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    assert compile_kernel(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+
+
 def test_the_operator_tells_pytorch_all_it_must_know():
     torch.library.opcheck(deform_conv.fused, (*arguments(torch.float32), SIZES, 1, 1, 1))
 
