@@ -3,12 +3,12 @@
 
 Bilinear sampling goes straight into the matrix product: no buffer of taps, and one launch for all
 levels. Maps are rows of channels, levels one after the other: ``(pixels, C)`` are what is read,
-``(cells, C')`` what is written; a cell is a pixel of the result. The kernels were compared with
+``(cells, C')`` what is written; a cell is a pixel of the result. float32 is multiplied as such,
+without tensor cores. The kernels were compared with
 float64 in Triton's interpreter, and not yet run on a GPU.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from triton import knobs
 
 TAPS = tl.constexpr(9)
-LEVEL_COLUMNS = tl.constexpr(6)  # of ``level_table``
+MOST_LEVELS = 5
+NOT_CONSTANT = ["count", *(f"level{i}" for i in range(MOST_LEVELS))]  # or each size had a kernel
 
 
 def convolve(
@@ -47,9 +48,9 @@ def convolve(
         return blocks, triton.cdiv(out_channels, meta["BLOCK_N"])
 
     _forward[grid](
-        *(rows, offset, kernel, bias, out, level_table(tuple(sizes), count, rows.device)),
-        *(len(offset), channels, out_channels),
-        **_constants(rows, sizes, stride, padding),
+        *(rows, offset, kernel, bias, out),
+        *(len(offset), channels, out_channels, *_levels(sizes, count)),
+        **_constants(len(offset), stride, padding),
     )
     return out
 
@@ -72,9 +73,8 @@ def gradients(
     of_rows = torch.zeros_like(rows, dtype=torch.float32)
     of_offset = torch.zeros_like(offset, dtype=torch.float32)
     of_kernel = torch.zeros_like(kernel, dtype=torch.float32)
-    levels = level_table(tuple(sizes), count, rows.device)
-    constants = _constants(rows, sizes, stride, padding)
-    dimensions = cells, channels, out_channels
+    dimensions = cells, channels, out_channels, *_levels(sizes, count)
+    constants = _constants(cells, stride, padding)
 
     def tap_grid(meta: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(cells, meta["BLOCK_M"]), 9
@@ -84,60 +84,58 @@ def gradients(
         return 9, blocks, triton.cdiv(cells, meta["CELLS"])
 
     _input_gradient[tap_grid](
-        *(rows, offset, kernel, grad, of_rows, of_offset, levels), *dimensions, **constants
+        *(rows, offset, kernel, grad, of_rows, of_offset), *dimensions, **constants
     )
-    _kernel_gradient[kernel_grid](
-        *(rows, offset, grad, of_kernel, levels), *dimensions, **constants
-    )
+    _kernel_gradient[kernel_grid](*(rows, offset, grad, of_kernel), *dimensions, **constants)
     return of_rows.to(rows.dtype), of_offset.to(offset.dtype), of_kernel.to(kernel.dtype)
 
 
-@lru_cache(maxsize=256)
-def level_table(sizes: tuple[int, ...], count: int, device: torch.device) -> Tensor:
-    """First cell, first pixel, height, width, and height and width of the result, of each level."""
-    table, cell, pixel = [], 0, 0
-    for height, width, rows, columns in zip(*(sizes[i::4] for i in range(4)), strict=True):
-        table.append((cell, pixel, height, width, rows, columns))
-        cell, pixel = cell + count * rows * columns, pixel + count * height * width
-    return torch.tensor(table, dtype=torch.int32, device=device)
+def _levels(sizes: Sequence[int], count: int) -> tuple[int, ...]:
+    """The images of each level, and the four sides of each level as one number of 16 bits a side.
+
+    Numbers are arguments of a launch: a tensor of them would have to be copied to the device, which
+    the host waits for, and which a CUDA graph cannot hold.
+    """
+    levels = [0] * MOST_LEVELS
+    for i in range(len(sizes) // 4):
+        height, width, out_height, out_width = sizes[4 * i : 4 * i + 4]
+        levels[i] = height << 48 | width << 32 | out_height << 16 | out_width
+    return (count, *levels)
 
 
-def _constants(rows: Tensor, sizes: Sequence[int], stride: int, padding: int) -> dict[str, Any]:
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    return {
-        "LEVELS": len(sizes) // 4,
-        "STRIDE": stride,
-        "PADDING": padding,
-        "PRECISION": "tf32" if tf32 and rows.is_cuda else "ieee",
-    }
+def _constants(cells: int, stride: int, padding: int) -> dict[str, int]:
+    return {"STRIDE": stride, "PADDING": padding, "MAGNITUDE": cells.bit_length() // 2}
 
 
-def _tuned(*configs: dict[str, int], zeroed: Sequence[str] = ()) -> Any:
-    """Let Triton choose by measurement, for each width and type; its interpreter gets the first."""
-    some = [
-        triton.Config(blocks, num_warps=warps, num_stages=stages)
-        for blocks in configs
-        for warps, stages in ((4, 2), (4, 3), (8, 3))
-    ]
+def _tuned(*configs: tuple[dict[str, int], int, int], zeroed: Sequence[str] = ()) -> Any:
+    """Let Triton choose blocks, warps and stages by measurement; its interpreter gets the first."""
+    some = [triton.Config(blocks, num_warps=w, num_stages=s) for blocks, w, s in configs]
     some = some[:1] if knobs.runtime.interpret else some
-    return triton.autotune(some, key=["channels", "out_channels"], reset_to_zero=list(zeroed))
+    key = ["channels", "out_channels", "MAGNITUDE"]
+    return triton.autotune(some, key=key, reset_to_zero=list(zeroed))
 
 
 @triton.jit
-def _cells(m, levels_ptr, LEVELS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr):
+def _cells(m, count, levels, STRIDE: tl.constexpr, PADDING: tl.constexpr):
     """The first pixel of each cell's map, the map's size, and the cell's corner tap in it."""
     cell, pixel = m, m * 0
     height, width, rows, columns = m * 0 + 1, m * 0 + 1, m * 0 + 1, m * 0 + 1
-    for level in tl.static_range(LEVELS):
-        row = levels_ptr + level * LEVEL_COLUMNS
-        first = tl.load(row)
-        here = m >= first
-        cell = tl.where(here, m - first, cell)
-        pixel = tl.where(here, tl.load(row + 1), pixel)
-        height = tl.where(here, tl.load(row + 2), height)
-        width = tl.where(here, tl.load(row + 3), width)
-        rows = tl.where(here, tl.load(row + 4), rows)
-        columns = tl.where(here, tl.load(row + 5), columns)
+    first_cell, first_pixel = count * 0, count * 0
+    for i in tl.static_range(len(levels)):
+        sides = levels[i].to(tl.int64)
+        its_height = (sides >> 48).to(tl.int32)
+        its_width = ((sides >> 32) & 0xFFFF).to(tl.int32)
+        its_rows = ((sides >> 16) & 0xFFFF).to(tl.int32)
+        its_columns = (sides & 0xFFFF).to(tl.int32)
+        here = (m >= first_cell) & (sides > 0)
+        cell = tl.where(here, m - first_cell, cell)
+        pixel = tl.where(here, first_pixel, pixel)
+        height = tl.where(here, its_height, height)
+        width = tl.where(here, its_width, width)
+        rows = tl.where(here, its_rows, rows)
+        columns = tl.where(here, its_columns, columns)
+        first_cell += count * its_rows * its_columns
+        first_pixel += count * its_height * its_width
     image, cell = cell // (rows * columns), cell % (rows * columns)
     y = (cell // columns) * STRIDE - PADDING
     x = (cell % columns) * STRIDE - PADDING
@@ -189,30 +187,36 @@ def _sample(rows_ptr, start, width, rows, columns, channel, channels, inside):
         for j in tl.static_range(2):
             pixel = start + rows[i] * width + columns[j]
             share = rows[2 + i] * columns[2 + j]
-            value += share[:, None] * _gather(rows_ptr, pixel, channel, channels, inside)
+            read = inside & (share != 0)  # what has no share may be infinite
+            value += share[:, None] * _gather(rows_ptr, pixel, channel, channels, read)
     return value
 
 
 @_tuned(
-    {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_C": 32},
-    {"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_C": 32},
-    {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_C": 64},
+    ({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_C": 32}, 4, 2),
+    ({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_C": 32}, 8, 3),
+    ({"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_C": 32}, 8, 3),
+    ({"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_C": 64}, 8, 3),
 )
-@triton.jit
+@triton.jit(do_not_specialize=NOT_CONSTANT)
 def _forward(
     rows_ptr,
     offset_ptr,
     kernel_ptr,
     bias_ptr,
     out_ptr,
-    levels_ptr,
     cells,
     channels,
     out_channels,
-    LEVELS: tl.constexpr,
+    count,
+    level0,
+    level1,
+    level2,
+    level3,
+    level4,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MAGNITUDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -220,7 +224,8 @@ def _forward(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = m < cells
-    start, height, width, y, x = _cells(m, levels_ptr, LEVELS, STRIDE, PADDING)
+    levels = level0, level1, level2, level3, level4
+    start, height, width, y, x = _cells(m, count, levels, STRIDE, PADDING)
     bias = tl.load(bias_ptr + n, mask=n < out_channels, other=0).to(tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32) + bias[None, :]
     for tap in range(TAPS):
@@ -231,18 +236,18 @@ def _forward(
             places = (tap * channels + channel)[:, None] * out_channels + n[None, :]
             mask = (channel < channels)[:, None] & (n < out_channels)[None, :]
             weight = tl.load(kernel_ptr + places, mask=mask, other=0)
-            total = tl.dot(value.to(weight.dtype), weight, total, input_precision=PRECISION)
+            total = tl.dot(value.to(weight.dtype), weight, total, input_precision="ieee")
     places = out_ptr + m.to(tl.int64)[:, None] * out_channels + n[None, :]
     tl.store(places, total, mask=inside[:, None] & (n < out_channels)[None, :])
 
 
 @_tuned(
-    {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_C": 64},
-    {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_C": 128},
-    {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_C": 64},
+    ({"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_C": 64}, 4, 2),
+    ({"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_C": 64}, 8, 3),
+    ({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_C": 128}, 8, 3),
     zeroed=("of_rows_ptr",),
 )
-@triton.jit
+@triton.jit(do_not_specialize=NOT_CONSTANT)
 def _input_gradient(
     rows_ptr,
     offset_ptr,
@@ -250,14 +255,18 @@ def _input_gradient(
     grad_ptr,
     of_rows_ptr,
     of_offset_ptr,
-    levels_ptr,
     cells,
     channels,
     out_channels,
-    LEVELS: tl.constexpr,
+    count,
+    level0,
+    level1,
+    level2,
+    level3,
+    level4,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MAGNITUDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -266,7 +275,8 @@ def _input_gradient(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     tap = tl.program_id(1)
     inside = m < cells
-    start, height, width, y, x = _cells(m, levels_ptr, LEVELS, STRIDE, PADDING)
+    levels = level0, level1, level2, level3, level4
+    start, height, width, y, x = _cells(m, count, levels, STRIDE, PADDING)
     rows, columns = _tap(offset_ptr, m, inside, tap, height, width, y, x)
     of_y = tl.zeros((BLOCK_M,), dtype=tl.float32)
     of_x = tl.zeros((BLOCK_M,), dtype=tl.float32)
@@ -280,7 +290,7 @@ def _input_gradient(
             places = (tap * channels + channel)[None, :] * out_channels + n[:, None]
             mask = (n < out_channels)[:, None] & (channel < channels)[None, :]
             weight = tl.load(kernel_ptr + places, mask=mask, other=0)
-            of_sample = tl.dot(grad, weight, of_sample, input_precision=PRECISION)
+            of_sample = tl.dot(grad, weight, of_sample, input_precision="ieee")
         mask = inside[:, None] & (channel < channels)[None, :]
         for i in tl.static_range(2):
             for j in tl.static_range(2):
@@ -291,31 +301,36 @@ def _input_gradient(
                 of_x += tl.where(columns[4 + j], (2 * j - 1) * rows[2 + i] * change, 0.0)
                 places = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
                 share = (rows[2 + i] * columns[2 + j])[:, None]
-                tl.atomic_add(of_rows_ptr + places, share * of_sample, mask=mask, sem="relaxed")
+                part, has_share = share * of_sample, mask & (share != 0)
+                tl.atomic_add(of_rows_ptr + places, part, mask=has_share, sem="relaxed")
     tl.store(of_offset_ptr + m * (2 * TAPS) + 2 * tap, of_y, mask=inside)
     tl.store(of_offset_ptr + m * (2 * TAPS) + 2 * tap + 1, of_x, mask=inside)
 
 
 @_tuned(
-    {"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_C": 64, "CELLS": 1024},
-    {"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_C": 128, "CELLS": 4096},
-    {"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_C": 64, "CELLS": 4096},
+    ({"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_C": 64, "CELLS": 1024}, 4, 2),
+    ({"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_C": 128, "CELLS": 4096}, 8, 3),
+    ({"BLOCK_M": 64, "BLOCK_N": 256, "BLOCK_C": 64, "CELLS": 4096}, 8, 3),
     zeroed=("of_kernel_ptr",),
 )
-@triton.jit
+@triton.jit(do_not_specialize=NOT_CONSTANT)
 def _kernel_gradient(
     rows_ptr,
     offset_ptr,
     grad_ptr,
     of_kernel_ptr,
-    levels_ptr,
     cells,
     channels,
     out_channels,
-    LEVELS: tl.constexpr,
+    count,
+    level0,
+    level1,
+    level2,
+    level3,
+    level4,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MAGNITUDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -330,13 +345,14 @@ def _kernel_gradient(
     for first in range(0, CELLS, BLOCK_M):
         m = tl.program_id(2) * CELLS + first + tl.arange(0, BLOCK_M)
         inside = m < cells
-        start, height, width, y, x = _cells(m, levels_ptr, LEVELS, STRIDE, PADDING)
+        levels = level0, level1, level2, level3, level4
+        start, height, width, y, x = _cells(m, count, levels, STRIDE, PADDING)
         rows, columns = _tap(offset_ptr, m, inside, tap, height, width, y, x)
         value = _sample(rows_ptr, start, width, rows, columns, channel, channels, inside)
         places = grad_ptr + m.to(tl.int64)[:, None] * out_channels + n[None, :]
         grad = tl.load(places, mask=inside[:, None] & (n < out_channels)[None, :], other=0)
         value = tl.trans(value.to(grad.dtype))
-        total = tl.dot(value, grad, total, input_precision=PRECISION)
+        total = tl.dot(value, grad, total, input_precision="ieee")
     places = (tap * channels + channel)[:, None] * out_channels + n[None, :]
     mask = (channel < channels)[:, None] & (n < out_channels)[None, :]
     tl.atomic_add(of_kernel_ptr + places, total, mask=mask, sem="relaxed")

@@ -52,5 +52,5 @@ def with_gradients(convolve, maps, offsets, weight, bias, stride, padding):
     count = len(maps)
     out = convolve(inputs[:count], inputs[count : 2 * count], *inputs[-2:], stride, padding)
     generator = torch.Generator().manual_seed(1)
-    towards = [torch.randn(y.shape, generator=generator).to(y) for y in out]
+    towards = [torch.randn(y.shape, generator=generator).to(weight.dtype).to(y) for y in out]
     return [*out, *torch.autograd.grad(out, inputs, towards)]

@@ -52,8 +52,9 @@ def test_a_kernel_compiles_for_a_gpu_that_is_not_here(name):
     from sepc_zoo.ops import deform_conv_triton
 
     tuner = getattr(deform_conv_triton, name)
-    config, types = tuner.configs[0], {"levels_ptr": "*i32", "offset_ptr": "*fp32"}
-    constants = {"LEVELS": 4, "STRIDE": 1, "PADDING": 1, "PRECISION": "ieee"} | config.kwargs
+    config, types = tuner.configs[0], {"offset_ptr": "*fp32"}
+    types |= {f"level{i}": "i64" for i in range(deform_conv_triton.MOST_LEVELS)}
+    constants = {"STRIDE": 1, "PADDING": 1, "MAGNITUDE": 6} | config.kwargs
     for argument in tuner.fn.arg_names:
         kind = "*fp32" if argument.startswith("of_") else "*bf16"
         types.setdefault(argument, kind if argument.endswith("_ptr") else "i32")
@@ -96,6 +97,6 @@ def test_the_kernel_equals_the_reference_on_a_gpu(monkeypatch, stride, padding, 
     maps, offsets = [x.cuda() for x in maps], [x.cuda() for x in offsets]
     on_gpu = maps, offsets, weight.cuda(), bias.cuda()
     ours = with_gradients(deform_conv.deform_conv2d, *on_gpu, stride, padding)
-    tolerance = 3e-5 if dtype == torch.float32 else 5e-2
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for y, z in zip(ours, exact, strict=True):
-        torch.testing.assert_close(y.cpu().double(), z.double(), rtol=tolerance, atol=tolerance)
+        assert (y.cpu().double() - z.double()).abs().max() < tolerance * z.abs().max().clamp(min=1)
