@@ -7,6 +7,7 @@ which is what an embedding bag computes; all taps of all levels then go into one
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -37,9 +38,10 @@ def deform_conv2d(
     if not maps:
         return []
     device, dtype = maps[0].device.type, maps[0].dtype
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    has_autocast = torch.amp.is_autocast_available(device)
+    if has_autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
         if device == "cuda" and (dtype == torch.float64 or not is_fused()):
             out = _by_torchvision(maps, offsets, weight, bias, stride, padding)
         else:

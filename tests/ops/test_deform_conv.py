@@ -91,3 +91,8 @@ def test_an_offset_of_nan_gives_nan_in_its_place_alone():
     y = deform_conv2d(x, offset, weight, NO_BIAS[:4], stride=1, padding=1)
     assert y[0, :, 2, 5].isnan().all()
     assert y.isnan().sum() == 4
+
+
+def test_shapes_are_known_without_a_device(case):
+    x, weight, bias = (part.to("meta") for part in case)
+    assert deform_conv2d(x, no_offset(x, 2, 1), weight, bias, 2, 1).shape == (2, 6, 5, 6)
