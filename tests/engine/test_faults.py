@@ -235,7 +235,9 @@ def test_no_figures_are_kept_of_a_validation_without_its_images(shapes, tmp_path
 
 
 def kill_a_worker(*_):
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    """The last that was started, since those of other loaders may still be about to end."""
+    newest = max(child.pid for child in multiprocessing.active_children())
+    os.kill(newest, signal.SIGKILL)
 
 
 @pytest.mark.slow
