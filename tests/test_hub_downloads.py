@@ -84,7 +84,17 @@ def first_byte(request):
     return int(re.fullmatch(r"bytes=(\d+)-", request.range)[1]) if request.range else 0
 
 
+@pytest.fixture
+def one_thread():
+    """The numbers of processes that have one thread each, to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_processes_that_want_one_model_share_its_download(hub, sizes, model, tmp_path):
     torch.save(images(), tmp_path / "in.pt")
     hub.misbehave(**GET_WEIGHTS, rate=sizes[WEIGHTS] / 2)
