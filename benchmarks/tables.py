@@ -10,6 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TABLE = re.compile(r"(<!-- table (\S+\.csv) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+MOST_RATIO = 100  # above, the first model has next to nothing there
 SETTING = ("batch_size", "height", "width", "precision", "compile", "channels_last", "device")
 
 
@@ -53,8 +54,11 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def cell(row: dict[str, str]) -> str:
     """Milliseconds, the ratio to the first model, and the peak of memory where it was measured."""
-    memory = f", {row['peak_mib']} MiB" if row["peak_mib"] else ""
-    return f"{float(row['median_ms']):.0f} ({float(row['ratio']):.2f}{memory})"
+    ratio = float(row["ratio"])
+    notes = [f"{ratio:.2f}"] if ratio < MOST_RATIO else []
+    notes += [f"{row['peak_mib']} MiB"] if row["peak_mib"] else []
+    milliseconds = f"{float(row['median_ms']):.0f}"
+    return f"{milliseconds} ({', '.join(notes)})" if notes else milliseconds
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_an_imported_model_can_be_put_on_the_hub(hub, drive, monkeypatch, capsys
     folder, url = drive
     torch.save({"meta": META, "state_dict": their_state(NAME)}, folder / drive_id(NAME))
     monkeypatch.setenv("HF_TOKEN", hub.add_user("alice", organizations=["zoo"]))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     assert main(["import", NAME, "--url", url, "--push", "zoo"]) == 0
     assert f"{hub.endpoint}/zoo/{NAME}.coco_1x/commit/" in capsys.readouterr().out
     pushed = hub.repository(f"zoo/{NAME}.coco_1x").contents()

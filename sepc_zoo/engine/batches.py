@@ -12,6 +12,7 @@ from sepc_zoo.data import Batch
 from sepc_zoo.engine.faults import Faults
 
 WORKER_DIED = "DataLoader worker"  # how torch's message begins
+PASSED_ON = "Caught "  # the same of what went wrong in a worker that lives
 
 
 class SturdyLoader:
@@ -46,12 +47,20 @@ class SturdyLoader:
                     self.faults.look_at(unreadable_in(batch))
                     yield batch
                 return
-            except RuntimeError as error:
-                if not str(error).startswith(WORKER_DIED):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if not is_worker_death(error):
                     raise
-                self.faults.worker_died(str(error))
+                self.faults.worker_died(str(error) or repr(error))
                 self.loader = skip_first_batches(self.loader, 0)  # a copy that has no dead workers
                 loader = skip_first_batches(self.loader, start)
+
+
+def is_worker_death(error: Exception) -> bool:
+    """Whether a loader's error is that a worker is gone, perhaps as it handed a batch over."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith(WORKER_DIED)
+    return not text.startswith(PASSED_ON)
 
 
 def unreadable_in(batch: Any) -> list[str]:

@@ -27,6 +27,7 @@ from tiny_runs import (
 
 from sepc_zoo.commands import main
 from sepc_zoo.data import DetectionDataset, write_shapes
+from sepc_zoo.engine import batches as batches_module
 from sepc_zoo.engine import faults as faults_module
 from sepc_zoo.engine import train as engine
 from sepc_zoo.engine.accelerator import make_accelerator
@@ -267,6 +268,35 @@ def test_too_many_dead_workers_end_the_run_saved_and_with_advice(shapes, tmp_pat
     saved = state_of(tmp_path)["progress"]["step"]
     assert saved >= 2
     assert f"saved after step {saved}; go on with --resume {tmp_path}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DataLoader worker (pid 1) is killed"), ConnectionResetError(), EOFError()],
+)
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_replaced(tmp_path, monkeypatch, error):
+    class Loader:
+        def __iter__(self):
+            yield []
+            raise error
+
+    monkeypatch.setattr(batches_module, "skip_first_batches", lambda _, start: [[]] * (3 - start))
+    faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
+    assert len(list(batches_module.SturdyLoader(Loader(), faults))) == 3
+    assert [kind for kind, _ in faults.met] == [faults_module.DEAD_WORKER]
+
+
+def test_a_connection_that_breaks_in_a_living_worker_is_no_death(tmp_path):
+    class Loader:
+        def __iter__(self):
+            yield []
+            raise ConnectionResetError(
+                "Caught ConnectionResetError in DataLoader worker process 0."
+            )
+
+    faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
+    with pytest.raises(ConnectionResetError):
+        list(batches_module.SturdyLoader(Loader(), faults))
 
 
 def test_workers_that_die_before_any_step_end_the_run(tmp_path):
