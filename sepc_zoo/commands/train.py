@@ -26,7 +26,7 @@ from sepc_zoo.engine.train import train
 from sepc_zoo.hub import LOCAL_PREFIX
 
 DEMO_DATA = Path("runs/shapes")
-# Small enough to learn four shapes from nothing on two CPU cores in four minutes. The shapes are as
+# Small enough to learn four shapes from nothing on two CPU cores in five minutes. The shapes are as
 # wide as high, and smaller than most objects of COCO.
 DEMO: dict[str, Any] = {
     "model": "retinanet_resnet10t_ibn_pconv",
