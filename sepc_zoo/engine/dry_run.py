@@ -9,7 +9,6 @@ from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
-from accelerate.utils import send_to_device
 
 from sepc_zoo.data import Batch, collate
 from sepc_zoo.engine.log import memory_held
@@ -96,13 +95,15 @@ def make_batch(run: Run, indices: Sequence[int], extent: tuple[int, int] = (0, 0
     dataset: Any = run.train_loader.loader.dataset
     weights = run.detector.config.weights
     multiple = weights.pad_multiple
-    batch = collate([dataset[i] for i in indices], multiple).normalized(weights.mean, weights.std)
+    device = run.accelerator.device
+    batch = collate([dataset[i] for i in indices], multiple)
+    batch = batch.normalized(weights.mean, weights.std, device)
     height, width = batch.images.shape[-2:]
     missing = [
         math.ceil(e / multiple) * multiple - s for e, s in zip(extent, (height, width), strict=True)
     ]
     images = F.pad(batch.images, (0, max(0, missing[1]), 0, max(0, missing[0])))
-    return send_to_device(batch._replace(images=images), run.accelerator.device)
+    return batch._replace(images=images)
 
 
 def step_seconds(run: Run, batch: Batch) -> float:

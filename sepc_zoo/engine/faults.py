@@ -151,6 +151,7 @@ def keep_batch(batch: Batch, path: Path) -> None:
     write_json(path.with_suffix(".json"), {"image_ids": images, "sizes": batch.image_sizes})
 
 
-def all_finite(values: Sequence[Tensor]) -> Tensor:
-    """Whether all scalars are finite: a tensor, so that nobody waits for it before it is needed."""
-    return torch.stack([value.detach().float() for value in values]).isfinite().all()
+def any_not_finite(values: Sequence[Tensor]) -> Tensor:
+    """1 where any of the scalars is not finite, else 0: ``(1,)``, for which nobody waits yet."""
+    together = torch.stack([value.detach().float() for value in values])
+    return (~together.isfinite()).any(dim=0, keepdim=True).float()

@@ -8,7 +8,7 @@ from timm.layers import BatchNormAct2d
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 
 from sepc_zoo.config import ConfigError, DetectorConfig
 from sepc_zoo.model.backbone import Backbone
@@ -17,6 +17,7 @@ from sepc_zoo.zoo import BACKBONES
 
 SCHEDULES = ("multistep", "cosine")
 SGD = ("sgd", "momentum")
+FUSED = (*SGD, "nesterov", "adam", "adamw")  # those that torch computes in one pass
 AUTHORS_BACKBONES = [
     BACKBONES[name] for name in ("r18", "r34", "r50", "r101", "x101_32x4d", "x101_64x4d")
 ]
@@ -76,6 +77,8 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
     """
     is_sgd = recipe.opt == "sgd"
     extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
+    if recipe.opt in FUSED:
+        extra["fused"] = True
     try:
         return create_optimizer_v2(
             model,
@@ -88,6 +91,26 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
         )
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
+
+
+def step_unless(
+    failed: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> None:
+    """A step of accelerate's optimizer, unless ``failed ()`` is true.
+
+    torch's fused optimizers skip it on the device, as they do for a scaler. Others wait for it, and
+    so does the first step: torch 2.15 would leave new momenta as the memory was that they lie in.
+    """
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
+    is_fused = all(group.get("fused") for group in inner.param_groups)
+    if is_fused and inner.state and scaler is None:
+        inner.found_inf = failed.float()
+        optimizer.step()
+        del inner.found_inf
+    elif not failed.item():
+        optimizer.step()
+    elif scaler is not None:
+        scaler.update()  # it has seen the gradient, and waits for a step
 
 
 def make_scheduler(

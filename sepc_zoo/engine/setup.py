@@ -4,8 +4,9 @@ import dataclasses
 import json
 import math
 import shutil
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from sepc_zoo.engine.optim import (
     scaled_lr,
 )
 from sepc_zoo.engine.options import TrainError, TrainOptions, write_options
+from sepc_zoo.engine.outcomes import Outcome
 from sepc_zoo.engine.validate import validation_loader
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.files import remove_temporary, write_json
@@ -73,6 +75,7 @@ class Run:
     log: Log
     faults: Faults
     interrupt: Interrupt
+    outcomes: deque[Outcome] = field(default_factory=deque)  # of steps, not looked at yet
     saved_step: int | None = None
 
     @property
@@ -136,7 +139,8 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
         model.to(memory_format=torch.channels_last)
 
     loader = accelerator.prepare(
-        train_loader(options, train_data, model, accelerator.num_processes)
+        train_loader(options, train_data, model, accelerator.num_processes),
+        device_placement=[False],  # only images are needed there
     )
     val = validation_loader(val_data, model, options.batch_size, options.workers)
     total_steps = options.max_steps or recipe.epochs * math.ceil(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from sepc_zoo.data import Batch
 from sepc_zoo.engine.checkpoint import save_state
-from sepc_zoo.engine.faults import FaultError, all_finite
+from sepc_zoo.engine.faults import FaultError, any_not_finite
 from sepc_zoo.engine.interrupt import SIGNALS, Interrupted
 from sepc_zoo.engine.log import quiet_writers
-from sepc_zoo.engine.optim import set_train_mode
+from sepc_zoo.engine.optim import set_train_mode, step_unless
 from sepc_zoo.engine.options import TrainError, TrainOptions
+from sepc_zoo.engine.outcomes import Later, Outcome, steps_ahead
 from sepc_zoo.engine.setup import Run, images_per_step, prepare, start
 from sepc_zoo.engine.summary import show_end, show_start
 from sepc_zoo.engine.validate import validate_model
@@ -65,24 +67,27 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, Any]:
 def fit(run: Run) -> dict[str, Any]:
     """The loop, from wherever ``run.progress`` stands."""
     metrics: dict[str, Any] = {}
-    for epoch in range(run.progress.epoch, run.epochs):
+    options, progress = run.options, run.progress
+    for epoch in range(progress.epoch, run.epochs):
         if run.is_stale:
-            run.log.say(f"no better AP since epoch {run.progress.best_epoch}: stopped early")
+            run.log.say(f"no better AP since epoch {progress.best_epoch}: stopped early")
             break
         set_train_mode(run.detector, run.recipe.freeze_bn)
         run.log.restart()
         for batches in steps_of(run, epoch):
             draw_first(run, batches)
             train_step(run, batches)
-            if run.progress.step % run.options.log_interval == 0:
-                log_losses(run)
-            look_around(run, save_is_due=run.progress.step % run.options.save_interval == 0)
-        log_losses(run)
-        if epoch + 1 == run.epochs or (epoch + 1) % run.options.val_interval == 0:
+            look_around(
+                run,
+                log_is_due=progress.step % options.log_interval == 0,
+                save_is_due=progress.step % options.save_interval == 0,
+            )
+        look_around(run, log_is_due=True)
+        if epoch + 1 == run.epochs or (epoch + 1) % options.val_interval == 0:
             metrics = finish_epoch(run, epoch + 1)
-        run.progress.epoch = epoch + 1
+        progress.epoch = epoch + 1
         look_around(run, save_is_due=True)
-    return metrics | {"best_AP": run.progress.best_ap}
+    return metrics | {"best_AP": progress.best_ap}
 
 
 def steps_of(run: Run, epoch: int) -> Iterator[list[Batch]]:
@@ -91,7 +96,8 @@ def steps_of(run: Run, epoch: int) -> Iterator[list[Batch]]:
     done = run.progress.step - epoch * run.steps_per_epoch
     weights = run.detector.config.weights
     loaded = run.train_loader.batches(epoch, done * per_step)
-    batches = (batch.normalized(weights.mean, weights.std) for batch in loaded)
+    device = run.accelerator.device
+    batches = (batch.normalized(weights.mean, weights.std, device) for batch in loaded)
     while run.progress.step < run.total_steps and (group := list(islice(batches, per_step))):
         yield group
 
@@ -113,34 +119,27 @@ def draw_seen(run: Run, batches: Sequence[Batch]) -> Image.Image:
 
 
 def train_step(run: Run, batches: Sequence[Batch]) -> None:
-    """One step of the optimizer. It is skipped where loss or gradient are not finite."""
+    """One step of the optimizer, which changes nothing where loss or gradient are not finite.
+
+    A GPU is not waited for: how the step went is read by ``settle``, when it has been made.
+    """
     statistics = changing_statistics(run.detector)
     before = [buffer.clone() for buffer in statistics]
     losses = accumulate_gradient(run, batches)
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.clip_grad)
     # The scaler of fp16 skips infinite gradients itself, which are its way to find its scale.
     checked = [*losses.values()] if run.accelerator.scaler else [*losses.values(), norm]
-    finite = is_true_everywhere(all_finite(checked))
-    run.progress.step += 1
-    if finite:
-        run.optimizer.step()
-        run.log.count(losses, sum(len(batch.images) for batch in batches))
-        run.progress.skipped_in_a_row = 0
-    else:
-        for buffer, saved in zip(statistics, before, strict=True):
-            buffer.copy_(saved)  # of the batch norms, which have seen the batch
-        if run.accelerator.scaler is not None:
-            run.accelerator.scaler.update()  # it has seen the gradient, and waits for a step
-        run.log.bar.update()
-        run.progress.skipped_in_a_row += 1
+    flags = sum_over_processes(torch.cat([any_not_finite(checked), told_by_host(run)]))
+    failed = flags[0] > 0
+    step_unless(failed, run.optimizer, run.accelerator.scaler)
+    for buffer, saved in zip(statistics, before, strict=True):
+        buffer.copy_(torch.where(failed, saved, buffer))  # batch norms have seen the batch
     run.optimizer.zero_grad()
+    run.progress.step += 1
     run.scheduler.step_update(run.progress.step)
-    if run.ema is not None and finite:
+    if run.ema is not None:
         run.ema.update(run.detector, run.progress.step)
-    run.faults.step = run.progress.step
-    if not finite:
-        row = run.progress.skipped_in_a_row
-        run.faults.skip(batches, losses, row, lambda: draw_seen(run, batches))
+    run.outcomes.append(Outcome(run.progress.step, batches, losses, Later(flags)))
 
 
 def changing_statistics(detector: Detector) -> list[Tensor]:
@@ -166,21 +165,52 @@ def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]
     if len(batches) > 1:  # the count of all batches is known only now
         first, divisor = divisor, mean_over_processes(counts).clamp(min=1)
         gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, (first / divisor).item())
+        torch._foreach_mul_(gradients, first / divisor)
     return {name: total / divisor for name, total in sums.items()}
 
 
-def is_true_everywhere(flag: Tensor) -> bool:
-    """Whether a flag is true in all processes."""
-    return sum_over_processes((~flag).float()).item() == 0
+def told_by_host(run: Run) -> Tensor:
+    """Whether this process has met each of ``SIGNALS``, and the number of its faults."""
+    met = [run.interrupt.signal == number for number in SIGNALS]
+    here = torch.tensor([*met, len(run.faults.met)], dtype=torch.float32)
+    return here.to(run.accelerator.device, non_blocking=True)
 
 
-def look_around(run: Run, save_is_due: bool) -> None:
-    """Between steps: save at times, and end where a signal or too many faults ask for it."""
-    *signals, faults = agreed(run)
+def settle(run: Run, ahead: int = 0) -> list[float]:
+    """Count the steps that were made or skipped, but for the last ``ahead``.
+
+    Returns:
+        ``told_by_host`` of all processes together, as the last of the steps has seen it.
+    """
+    signals_and_faults = [0.0] * (len(SIGNALS) + 1)
+    while len(run.outcomes) > ahead:
+        step, batches, losses, flags = run.outcomes.popleft()
+        failed, *signals_and_faults = flags.read()
+        run.faults.step = step
+        if failed:
+            run.progress.skipped_in_a_row += 1
+            row = run.progress.skipped_in_a_row
+            run.log.bar.update()
+            run.faults.skip(batches, losses, row, partial(draw_seen, run, batches))
+        else:
+            run.progress.skipped_in_a_row = 0
+            run.log.count(losses, sum(len(batch.images) for batch in batches))
+    return signals_and_faults
+
+
+def look_around(run: Run, log_is_due: bool = False, save_is_due: bool = False) -> None:
+    """Between steps: log and save at times, and end where a signal or too many faults ask for it.
+
+    Only where something is due, a GPU is waited for.
+    """
+    is_due = log_is_due or save_is_due
+    *signals, faults = settle(run, ahead=0 if is_due else steps_ahead(run.accelerator.device))
+    if is_due:
+        *signals, faults = agreed(run)
     share_faults(run, faults)
-    if save_is_due or any(signals):
+    if is_due or any(signals):
         log_losses(run)
+    if save_is_due or any(signals):
         save(run)
     for number, seen in zip(SIGNALS, signals, strict=True):
         if seen:
@@ -188,10 +218,8 @@ def look_around(run: Run, save_is_due: bool) -> None:
 
 
 def agreed(run: Run) -> list[float]:
-    """How many processes have met each of ``SIGNALS``, and the faults of all of them."""
-    met = [run.interrupt.signal == number for number in SIGNALS]
-    here = torch.tensor([*met, len(run.faults.met)], dtype=torch.float32)
-    return sum_over_processes(here.to(run.accelerator.device)).tolist()
+    """``told_by_host`` of all processes together."""
+    return sum_over_processes(told_by_host(run)).tolist()
 
 
 def share_faults(run: Run, met: float) -> None:
@@ -216,6 +244,7 @@ def save(run: Run) -> None:
 
 
 def log_losses(run: Run) -> None:
+    settle(run)
     lr = max(group["lr"] for group in run.optimizer.param_groups)
     run.log.write(run.progress.step, run.progress.epoch + 1, lr)
 

@@ -45,8 +45,8 @@ class Truths(NamedTuple):
 
 
 def pad_truths(truths: Sequence[Truth]) -> Truths:
-    device = truths[0].labels.device
-    one = torch.zeros(1, 4).to(truths[0].boxes)
+    device, dtype = truths[0].boxes.device, truths[0].boxes.dtype
+    one = torch.zeros(1, 4, device=device, dtype=dtype)
     none = torch.full((1,), -1, device=device)
     return Truths(
         pad_sequence([*(truth.boxes for truth in truths), one], batch_first=True)[:-1],

@@ -136,7 +136,7 @@ def synced_batch_norm(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     ``torch.nn.SyncBatchNorm`` does the same on a GPU alone.
     """
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    cells = exact.new_tensor([exact.numel() / exact.shape[1]])
+    cells = exact.new_full((1,), exact.numel() / exact.shape[1])
     sums = sum_over_processes(torch.cat([exact.sum(dim=(0, 2, 3)), cells]))  # C + 1
     count = sums[-1].detach()
     mean = sums[:-1] / count

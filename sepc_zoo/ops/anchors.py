@@ -36,5 +36,6 @@ def make_anchors(
         y = torch.arange(height, device=device, dtype=dtype) * stride
         y, x = torch.meshgrid(y, x, indexing="ij")
         corner = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
-        levels.append((corner + cell_anchors(config, stride).to(corner)).view(-1, 4))
+        of_cell = cell_anchors(config, stride).to(corner, non_blocking=True)
+        levels.append((corner + of_cell).view(-1, 4))
     return torch.cat(levels)

@@ -183,6 +183,14 @@ def test_a_normalised_batch_is_zero_where_no_photo_is():
         assert (image != 0).sum() == photo.numel()
 
 
+def test_only_the_images_of_a_batch_go_to_the_device():
+    target = {"boxes": torch.zeros(0, 4)}
+    batch = collate([(torch.ones(3, 8, 8, dtype=torch.uint8), target)], multiple=8)
+    batch = batch.normalized((0.5,) * 3, (0.25,) * 3, device="meta")
+    assert batch.images.device.type == "meta"
+    assert batch.targets[0]["boxes"].device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("size", "side"),
     [((96, 128), (24, 32)), ((96, 128), (25, 32)), ((96, 126), (25, 32)), ((48, 64), (48, 64))],

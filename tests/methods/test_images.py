@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from sepc_zoo.config import STRIDES
 from sepc_zoo.methods import METHODS
@@ -208,23 +208,6 @@ def test_on_a_gpu_where_nothing_is_counted_the_loss_is_the_same(method, targets,
         torch.autograd.grad(sum(losses.values()), inputs), of_expected, strict=True
     ):
         torch.testing.assert_close(grad, other)
-
-
-class Waits(TorchDispatchMode):
-    """What the host would have to wait for, if it ran on a GPU: values that it or a size needs."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_", "index_put") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if by_mask or name in ("nonzero", "_local_scalar_dense", "masked_select", "unique"):
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @METHOD
