@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sepc_zoo.ops.memory import new_like
 from sepc_zoo.ops.processes import process_count, sum_over_processes
 
 FOCAL_ALPHA = 0.25  # weight of the positives
 FOCAL_GAMMA = 2.0
 # Logits that are looked at together; on the CPU what is made of them on the way stays in its cache.
-CACHED_LOGITS, LOGITS = 2**16, 2**24
+CACHED_LOGITS, LOGITS = 2**18, 2**24
 
 
 def focal_positive(logits: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class _SumBackground(torch.autograd.Function):
         logits = logits.contiguous()
         ctx.gamma = gamma
         ctx.save_for_backward(logits, counted, picked)
-        ctx.gradient = torch.empty_like(logits) if gradient else None
+        ctx.gradient = new_like(logits) if gradient else None
         return _background_pass(logits, counted, gamma, ctx.gradient), logits.view(-1)[picked]
 
     @staticmethod
@@ -73,7 +74,7 @@ class _SumBackground(torch.autograd.Function):
         logits, counted, picked = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # given away, by an earlier pass through a graph that was retained
-            gradient = torch.empty_like(logits)
+            gradient = new_like(logits)
             _background_pass(logits, counted, ctx.gamma, gradient)
         gradient.mul_(of_sum).view(-1).index_add_(0, picked, of_picked)
         return gradient, None, None, None, None
