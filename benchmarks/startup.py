@@ -1,7 +1,8 @@
 """Time to import the package, against timm alone, and to build a detector after it.
 
 Every figure is of a fresh interpreter; the rows take turns, so that what else the machine does
-falls on all of them alike. Ratios are of the processor's time, which other work changes least.
+falls on all of them alike. Ratios are the medians of the rounds' ratios of the processor's time,
+which other work changes least.
 
     python benchmarks/startup.py
 """
@@ -51,7 +52,9 @@ def main() -> None:
     facts = args.rounds, args.threads, torch.__version__, torchvision.__version__, timm.__version__
     lines = [header]
     for name, (wall, cpu) in middle.items():
-        ratio = f"{cpu / middle['import timm'][1]:.3f}" if name.startswith("import") else ""
+        pairs = zip(times[name], times["import timm"], strict=True)
+        of_timm = statistics.median(row[1] / timm_row[1] for row, timm_row in pairs)
+        ratio = f"{of_timm:.3f}" if name.startswith("import") else ""
         figures = f"{wall:.3f}", f"{min(times[name])[0]:.3f}", f"{cpu:.3f}", ratio
         lines.append(",".join(map(str, (f'"{name}"', *figures, *facts, platform.machine()))))
     TABLE.write_text("\n".join(lines) + "\n")

@@ -19,7 +19,8 @@ from sepc_zoo.methods.targets import truth_of
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.model.sepc import LevelConv2d
 
-PLAIN_PREFIX, TORCHVISION_NAME = "plain:", "torchvision:retinanet_resnet50_fpn"
+PLAIN_PREFIX, FUSED_PREFIX = "plain:", "fused:"
+TORCHVISION_NAME = "torchvision:retinanet_resnet50_fpn"
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # New weights are given what trained ones have, on which their speed depends.
 LOGIT_DEVIATION = 0.7  # a few thousand scores over the threshold in an image
@@ -58,7 +59,7 @@ class Subject(NamedTuple):
 
 
 def build_subject(name: str, setting: Setting) -> Subject:
-    """A new model, or ``plain:`` and its name, or torchvision's RetinaNet.
+    """A new model, also ``fused:`` or ``plain:`` and its name, or torchvision's RetinaNet.
 
     Raises:
         ConfigError: the name means none of them.
@@ -67,8 +68,11 @@ def build_subject(name: str, setting: Setting) -> Subject:
     if name.startswith("torchvision:"):
         subject = _torchvision_subject(name, setting)
     else:
-        detector = create_model(name.removeprefix(PLAIN_PREFIX)).to(setting.device)
+        short_name = name.removeprefix(PLAIN_PREFIX).removeprefix(FUSED_PREFIX)
+        detector = create_model(short_name).to(setting.device)
         resemble_trained(detector)
+        if name.startswith(FUSED_PREFIX):
+            use_fused_kernel(detector)
         make = _plain_subject if name.startswith(PLAIN_PREFIX) else _our_subject
         subject = make(detector, setting)
     if setting.channels_last:
@@ -76,6 +80,12 @@ def build_subject(name: str, setting: Setting) -> Subject:
     if setting.compile:
         subject.network.compile(mode=setting.compile)
     return subject
+
+
+def use_fused_kernel(detector: Detector) -> None:
+    for module in detector.modules():
+        if isinstance(module, LevelConv2d):
+            module.fused = True
 
 
 def _our_subject(detector: Detector, setting: Setting) -> Subject:

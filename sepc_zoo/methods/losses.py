@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sepc_zoo.ops.memory import new_like
 from sepc_zoo.ops.processes import process_count, sum_over_processes
 
 FOCAL_ALPHA = 0.25  # weight of the positives
@@ -65,7 +64,7 @@ class _SumBackground(torch.autograd.Function):
         logits = logits.contiguous()
         ctx.gamma = gamma
         ctx.save_for_backward(logits, counted, picked)
-        ctx.gradient = new_like(logits) if gradient else None
+        ctx.gradient = torch.empty_like(logits) if gradient else None
         return _background_pass(logits, counted, gamma, ctx.gradient), logits.view(-1)[picked]
 
     @staticmethod
@@ -74,7 +73,7 @@ class _SumBackground(torch.autograd.Function):
         logits, counted, picked = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # given away, by an earlier pass through a graph that was retained
-            gradient = new_like(logits)
+            gradient = torch.empty_like(logits)
             _background_pass(logits, counted, ctx.gamma, gradient)
         gradient.mul_(of_sum).view(-1).index_add_(0, picked, of_picked)
         return gradient, None, None, None, None

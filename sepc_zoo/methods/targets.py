@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sepc_zoo.errors import UserError
+from sepc_zoo.ops.devices import counting_is_free
 
 
 class TargetError(UserError, ValueError):
@@ -87,11 +88,6 @@ def positives(match: Tensor, truths: Truths) -> Positives:
         boxes=truths.boxes.flatten(0, 1)[box],
         labels=truths.labels.flatten()[box].clamp(min=0),
     )
-
-
-def counting_is_free(device: torch.device) -> bool:
-    """Whether a tensor's size may depend on what others hold without a wait for a GPU."""
-    return device.type == "cpu"
 
 
 def check_targets(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.config import NeckConfig
 from sepc_zoo.model.init import init_conv
-from sepc_zoo.ops.deform_conv import deform_conv2d
+from sepc_zoo.ops.deform_conv import asks_for_fused, deform_conv2d
 from sepc_zoo.ops.processes import process_count, sum_over_processes
 
 
@@ -77,10 +77,14 @@ class LevelConv2d(nn.Conv2d):
 
     The paper's fixed kernel meets the finest level and is bent towards the others, whose features
     are not blurred the way a Gaussian pyramid is. There is no modulation.
+
+    Attributes:
+        fused: see ``deform_conv2d``.
     """
 
     def __init__(self, channels: int, deform: bool, stride: int = 1, padding: int = 1) -> None:
         super().__init__(channels, channels, 3, stride, padding)
+        self.fused = asks_for_fused()
         self.offset = nn.Conv2d(channels, 2 * 9, 3, stride, padding) if deform else None
         init_conv(self)
         if self.offset is not None:  # starts as a plain convolution
@@ -96,7 +100,7 @@ class LevelConv2d(nn.Conv2d):
         offsets = [self.offset(x) for x in bent]
         stride, padding = self.stride[0], int(self.padding[0])
         bias = cast(Tensor, self.bias)
-        return fixed + deform_conv2d(bent, offsets, self.weight, bias, stride, padding)
+        return fixed + deform_conv2d(bent, offsets, self.weight, bias, stride, padding, self.fused)
 
 
 class IntegratedBatchNorm(nn.Module):

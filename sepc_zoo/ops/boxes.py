@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 # Cells of a boxes x anchors table that are held at once: 16 M are 64 MB in float32. On the CPU as
-# many as its cache holds, but anchors enough that a row is worth its call; of whole rows some more.
+# many as its cache holds, but anchors enough that a row is worth its call.
 TABLE_CELLS = 2**24
-CACHED_CELLS, CACHED_ROW, CACHED_ROWS = 2**17, 128, 2**20
+CACHED_CELLS, CACHED_ROW = 2**20, 128
 
 Overlap = Callable[[Tensor, Tensor, "Buffers"], Tensor]
 Buffers = Sequence[Tensor | None]
@@ -90,7 +90,7 @@ def table_rows(overlap: Overlap, boxes: Tensor, anchors: Tensor) -> Iterator[Ten
     Yields:
         ``(g, A)``, the caller's to overwrite, and overwritten by the next.
     """
-    cells = min(TABLE_CELLS, CACHED_ROWS) if boxes.device.type == "cpu" else TABLE_CELLS
+    cells = min(TABLE_CELLS, CACHED_CELLS) if boxes.device.type == "cpu" else TABLE_CELLS
     step = max(1, cells // max(1, len(anchors)))
     out = boxes.new_empty(3, min(step, len(boxes)), len(anchors))
     for start in range(0, len(boxes), step):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TAPS = 9  # of a 3x3 kernel
-# Asks for the fused kernel on a GPU, on which it was not measured yet.
+# Asks for the fused kernel on a GPU, on which it was not measured yet, in the models built then.
 FUSED_VARIABLE = "SEPC_ZOO_FUSED"
 
 
@@ -28,12 +28,16 @@ def deform_conv2d(
     bias: Tensor,
     stride: int,
     padding: int,
+    fused: bool = False,
 ) -> list[Tensor]:
     """Deformable convolution (Dai et al. 2017) of each level, ``(N, C, H, W) -> (N, C', H', W')``.
 
     ``offsets (N, 2 * 9, H', W')`` hold (dy, dx) per tap of the 3x3 kernel, in pixels of the map;
     NaN gives NaN in its place. Summed in float32 (float64 stays float64); the results have the type
     that a convolution would give here, channels last.
+
+    Args:
+        fused: on a GPU, by one kernel for all levels, but in float64.
     """
     if not maps:
         return []
@@ -42,15 +46,15 @@ def deform_conv2d(
     if has_autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
-        if device == "cuda" and (dtype == torch.float64 or not is_fused()):
+        if device == "cuda" and (dtype == torch.float64 or not fused):
             out = _by_torchvision(maps, offsets, weight, bias, stride, padding)
         else:
             out = _by_levels(maps, offsets, weight, bias, stride, padding, dtype)
     return [y.to(dtype) for y in out]
 
 
-def is_fused() -> bool:
-    """Whether GPUs use the fused kernel."""
+def asks_for_fused() -> bool:
+    """Whether new models are to use the fused kernel on a GPU."""
     return os.environ.get(FUSED_VARIABLE, "0") == "1"
 
 
@@ -91,7 +95,7 @@ def _by_levels(
     sizes = [s for x, o in zip(maps, offsets, strict=True) for s in (*x.shape[2:], *o.shape[2:])]
     how = sizes, len(maps[0]), stride, padding
     if is_on_gpu:
-        y = fused(rows, place, kernel.contiguous(), bias.to(rows.dtype), *how)
+        y = fused_op(rows, place, kernel.contiguous(), bias.to(rows.dtype), *how)
     else:
         y = gather_and_multiply(rows, place, kernel, bias.to(rows.dtype), *how)
     shapes = [(len(offset), *offset.shape[2:]) for offset in offsets]
@@ -182,7 +186,7 @@ def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("sepc_zoo::deform_conv", mutates_args=())
-def fused(
+def fused_op(
     rows: Tensor,
     offset: Tensor,
     kernel: Tensor,
@@ -198,7 +202,7 @@ def fused(
 
 
 @torch.library.custom_op("sepc_zoo::deform_conv_gradients", mutates_args=())
-def fused_gradients(
+def fused_gradients_op(
     rows: Tensor,
     offset: Tensor,
     kernel: Tensor,
@@ -213,17 +217,17 @@ def fused_gradients(
     return gradients(rows, offset, kernel, grad, sizes, count, stride, padding)
 
 
-@fused.register_kernel("cpu")
+@fused_op.register_kernel("cpu")
 def _(*arguments: Any) -> Tensor:
     return gather_and_multiply(*arguments)
 
 
-@fused.register_fake
+@fused_op.register_fake
 def _(rows: Tensor, offset: Tensor, kernel: Tensor, *_: Any) -> Tensor:
     return rows.new_empty(len(offset), kernel.shape[2])
 
 
-@fused_gradients.register_fake
+@fused_gradients_op.register_fake
 def _(rows: Tensor, offset: Tensor, kernel: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(rows), torch.empty_like(offset), torch.empty_like(kernel)
 
@@ -235,7 +239,7 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if grad.is_cuda:
-        of_inputs = fused_gradients(*ctx.saved_tensors, grad.contiguous(), *ctx.how)
+        of_inputs = fused_gradients_op(*ctx.saved_tensors, grad.contiguous(), *ctx.how)
     else:
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
@@ -245,4 +249,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*of_inputs, grad.sum(dim=0), None, None, None, None)
 
 
-fused.register_autograd(_backward, setup_context=_keep_inputs)
+fused_op.register_autograd(_backward, setup_context=_keep_inputs)

@@ -17,7 +17,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from sepc_zoo.errors import UserError
-from sepc_zoo.ops.memory import new_like
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -192,13 +191,23 @@ def normalize(
     Args:
         dtype: of the result; None: torch's default.
     """
-    images = new_like(images, dtype or torch.get_default_dtype()).copy_(images).div_(255)
+    images = _converted(images, dtype or torch.get_default_dtype()).div_(255)
     for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
         images[:, channel].sub_(m).div_(s)
     for image, (height, width) in zip(images, sizes, strict=True):
         image[:, height:] = 0
         image[:, :, width:] = 0
     return images
+
+
+def _converted(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of another type."""
+    if images.device.type != "cpu":
+        return images.to(dtype, copy=True)
+    # numpy asks the system for large pages; to touch new memory in small ones takes several times
+    # as long as to normalise what is in it.
+    memory = torch.from_numpy(np.empty(images.numel() * dtype.itemsize, dtype=np.uint8))
+    return memory.view(dtype).view(images.shape).copy_(images)
 
 
 def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:

@@ -8,6 +8,7 @@ from torchvision.ops import batched_nms, nms
 
 from sepc_zoo.config import PostprocessConfig
 from sepc_zoo.ops.boxes import clip_boxes
+from sepc_zoo.ops.devices import counting_is_free
 from sepc_zoo.predictions import Predictions
 
 
@@ -24,7 +25,7 @@ def select_detections(
 
     Args:
         anchors: ``(A, 4)``.
-        decode: from anchors and deltas to boxes, both ``(N, C, 4)``.
+        decode: from anchors and deltas to boxes, all ``(R, 4)``.
         image_sizes: height and width of each image inside the batch; boxes are clipped to it.
         border: pixels of an image that stay under every box, see ``clip_boxes``.
 
@@ -35,16 +36,16 @@ def select_detections(
     images, num_anchors, num_classes = logits.shape
     if len(image_sizes) != images:
         raise ValueError(f"{len(image_sizes)} image_sizes for {images} images")
-    candidates = _best_anchors(predictions, config.candidates_per_level)  # N, C
-    rows = candidates + num_anchors * torch.arange(images, device=logits.device)[:, None]
-    scores = _take(logits, rows).sigmoid_()  # N, C, K
-    boxes = decode(anchors[candidates], _take(deltas, rows))
+    rows = _candidates(predictions, config)  # R, of all images
+    image, anchor = rows // num_anchors, rows % num_anchors
+    scores = logits.flatten(0, 1).index_select(0, rows).sigmoid_()  # R, K
+    boxes = decode(anchors[anchor], deltas.flatten(0, 1)[rows])
     limits = torch.tensor(image_sizes).to(boxes.device, non_blocking=True)
-    boxes = clip_boxes(boxes, limits, border)
+    boxes = clip_boxes(boxes[:, None], limits[image], border).squeeze(1)
 
-    # All so far has sizes known beforehand; here a GPU is waited for, and by the copy of counts.
-    image, candidate, label = (scores > config.score_threshold).nonzero(as_tuple=True)
-    boxes, scores = boxes[image, candidate], scores[image, candidate, label]
+    # On a GPU all so far has sizes known beforehand; here it is waited for, and by copying counts.
+    row, label = (scores > config.score_threshold).nonzero(as_tuple=True)
+    image, boxes, scores = image[row], boxes[row], scores[row, label]
     keep = _suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
     image = image[keep]
     counts = torch.zeros(images, dtype=torch.long, device=image.device)
@@ -71,18 +72,18 @@ def _suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
-def _take(values: Tensor, rows: Tensor) -> Tensor:
-    """Values ``(N, A, V)`` of some anchors ``(N, C)``, counted over the batch, ``-> (N, C, V)``."""
-    taken = values.flatten(0, 1).index_select(0, rows.flatten())
-    return taken.view(*rows.shape, values.shape[2])
-
-
-def _best_anchors(predictions: Predictions, per_level: int) -> Tensor:
-    """Indices ``(N, C)`` of the anchors of each level with the highest logit of any class."""
+def _candidates(predictions: Predictions, config: PostprocessConfig) -> Tensor:
+    """The anchors of each level and image with the highest logit of any class, counted over the
+    batch ``(R,)``."""
     best = predictions.logits.amax(dim=2)  # N, A
-    indices, start = [], 0
+    chosen, start = [], 0
     for length in predictions.level_lengths:
         level = best[:, start : start + length]
-        indices.append(level.topk(min(per_level, length), dim=1).indices + start)
+        top = level.topk(min(config.candidates_per_level, length), dim=1)
+        chosen.append((top.values, top.indices + start))
         start += length
-    return torch.cat(indices, dim=1)
+    logit, anchor = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))  # N, C
+    rows = anchor + best.shape[1] * torch.arange(len(best), device=best.device)[:, None]
+    if counting_is_free(best.device):  # most have no score near the threshold
+        return rows[~(logit.sigmoid() < 0.999 * config.score_threshold)]
+    return rows.flatten()

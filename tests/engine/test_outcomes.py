@@ -86,6 +86,23 @@ def test_a_step_does_not_wait_for_a_gpu(method, opt, shapes, tmp_path, monkeypat
     assert waits[1:] == [[], [], []]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["retinanet", "fsaf"])
+def test_a_gpu_is_not_waited_for_in_a_step(method, shapes, tmp_path, monkeypatch):
+    train_step, steps = engine.train_step, []
+
+    def watched(run, batches):
+        torch.cuda.set_sync_debug_mode("error" if steps else "default")
+        train_step(run, batches)
+        torch.cuda.set_sync_debug_mode("default")
+        steps.append(run.progress.step)
+
+    monkeypatch.setattr(engine, "train_step", watched)
+    train(options(shapes, tmp_path, model=f"{method}_mnv4s_sepc", cpu=False, amp="bf16"))
+    assert steps == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("neck", ["fpn", "sepc"])
 @pytest.mark.parametrize("method", ["retinanet", "fsaf"])
 def test_the_way_to_a_loss_does_not_wait_for_a_gpu(method, neck):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,3 +187,28 @@ def test_the_gain_of_a_new_neck_does_not_depend_on_its_channels():
         out = SEPC(channels, NeckConfig())(wide)[0]
         gains.append((out[2].std() / wide[2].std()).item())
     assert max(gains) < 2 * min(gains)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)]
+)
+def test_a_gpu_computes_what_float64_does(dtype, tolerance, fused, pyramid, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    neck = bend(SEPC(8, SEPC_CONFIG)).eval()
+    exact = copy.deepcopy(neck).double()([x.double() for x in pyramid])
+    for part in neck.modules():
+        if isinstance(part, LevelConv2d):
+            part.fused = fused
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        found = neck.cuda()([x.cuda() for x in pyramid])
+    for ours, theirs in zip(found[0] + found[1], exact[0] + exact[1], strict=True):
+        assert (ours.cpu().double() - theirs).abs().max() < tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_a_variable_asks_for_the_fused_kernel(asked, monkeypatch):
+    monkeypatch.setenv("SEPC_ZOO_FUSED", asked)
+    assert LevelConv2d(8, deform=True).fused == (asked == "1")

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from sepc_zoo.ops import deform_conv
+from sepc_zoo.ops.deform_conv import deform_conv2d
 from tests.ops.fused_cases import pyramid, reference, with_gradients
 
 CASES = pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0)])
@@ -28,7 +30,7 @@ def arguments(dtype=torch.float64):
 
 class Layer(nn.Module):
     def forward(self, rows, offset, kernel, bias):
-        return deform_conv.fused(rows, offset, kernel, bias, SIZES, 1, 1, 1).relu()
+        return deform_conv.fused_op(rows, offset, kernel, bias, SIZES, 1, 1, 1).relu()
 
 
 @pytest.mark.slow
@@ -65,12 +67,12 @@ def test_a_kernel_compiles_for_a_gpu_that_is_not_here(name):
 
 
 def test_the_operator_tells_pytorch_all_it_must_know():
-    torch.library.opcheck(deform_conv.fused, (*arguments(torch.float32), SIZES, 1, 1, 1))
+    torch.library.opcheck(deform_conv.fused_op, (*arguments(torch.float32), SIZES, 1, 1, 1))
 
 
 def test_the_gradients_of_the_operator_are_those_of_its_function():
     def call(*inputs):
-        return deform_conv.fused(*inputs, SIZES, 1, 1, 1)
+        return deform_conv.fused_op(*inputs, SIZES, 1, 1, 1)
 
     assert torch.autograd.gradcheck(call, arguments())
 
@@ -89,14 +91,13 @@ def test_a_graph_is_compiled_and_exported_with_the_operator_in_it():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @CASES
-def test_the_kernel_equals_the_reference_on_a_gpu(monkeypatch, stride, padding, dtype):
-    monkeypatch.setenv(deform_conv.FUSED_VARIABLE, "1")
+def test_the_kernel_equals_the_reference_on_a_gpu(stride, padding, dtype):
     maps, offsets, weight, bias = pyramid(stride, padding)
     maps, weight, bias = [x.to(dtype) for x in maps], weight.to(dtype), bias.to(dtype)
     exact = with_gradients(reference, maps, offsets, weight, bias, stride, padding)
     maps, offsets = [x.cuda() for x in maps], [x.cuda() for x in offsets]
     on_gpu = maps, offsets, weight.cuda(), bias.cuda()
-    ours = with_gradients(deform_conv.deform_conv2d, *on_gpu, stride, padding)
+    ours = with_gradients(partial(deform_conv2d, fused=True), *on_gpu, stride, padding)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for y, z in zip(ours, exact, strict=True):
         assert (y.cpu().double() - z.double()).abs().max() < tolerance * z.abs().max().clamp(min=1)

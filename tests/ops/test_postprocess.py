@@ -81,6 +81,14 @@ def test_a_batch_is_its_images_one_by_one():
             assert torch.equal(found[key], expected[key])
 
 
+def test_a_device_that_should_not_be_waited_for_finds_the_same(monkeypatch):
+    predictions = random_predictions(mean=-3.0)
+    expected = select(predictions)
+    monkeypatch.setattr(postprocess_module, "counting_is_free", lambda _: False)
+    for ours, theirs in zip(select(predictions), expected, strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_scores_fall():
     for found in select(random_predictions()):
         assert len(found["scores"]) > 1
