@@ -212,3 +212,14 @@ def test_a_few_steps_lower_the_loss(method):
         optimizer.step()
         totals.append(loss.item())
     assert totals[-1] < 0.8 * totals[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_is_compiled_as_one_graph(training):
+    model, images = tiny().train(training), some_images(count=1)
+    with torch.set_grad_enabled(training):
+        found = torch.compile(model, backend="eager", fullgraph=True)(images)
+        expected = model(images)
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.deltas, expected.deltas)
