@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sepc_zoo.data.annotations import Annotations, Record
 from sepc_zoo.data.mixing import GREY, Mixer, Sample, Target, scale, select
 from sepc_zoo.data.transforms import Transform
+from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.image import (
     ImageError,
     fitting_reduction,
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
 
         Targets stay on the host, which can check them without a wait for the device.
         """
-        images = self.images.to(device, non_blocking=True)
+        images = to_device(self.images, device)
         return self._replace(images=normalize(images, self.image_sizes, mean, std))
 
 

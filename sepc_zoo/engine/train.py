@@ -28,6 +28,7 @@ from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.model.detector import Detector
 from sepc_zoo.model_folder import save_model
+from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.image import ImageError, pad_and_stack
 from sepc_zoo.ops.processes import sum_over_processes
 from sepc_zoo.visualize import contact_sheet, draw_batch, plot_curves
@@ -173,7 +174,7 @@ def told_by_host(run: Run) -> Tensor:
     """Whether this process has met each of ``SIGNALS``, and the number of its faults."""
     met = [run.interrupt.signal == number for number in SIGNALS]
     here = torch.tensor([*met, len(run.faults.met)], dtype=torch.float32)
-    return here.to(run.accelerator.device, non_blocking=True)
+    return to_device(here, run.accelerator.device)
 
 
 def settle(run: Run, ahead: int = 0) -> list[float]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sepc_zoo.errors import UserError
-from sepc_zoo.ops.devices import counting_is_free
+from sepc_zoo.ops.devices import counting_is_free, to_device
 
 
 class TargetError(UserError, ValueError):
@@ -31,9 +31,9 @@ def truth_of(target: Mapping[str, Any], like: Tensor) -> Truth:
         crowd = target["iscrowd"].bool()
         boxes, labels, crowds = boxes[~crowd], labels[~crowd], boxes[crowd]
     return Truth(
-        boxes.to(like, non_blocking=True),
-        labels.to(like.device, non_blocking=True),
-        crowds.to(like, non_blocking=True),
+        to_device(boxes, like.device, like.dtype),
+        to_device(labels, like.device),
+        to_device(crowds, like.device, like.dtype),
     )
 
 

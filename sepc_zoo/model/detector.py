@@ -18,6 +18,7 @@ from sepc_zoo.model.fpn import FPN
 from sepc_zoo.model.head import Head
 from sepc_zoo.model.sepc import build_neck
 from sepc_zoo.ops.anchors import make_anchors
+from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.image import normalize, pad_and_stack, padded_size
 from sepc_zoo.ops.postprocess import select_detections
 from sepc_zoo.photos import Photo, open_photos
@@ -185,7 +186,7 @@ class Detector(nn.Module):
             same_size[padded_size(image, expected.pad_multiple)].append(i)
         found: dict[int, dict[str, Tensor]] = {}
         for indices in same_size.values():
-            group = [images[i].to(weight.device, non_blocking=True) for i in indices]
+            group = [to_device(images[i], weight.device) for i in indices]
             sizes = [(image.shape[-2], image.shape[-1]) for image in group]
             batch = pad_and_stack(group, expected.pad_multiple)
             batch = normalize(batch, sizes, expected.mean, expected.std, precision)

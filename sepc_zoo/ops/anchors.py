@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.config import STRIDES, AnchorConfig
+from sepc_zoo.ops.devices import to_device
 
 
 def cell_anchors(config: AnchorConfig, stride: int) -> Tensor:
@@ -36,6 +37,6 @@ def make_anchors(
         y = torch.arange(height, device=device, dtype=dtype) * stride
         y, x = torch.meshgrid(y, x, indexing="ij")
         corner = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
-        of_cell = cell_anchors(config, stride).to(corner, non_blocking=True)
+        of_cell = to_device(cell_anchors(config, stride), corner.device, corner.dtype)
         levels.append((corner + of_cell).view(-1, 4))
     return torch.cat(levels)

@@ -8,7 +8,7 @@ from torchvision.ops import batched_nms, nms
 
 from sepc_zoo.config import PostprocessConfig
 from sepc_zoo.ops.boxes import clip_boxes
-from sepc_zoo.ops.devices import counting_is_free
+from sepc_zoo.ops.devices import counting_is_free, to_device
 from sepc_zoo.predictions import Predictions
 
 
@@ -40,7 +40,7 @@ def select_detections(
     image, anchor = rows // num_anchors, rows % num_anchors
     scores = logits.flatten(0, 1).index_select(0, rows).sigmoid_()  # R, K
     boxes = decode(anchors[anchor], deltas.flatten(0, 1)[rows])
-    limits = torch.tensor(image_sizes).to(boxes.device, non_blocking=True)
+    limits = to_device(torch.tensor(image_sizes), boxes.device)
     boxes = clip_boxes(boxes[:, None], limits[image], border).squeeze(1)
 
     # On a GPU all so far has sizes known beforehand; here it is waited for, and by copying counts.
