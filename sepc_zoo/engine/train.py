@@ -122,7 +122,8 @@ def draw_seen(run: Run, batches: Sequence[Batch]) -> Image.Image:
 def train_step(run: Run, batches: Sequence[Batch]) -> None:
     """One step of the optimizer, which changes nothing where loss or gradient are not finite.
 
-    A GPU is not waited for: how the step went is read by ``settle``, when it has been made.
+    A GPU is not waited for, but with a moving average of the weights, which no step may enter that
+    failed: how the step went is read by ``settle``, when it has been made.
     """
     statistics = changing_statistics(run.detector)
     before = [buffer.clone() for buffer in statistics]
@@ -138,7 +139,7 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
     run.optimizer.zero_grad()
     run.progress.step += 1
     run.scheduler.step_update(run.progress.step)
-    if run.ema is not None:
+    if run.ema is not None and not failed.item():
         run.ema.update(run.detector, run.progress.step)
     run.outcomes.append(Outcome(run.progress.step, batches, losses, Later(flags)))
 

@@ -84,6 +84,7 @@ def _candidates(predictions: Predictions, config: PostprocessConfig) -> Tensor:
         start += length
     logit, anchor = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))  # N, C
     rows = anchor + best.shape[1] * torch.arange(len(best), device=best.device)[:, None]
-    if counting_is_free(best.device):  # most have no score near the threshold
+    if counting_is_free(best.device):
+        # Most have no score near the threshold; a hair under it, as rounding may differ.
         return rows[~(logit.sigmoid() < 0.999 * config.score_threshold)]
     return rows.flatten()

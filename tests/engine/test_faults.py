@@ -81,10 +81,9 @@ def spoil_gradient(run, _):
 
 def keep_weights(kept):
     def keep(run, _):
-        model, optimizer = (
-            copy.deepcopy(part.state_dict()) for part in (run.detector, run.optimizer)
-        )
-        kept.append((model, optimizer["state"]))
+        parts = (run.detector, run.ema, run.optimizer)
+        model, ema, optimizer = (copy.deepcopy(part.state_dict()) for part in parts)
+        kept.append((model, ema, optimizer["state"]))
 
     return keep
 
