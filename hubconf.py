@@ -3,7 +3,7 @@
 ``torch.hub.list(repo)`` names the models, ``torch.hub.help(repo, name)`` says what each takes.
 """
 
-from sepc_zoo.entry_points import make_entry_points as _make_entry_points
+from sepc_zoo.torch_hub import make_entry_points as _make_entry_points
 
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "yaml"]
 

@@ -24,8 +24,8 @@ import pycocotools.cocoeval
 import torch
 
 from sepc_zoo.data import Annotations, Record
-from sepc_zoo.engine.evaluate import METRIC_KEYS, evaluate
-from sepc_zoo.engine.results import found_in
+from sepc_zoo.evaluation.metrics import METRIC_KEYS, evaluate
+from sepc_zoo.evaluation.results import found_in
 
 TABLE = Path(__file__).with_suffix(".csv")
 IMAGES, CLASSES, BOXES, DETECTIONS = 5000, 80, 7, 100

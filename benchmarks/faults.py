@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 
-from sepc_zoo.commands import main as sepc_zoo
+from sepc_zoo.cli import main as sepc_zoo
 from sepc_zoo.data import write_shapes
-from sepc_zoo.engine import checkpoint
-from sepc_zoo.engine import train as engine
+from sepc_zoo.training import checkpoint
+from sepc_zoo.training import trainer as engine
 
 TABLE = Path(__file__).with_suffix(".csv")
 RUN, DISK, COUNT = Path("run"), Path("disk"), Path("steps")  # in the folder of a fault

@@ -21,8 +21,8 @@ from hub_server import HubServer, point_client_at
 from huggingface_hub import constants
 
 from sepc_zoo import HubError, create_model, push_to_hub
-from sepc_zoo.hub import add_to_collection
-from sepc_zoo.model_folder import CONFIG_FILE, WEIGHTS_FILE, save_model
+from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, save_model
+from sepc_zoo.checkpoints.hub import add_to_collection
 
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ["case", "seconds", "requests", "text"]

@@ -31,8 +31,8 @@ from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import Truth
 from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.boxes import box_iou
-from sepc_zoo.ops.postprocess import select_detections
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.ops.nms import select_detections
+from sepc_zoo.outputs import Predictions
 
 TABLE = Path(__file__).with_suffix(".csv")
 SIZE, CLASSES = (800, 1344), 80

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from sepc_zoo.data import Annotations, Record, read_data, write_coco
-from sepc_zoo.engine.train import TrainOptions, train
 from sepc_zoo.methods import METHODS
-from sepc_zoo.zoo import NECKS
+from sepc_zoo.registry import NECKS
+from sepc_zoo.training.trainer import TrainOptions, train
 
 TABLE = Path(__file__).with_name("overfit.csv")
 IMAGES = 8

@@ -18,9 +18,9 @@ from sepc_zoo.config import PostprocessConfig
 from sepc_zoo.methods import FSAF, FreeAnchor, Method, RetinaNet
 from sepc_zoo.methods.freeanchor import DELTA_SCALE
 from sepc_zoo.methods.targets import Truth
-from sepc_zoo.model.sepc import SEPC
+from sepc_zoo.models.necks.sepc import SEPC
 from sepc_zoo.ops.coders import decode_delta, encode_delta, encode_tblr
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.outputs import Predictions
 
 BACKGROUND = -1  # of an anchor's label
 IGNORED = -2

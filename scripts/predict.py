@@ -2,7 +2,7 @@
 
 import sys
 
-from sepc_zoo.commands import main
+from sepc_zoo.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["predict", *sys.argv[1:]]))

@@ -11,12 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from sepc_zoo import hub
-from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
-from sepc_zoo.errors import HubError
-from sepc_zoo.methods import METHODS
-from sepc_zoo.model.detector import Detector
-from sepc_zoo.model_folder import (
+from sepc_zoo.checkpoints import hub
+from sepc_zoo.checkpoints.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     load_weights,
@@ -25,7 +21,11 @@ from sepc_zoo.model_folder import (
     read_weights,
     refuse_misfits,
 )
-from sepc_zoo.zoo import model_config, with_classes
+from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
+from sepc_zoo.errors import HubError
+from sepc_zoo.methods import METHODS
+from sepc_zoo.models.dense import Detector
+from sepc_zoo.registry import model_config, with_classes
 
 MOST_MODULES = 5_000  # of a model; timm's largest have 2,000
 MOST_TABLES = 2**28  # bytes that a model has beside its weights; timm's largest have 2**24

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sepc_zoo.checkpoints.folder import read_config
+from sepc_zoo.checkpoints.hub import find_model
 from sepc_zoo.factory import build
-from sepc_zoo.hub import find_model
-from sepc_zoo.model_folder import read_config
-from sepc_zoo.zoo import AUTHORS_WEIGHTS, is_model, model_config, neck_name
+from sepc_zoo.registry import AUTHORS_WEIGHTS, is_model, model_config, neck_name
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sepc_zoo.config import (
     override,
 )
 from sepc_zoo.methods import METHODS
-from sepc_zoo.zoo import AUTHORS_WEIGHTS, NECKS, authors_config, model_config
+from sepc_zoo.registry import AUTHORS_WEIGHTS, NECKS, authors_config, model_config
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sepc_zoo
+from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.config import ConfigError, override
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import build, create_model, load_backbone, load_model
-from sepc_zoo.model_folder import save_model
 
 TINY = {"channels": 16, "neck": {"blocks": 1}}
 

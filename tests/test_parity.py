@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sepc_zoo.checkpoints.convert.sepc_authors import from_authors, rename
 from sepc_zoo.config import STRIDES
-from sepc_zoo.convert import from_authors, rename
-from sepc_zoo.model.detector import Detector
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.models.dense import Detector
+from sepc_zoo.outputs import Predictions
 
 GOLDENS = (
     "freeanchor_r50_ibn_pconv",

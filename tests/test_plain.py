@@ -9,11 +9,11 @@ from sepc_zoo.config import STRIDES, PostprocessConfig
 from sepc_zoo.methods import METHODS
 from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import Truth
-from sepc_zoo.model.sepc import SEPC
+from sepc_zoo.models.necks.sepc import SEPC
 from sepc_zoo.ops.anchors import make_anchors
-from sepc_zoo.ops.postprocess import select_detections
-from sepc_zoo.predictions import Predictions
-from sepc_zoo.zoo import NECKS
+from sepc_zoo.ops.nms import select_detections
+from sepc_zoo.outputs import Predictions
+from sepc_zoo.registry import NECKS
 
 METHOD = pytest.mark.parametrize("method", METHODS)
 HEIGHT, WIDTH, CLASSES = 192, 256, 5

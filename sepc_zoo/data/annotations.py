@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sepc_zoo.data.images import ImageError, check_image, read_size
 from sepc_zoo.errors import UserError
-from sepc_zoo.ops.image import ImageError, check_image, read_size
 
 SHOWN_PROBLEMS = 50
 

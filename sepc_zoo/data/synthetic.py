@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert
 
 from sepc_zoo.data.annotations import Annotations, Record
-from sepc_zoo.data.coco import write_coco
+from sepc_zoo.data.formats.coco import write_coco
 
 SHAPES = ("disc", "square", "triangle", "star")
 

@@ -10,7 +10,7 @@ from sepc_zoo.methods.freeanchor import FreeAnchor
 from sepc_zoo.methods.fsaf import FSAF
 from sepc_zoo.methods.retinanet import RetinaNet
 from sepc_zoo.methods.targets import Truth
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.outputs import Predictions
 
 
 class Method(Protocol):

@@ -14,7 +14,7 @@ from sepc_zoo.methods.matching import inside_crowd
 from sepc_zoo.methods.targets import Truth, Truths, pad_truths
 from sepc_zoo.ops.boxes import anchor_chunks, box_iou, table_chunks, table_rows
 from sepc_zoo.ops.coders import decode_delta, encode_delta
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.outputs import Predictions
 
 DELTA_SCALE = (0.1, 0.1, 0.2, 0.2)
 

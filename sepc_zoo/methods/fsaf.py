@@ -19,7 +19,7 @@ from sepc_zoo.methods.losses import (
 from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_centre
 from sepc_zoo.methods.targets import Truth, Truths, pad_truths, positives
 from sepc_zoo.ops.coders import decode_tblr, encode_tblr
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.outputs import Predictions
 
 
 @dataclass(frozen=True)

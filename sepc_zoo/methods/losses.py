@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sepc_zoo.ops.processes import process_count, sum_over_processes
+from sepc_zoo.ops.distributed import process_count, sum_over_processes
 
 FOCAL_ALPHA = 0.25  # weight of the positives
 FOCAL_GAMMA = 2.0

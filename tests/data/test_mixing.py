@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sepc_zoo.config import ConfigError
-from sepc_zoo.data.augmentation import Augmentation
-from sepc_zoo.data.mixing import (
+from sepc_zoo.data.transforms.augmentation import Augmentation
+from sepc_zoo.data.transforms.mixing import (
     COLUMNS,
     GREY,
     Mixer,

@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 
-from sepc_zoo.data.augmentation import Augmentation
-from sepc_zoo.data.transforms import train_transform
+from sepc_zoo.data.transforms.augmentation import Augmentation
+from sepc_zoo.data.transforms.pipeline import train_transform
 
 
 def photo_with(*boxes, size=(100, 160)):

@@ -15,7 +15,7 @@ from sepc_zoo.methods.targets import pad_truths
 from sepc_zoo.ops import boxes as boxes_module
 from sepc_zoo.ops.boxes import box_iou
 from sepc_zoo.ops.coders import encode_delta
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.outputs import Predictions
 
 ANCHORS = anchors_of(FreeAnchor)
 

@@ -7,7 +7,7 @@ from sepc_zoo.methods.fsaf import FSAF, best_level, iou_loss
 from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.matching import IGNORE, match_by_centre
 from sepc_zoo.ops.coders import decode_tblr, encode_tblr
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.outputs import Predictions
 
 LEVEL = [level for level, (h, w) in enumerate(SIZES) for _ in range(h * w)]
 ANCHORS = anchors_of(FSAF)

@@ -8,7 +8,7 @@ from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.matching import NEGATIVE, match_by_iou
 from sepc_zoo.methods.retinanet import RetinaNet
 from sepc_zoo.ops.coders import encode_delta
-from sepc_zoo.predictions import Predictions
+from sepc_zoo.outputs import Predictions
 
 ANCHORS = anchors_of(RetinaNet)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fused_cases import pyramid, reference, with_gradients
 
 from sepc_zoo.ops import deform_conv, deform_conv_triton
-from tests.ops.fused_cases import pyramid, reference, with_gradients
 
 CASES = pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0)])
 

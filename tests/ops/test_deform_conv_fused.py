@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fused_cases import pyramid, reference, with_gradients
 from torch import nn
 
 from sepc_zoo.ops import deform_conv
 from sepc_zoo.ops.deform_conv import deform_conv2d
-from tests.ops.fused_cases import pyramid, reference, with_gradients
 
 CASES = pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0)])
 SIZES = [4, 5, 4, 5, 2, 3, 2, 3]  # of two levels, and of their results

@@ -1,0 +1,118 @@
+"""From the checkpoints of the SEPC authors (mmdetection 1.1, mmcv 0.4) to our models."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepc_zoo.checkpoints.folder import misfits
+from sepc_zoo.errors import UserError
+from sepc_zoo.factory import build
+from sepc_zoo.models.dense import Detector
+from sepc_zoo.registry import authors_config
+
+# The original's Pconv.0, 1, 2 read the coarser, the same and the finer level.
+RENAMES = [
+    (r"^backbone\.", "backbone.body."),
+    (r"^neck\.(?:0\.)?lateral_convs\.(\d)\.conv\.", r"fpn.lateral.\1."),
+    (r"^neck\.(?:0\.)?fpn_convs\.([012])\.conv\.", r"fpn.output.\1."),
+    (r"^neck\.(?:0\.)?fpn_convs\.3\.conv\.", "fpn.p6."),
+    (r"^neck\.(?:0\.)?fpn_convs\.4\.conv\.", "fpn.p7."),
+    (r"^neck\.1\.Pconvs\.(\d)\.Pconv\.0\.", r"neck.pconvs.\1.from_coarser."),
+    (r"^neck\.1\.Pconvs\.(\d)\.Pconv\.1\.", r"neck.pconvs.\1.from_same."),
+    (r"^neck\.1\.Pconvs\.(\d)\.Pconv\.2\.", r"neck.pconvs.\1.from_finer."),
+    (r"^neck\.1\.Pconvs\.(\d)\.bn\.", r"neck.pconvs.\1.norm.norm."),
+    (r"^neck\.1\.cconv\.", "neck.cls_branch.conv."),
+    (r"^neck\.1\.lconv\.", "neck.box_branch.conv."),
+    (r"^neck\.1\.cbn\.", "neck.cls_branch.norm.norm."),
+    (r"^neck\.1\.lbn\.", "neck.box_branch.norm.norm."),
+    (r"^bbox_head\.cls_convs\.(\d)\.conv\.", r"head.cls_tower.\1."),
+    (r"^bbox_head\.reg_convs\.(\d)\.conv\.", r"head.box_tower.\1."),
+    (r"^bbox_head\.retina_cls\.", "head.cls."),
+    (r"^bbox_head\.retina_reg\.", "head.box."),
+    (r"\.conv_offset\.", ".offset."),
+]
+# A tower alternates convolutions and ReLUs.
+TOWER_INDEX = re.compile(r"_tower\.(\d)\.")
+# Order of the channels of the box convolution, where it is not ours.
+BOX_CHANNELS = {"fsaf": [1, 0, 2, 3]}  # bottom, top, left, right there
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is not one of the model asked for; the message names what does not fit."""
+
+
+def from_authors(state_dict: Mapping[str, Tensor], name: str) -> Detector:
+    """A model of ours with the weights of the authors, in eval mode.
+
+    Args:
+        state_dict: theirs, with or without ``module.`` before its names.
+        name: of the model, ``"fsaf_r50_sepc"``. The two conventions of their training stay in its
+            config: no padding in the neck's last convolutions, boxes that include the last pixel.
+
+    Raises:
+        UnknownModelError: the authors published no such model.
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    model = build(authors_config(name))
+    state = {rename(key): value for key, value in state_dict.items()}
+    order = BOX_CHANNELS.get(model.config.method)
+    if order is not None:
+        for key in ("head.box.weight", "head.box.bias"):
+            if key in state and len(state[key]) == len(order):
+                state[key] = state[key][order]
+    problems = misfits(state, model.state_dict())
+    if problems:
+        raise CheckpointError(f"this is no checkpoint of {name}:\n" + "\n".join(problems))
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def rename(key: str) -> str:
+    """Our name of a tensor of the authors."""
+    key = key.removeprefix("module.")
+    for pattern, replacement in RENAMES:
+        key = re.sub(pattern, replacement, key)
+    return TOWER_INDEX.sub(lambda match: f"_tower.{2 * int(match[1])}.", key)
+
+
+def read_authors_checkpoint(path: str | Path, name: str | None = None) -> dict[str, Tensor]:
+    """The state dict in an mmcv checkpoint; nothing in the file is run.
+
+    Args:
+        name: of the model that it should be, if known.
+
+    Raises:
+        CheckpointError: the file is no checkpoint of tensors and plain data, or says of itself that
+            it is one of another method (RetinaNet and FreeAnchor have tensors of the same shapes).
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # over a damaged file the unpickler raises whatever it meets
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint that is safe to read: it is damaged, or its pickle holds "
+            f"more than tensors and plain data ({reason:.300})"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: has no state_dict of tensors")
+    method = told_method(content)
+    if name is not None and method not in (None, name.partition("_")[0]):
+        raise CheckpointError(f"{path}: is a checkpoint of {method}, not of {name}")
+    return dict(state)
+
+
+def told_method(content: Mapping[str, Any]) -> str | None:
+    """The method that the training program's config, kept in the checkpoint, speaks of."""
+    meta = content.get("meta")
+    config = meta.get("config") if isinstance(meta, Mapping) else None
+    if not isinstance(config, str):
+        return None
+    heads = {"FreeAnchor": "freeanchor", "FSAF": "fsaf", "Retina": "retinanet"}
+    return next((method for head, method in heads.items() if head in config), None)

@@ -1,0 +1,202 @@
+"""From annotations to batches.
+
+What an epoch shows depends on the seed and the epoch, not on the number of workers or processes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sepc_zoo.data.annotations import Annotations, Record
+from sepc_zoo.data.images import (
+    ImageError,
+    fitting_reduction,
+    normalize,
+    pad_and_stack,
+    read_image,
+    resized_size,
+)
+from sepc_zoo.data.transforms.mixing import GREY, Mixer, Sample, Target, scale, select
+from sepc_zoo.data.transforms.pipeline import Transform
+from sepc_zoo.ops.devices import to_device
+
+
+class Batch(NamedTuple):
+    """Images of a batch, padded to one size, and what is known of each."""
+
+    images: Tensor  # (N, 3, H, W), uint8; of the default dtype once ``normalized``
+    targets: list[Target]
+    image_sizes: list[tuple[int, int]]  # (height, width) of each image inside the batch
+
+    def normalized(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+    ) -> "Batch":
+        """The batch as a network on the device takes it, to which images travel as uint8.
+
+        Targets stay on the host, which can check them without a wait for the device.
+        """
+        images = to_device(self.images, device)
+        return self._replace(images=normalize(images, self.image_sizes, mean, std))
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+    """The images of ``annotations`` with their targets, each through ``transform``.
+
+    Random augmentation is a function of seed, epoch and index alone, so a run is the same with any
+    number of workers and after it was interrupted. ``set_epoch`` also reaches workers that live on
+    from epoch to epoch.
+
+    An image that can no longer be read becomes a grey one without boxes, and its target's
+    ``unreadable`` says why.
+
+    Args:
+        mix: puts photos together before the transform.
+        largest: the short and the long side that the transform makes of a photo at most; JPEGs of
+            at least twice the size are then decoded at a fraction of it. None: decoded whole.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        transform: Transform,
+        seed: int = 0,
+        mix: Mixer | None = None,
+        largest: tuple[float, float] | None = None,
+    ) -> None:
+        self.annotations = annotations
+        self.transform = transform
+        self.seed = seed
+        self.mix = mix
+        self.largest = largest
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.annotations.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        sample = self.read(index)
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed the accelerators as well, whose state is not forked here
+            torch.default_generator.manual_seed(_stable_seed(self.seed, self.epoch, index))
+            if self.mix is not None and self.mix.is_on(self.epoch):
+                sample = self.mix(sample, self.draw)
+            return self.transform(*sample)
+
+    def read(self, index: int) -> Sample:
+        """A photo as it is, or smaller where that will do, with its target."""
+        record = self.annotations.records[index]
+        target = make_target(record)
+        try:
+            image = read_image(record.path, self.reduction(record.size))
+        except ImageError as error:
+            grey = torch.full((3, *record.size), GREY, dtype=torch.uint8)
+            nothing = select(target, torch.zeros(len(record.boxes), dtype=torch.bool))
+            return grey, nothing | {"unreadable": [str(error)]}
+        y, x = image.shape[-2] / record.size[0], image.shape[-1] / record.size[1]
+        return image, target if x == y == 1 else scale(target, x, y)
+
+    def reduction(self, size: tuple[int, int]) -> int:
+        """What the sides of a photo may be divided by when it is decoded."""
+        if self.largest is None:
+            return 1
+        return fitting_reduction(size, resized_size(*size, *self.largest))
+
+    def draw(self) -> Sample:
+        """A random one."""
+        return self.read(int(torch.randint(len(self), ())))
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def subset(self, indices: Sequence[int]) -> "DetectionDataset":
+        """The data set of the images at ``indices`` alone."""
+        records = tuple(self.annotations.records[i] for i in indices)
+        part = replace(self.annotations, records=records)
+        return DetectionDataset(part, self.transform, self.seed, self.mix, self.largest)
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffles by seed and by the epoch of the data set, which is kept in one place only."""
+
+    def __init__(self, dataset: DetectionDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(_stable_seed(self.seed, self.dataset.epoch))
+        yield from torch.randperm(len(self.dataset), generator=generator).tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        # accelerate calls either this or the data set's, depending on the number of processes
+        self.dataset.set_epoch(epoch)
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]], multiple: int = 32) -> Batch:
+    """Make a batch of samples, its sides multiples of ``multiple`` (see ``pad_and_stack``)."""
+    images = [image for image, _ in samples]
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    return Batch(pad_and_stack(images, multiple), [target for _, target in samples], sizes)
+
+
+def make_loader(
+    dataset: DetectionDataset,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int,
+    workers: int,
+    multiple: int,
+    drop_last: bool,
+) -> DataLoader:
+    """Load batches of a data set, shuffled by seed and epoch.
+
+    Call ``dataset.set_epoch`` before each epoch, or the loader's where accelerate has prepared it.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(dataset, seed) if shuffle else None,
+        num_workers=workers,
+        collate_fn=partial(collate, multiple=multiple),
+        drop_last=drop_last,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # leaves the training's own numbers alone
+    )
+
+
+def make_target(record: Record) -> Target:
+    """The target of an image, in the photo's pixels.
+
+    ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)``, ``area (G,)``, ``image_id``, ``photo_size``
+    (height, width), and ``unreadable``: messages of images that could not be read, none here.
+    """
+    # Copies: a record's tensors are views of the whole data set's, and must stay as they are.
+    return {
+        "boxes": record.boxes.clone(),
+        "labels": record.labels.clone(),
+        "iscrowd": record.iscrowd.clone(),
+        "area": record.area.float(),
+        "image_id": record.image_id,
+        "photo_size": record.size,
+        "unreadable": [],
+    }
+
+
+def _stable_seed(*parts: int) -> int:
+    """A seed from some numbers, the same on every machine; neighbours give unrelated seeds."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,0 +1,197 @@
+"""Reading a data set of any known layout, or several as one."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sepc_zoo.data.annotations import (
+    Annotations,
+    DataError,
+    ListedImage,
+    Listing,
+    build_annotations,
+    relabel,
+)
+from sepc_zoo.data.formats.coco import coco_splits, list_coco
+from sepc_zoo.data.formats.huggingface import huggingface_splits, is_hub_name, list_huggingface
+from sepc_zoo.data.formats.voc import list_voc, voc_splits
+from sepc_zoo.data.formats.yolo import list_yolo, yolo_splits
+
+SHOWN_NAMES = 20
+
+Source = str | os.PathLike[str]
+
+
+class DataFormat(NamedTuple):
+    """A layout of data sets: a folder is of this format if ``splits`` finds any in it."""
+
+    layout: str  # what is looked for, in words
+    splits: Callable[[Source], list[str]]
+    list: Callable[[Source, str], Listing]
+
+
+FORMATS = {
+    "coco": DataFormat(
+        "annotations/instances_<split>*.json beside <split>*/", coco_splits, list_coco
+    ),
+    "voc": DataFormat("ImageSets/Main/<split>.txt", voc_splits, list_voc),
+    "yolo": DataFormat(
+        "data.yaml with train and names, or classes.txt beside images and labels",
+        yolo_splits,
+        list_yolo,
+    ),
+    "hf": DataFormat(
+        "metadata.jsonl or metadata.csv in <split>/, <split>*.parquet, or save_to_disk",
+        huggingface_splits,
+        list_huggingface,
+    ),
+}
+
+
+def read_data(
+    roots: Source | Sequence[Source],
+    split: str,
+    label_names: Sequence[str] | None = None,
+    drop_bad_boxes: bool = False,
+    format: str | None = None,
+) -> Annotations:
+    """Read one split of a data set, or of several as one.
+
+    Several are joined by class name, in order of first appearance; see ``join_listings``.
+
+    Args:
+        roots: A folder, the ``data.yaml`` of one, ``hf-hub:org/name`` of a data set of the hub, or
+            several of these.
+        split: For example "train" or "val".
+        label_names: The classes in the order of their labels; by default the data set's own order.
+        drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, rather
+            than refuse the data set.
+        format: "coco", "voc", "yolo" or "hf"; by default the layout of each folder tells.
+
+    Raises:
+        DataError: an unknown layout, a missing split, or a list of all broken files and entries.
+    """
+    return build_annotations(list_data(roots, split, format), label_names, drop_bad_boxes)
+
+
+def list_data(roots: Source | Sequence[Source], split: str, format: str | None = None) -> Listing:
+    """What ``read_data`` reads, unchecked.
+
+    Raises:
+        DataError: an unknown layout, or a missing split.
+    """
+    sources = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
+    if len(sources) == 1:
+        return find_format(sources[0], format).list(sources[0], split)
+    listings: list[Listing] = []
+    problems: list[str] = []
+    for source in sources:
+        try:
+            listings.append(find_format(source, format).list(source, split))
+        except DataError as error:
+            problems += [_name_source(source, line) for line in str(error).splitlines()]
+    if problems:
+        raise DataError(problems)
+    return join_listings(listings, sources)
+
+
+def data_splits(root: Source, format: str | None = None) -> list[str]:
+    """The splits of a data set, sorted.
+
+    Raises:
+        DataError: no such folder, or an unknown layout.
+    """
+    return find_format(root, format).splits(root)
+
+
+def find_format(root: Source, format: str | None = None) -> DataFormat:
+    """The format that a folder's layout tells, or the one asked for.
+
+    Raises:
+        DataError: no such folder, a layout of no known format or of several, or not of the one
+            asked for.
+    """
+    if format is not None and format not in FORMATS:
+        raise DataError([f"there is no format {format!r}; there are: {', '.join(FORMATS)}"])
+    if is_hub_name(root):
+        return FORMATS["hf"]
+    if not Path(root).exists():
+        raise DataError([f"{root}: no such folder"])
+    asked = FORMATS if format is None else {format: FORMATS[format]}
+    found = [name for name, data_format in asked.items() if data_format.splits(root)]
+    if len(found) == 1:
+        return FORMATS[found[0]]
+    looked_for = "; ".join(f"{FORMATS[name].layout} ({name})" for name in found or asked)
+    if found:
+        raise DataError(
+            [f"{root}: could be any of: {looked_for}. Say --format {' or '.join(found)}"]
+        )
+    known = "no known layout" if format is None else f"not in the layout of {format}"
+    raise DataError([f"{root}: {known}. Looked for {looked_for}. There is: {_names(Path(root))}"])
+
+
+def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Listing:
+    """One listing of several; classes of one name become one.
+
+    Classes keep the order of their first appearance, and their first category id unless another
+    class has it already: then they get a new one. Images are numbered anew, from 1. Names that
+    differ in case only are a problem.
+    """
+    names = list(dict.fromkeys(name for listing in listings for name in listing.label_names))
+    problems = _case_problems(listings, sources)
+    images: list[ListedImage] = []
+    bad_boxes: list[str] = []
+    for source, listing in zip(sources, listings, strict=True):
+        listing = relabel(listing, names)
+        problems += [_name_source(source, problem) for problem in listing.problems]
+        bad_boxes += [_name_source(source, box) for box in listing.bad_boxes]
+        for image in listing.images:
+            boxes = [box._replace(where=_name_source(source, box.where)) for box in image.boxes]
+            images.append(image._replace(image_id=len(images) + 1, boxes=boxes))
+    together = ", ".join(os.fspath(source) for source in sources)
+    return Listing(images, names, _join_ids(listings), problems, together, bad_boxes)
+
+
+def _name_source(source: Source, problem: str) -> str:
+    name = os.fspath(source)
+    return problem if problem.startswith(name) else f"{name}: {problem}"
+
+
+def _case_problems(listings: Sequence[Listing], sources: Sequence[Source]) -> list[str]:
+    first: dict[str, tuple[str, Source]] = {}
+    problems = []
+    for source, listing in zip(sources, listings, strict=True):
+        for name in listing.label_names:
+            other, other_source = first.setdefault(name.casefold(), (name, source))
+            if name != other and source != other_source:
+                problems.append(
+                    f"{source}: class {name!r} is {other!r} in {other_source}; write them alike"
+                )
+    return problems
+
+
+def _join_ids(listings: Sequence[Listing]) -> list[int | None]:
+    """A category id for each class name, in order of first appearance."""
+    wanted: dict[str, int | None] = {}
+    for listing in listings:
+        for name, category_id in zip(listing.label_names, listing.category_ids, strict=True):
+            wanted.setdefault(name, category_id)
+    owner: dict[int | None, str] = {}
+    for name, category_id in wanted.items():
+        owner.setdefault(category_id, name)
+    free = max((i for i in owner if i is not None), default=0)
+    ids = []
+    for name, category_id in wanted.items():
+        if owner[category_id] != name:
+            category_id = free = free + 1
+        ids.append(category_id)
+    return ids
+
+
+def _names(root: Path) -> str:
+    if not root.is_dir():
+        return "a file"
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
+    more = [f"and {len(names) - SHOWN_NAMES} more"] if len(names) > SHOWN_NAMES else []
+    return ", ".join(names[:SHOWN_NAMES] + more) or "nothing"

@@ -1,0 +1,205 @@
+"""Several photos in one: mosaic, mixup, copy-paste; and parts of a photo.
+
+A sample is a uint8 image ``(3, H, W)`` with its target, whose boxes are xyxy pixels of the image.
+Everything random comes from torch's default generator.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepc_zoo.data.images import resize_image, resized_size
+from sepc_zoo.data.transforms.augmentation import Augmentation
+from sepc_zoo.ops.boxes import box_area, box_iof
+
+Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
+
+COLUMNS = ("boxes", "labels", "iscrowd", "area")  # of a target, a row for each box
+GREY = 114  # where there is no photo
+CROP_TRIES, PASTE_TRIES = 10, 10
+MOST_PASTED = 5  # objects
+MOST_COVERED = 0.3  # of an object, by all that is pasted over it
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Puts a photo together with others, as ``augmentation`` says.
+
+    The result is at most ``short`` x ``long`` pixels, as the photo alone would be.
+    """
+
+    augmentation: Augmentation
+    short: int
+    long: int
+    antialias: bool
+
+    def is_on(self, epoch: int) -> bool:
+        last = self.augmentation.mix_epochs
+        return self.augmentation.mixes and (last is None or epoch < last)
+
+    def __call__(self, sample: Sample, another: Callable[[], Sample]) -> Sample:
+        """Mix ``sample`` with what ``another`` draws; ``image_id`` and the like stay its own."""
+        asked = self.augmentation
+        if chance(asked.mosaic):
+            sample = self.mosaic([sample, another(), another(), another()])
+        if chance(asked.copy_paste):
+            other = self.fit(another(), uniform(0.5, 1.0))
+            sample = paste_objects(self.fit(sample), other)
+        if chance(asked.mixup):
+            sample = mixup(self.fit(sample), self.fit(another()))
+        return sample
+
+    def fit(self, sample: Sample, factor: float = 1.0) -> Sample:
+        """The sample at its size for training, times ``factor``."""
+        height, width = sample[0].shape[-2:]
+        size = resized_size(height, width, self.short * factor, self.long * factor)
+        return resize(sample, size, self.antialias)
+
+    def mosaic(self, samples: Sequence[Sample]) -> Sample:
+        """Four photos around a point, each a half to its whole size (Bochkovskiy et al. 2020)."""
+        height, width = samples[0][0].shape[-2:]
+        height, width = resized_size(height, width, self.short, self.long)
+        y, x = (round(side * uniform(0.3, 0.7)) for side in (height, width))
+        canvas = torch.full((3, height, width), GREY, dtype=torch.uint8)
+        targets = []
+        for i, sample in enumerate(samples):
+            image, _ = sample = self.fit(sample, uniform(0.5, 1.0))
+            is_lower, is_right = divmod(i, 2)
+            rows = min(image.shape[1], height - y if is_lower else y)
+            columns = min(image.shape[2], width - x if is_right else x)
+            # The corner of the photo that meets the point stays, what reaches beyond is cut off.
+            part, target = crop(
+                sample,
+                0 if is_lower else image.shape[1] - rows,
+                0 if is_right else image.shape[2] - columns,
+                rows,
+                columns,
+            )
+            top, left = y if is_lower else y - rows, x if is_right else x - columns
+            canvas[:, top : top + rows, left : left + columns] = part
+            targets.append(shift(target, left, top))
+        return canvas, join(targets)
+
+
+def mixup(sample: Sample, other: Sample) -> Sample:
+    """A blend of two photos with the boxes of both (Zhang et al. 2019; as in YOLOX)."""
+    image, target = sample
+    height, width = image.shape[-2:]
+    other_image, other_target = crop(
+        other, 0, 0, min(height, other[0].shape[-2]), min(width, other[0].shape[-1])
+    )
+    canvas = torch.full_like(image, GREY)
+    canvas[:, : other_image.shape[-2], : other_image.shape[-1]] = other_image
+    share = uniform(0.4, 0.6)
+    blend = torch.lerp(canvas.float(), image.float(), share).round().to(torch.uint8)
+    return blend, join([target, other_target])
+
+
+def paste_objects(sample: Sample, other: Sample) -> Sample:
+    """Some objects of another photo, cut out with their boxes, where they hide no other object.
+
+    Crowds are not taken.
+    """
+    image, target = sample
+    objects = ((other[1]["iscrowd"] == 0) & (box_area(other[1]["boxes"]) >= 4)).nonzero().flatten()
+    count = min(len(objects), int(uniform(1, MOST_PASTED + 1)))
+    told = target["unreadable"] + other[1]["unreadable"]  # a photo that is not there has no objects
+    image, targets = image.clone(), [target | {"unreadable": told}]
+    hidden = torch.zeros(len(target["boxes"]))  # part of each, overlaps of pieces counted twice
+    for index in objects[torch.randperm(len(objects))[:count]].tolist():
+        piece, alone = cut_out(other, index)
+        rows, columns = image.shape[-2] - piece.shape[-2], image.shape[-1] - piece.shape[-1]
+        for _ in range(PASTE_TRIES if min(rows, columns) >= 0 else 0):
+            top, left = int(uniform(0, rows + 1)), int(uniform(0, columns + 1))
+            bottom, right = top + piece.shape[-2], left + piece.shape[-1]
+            place = torch.tensor([[left, top, right, bottom]], dtype=torch.float32)
+            now_hidden = hidden + box_iof(place, join(targets)["boxes"])[0]
+            if not (now_hidden > MOST_COVERED).any():
+                image[:, top:bottom, left:right] = piece
+                targets.append(shift(alone, left, top))
+                hidden = torch.cat([now_hidden, torch.zeros(1)])
+                break
+    return image, join(targets)
+
+
+def cut_out(sample: Sample, index: int) -> Sample:
+    """The pixels of one box, with that box alone; what it overlaps with stays in the picture."""
+    x1, y1, x2, y2 = sample[1]["boxes"][index].tolist()
+    top, left = math.floor(y1), math.floor(x1)
+    alone = select(sample[1], torch.arange(len(sample[1]["boxes"])) == index)
+    return crop((sample[0], alone), top, left, math.ceil(y2) - top, math.ceil(x2) - left)
+
+
+def random_crop(sample: Sample) -> Sample:
+    """A part of the photo of at least half its sides that keeps an object, where there is one."""
+    image, target = sample
+    height, width = image.shape[-2:]
+    for _ in range(CROP_TRIES):
+        rows = max(1, round(height * uniform(0.5, 1.0)))
+        columns = max(1, round(width * uniform(0.5, 1.0)))
+        top, left = int(uniform(0, height - rows + 1)), int(uniform(0, width - columns + 1))
+        part = crop(sample, top, left, rows, columns)
+        if has_object(part[1]) or not has_object(target):
+            return part
+    return sample
+
+
+def has_object(target: Target) -> bool:
+    """Whether there is anything but crowds."""
+    return bool((target["iscrowd"] == 0).any())
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """A part of a sample. Boxes stay whose centres lie inside, cut at its border."""
+    image, target = sample
+    part = image[:, top : top + height, left : left + width]
+    moved = shift(target, -left, -top)
+    boxes = moved["boxes"]
+    extent = boxes.new_tensor([width, height])
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres >= 0) & (centres <= extent)).all(dim=1)
+    clipped = torch.minimum(boxes.clamp(min=0), extent.repeat(2))
+    left_over = box_area(clipped) / box_area(boxes).clamp(min=1e-6)
+    return part, select(moved | {"boxes": clipped, "area": moved["area"] * left_over}, inside)
+
+
+def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:
+    """A sample of another size, (height, width)."""
+    image, target = sample
+    y, x = size[0] / image.shape[-2], size[1] / image.shape[-1]
+    return resize_image(image, size, antialias), scale(target, x, y)
+
+
+def scale(target: Target, x: float, y: float) -> Target:
+    """The target of an image whose sides are multiplied by ``x`` and ``y``."""
+    boxes = target["boxes"] * target["boxes"].new_tensor([x, y, x, y])
+    return target | {"boxes": boxes, "area": target["area"] * (x * y)}
+
+
+def shift(target: Target, x: float, y: float) -> Target:
+    return target | {"boxes": target["boxes"] + target["boxes"].new_tensor([x, y, x, y])}
+
+
+def select(target: Target, kept: Tensor) -> Target:
+    """The target with some of its boxes ``(G,)`` only."""
+    return target | {name: target[name][kept] for name in COLUMNS}
+
+
+def join(targets: Sequence[Target]) -> Target:
+    """The first target with the boxes of all, and what could not be read of any."""
+    columns = {name: torch.cat([target[name] for target in targets]) for name in COLUMNS}
+    unreadable = [message for target in targets for message in target["unreadable"]]
+    return targets[0] | columns | {"unreadable": unreadable}
+
+
+def chance(probability: float) -> bool:
+    return probability > 0 and torch.rand(()).item() < probability
+
+
+def uniform(low: float, high: float) -> float:
+    return torch.empty(()).uniform_(low, high).item()

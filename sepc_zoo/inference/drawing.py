@@ -1,0 +1,387 @@
+"""Pictures for people: boxes on photos, sheets of photos, curves and histograms."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from sepc_zoo.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from sepc_zoo.data.quality.statistics import Columns
+
+Color = tuple[int, int, int]
+
+# Strong and far apart for the first classes, repeated after twenty.
+PALETTE = (
+    "#ff3838", "#2f8cff", "#18c964", "#ffb000", "#b14cff", "#00c2d1", "#ff5fa2", "#9acd00",
+    "#ff7a1a", "#5b5bff", "#008f6b", "#d4a373", "#e056fd", "#7ed6df", "#a0522d", "#f6e05e",
+    "#c9a0ff", "#a3ffb0", "#00e5a0", "#ff9f9f",
+)  # fmt: skip
+
+
+def class_color(label: int) -> Color:
+    """The colour (r, g, b) of a class, the same in every picture."""
+    red, green, blue = ImageColor.getrgb(PALETTE[label % len(PALETTE)])[:3]
+    return red, green, blue
+
+
+def draw_boxes(
+    image: Tensor | Image.Image,
+    boxes: Tensor,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    line: int | None = None,
+) -> Image.Image:
+    """A copy of the photo with boxes and their captions; later boxes lie on top of earlier ones.
+
+    Args:
+        image: uint8 RGB tensor ``(3, H, W)`` or PIL image; left as it is.
+        boxes: ``(D, 4)`` xyxy in continuous pixels of the photo; parts outside are not drawn.
+        captions: D texts; an empty one gets no tag.
+        colors: D colours (r, g, b).
+        line: width of the lines in pixels; by default it grows with the photo.
+
+    Raises:
+        ValueError: boxes, captions and colors differ in number.
+    """
+    canvas = _to_pil(image)
+    draw = ImageDraw.Draw(canvas)
+    unit = (canvas.width * canvas.height) ** 0.5  # lines and letters grow with the photo
+    line = line or max(1, round(unit / 240))
+    font = ImageFont.load_default(max(11.0, unit / 44))
+    corners = [_pixel_corners(box, canvas.size) for box in boxes.tolist()]
+    for corner, color in zip(corners, colors, strict=True):
+        draw.rectangle(corner, outline=color, width=line)
+    for corner, caption, color in zip(corners, captions, colors, strict=True):
+        if caption:  # after all the boxes, so that no line crosses a text
+            _draw_tag(draw, canvas.size, corner, caption, color, font)
+    return canvas
+
+
+def close_up(
+    image: Tensor, boxes: Tensor, colors: Sequence[Color], size: tuple[int, int], focus: int
+) -> Image.Image:
+    """Cut a photo to some of its boxes and what is around them, and draw all boxes.
+
+    Args:
+        image: uint8 RGB ``(3, H, W)``.
+        boxes: ``(D, 4)`` xyxy in continuous pixels of the photo.
+        colors: D colours (r, g, b).
+        size: width and height that the picture is fitted to.
+        focus: how many of the boxes, counted from the end, must be in the picture.
+    """
+    height, width = image.shape[1:]
+    left, top, right, bottom = _surroundings(boxes[len(boxes) - focus :], (width, height), size)
+    cut = _to_pil(image[:, top:bottom, left:right])
+    scale = min(size[0] / cut.width, size[1] / cut.height)
+    fitted = cut.resize(
+        (max(1, round(cut.width * scale)), max(1, round(cut.height * scale))),
+        Image.Resampling.LANCZOS,
+    )
+    boxes = (boxes - boxes.new_tensor([left, top, left, top])) * scale
+    return draw_boxes(fitted, boxes, [""] * len(boxes), colors, line=max(2, size[0] // 160))
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 480) -> Image.Image:
+    """Photos of any sizes as rows of ``columns`` on white, each fitted to ``side`` x 3/4 ``side``.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not images:
+        raise ValueError("a contact sheet needs at least one image")
+    gap = max(2, side // 60)
+    tiles = [ImageOps.contain(image.convert("RGB"), (side, side * 3 // 4)) for image in images]
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    width = max(map(len, rows)) * (side + gap) + gap
+    sheet = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), "white")
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for i, tile in enumerate(row):
+            left = gap + i * (side + gap) + (side - tile.width) // 2
+            sheet.paste(tile, (left, top + (height - tile.height) // 2))
+        top += height + gap
+    return sheet
+
+
+def draw_batch(
+    images: Tensor,
+    targets: Sequence[Mapping[str, Any]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    label_names: Sequence[str],
+) -> Image.Image:
+    """A batch as the network gets it, padding and all, with what it is to find.
+
+    Args:
+        images: ``(N, 3, H, W)``, normalised; on any device.
+        targets: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)`` of each.
+    """
+    shape = (3, 1, 1)
+    images = images.detach().float().cpu()
+    undone = images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)
+    pixels = (undone.clamp(0, 1) * 255).round().to(torch.uint8)
+    drawn = []
+    for image, target in zip(pixels, targets, strict=True):
+        labels = target["labels"].tolist()
+        crowds = target["iscrowd"].tolist()
+        names = [
+            label_names[k] + " (crowd)" * crowd for k, crowd in zip(labels, crowds, strict=True)
+        ]
+        drawn.append(draw_boxes(image, target["boxes"], names, [class_color(k) for k in labels]))
+    return contact_sheet(drawn)
+
+
+def plot_curves(log: str | Path | Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw a training log: the losses by step, and AP and AP50 by epoch.
+
+    Args:
+        log: the CSV of a run, or its rows: ``step``, ``epoch``, ``loss``, the terms ``loss_…``, and
+            on rows that end an epoch ``AP`` and ``AP50``; what a row lacks is absent or empty.
+        path: the picture to write; its suffix is one that matplotlib knows (``.png``, ``.svg``, …).
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the log has no rows.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('curves need matplotlib: pip install "sepc_zoo[plots]"') from error
+    rows = _read_log(log) if isinstance(log, str | Path) else list(log)
+    if not rows:
+        raise ValueError("the training log has no rows yet")
+    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")  # no pyplot: no global state
+    loss_axes, ap_axes = figure.subplots(1, 2)
+    _plot_losses(loss_axes, rows)
+    _plot_ap(ap_axes, rows)
+    for axes in (loss_axes, ap_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_ylim(bottom=0)
+    write_atomically(path, figure.savefig)
+
+
+def plot_statistics(
+    columns: Mapping[str, "Columns"], class_counts: Mapping[str, Sequence[int]], path: str | Path
+) -> None:
+    """Draw the figures of a data set: its classes, sizes and shapes, split by split.
+
+    Args:
+        columns: boxes and images by split.
+        class_counts: boxes of each class in each of these splits, the most frequent class first.
+        path: the picture to write; its suffix is one that matplotlib knows.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('histograms need matplotlib: pip install "sepc_zoo[plots]"') from error
+    figure = Figure(figsize=(13, 7.4), dpi=150, layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    shapes = {split: own for split, own in columns.items() if len(own.labels)}
+    sides = {split: np.sqrt(own.box_sizes.prod(axis=1)) for split, own in shapes.items()}
+    shares = {
+        split: 100 * sides[split] / np.sqrt(own.image_sizes[own.image].prod(axis=1))
+        for split, own in shapes.items()
+    }
+    _plot_classes(axes[0], list(columns), class_counts)
+    _plot_histogram(axes[1], sides, "Box side", "pixels, square root of width x height", log=True)
+    for limit, name in ((32, "medium"), (96, "large")):
+        axes[1].axvline(limit, color="#222222", linewidth=0.8, alpha=0.5)
+        top = axes[1].get_xaxis_transform()
+        axes[1].text(limit * 1.04, 0.97, name, transform=top, va="top", fontsize=8, alpha=0.7)
+    _plot_histogram(axes[2], shares, "Box side in its image", "% of the image's side", log=True)
+    aspects = {split: own.box_aspects for split, own in shapes.items()}
+    _plot_histogram(axes[3], aspects, "Box shape", "height / width", log=True)
+    crowding = {split: own.boxes_per_image for split, own in columns.items()}
+    _plot_histogram(axes[4], crowding, "Boxes per image", "boxes", unit="images")
+    _plot_sizes(axes[5], columns)
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25, linewidth=0.6)
+        one.set_axisbelow(True)
+    write_atomically(path, figure.savefig)
+
+
+def _to_pil(image: Tensor | Image.Image) -> Image.Image:
+    if isinstance(image, Tensor):
+        image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    return image.convert("RGB")  # a copy in either case
+
+
+def _surroundings(
+    boxes: Tensor, photo: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The part (x1, y1, x2, y2) of a photo (w, h) with boxes amid twice their width and height.
+
+    It has the shape of ``size`` and at least a third of the photo's sides, as far as the photo
+    reaches.
+    """
+    x1, y1 = boxes[:, :2].amin(dim=0).tolist()
+    x2, y2 = boxes[:, 2:].amax(dim=0).tolist()
+    wide = max(2 * (x2 - x1), photo[0] / 3)
+    high = max(2 * (y2 - y1), photo[1] / 3, wide * size[1] / size[0])
+    wide = max(wide, high * size[0] / size[1])
+    left, right = _span((x1 + x2) / 2, wide, photo[0])
+    top, bottom = _span((y1 + y2) / 2, high, photo[1])
+    return left, top, right, bottom
+
+
+def _span(center: float, length: float, limit: int) -> tuple[int, int]:
+    """First and last pixel (not included) of a length around a center, moved to inside 0…limit."""
+    length = min(max(1, round(length)), limit)
+    start = min(max(0, round(center - length / 2)), limit - length)
+    return start, start + length
+
+
+def _pixel_corners(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First and last pixel (both included, as PIL wants them) that a continuous box covers."""
+    width, height = size
+    left, right = (min(max(round(x), 0), width) for x in (box[0], box[2]))
+    top, bottom = (min(max(round(y), 0), height) for y in (box[1], box[3]))
+    left, top = min(left, width - 1), min(top, height - 1)
+    return left, top, max(right - 1, left), max(bottom - 1, top)
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    corner: tuple[int, int, int, int],
+    caption: str,
+    color: Color,
+    font: Any,
+) -> None:
+    """Caption on a plate of the box's colour, above the box or, without room, inside it."""
+    caption = " ".join(caption.splitlines())
+    pad = max(2, round(font.size / 5))
+    ascent, descent = font.getmetrics()
+    width = round(draw.textlength(caption, font)) + 2 * pad
+    height = ascent + descent + pad
+    left = max(0, min(corner[0], size[0] - width))
+    top = corner[1] - height if corner[1] >= height else corner[1]
+    top = max(0, min(top, size[1] - height))
+    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    ink = "black" if luminance > 130 else "white"
+    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
+    draw.text((left + pad, top + pad // 2), caption, fill=ink, font=font)
+
+
+def _read_log(path: str | Path) -> list[dict[str, Any]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """The points of those rows that have both columns; a metric of -1 is one that is undefined."""
+    points = [(row.get(x), row.get(y)) for row in rows]
+    known = [(float(a), float(b)) for a, b in points if a not in (None, "") and b not in (None, "")]
+    known = [(a, b) for a, b in known if b != -1]
+    return [a for a, _ in known], [b for _, b in known]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over each value's neighbourhood: a twentieth of the curve, at most 51 values."""
+    reach = min(25, len(values) // 40)
+    parts = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def _plot_losses(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+    names = [name for name in rows[0] if name == "loss" or name.startswith("loss_")]
+    for i, name in enumerate(sorted(names, key="loss".__ne__)):  # the total comes first
+        steps, values = _curve(rows, "step", name)
+        color = "#222222" if name == "loss" else PALETTE[i]
+        axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+        axes.plot(steps, _smooth(values), color=color, linewidth=1.8, label=name)
+    axes.set(title="Loss", xlabel="step")
+    if names:
+        axes.legend(frameon=False)
+
+
+def _plot_ap(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.set(title="Average precision", xlabel="epoch")
+    axes.locator_params(axis="x", integer=True)
+    for name, color in (("AP50", PALETTE[3]), ("AP", PALETTE[1])):
+        epochs, values = _curve(rows, "epoch", name)
+        if values:
+            label = f"{name}, best {max(values):.3f}"
+            axes.plot(epochs, values, "o-", color=color, markersize=3.5, linewidth=1.8, label=label)
+    if axes.lines:
+        axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "not validated yet", transform=axes.transAxes, ha="center", alpha=0.6)
+
+
+def _plot_classes(
+    axes: "Axes", splits: Sequence[str], class_counts: Mapping[str, Sequence[int]], shown: int = 16
+) -> None:
+    """The most frequent classes, the first on top, with the splits one after the other."""
+    names = list(class_counts)[:shown]
+    left = np.zeros(len(names))
+    for i, split in enumerate(splits):
+        widths = np.array([class_counts[name][i] for name in names], dtype=float)
+        axes.barh(range(len(names)), widths, 0.7, left, color=_split_color(i), label=split)
+        left += widths
+    more = len(class_counts) - len(names)
+    axes.set(title="Classes" + (f" (and {more} more)" if more else ""), xlabel="boxes")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _plot_histogram(
+    axes: "Axes",
+    values: Mapping[str, np.ndarray],
+    title: str,
+    label: str,
+    unit: str = "boxes",
+    log: bool = False,
+) -> None:
+    """The share of values in each of some steps, an outline for each split."""
+    axes.set(title=title, xlabel=label, ylabel=f"% of {unit}")
+    everything = np.concatenate([*values.values(), np.empty(0)])
+    if not len(everything):
+        return
+    low, high = everything.min(), everything.max()
+    if log:
+        steps = np.geomspace(low * 0.98, high * 1.02, 41)
+        axes.set_xscale("log", subs=[])
+        ticks = [part * 10.0**power for power in range(-3, 5) for part in (1, 2, 5)]
+        axes.set_xticks([tick for tick in ticks if steps[0] <= tick <= steps[-1]])
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        width = max(1, -(-int(high - low + 1) // 40))  # whole numbers, as many to each step
+        steps = np.arange(low, high + 2 * width, width) - 0.5
+    for i, own in enumerate(values.values()):
+        if len(own):
+            heights = 100 * np.histogram(own, steps)[0] / len(own)
+            axes.stairs(heights, steps, color=_split_color(i), linewidth=1.6)
+            axes.stairs(heights, steps, color=_split_color(i), fill=True, alpha=0.12)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+
+
+def _plot_sizes(axes: "Axes", columns: Mapping[str, "Columns"]) -> None:
+    """A disc for each size of images, as large as there are many of it."""
+    axes.set(title="Image size", xlabel="width, pixels", ylabel="height, pixels")
+    for i, own in enumerate(columns.values()):
+        sizes, counts = np.unique(own.image_sizes, axis=0, return_counts=True)
+        area = 12 + 400 * counts / max(1, counts.sum())
+        axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=_split_color(i), alpha=0.35)
+    axes.set(xlim=(0, None), ylim=(0, None))
+
+
+def _split_color(i: int) -> str:
+    return ("#2f6fbf", "#e08a1e", "#3a9d5d", "#9c5bb5", "#6b6b6b")[i % 5]

@@ -1,0 +1,90 @@
+"""From predictions to detections, for a whole batch at once."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, nms
+
+from sepc_zoo.config import PostprocessConfig
+from sepc_zoo.ops.boxes import clip_boxes
+from sepc_zoo.ops.devices import counting_is_free, to_device
+from sepc_zoo.outputs import Predictions
+
+
+@torch.no_grad()
+def select_detections(
+    predictions: Predictions,
+    anchors: Tensor,
+    decode: Callable[[Tensor, Tensor], Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    config: PostprocessConfig,
+    border: float = 0.0,
+) -> list[dict[str, Tensor]]:
+    """Class-wise non-maximum suppression of the best anchors of each level.
+
+    Args:
+        anchors: ``(A, 4)``.
+        decode: from anchors and deltas to boxes, all ``(R, 4)``.
+        image_sizes: height and width of each image inside the batch; boxes are clipped to it.
+        border: pixels of an image that stay under every box, see ``clip_boxes``.
+
+    Returns:
+        For each image ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` by falling score.
+    """
+    logits, deltas, _ = predictions
+    images, num_anchors, num_classes = logits.shape
+    if len(image_sizes) != images:
+        raise ValueError(f"{len(image_sizes)} image_sizes for {images} images")
+    rows = _candidates(predictions, config)  # R, of all images
+    image, anchor = rows // num_anchors, rows % num_anchors
+    scores = logits.flatten(0, 1).index_select(0, rows).sigmoid_()  # R, K
+    boxes = decode(anchors[anchor], deltas.flatten(0, 1)[rows])
+    limits = to_device(torch.tensor(image_sizes), boxes.device)
+    boxes = clip_boxes(boxes[:, None], limits[image], border).squeeze(1)
+
+    # On a GPU all so far has sizes known beforehand; here it is waited for, and by copying counts.
+    row, label = (scores > config.score_threshold).nonzero(as_tuple=True)
+    image, boxes, scores = image[row], boxes[row], scores[row, label]
+    keep = _suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
+    image = image[keep]
+    counts = torch.zeros(images, dtype=torch.long, device=image.device)
+    counts.scatter_add_(0, image, torch.ones_like(image))
+    by_image = keep[image.argsort(stable=True)].split(counts.tolist())  # each by falling score
+    found = [kept[: config.max_detections] for kept in by_image]
+    return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]
+
+
+def _suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the boxes kept, by falling score; a group is a class of an image."""
+    if boxes.device.type != "cpu" or not len(boxes):
+        # Groups are told apart by an offset, too coarse for float32 with many of them.
+        precise = (
+            torch.float32 if boxes.device.type == "mps" else torch.float64
+        )  # Apple has no more
+        return batched_nms(boxes.to(precise), scores.to(precise), group, iou_threshold)
+    # On the CPU it looks for the members of each group among all boxes; sorted they lie together.
+    groups, order = group.sort(stable=True)
+    lengths = groups.unique_consecutive(return_counts=True)[1].tolist()
+    members = order.split(lengths)
+    parts = zip(members, boxes[order].split(lengths), scores[order].split(lengths), strict=True)
+    keep = torch.cat([places[nms(b, s, iou_threshold)] for places, b, s in parts])
+    return keep[scores[keep].argsort(descending=True, stable=True)]
+
+
+def _candidates(predictions: Predictions, config: PostprocessConfig) -> Tensor:
+    """The anchors of each level and image with the highest logit of any class, counted over the
+    batch ``(R,)``."""
+    best = predictions.logits.amax(dim=2)  # N, A
+    chosen, start = [], 0
+    for length in predictions.level_lengths:
+        level = best[:, start : start + length]
+        top = level.topk(min(config.candidates_per_level, length), dim=1)
+        chosen.append((top.values, top.indices + start))
+        start += length
+    logit, anchor = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))  # N, C
+    rows = anchor + best.shape[1] * torch.arange(len(best), device=best.device)[:, None]
+    if counting_is_free(best.device):
+        # Most have no score near the threshold; a hair under it, as rounding may differ.
+        return rows[~(logit.sigmoid() < 0.999 * config.score_threshold)]
+    return rows.flatten()

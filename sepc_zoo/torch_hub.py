@@ -1,0 +1,42 @@
+"""A function for each curated model, as torch.hub wants them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sepc_zoo.factory import create_model
+from sepc_zoo.models.dense import Detector
+from sepc_zoo.registry import AUTHORS_WEIGHTS, list_models, model_config, neck_name
+
+DOC = """A detector: method {method}, backbone {backbone} of timm, neck {neck}; {weights}.
+
+Args:
+    pretrained: load the published weights; classes of ``label_names`` with the same name keep what
+        they know.
+    num_classes, label_names: of your classes; COCO's 80 by default.
+    kwargs: whatever else ``sepc_zoo.create_model`` takes: ``pretrained_backbone=True``,
+        ``checkpoint="model.safetensors"``, ``backbone_kwargs``, ``channels=128`` and the like.
+
+Returns:
+    ``sepc_zoo.Detector`` in eval mode: ``model.predict("photo.jpg")``.
+"""
+
+
+def make_entry_points() -> dict[str, Callable[..., Detector]]:
+    """Functions by name of the model that they build."""
+    return {name: _entry_point(name) for name in list_models()}
+
+
+def _entry_point(name: str) -> Callable[..., Detector]:
+    def build(pretrained: bool = False, **kwargs: Any) -> Detector:
+        return create_model(name, pretrained, **kwargs)
+
+    config = model_config(name)
+    published = AUTHORS_WEIGHTS.get(name)
+    weights = (
+        f"published weights, AP {published[0]} by their authors" if published else "no weights"
+    )
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = DOC.format(
+        method=config.method, backbone=config.backbone, neck=neck_name(config.neck), weights=weights
+    )
+    return build

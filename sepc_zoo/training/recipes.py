@@ -1,0 +1,158 @@
+"""Recipes: optimizer, learning rate over time, and what stays frozen."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from sepc_zoo.config import ConfigError, DetectorConfig
+from sepc_zoo.models.backbone import Backbone
+from sepc_zoo.models.dense import Detector
+from sepc_zoo.registry import BACKBONES
+
+SCHEDULES = ("multistep", "cosine")
+SGD = ("sgd", "momentum")
+FUSED = (*SGD, "nesterov", "adam", "adamw")  # those that torch computes in one pass
+AUTHORS_BACKBONES = [
+    BACKBONES[name] for name in ("r18", "r34", "r50", "r101", "x101_32x4d", "x101_64x4d")
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. The defaults are the SEPC authors'."""
+
+    epochs: int = 12
+    batch_size: int = 16  # images per step that ``lr`` is meant for
+    opt: str = "sgd"
+    lr: float = 0.01
+    weight_decay: float = 1e-4
+    sched: str = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or cosine to 0
+    warmup_steps: int = 500
+    layer_decay: float = 1.0  # of the learning rate, by stage from the head down
+    clip_grad: float = 35.0  # largest norm of the gradient
+    freeze_stages: int = 1  # stem and first stage, where the backbone has learned before
+    freeze_bn: bool = True  # statistics of the backbone's batch norms, likewise
+
+    def __post_init__(self) -> None:
+        if self.sched not in SCHEDULES:
+            raise ConfigError(f"no schedule {self.sched!r}; there are {', '.join(SCHEDULES)}")
+
+
+def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
+    """The authors' recipe for their backbones; AdamW with a cosine for all others.
+
+    Args:
+        opt: another optimizer, which brings its own learning rate and decay.
+    """
+    if config.backbone in AUTHORS_BACKBONES:
+        clip_grad = 10.0 if config.method == "fsaf" else 35.0
+        with_norm = config.neck is not None and config.neck.norm
+        recipe = Recipe(batch_size=32 if with_norm else 16, clip_grad=clip_grad)
+    else:
+        recipe = Recipe(opt="adamw", sched="cosine", clip_grad=10.0, freeze_stages=0)
+    opt = opt or recipe.opt
+    lr, weight_decay = (0.01, 1e-4) if opt in SGD else (5e-4, 0.05)
+    return replace(recipe, opt=opt, lr=lr, weight_decay=weight_decay)
+
+
+def scaled_lr(recipe: Recipe, batch_size: int) -> float:
+    """The recipe's learning rate for another number of images per step.
+
+    In proportion for SGD (Goyal et al. 2017), by the square root for adaptive optimizers.
+    """
+    ratio = batch_size / recipe.batch_size
+    return recipe.lr * (ratio if recipe.opt in SGD else ratio**0.5)
+
+
+def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """timm's optimizer of this name over all that is to be learned.
+
+    SGD is the authors', without Nesterov's term and with decay for every parameter.
+    """
+    is_sgd = recipe.opt == "sgd"
+    extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
+    if recipe.opt in FUSED:
+        extra["fused"] = True
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=recipe.opt,
+            lr=lr,
+            weight_decay=recipe.weight_decay,
+            filter_bias_and_bn=not is_sgd,
+            layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
+            **extra,
+        )
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
+
+
+def step_unless(
+    failed: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> None:
+    """A step of accelerate's optimizer, unless ``failed ()`` is true.
+
+    torch's fused optimizers skip it on the device, as they do for a scaler. Others wait for it, and
+    so does the first step: torch 2.15 would leave new momenta as the memory was that they lie in.
+    """
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
+    is_fused = all(group.get("fused") for group in inner.param_groups)
+    if is_fused and inner.state and scaler is None:
+        inner.found_inf = failed.float()
+        optimizer.step()
+        del inner.found_inf
+    elif not failed.item():
+        optimizer.step()
+    elif scaler is not None:
+        scaler.update()  # it has seen the gradient, and waits for a step
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, total_steps: int
+) -> Scheduler:
+    """Learning rate by step, after a linear warm-up from a third of it.
+
+    The warm-up of a short run is a tenth of it.
+    """
+    warmup = min(recipe.warmup_steps, total_steps // 10)
+    common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": lr / 3, "t_in_epochs": False}
+    if recipe.sched == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=max(1, total_steps), **common)
+    # timm drops a step before its milestone
+    milestones = [total_steps * 8 // 12 + 1, total_steps * 11 // 12 + 1]
+    return MultiStepLRScheduler(optimizer, milestones, decay_rate=0.1, **common)
+
+
+def freeze_stages(backbone: Backbone, stages: int) -> None:
+    """Stop the stem and the first ``stages`` stages from learning; 0 freezes nothing.
+
+    Raises:
+        ConfigError: the backbone does not tell its stages apart.
+    """
+    if not stages:
+        return
+    known = backbone.stages()
+    if not known[stages]:
+        have = [i for i, parameters in enumerate(known) if parameters]
+        raise ConfigError(f"--freeze-stages {stages}: this backbone has parameters in {have} only")
+    for parameters in known[: stages + 1]:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def set_train_mode(model: Detector, freeze_bn: bool) -> None:
+    """Train mode; with ``freeze_bn`` the backbone's batch norms keep their statistics.
+
+    Their scale and shift still learn, as in the authors' recipe.
+    """
+    model.train()
+    if freeze_bn:
+        for module in model.backbone.modules():
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct2d)):
+                module.eval()

@@ -1,0 +1,306 @@
+"""Models go to a hub and come from it, over HTTP, by the real client."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import client_environment
+from hub_server.client import forget_connections
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+from sepc_zoo import HubError, create_model, load_model, push_to_hub
+from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.cli import main
+from sepc_zoo.files import write_json
+from sepc_zoo.registry import NECKS
+
+SECOND = 1.5  # within which a known answer comes, on a busy machine
+TINY = {"channels": 8, "num_classes": 3}
+METRICS = {"AP": 0.31, "AP50": 0.52, "AP75": 0.3, "APs": -1.0, "per_class": {}}
+IN_NEW_PROCESS = """
+import sys, torch
+from sepc_zoo import load_model
+model = load_model(sys.argv[1])
+with torch.no_grad():
+    torch.save(tuple(model(torch.load(sys.argv[2])))[:2], sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("retinanet_mnv4s_pconv", **TINY)
+
+
+@pytest.fixture
+def token(hub):
+    return hub.add_user("alice", organizations=["zoo"])
+
+
+@pytest.fixture
+def pushed(hub, token, model):
+    push_to_hub(model, "zoo/cells", token=token, metrics=METRICS, dataset="cells")
+    return hub.repository("zoo/cells")
+
+
+def images():
+    return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def outputs(model):
+    with torch.no_grad():
+        predictions = model(images())
+    return predictions.logits, predictions.deltas
+
+
+def assert_same_model(model, other):
+    assert other.config == model.config
+    for ours, theirs in zip(outputs(model), outputs(other), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def refused(source, **kwargs):
+    """The text of the refusal, which comes at once."""
+    start = time.perf_counter()
+    with pytest.raises(HubError) as caught:
+        create_model(source, **kwargs)
+    assert time.perf_counter() - start < SECOND
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("method", ["retinanet", "freeanchor", "fsaf"])
+def test_every_method_and_neck_comes_back_as_it_went(method, neck, hub, token):
+    changes = TINY | ({"stacked_convs": 1} if neck == "fpn" else {})
+    model = create_model(f"{method}_mnv4s_{neck}", **changes)
+    assert "/commit/" in push_to_hub(model, "zoo/model", token=token)
+    assert_same_model(model, create_model("hf-hub:zoo/model"))
+    assert len(hub.repository("zoo/model").commits) == 2  # the hub's own first one, and ours
+
+
+@pytest.mark.slow
+def test_a_new_process_gets_the_same_model(hub, pushed, model, tmp_path):
+    torch.save(images(), tmp_path / "in.pt")
+    files = (tmp_path / "in.pt", tmp_path / "out.pt")
+    command = [sys.executable, "-c", IN_NEW_PROCESS, f"hf-hub:{pushed.id}", *map(str, files)]
+    environment = client_environment(hub, tmp_path / "home")
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    subprocess.run(command, check=True, env=environment, timeout=120)
+    for ours, theirs in zip(outputs(model), torch.load(files[1]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_branches_tags_and_commits_can_be_asked_for(token, model, pushed):
+    first = HfApi(token=token).model_info(pushed.id).sha
+    HfApi(token=token).create_tag(pushed.id, tag="v1")
+    other = create_model("retinanet_mnv4s_pconv", **TINY)
+    push_to_hub(other, pushed.id, revision="dev", token=token)
+    push_to_hub(other, pushed.id, token=token)
+    for revision in ("v1", first):
+        assert_same_model(model, create_model(f"hf-hub:{pushed.id}@{revision}"))
+        assert_same_model(model, load_model(pushed.id, revision=revision))
+    for revision in ("dev", "main"):
+        assert_same_model(other, create_model(f"hf-hub:{pushed.id}@{revision}"))
+
+
+def test_a_pull_request_leaves_the_repository_as_it_was(token, model, pushed):
+    other = create_model("retinanet_mnv4s_pconv", **TINY)
+    address = push_to_hub(other, pushed.id, create_pr=True, token=token)
+    assert "/discussions/1" in address
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+    assert_same_model(other, create_model(f"hf-hub:{pushed.id}@refs/pr/1"))
+
+
+def test_a_private_model_needs_a_token(token, model):
+    push_to_hub(model, "zoo/secret", private=True, token=token)
+    assert_same_model(model, create_model("hf-hub:zoo/secret", token=token))
+    assert "or is private and you are not logged in" in refused("hf-hub:zoo/secret", token=False)
+
+
+def test_what_is_in_the_cache_needs_no_hub(hub, model, pushed):
+    create_model(f"hf-hub:{pushed.id}")
+    hub.close()
+    for options in ({}, {"local_files_only": True}):
+        assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **options))
+
+
+def test_offline_mode_asks_nobody(hub, model, pushed, monkeypatch):
+    create_model(f"hf-hub:{pushed.id}")
+    before = len(hub.seen())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_connections()  # some versions give this mode to new ones
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+    assert "the hub was not to be asked" in refused("hf-hub:zoo/other")
+    assert len(hub.seen()) == before
+
+
+def test_a_cache_of_ones_own(model, pushed, tmp_path):
+    own = {"cache_dir": tmp_path / "own"}
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **own))
+    assert [path.name for path in own["cache_dir"].glob("models--*")] == ["models--zoo--cells"]
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **own, local_files_only=True))
+    assert "is not in the cache" in refused(f"hf-hub:{pushed.id}", local_files_only=True)
+
+
+def test_a_token_that_is_given_goes_with_every_request(hub, token, pushed):
+    hub.requests.clear()
+    create_model(f"hf-hub:{pushed.id}", token=token)
+    assert {request.token for request in hub.seen("*", "*/resolve/*")} == {token}
+
+
+def test_a_token_of_the_environment_is_used_unless_told_otherwise(hub, token, pushed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    for option, expected in ({}, {token}), ({"token": False}, {None}):
+        hub.requests.clear()
+        create_model(f"hf-hub:{pushed.id}", **option)
+        assert {request.token for request in hub.seen("*", "*/resolve/*")} == expected
+
+
+def test_progress_is_shown_unless_it_is_switched_off(pushed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    create_model(f"hf-hub:{pushed.id}", cache_dir=tmp_path / "shown")
+    assert re.search(r"safetensors\S*: +100%", capsys.readouterr().err)
+    disable_progress_bars()
+    try:
+        create_model(f"hf-hub:{pushed.id}", cache_dir=tmp_path / "hidden")
+    finally:
+        enable_progress_bars()
+    assert capsys.readouterr().err == ""
+
+
+def test_published_weights_come_from_the_organisation(token, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path))
+    monkeypatch.setenv("SEPC_ZOO_HUB_ORG", "zoo")
+    repo_id = "zoo/fsaf_r50_sepc.coco_1x"
+    push_to_hub(model, repo_id, token=token)
+    HfApi(token=token).create_tag(repo_id, tag="v1")
+    assert_same_model(model, create_model("fsaf_r50_sepc", pretrained=True))
+    other = create_model("retinanet_mnv4s_pconv", **TINY)
+    save_model(other, tmp_path / "fsaf_r50_sepc.coco_1x")  # as an import does
+    assert_same_model(other, create_model("fsaf_r50_sepc", pretrained=True))
+    assert_same_model(model, create_model("fsaf_r50_sepc", pretrained=True, revision="v1"))
+
+
+def test_the_card_has_our_metrics_and_tells_how_to_load(pushed):
+    text = pushed.resolve("main").files["README.md"].data.decode()
+    card = ModelCard(text).data
+    assert (card.library_name, card.pipeline_tag) == ("sepc_zoo", "object-detection")
+    metrics = {result.metric_type: result.metric_value for result in card.eval_results}
+    assert metrics == {"ap": 0.31, "ap50": 0.52, "ap75": 0.3}
+    assert 'create_model("hf-hub:zoo/cells")' in text
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_repository_that_is_not_there():
+    assert "zoo/none does not exist" in refused("hf-hub:zoo/none")
+
+
+def test_a_gated_repository(hub, token, model):
+    push_to_hub(model, "zoo/gated", token=token)
+    hub.repository("zoo/gated").gated = "manual"
+    assert "zoo/gated is gated: ask for access" in refused("hf-hub:zoo/gated")
+
+
+def test_a_revision_that_is_not_there(pushed):
+    text = refused(f"hf-hub:{pushed.id}@v9")
+    assert "has no revision 'v9': there are main" in text
+
+
+def test_a_repository_of_something_else(hub):
+    hub.add_repository("zoo/other", {"README.md": b"hello"})
+    assert "has no config.json: it is no model of this library" in refused("hf-hub:zoo/other")
+
+
+def test_a_repository_with_only_a_pickle(hub, pushed):
+    config = pushed.resolve("main").files["config.json"].data
+    hub.add_repository("zoo/pickle", {"config.json": config, "model.pth": b"\x80\x02"})
+    text = refused("hf-hub:zoo/pickle")
+    assert "but model.pth: a pickle may run code and is never loaded" in text
+
+
+@pytest.mark.usefixtures("hub")
+def test_published_weights_that_are_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path))
+    text = refused("fsaf_r50_sepc", pretrained=True)
+    assert "neither on the hub (sepc-zoo/fsaf_r50_sepc.coco_1x" in text
+    assert "sepc-zoo import fsaf_r50_sepc" in text
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_in_trouble(status, hub, pushed):
+    hub.misbehave(status=status)
+    assert f"answered with error {status}: try again later" in refused(f"hf-hub:{pushed.id}")
+
+
+def test_a_hub_that_cannot_be_reached(hub):
+    hub.close()
+    assert "cannot be reached" in refused("hf-hub:zoo/cells")
+
+
+def test_nobody_is_asked_where_only_local_files_are_wanted(hub, pushed):
+    before = len(hub.seen())
+    text = refused(f"hf-hub:{pushed.id}", local_files_only=True)
+    assert "the hub was not to be asked" in text
+    assert len(hub.seen()) == before
+
+
+def test_weights_that_were_altered_on_their_way(hub, pushed):
+    hub.misbehave("*model.safetensors", method="GET", wrong_bytes=True)
+    assert "not what the hub has, it was cut or altered" in refused(f"hf-hub:{pushed.id}")
+
+
+def test_a_config_that_is_wrong_keeps_the_weights_from_being_fetched(hub, pushed):
+    files = pushed.resolve("main").files
+    content = json.loads(files["config.json"].data) | {"num_classes": 10**9}
+    wrong = {"config.json": json.dumps(content).encode()}
+    hub.add_repository("zoo/absurd", wrong | {"model.safetensors": files["model.safetensors"].data})
+    assert "num_classes 1000000000" in refused("hf-hub:zoo/absurd")
+    assert hub.bytes_served("zoo/absurd/model.safetensors") == 0
+
+
+def test_pushing_without_the_right_to_write(hub, model):
+    stranger = hub.add_user("mallory")
+    with pytest.raises(HubError, match="not yours to write to with this token"):
+        push_to_hub(model, "zoo/cells", token=stranger)
+
+
+def test_the_commands_push_and_publish(hub, token, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", token)
+    for name, ap in (("first", 0.2), ("second", 0.4)):
+        folder = save_model(model, tmp_path / name / "best", metrics=METRICS | {"AP": ap})
+        write_json(folder / "metrics.json", METRICS | {"AP": ap})
+    assert main(["push", str(tmp_path / "first" / "best"), "zoo/pushed"]) == 0
+    assert "hf-hub:zoo/pushed" in capsys.readouterr().out
+    assert_same_model(model, create_model("hf-hub:zoo/pushed"))
+    folders = [str(tmp_path / name / "best") for name in ("first", "second")]
+    assert main(["publish", *folders, "--org", "zoo"]) == 0
+    page = hub.repository("zoo/README", "space").resolve("main").files["README.md"].data.decode()
+    rows = [line for line in page.splitlines() if line.startswith("| [")]
+    assert [row.split("]")[0] for row in rows] == ["| [second", "| [first"]
+    assert_same_model(model, create_model("hf-hub:zoo/second"))
+
+
+def test_a_license_goes_into_the_card_and_changes_nothing_else(
+    hub, token, model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    folder = str(save_model(model, tmp_path, metrics=METRICS))
+    assert main(["push", folder, "zoo/plain"]) == 0
+    assert main(["push", folder, "zoo/plain", "--revision", "mit", "--license", "mit"]) == 0
+    plain, licensed = (
+        ModelCard(hub.repository("zoo/plain").contents(revision)["README.md"].decode())
+        for revision in ("main", "mit")
+    )
+    assert licensed.text.strip() == plain.text.strip()
+    assert licensed.data.to_dict() == plain.data.to_dict() | {"license": "mit"}
+
+
+def test_pushing_no_model_folder_is_refused(hub, tmp_path, capsys):
+    assert main(["push", str(tmp_path), "zoo/nothing"]) == 2
+    assert "is no model folder" in capsys.readouterr().err
+    assert not hub.seen("POST", "*")

@@ -1,0 +1,240 @@
+import pytest
+from faulty import (
+    FAULTS,
+    adding_box,
+    editing,
+    give_two_files_one_id,
+    json_path,
+    read_tables,
+    truncate,
+    write_good_data,
+    write_picture,
+    write_tables,
+)
+
+from sepc_zoo.data import DataError, read_data
+from sepc_zoo.data.quality.check import KINDS, check_data, inspect_image, split_place
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_good_data(tmp_path / "data")
+
+
+def kinds_of(check):
+    return {finding.kind for finding in check.findings}
+
+
+def test_there_is_a_way_to_break_data_for_every_kind_of_finding():
+    assert {*KINDS} - {*FAULTS} == {"shared label file"}  # of YOLO alone
+
+
+def test_good_data_has_no_findings(data):
+    assert check_data(data).findings == ()
+
+
+def test_drawn_shapes_have_no_errors_or_warnings(shapes):
+    assert {f.severity for f in check_data(shapes).findings} <= {"note"}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_is_found_and_named(kind, data):
+    fault = FAULTS[kind]
+    fault.break_data(data)
+    (found,) = [finding for finding in check_data(data).findings if finding.kind == kind]
+    assert found.severity == fault.severity
+    assert fault.where in found.where
+    assert fault.text in found.text
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_an_error_is_what_a_training_would_refuse_or_stumble_over(kind, data):
+    FAULTS[kind].break_data(data)
+    refused = False
+    try:
+        train = read_data(data, "train")
+        for split in ("train", "val", *(["test"] if kind == "no images" else [])):
+            records = read_data(data, split, train.label_names).records
+            refused |= not records or any(inspect_image(r.path).problem for r in records)
+    except DataError:
+        refused = True
+    assert check_data(data).has_errors() == refused
+
+
+def test_faults_come_worst_first(data):
+    for kind in ("elongated box", "box twice", "unknown category"):
+        FAULTS[kind].break_data(data)
+    severities = [finding.severity for finding in check_data(data).findings]
+    assert severities == sorted(severities, key=["error", "warning", "note"].index)
+    assert {*severities} == {"error", "warning", "note"}
+
+
+def test_a_truncated_photo_does_not_stop_the_others(data):
+    truncate(data / "train" / "train1.jpg")
+    truncate(data / "val" / "val2.jpg")
+    found = [finding.where for finding in check_data(data).findings]
+    assert found == [str(data / "train" / "train1.jpg"), str(data / "val" / "val2.jpg")]
+
+
+def test_whatever_a_decoder_raises_is_a_finding(data, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("sepc_zoo.data.quality.check.read_image", fail)
+    assert inspect_image(data / "train" / "train1.jpg").problem == "RuntimeError: no such luck"
+
+
+def test_only_the_splits_asked_for_are_checked(data):
+    FAULTS["wrong size"].break_data(data)
+    assert check_data(data, ["val"]).findings == ()
+    assert kinds_of(check_data(data, ["train"])) == {"wrong size"}
+
+
+def test_a_split_that_is_not_there_is_refused(data):
+    with pytest.raises(DataError, match="no split 'test'; there are: train, val"):
+        check_data(data, ["test"])
+
+
+def test_a_picture_is_known_by_its_pixels(data):
+    path = data / "train" / "train1.jpg"
+    digest = inspect_image(path).digest
+    path.write_bytes(path.read_bytes() + b"appended")
+    assert inspect_image(path).digest == digest
+    write_picture(path)
+    assert inspect_image(path).digest != digest
+
+
+def test_many_copies_of_a_picture_are_told_once_each(data):
+    FAULTS["picture in two splits"].break_data(data)
+    FAULTS["picture twice in a split"].break_data(data)
+    found = [f.kind for f in check_data(data).findings]
+    assert sorted(found) == ["picture in two splits", "picture twice in a split"]
+
+
+def test_a_split_of_others_together_is_no_leak(data):
+    tables = [read_tables(data, split) for split in ("train", "val")]
+    joint = {"categories": tables[0]["categories"], "images": [], "annotations": []}
+    (data / "trainval").mkdir()
+    for split, own in zip(("train", "val"), tables, strict=True):
+        for image in own["images"]:
+            name = f"../{split}/{image['file_name']}"
+            joint["images"].append(image | {"id": len(joint["images"]), "file_name": name})
+    write_tables(data, "trainval", joint)
+    assert "picture in two splits" not in kinds_of(check_data(data))
+
+
+def test_an_image_is_used_whatever_the_way_to_it(data):
+    editing(lambda t: t["images"][0].update(file_name="../val/../train/train1.jpg"))(data)
+    assert check_data(data).findings == ()
+
+
+def test_a_validation_split_inside_the_training_split_is_a_leak(data):
+    editing(
+        lambda t: t["images"].extend(
+            {"id": i, "file_name": f"../val/val{i - 7}.jpg", "width": 64, "height": 48}
+            for i in (8, 9)
+        )
+    )(data)
+    found = [f.where for f in check_data(data).findings if f.kind == "picture in two splits"]
+    assert len(found) == 2
+
+
+def test_boxes_of_an_id_that_two_images_share_are_refused(data):
+    editing(give_two_files_one_id)(data)
+    check = check_data(data)
+    (problem,) = [f for f in check.findings if f.kind == "broken entry"]
+    assert "train1.jpg and train2.jpg share the id 1" in problem.text
+    assert [image.path.name for image in check.listings["train"].images] == ["train3.jpg"]
+
+
+def test_boxes_of_a_category_id_with_two_names_are_refused(data):
+    editing(lambda t: t["categories"].append({"id": 1, "name": "owl"}))(data)
+    found = [f.text for f in check_data(data).findings if f.kind == "unknown category"]
+    assert len(found) == 3
+    assert "category 1 ('cat' or 'owl')" in found[0]
+
+
+def test_a_border_that_is_crossed_by_rounding_is_no_finding(data):
+    adding_box([0.1, 0.2, 63.9001, 47.8])(data)
+    assert check_data(data).findings == ()
+
+
+def test_progress_counts_every_image(data):
+    seen = []
+
+    def progress(iterable, total, **_):
+        for item in iterable:
+            seen.append(total)
+            yield item
+
+    check_data(data, progress=progress)
+    assert seen == [5] * 5
+
+
+@pytest.mark.parametrize(
+    ("problem", "where", "text"),
+    [
+        ("a.json: annotations[3] (id 4): box (1, 2): bad", "a.json: annotations[3] (id 4)", "box"),
+        ("a.json: annotations: the id 1", "a.json: annotations", "the id"),
+        ("labels/1.txt:7: 'x' is not numbers: try", "labels/1.txt:7", "'x' is"),
+        ("Annotations/1.xml: object 2: bndbox", "Annotations/1.xml: object 2", "bndbox"),
+        ("train: row 3: objects[2]: has no 'bbox'", "train: row 3: objects[2]", "has no"),
+        ("/a/1.xml: not XML: line 3", "/a/1.xml", "not XML: line 3"),
+        ("nowhere", "its source", "nowhere"),
+    ],
+)
+def test_a_problem_is_parted_into_place_and_text(problem, where, text):
+    found = split_place(problem, "its source")
+    assert found[0] == where
+    assert found[1].startswith(text)
+
+
+def write_voc(root, split, **boxes):
+    """Photos of 64 x 48 with a cat each, at (xmin, ymin, xmax, ymax)."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for stem, box in boxes.items():
+        write_picture(root / "JPEGImages" / f"{stem}.jpg")
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        inner = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+        text = f"<object><name>cat</name><bndbox>{inner}</bndbox></object>"
+        (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{text}</annotation>")
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(boxes))
+
+
+def test_voc_is_checked_too(tmp_path):
+    write_voc(tmp_path, "train", a=(1, 1, 30, 30), b=(5, 5, 70, 40), c=(9, 9, 9, 9))
+    write_voc(tmp_path, "val", d=(1, 1, 30, 30), e=(20, 20, 10, 10))
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\na\nz")
+    found = {(f.kind, f.where) for f in check_data(tmp_path).findings}
+    assert found == {
+        ("image listed twice", "ImageSets/Main/train.txt"),
+        ("broken entry", str(tmp_path / "Annotations" / "z.xml")),
+        ("box without area", "Annotations/e.xml: object 1"),
+        ("box over the border", "Annotations/b.xml: object 1"),
+        ("box of a pixel or less", "Annotations/c.xml: object 1"),
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_unreadable_file_is_told_for_its_split(split, data):
+    json_path(data, split).write_text("[]")
+    (found,) = [f for f in check_data(data).findings if f.kind == "unreadable annotations"]
+    assert found.split == split
+
+
+def test_real_coco_has_notes_only(shared_data):
+    found = check_data(shared_data / "coco_by_sa").findings
+    assert {f.severity for f in found} == {"note"}
+    assert sum(f.kind == "image without boxes" for f in found) == 3
+    assert [f.where for f in found if f.kind == "elongated box"] == [
+        "instances_val2017.json: annotations[297] (id 1986395)"
+    ]
+
+
+def test_real_blood_cells_have_two_boxes_of_a_single_pixel(shared_data):
+    found = check_data(shared_data / "bccd").findings
+    assert [(f.kind, f.split, f.where) for f in found] == [
+        ("box of a pixel or less", "train", "Annotations/BloodImage_00343.xml: object 4"),
+        ("box of a pixel or less", "val", "Annotations/BloodImage_00338.xml: object 13"),
+    ]

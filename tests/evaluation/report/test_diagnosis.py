@@ -1,0 +1,296 @@
+"""Matching against pycocotools', and what follows from it on cases that can be counted by hand."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from difficulties import KINDS, make_up
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sepc_zoo.data import read_coco_file
+from sepc_zoo.evaluation.report.diagnosis import (
+    BACKGROUND,
+    DUPLICATE,
+    FOUND,
+    IGNORED,
+    POOR_BOX,
+    WRONG_CLASS,
+    calibrate,
+    confusion_matrix,
+    diagnose,
+    instead_of,
+    sweep_scores,
+    worst_false_positives,
+    worst_misses,
+)
+from sepc_zoo.evaluation.results import Found, Truth, found_in, truth_of
+
+CAT, DOG, COW = range(3)
+BOX = (10.0, 10.0, 40.0, 40.0)  # x, y, width, height
+FAR = (200.0, 200.0, 40.0, 40.0)
+
+
+def shifted(share, box=BOX):
+    """A box moved to the right by a share of its width: IoU (1 - share) / (1 + share)."""
+    return (box[0] + share * box[2], *box[1:])
+
+
+def truth(*objects):
+    """Objects (image, label, bbox[, iscrowd])."""
+    rows = [(*entry, False)[:4] for entry in objects]
+    bbox = np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4)
+    return Truth(
+        np.array([row[0] for row in rows], dtype=np.int64),
+        bbox,
+        np.array([row[1] for row in rows], dtype=np.int64),
+        np.array([row[3] for row in rows], dtype=bool),
+        bbox[:, 2:].prod(axis=1),
+    )
+
+
+def found(*detections):
+    """Detections (image, label, bbox, score)."""
+    return Found(
+        np.array([row[0] for row in detections], dtype=np.int64),
+        np.array([row[2] for row in detections], dtype=np.float64).reshape(-1, 4),
+        np.array([row[1] for row in detections], dtype=np.int64),
+        np.array([row[3] for row in detections], dtype=np.float64),
+    )
+
+
+def kinds(detections, objects, images=1):
+    return diagnose(found(*detections), truth(*objects), images).kind.tolist()
+
+
+def random_case(seed, images=6, classes=3):
+    """Boxes on a coarse grid and few distinct scores: many ties of overlap and score."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(count):
+        sides = 8.0 * 2 ** rng.integers(0, 3, (count, 2))
+        return np.concatenate([8.0 * rng.integers(0, 6, (count, 2)), sides], axis=1)
+
+    objects = [
+        (int(rng.integers(images)), int(rng.integers(classes)), box, bool(rng.random() < 0.1))
+        for box in boxes(40)
+    ]
+    detections = [
+        (int(rng.integers(images)), int(rng.integers(classes)), box, rng.integers(1, 8) / 8)
+        for box in boxes(300)
+    ]
+    return diagnose(found(*detections), truth(*objects), images)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        # COCO ignores a box of more than 1e5 x 1e5 pixels, to us it is a mistake like others
+        [name for name in KINDS if name != "boxes_over_everything"],
+        ["poorly_localised", "crowd_hit_many_times", "crowd_and_object_compete"],
+        ["overlap_exactly_at_a_threshold", "wrong_class", "neighbours_compete"],
+        ["more_than_100_of_a_class", "ties_across_images"],
+    ],
+)
+def test_matching_is_that_of_pycocotools(names, shared_data):
+    """One by one: matched, or ignored, or neither."""
+    root = shared_data / "coco_by_sa"
+    file = root / "annotations/instances_val2017.json"
+    annotations = read_coco_file(file, root / "val2017")
+    rows = make_up(names, json.loads(file.read_text()))
+    split = truth_of(annotations)
+    kind = diagnose(found_in(rows, annotations), split, len(annotations.records)).kind
+    with contextlib.redirect_stdout(io.StringIO()):
+        ours = COCO(str(file))
+        evaluation = COCOeval(ours, ours.loadRes(rows), "bbox")
+        evaluation.params.iouThrs = [0.5]
+        evaluation.evaluate()
+    theirs = np.full(len(rows), IGNORED)  # those beyond the hundredth are in no table
+    for image in evaluation.evalImgs:
+        if image is not None and image["aRng"] == evaluation.params.areaRng[0]:
+            ids = np.array(image["dtIds"], dtype=int) - 1
+            matched = np.where(image["dtMatches"][0] > 0, FOUND, BACKGROUND)
+            theirs[ids] = np.where(image["dtIgnore"][0], IGNORED, matched)
+    mistakes = np.isin(kind, [DUPLICATE, WRONG_CLASS, POOR_BOX])
+    assert np.array_equal(np.where(mistakes, BACKGROUND, kind), theirs)
+    assert 150 < (kind == FOUND).sum() < len(kind) - 150  # the comparison says something
+
+
+def test_an_object_goes_to_the_surest_detection_and_the_next_is_a_duplicate():
+    detections = [(0, CAT, BOX, 0.5), (0, CAT, shifted(0.1), 0.9)]
+    assert kinds(detections, [(0, CAT, BOX)]) == [DUPLICATE, FOUND]
+
+
+def test_a_detection_takes_the_object_that_it_overlaps_most():
+    near, nearer = shifted(0.2), shifted(0.1)
+    diagnosis = diagnose(found((0, CAT, BOX, 1)), truth((0, CAT, near), (0, CAT, nearer)), 1)
+    assert diagnosis.match.tolist() == [1]
+    assert diagnosis.iou.tolist() == pytest.approx([0.9 / 1.1])
+
+
+def test_half_an_overlap_is_enough():
+    half = (*BOX[:2], BOX[2] / 2, BOX[3])
+    assert kinds([(0, CAT, half, 1)], [(0, CAT, BOX)]) == [FOUND]
+
+
+def test_mistakes_are_told_apart():
+    objects = [(0, CAT, BOX), (0, DOG, FAR)]
+    detections = [
+        (0, CAT, BOX, 0.9),
+        (0, CAT, shifted(0.1), 0.8),
+        (0, DOG, BOX, 0.7),
+        (0, DOG, shifted(0.6, FAR), 0.6),
+        (0, COW, shifted(0.6, FAR), 0.5),
+        (0, DOG, (100.0, 100.0, 5.0, 5.0), 0.4),
+    ]
+    expected = [FOUND, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, BACKGROUND]
+    assert kinds(detections, objects) == expected
+    nearest = diagnose(found(*detections), truth(*objects), 1).nearest
+    assert nearest.tolist() == [0, 0, 0, 1, -1, -1]
+
+
+def test_images_have_nothing_to_do_with_each_other():
+    assert kinds([(1, CAT, BOX, 1)], [(0, CAT, BOX)], images=3) == [BACKGROUND]
+
+
+def test_what_lies_in_a_crowd_of_its_class_is_ignored():
+    inside = (15.0, 15.0, 5.0, 5.0)
+    detections = [(0, CAT, inside, 0.9), (0, CAT, BOX, 0.8), (0, DOG, inside, 0.7)]
+    assert kinds(detections, [(0, CAT, BOX, True)]) == [IGNORED, IGNORED, BACKGROUND]
+
+
+def test_an_object_goes_before_the_crowd_around_it():
+    objects = [(0, CAT, (0.0, 0.0, 200.0, 200.0), True), (0, CAT, BOX)]
+    detections = [(0, CAT, BOX, 0.9), (0, CAT, BOX, 0.8)]
+    assert kinds(detections, objects) == [FOUND, IGNORED]
+
+
+def test_what_exceeds_a_hundred_of_a_class_is_ignored():
+    detections = [(0, CAT, FAR, 0.5)] * 100 + [(0, CAT, BOX, 0.4), (0, DOG, BOX, 0.4)]
+    assert kinds(detections, [(0, CAT, BOX)])[99:] == [BACKGROUND, IGNORED, WRONG_CLASS]
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_nothing_found_and_nothing_there(images):
+    diagnosis = diagnose(found(), truth(), images)
+    assert diagnosis.kind.shape == (0,)
+    assert confusion_matrix(diagnosis, 2, 0).sum() == 0
+    assert sweep_scores(diagnosis).best() is None
+    assert calibrate(diagnosis).error == 0
+    assert worst_false_positives(diagnosis, 5) == worst_misses(diagnosis, 0, 5) == []
+
+
+# confusion
+
+
+def test_confusion_counts_objects_in_rows_and_detections_in_columns():
+    objects = [(0, CAT, BOX), (0, DOG, FAR), (1, DOG, BOX), (1, COW, FAR)]
+    detections = [
+        (0, CAT, BOX, 0.9),
+        (0, CAT, FAR, 0.8),  # a dog seen as a cat
+        (1, COW, (100.0, 0.0, 9.0, 9.0), 0.7),  # nothing there
+        (1, COW, FAR, 0.1),  # not sure enough
+    ]
+    matrix = confusion_matrix(diagnose(found(*detections), truth(*objects), 2), 3, 0.5)
+    assert matrix.tolist() == [[1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0]]
+
+
+def test_an_object_that_is_found_is_confused_with_nothing():
+    detections = [(0, DOG, BOX, 0.9), (0, CAT, BOX, 0.5)]
+    matrix = confusion_matrix(diagnose(found(*detections), truth((0, CAT, BOX)), 1), 2, 0)
+    assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_object_and_detection_is_in_the_matrix_once(seed):
+    diagnosis = random_case(seed)
+    matrix = confusion_matrix(diagnosis, 3, 0.4)
+    real = diagnosis.truth.labels[~diagnosis.truth.iscrowd]
+    kept = (diagnosis.found.scores >= 0.4) & (diagnosis.kind != IGNORED)
+    assert matrix[:3].sum(axis=1).tolist() == np.bincount(real, minlength=3).tolist()
+    assert matrix[:, :3].sum(axis=0).tolist() == (
+        np.bincount(diagnosis.found.labels[kept], minlength=3).tolist()
+    )
+    assert matrix.trace() == (diagnosis.finder(0.4) >= 0).sum()
+
+
+# scores
+
+
+@pytest.mark.parametrize("label", [None, CAT, DOG])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_threshold_has_a_better_f1(seed, label):
+    diagnosis = random_case(seed)
+    scores, labels = diagnosis.found.scores, diagnosis.found.labels
+    chosen = (diagnosis.kind != IGNORED) & ((labels == label) | (label is None))
+    real = ~diagnosis.truth.iscrowd & ((diagnosis.truth.labels == label) | (label is None))
+
+    def f1(threshold):
+        kept = chosen & (scores >= threshold)
+        return 2 * (diagnosis.kind[kept] == FOUND).sum() / (kept.sum() + real.sum())
+
+    best = sweep_scores(diagnosis, label).best()
+    assert best.f1 == pytest.approx(f1(best.score)) == max(map(f1, np.unique(scores)))
+    assert best.f1 == pytest.approx(
+        2 * best.precision * best.recall / (best.precision + best.recall)
+    )
+
+
+def test_the_threshold_lies_between_what_counts_and_what_does_not():
+    detections = [(0, CAT, BOX, 0.8), (0, CAT, FAR, 0.4)]
+    diagnosis = diagnose(found(*detections), truth((0, CAT, BOX)), 1)
+    assert sweep_scores(diagnosis).best() == pytest.approx((0.6, 1, 1, 1))
+
+
+def test_scores_that_are_as_often_right_as_they_say_have_no_error():
+    """Of ten detections with a score of 0.7 seven are correct."""
+    objects = [(i, CAT, BOX) for i in range(10)]
+    detections = [(i, CAT, BOX if i < 7 else FAR, 0.7) for i in range(10)]
+    calibration = calibrate(diagnose(found(*detections), truth(*objects), 10))
+    assert calibration.error == pytest.approx(0)
+    assert calibration.detections[7] == calibration.detections.sum() == 10
+
+
+def test_the_error_of_scores_is_weighed_by_how_many_there_are():
+    objects = [(i, CAT, BOX) for i in range(4)]
+    detections = [(0, CAT, BOX, 1.0)] + [(i, CAT, FAR, 0.2) for i in range(1, 4)]
+    calibration = calibrate(diagnose(found(*detections), truth(*objects), 4))
+    assert calibration.error == pytest.approx(0.75 * 0.2)
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1])
+def test_scores_that_cannot_be_probabilities_are_not_calibrated(score):
+    assert calibrate(diagnose(found((0, CAT, BOX, score)), truth((0, CAT, BOX)), 1)) is None
+
+
+# the worst
+
+
+def test_the_worst_false_positives_are_the_surest_and_few_of_an_image():
+    detections = [(0, CAT, FAR, 0.9)] * 3 + [(1, CAT, FAR, 0.5), (1, CAT, BOX, 1.0)]
+    diagnosis = diagnose(found(*detections), truth((1, CAT, BOX)), 2)
+    assert worst_false_positives(diagnosis, 9, per_image=2) == [0, 1, 3]
+    assert worst_false_positives(diagnosis, 1) == [0]
+
+
+def test_the_worst_misses_are_the_largest():
+    sizes = [10.0, 30.0, 20.0, 40.0]
+    objects = [(i, CAT, (0.0, 0.0, side, side)) for i, side in enumerate(sizes)]
+    diagnosis = diagnose(found((3, CAT, objects[3][2], 0.5)), truth(*objects), 4)
+    assert worst_misses(diagnosis, 0.5, 2) == [1, 2]
+    assert worst_misses(diagnosis, 0.6, 2) == [3, 1]
+
+
+def test_a_miss_is_explained_by_what_would_have_found_it():
+    detections = [(0, DOG, BOX, 0.9), (0, CAT, BOX, 0.2)]
+    diagnosis = diagnose(found(*detections), truth((0, CAT, BOX), (1, CAT, BOX)), 2)
+    assert instead_of(diagnosis, 0, least_score=0.5) == (1, 1.0)
+    assert instead_of(diagnosis, 1, least_score=0.5) == (-1, 0.0)
+
+
+def test_a_miss_is_explained_by_the_nearest_of_the_sure_detections():
+    detections = [(0, DOG, shifted(0.1), 0.9), (0, COW, BOX, 0.2)]
+    diagnosis = diagnose(found(*detections), truth((0, CAT, BOX)), 1)
+    assert instead_of(diagnosis, 0, least_score=0.5) == (0, pytest.approx(0.9 / 1.1))

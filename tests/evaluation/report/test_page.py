@@ -1,0 +1,225 @@
+"""The page as a reader of HTML sees it."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from difficulties import make_up
+from PIL import Image
+
+from sepc_zoo.data import Annotations, Record, read_coco
+from sepc_zoo.evaluation.metrics import evaluate
+from sepc_zoo.evaluation.report import write_report
+from sepc_zoo.evaluation.results import found_in
+
+FACTS = {"model": "a model", "data": "some data"}
+VOID = {"meta", "img", "br", "path", "use", "rect"}
+NASTY = '<script>alert("&")</script>'
+
+
+class Reader(HTMLParser):
+    """What is in a page: texts, tags with their attributes; it insists on matching ends."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def make_split(folder, images=3, classes=3, names=None, seed=0):
+    """Photos with four objects each, of three classes at most."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    records = []
+    for i in range(images):
+        path = folder / f"{i}.jpg"
+        Image.fromarray(rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(path)
+        bbox = torch.tensor([[x, 10.0, 20.0, 30.0] for x in (0.0, 30.0, 60.0, 90.0)]).double()
+        boxes = torch.cat([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], dim=1).float()
+        labels = torch.tensor(rng.integers(0, min(3, classes), 4))
+        crowd = torch.tensor([0, 0, 0, 1])
+        area = bbox[:, 2:].prod(dim=1)
+        records.append(Record(i + 1, path, (90, 120), boxes, labels, crowd, area, bbox))
+    names = names or [f"class {label}" for label in range(classes)]
+    return Annotations(tuple(records), tuple(names), tuple(range(1, classes + 1)))
+
+
+def make_results(annotations, seed=0):
+    """Right, moved and mistaken boxes with any scores."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for record in annotations.records:
+        for box, label in zip(record.bbox.tolist(), record.labels.tolist(), strict=True):
+            for shift in (0, 4, 12):
+                classes = len(annotations.label_names)
+                category = label if rng.random() < 0.7 else rng.integers(classes)
+                row = {"image_id": record.image_id, "category_id": int(category) + 1}
+                rows.append(row | {"bbox": [box[0] + shift, *box[1:]], "score": rng.random()})
+    return rows
+
+
+def page_of(annotations, rows, folder, facts=FACTS):
+    found = found_in(rows, annotations)
+    path = folder / "report.html"
+    write_report(path, annotations, found, evaluate(found, annotations), facts)
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return make_split(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def page(split, tmp_path_factory):
+    return page_of(split, make_results(split), tmp_path_factory.mktemp("page"))
+
+
+def test_the_page_has_all_sections_and_links_to_each(page):
+    titles = [attrs["id"] for attrs in page.all("section")]
+    assert len(titles) == 8
+    assert [attrs["href"] for attrs in page.all("a")] == [f"#{title}" for title in titles]
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    for tag, attrs in page.tags:
+        assert not attrs.get("src", "data:").startswith(("http", "/", "file"))
+        assert attrs.get("href", "#").startswith("#")
+        assert tag != "link"
+        assert "url(" not in attrs.get("style", "")
+    assert "@import" not in page.text
+
+
+def test_the_head_says_what_was_evaluated(page):
+    for text in ("a model", "some data", "9 and 3 crowds", "36", "images 3"):
+        assert text in page.text
+
+
+def test_the_figures_are_those_of_the_evaluation(split, page):
+    rows = make_results(split)
+    metrics = evaluate(found_in(rows, split), split).metrics
+    figures = [metrics[key] for key in ("AP", "AP50", "AR100")]
+    figures += [metrics["per_class"][name]["AP75"] for name in split.label_names]
+    assert all(f"{value:.3f}" in page.text for value in figures)
+
+
+def test_there_is_a_curve_for_each_class_with_objects(page):
+    labels = [attrs["aria-label"] for attrs in page.all("svg")]
+    assert sum(label.startswith("precision and recall: class") for label in labels) == 3
+
+
+def test_charts_are_in_the_colours_of_the_page(page):
+    styles = [attrs["style"] for tag, attrs in page.tags if tag in ("path", "text")]
+    assert any("var(--first)" in style for style in styles)
+    assert not [style for style in styles if re.search(r"(fill|stroke): #", style)]
+
+
+def test_mistakes_are_shown_as_pictures(page):
+    pictures = [attrs["src"] for attrs in page.all("img")]
+    assert len(pictures) >= 6
+    assert all(picture.startswith("data:image/jpeg;base64,/9j/") for picture in pictures)
+
+
+def test_names_from_outside_are_text_and_nothing_else(tmp_path):
+    split = make_split(tmp_path / NASTY.replace("/", ""), names=[NASTY, '" onclick="x', "a<b&c"])
+    page = page_of(split, make_results(split), tmp_path, {"model": NASTY, NASTY: NASTY})
+    assert len(page.all("script")) == 1
+    assert not [attrs for _, attrs in page.tags if "onclick" in attrs]
+    for name in (NASTY, '" onclick="x', "a<b&c"):
+        assert name in page.text
+
+
+def test_photos_that_cannot_be_read_do_not_stop_the_page(tmp_path):
+    split = make_split(tmp_path / "photos")
+    split.records[0].path.write_bytes(b"no photo")
+    split.records[1].path.unlink()
+    page = page_of(split, make_results(split), tmp_path)
+    assert "the photo cannot be read" in page.text
+    assert page.all("img")
+
+
+def test_a_page_without_detections_says_so(split, tmp_path):
+    page = page_of(split, [], tmp_path)
+    assert "No detection is correct" in page.text
+    assert len(page.all("img")) == 6  # of what was missed
+
+
+def test_a_page_without_objects_says_so(split, tmp_path):
+    none = {name: torch.empty(0) for name in ("labels", "iscrowd", "area")}
+    none |= {"boxes": torch.empty(0, 4), "bbox": torch.empty(0, 4)}
+    records = tuple(replace(record, **none) for record in split.records)
+    page = page_of(replace(split, records=records), make_results(split), tmp_path)
+    assert "no objects to find" in page.text
+    assert page.all("img")
+
+
+def test_an_empty_split_has_a_page(split, tmp_path):
+    page = page_of(replace(split, records=()), [], tmp_path)
+    assert "images 0" in page.text
+
+
+def test_scores_that_are_no_probabilities_have_a_page(split, tmp_path):
+    rows = [row | {"score": 10 * row["score"] - 5} for row in make_results(split)]
+    assert "cannot be probabilities" in page_of(split, rows, tmp_path).text
+
+
+def test_a_single_class_has_a_page(tmp_path):
+    split = make_split(tmp_path / "photos", classes=1)
+    page = page_of(split, make_results(split), tmp_path)
+    assert "No class is taken for another" in page.text
+
+
+def test_the_curves_of_many_classes_are_in_groups_to_open(shared_data, tmp_path):
+    split = read_coco(shared_data / "coco_by_sa", "val")
+    truth = shared_data / "coco_by_sa/annotations/instances_val2017.json"
+    names = ["a_little_off", "wrong_class", "duplicates_that_are_surer", "crowd_hit_many_times"]
+    rows = make_up(names, json.loads(truth.read_text()))
+    page = page_of(split, rows, tmp_path)
+    groups = page.all("details")
+    assert len(groups) == 6  # of 12 of the 69 classes that occur
+    assert [attrs for attrs in groups if "open" in attrs] == groups[:1]
+    assert "other classes" in page.text
+    assert (tmp_path / "report.html").stat().st_size < 3e6
+
+
+def test_a_page_that_fails_leaves_the_old_one(split, tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("old")
+    monkeypatch.setattr("sepc_zoo.evaluation.report.gallery.close_up", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        page_of(split, make_results(split), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_matplotlibs_settings_stay_as_they_are(split, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    before = dict(matplotlib.rcParams)
+    page_of(split, make_results(split), tmp_path)
+    assert dict(matplotlib.rcParams) == before

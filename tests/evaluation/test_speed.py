@@ -1,0 +1,91 @@
+import csv
+import time
+
+import pytest
+import torch
+
+from benchmarks.tables import tables
+from sepc_zoo.cli import main
+from sepc_zoo.config import ConfigError
+from sepc_zoo.evaluation.speed import PARTS, WHOLE, alternate, compare, peak_memory, prepare
+from sepc_zoo.evaluation.speed_subjects import TORCHVISION_NAME, Setting, build_subject
+from sepc_zoo.registry import register_model
+
+SMALL = Setting(height=64, width=64)
+
+
+@pytest.fixture(scope="module")
+def names():
+    """A model small enough to be timed in a test, and its plain reading."""
+    name = "benchmark_tiny"
+    register_model(name, "retinanet_resnet10t_sepc", channels=16, num_classes=3)
+    return [name, f"plain:{name}"]
+
+
+def test_each_round_calls_each_function_once_in_turn():
+    called = []
+    calls = {key: (lambda key=key: called.append(key)) for key in "abc"}
+    alternate(calls, rounds=3, device="cpu")
+    assert called == [*"abc"] * 5  # two to warm up
+
+
+def test_a_ratio_is_that_to_the_first_function():
+    calls = {"short": lambda: time.sleep(0.01), "long": lambda: time.sleep(0.03)}
+    timings = alternate(calls, rounds=5, device="cpu")
+    assert timings["short"].ratio == 1
+    assert 2 < timings["long"].ratio < 4
+    assert timings["long"].low <= timings["long"].median <= timings["long"].high
+
+
+def test_every_part_of_a_model_is_timed(names):
+    results = compare(names, SMALL, [*WHOLE, *PARTS], rounds=1, memory=False)
+    assert {(r.model, r.part) for r in results} == {(n, p) for n in names for p in WHOLE + PARTS}
+    assert all(result.timing.median > 0 for result in results)
+
+
+def test_the_plain_reading_finds_what_the_model_finds(names):
+    setting = Setting(height=256, width=256)
+    ours, plain = (prepare(build_subject(name, setting), "detect", setting)()[0] for name in names)
+    assert len(ours["boxes"]) > 0
+    torch.testing.assert_close(plain["boxes"], ours["boxes"], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(plain["scores"], ours["scores"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_whole_of_torchvisions_model_is_timed_beside_ours(names):
+    results = compare([names[0], TORCHVISION_NAME], SMALL, [*WHOLE, "neck"], 1, memory=False)
+    parts = [result.part for result in results if result.model == TORCHVISION_NAME]
+    assert parts == list(WHOLE)
+
+
+@pytest.mark.slow
+def test_the_peak_is_that_of_the_model_alone():
+    ballast = torch.ones(2**28)  # 1 GiB held here
+    one, four = (peak_memory("retinanet_r18_fpn", "step", Setting(n, 96, 96)) for n in (1, 4))
+    del ballast
+    assert 0 < one < four < 1024
+
+
+@pytest.mark.parametrize("name", ["torchvision:fasterrcnn", "plain:none", "retinanet_r18_none"])
+def test_a_name_without_a_model_is_refused(name):
+    with pytest.raises(ConfigError, match=name.removeprefix("plain:")):
+        build_subject(name, SMALL)
+
+
+def test_the_command_leaves_a_row_for_each_measurement(names, tmp_path, capsys):
+    path = tmp_path / "speed.csv"
+    arguments = ["--model", *names, "--image-size", "64x64", "64x96", "--rounds", "1"]
+    assert main(["benchmark", *arguments, "--device", "cpu", "--output", str(path)]) == 0
+    rows = list(csv.DictReader(path.open(newline="")))
+    assert [row["width"] for row in rows] == ["64"] * 4 + ["96"] * 4
+    assert all(float(row["median_ms"]) > 0 and row["torch"] == torch.__version__ for row in rows)
+    text = tables(path)
+    assert "Batch of 1, 64x96 pixels" in text
+    assert f"| `{names[1]}` | " in text
+    assert names[0] in capsys.readouterr().out
+
+
+def test_a_size_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--model", "retinanet_r18_fpn", "--image-size", "640"])
+    assert "expected HEIGHTxWIDTH" in capsys.readouterr().err

@@ -1,0 +1,230 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sepc_zoo.config import ConfigError
+from sepc_zoo.factory import create_model
+from sepc_zoo.registry import model_config
+from sepc_zoo.training.recipes import (
+    Recipe,
+    default_recipe,
+    freeze_stages,
+    make_optimizer,
+    make_scheduler,
+    scaled_lr,
+    set_train_mode,
+    step_unless,
+)
+
+
+def small(name="retinanet_r18_sepc_lite"):
+    return create_model(name, num_classes=2, channels=16, neck={"blocks": 1})
+
+
+def lr_by_step(recipe, lr, total_steps):
+    """The learning rate of each step of a run."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = make_scheduler(optimizer, recipe, lr, total_steps)
+    rates = []
+    for step in range(total_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step_update(step + 1)
+    return rates
+
+
+def one_step(model):
+    """Forward and backward on noise, in the mode that the model is in."""
+    predictions = model(torch.randn(2, 3, 64, 64))
+    targets = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}] * 2
+    sum(model.loss(predictions, targets).values()).backward()
+
+
+def statistics(model, part):
+    return {
+        name: value.clone()
+        for name, value in model.named_buffers()
+        if name.startswith(part) and "running" in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "clip_grad"),
+    [
+        ("retinanet_r50_fpn", 16, 35.0),
+        ("retinanet_r50_pconv", 16, 35.0),
+        ("retinanet_r50_ibn_pconv", 32, 35.0),
+        ("freeanchor_x101_64x4d_sepc", 32, 35.0),
+        ("fsaf_r101_fpn", 16, 10.0),
+        ("fsaf_r18_sepc_lite", 32, 10.0),
+    ],
+)
+def test_resnets_get_the_authors_recipe(name, batch_size, clip_grad):
+    assert default_recipe(model_config(name)) == Recipe(
+        epochs=12,
+        batch_size=batch_size,
+        opt="sgd",
+        lr=0.01,
+        weight_decay=1e-4,
+        sched="multistep",
+        warmup_steps=500,
+        clip_grad=clip_grad,
+        freeze_stages=1,
+        freeze_bn=True,
+    )
+
+
+@pytest.mark.parametrize("backbone", ["mnv2", "mnv4s", "convnext_tiny", "swin_tiny"])
+def test_other_backbones_get_adamw_and_a_cosine(backbone):
+    recipe = default_recipe(model_config(f"retinanet_{backbone}_sepc"))
+    assert (recipe.opt, recipe.sched, recipe.freeze_stages) == ("adamw", "cosine", 0)
+    assert (recipe.lr, recipe.weight_decay) == (5e-4, 0.05)
+
+
+def test_another_optimizer_brings_its_own_learning_rate():
+    resnet, mobilenet = model_config("retinanet_r50_sepc"), model_config("retinanet_mnv4s_sepc")
+    adamw, sgd = default_recipe(resnet, "adamw"), default_recipe(mobilenet, "sgd")
+    assert (adamw.opt, adamw.lr, adamw.weight_decay) == ("adamw", 5e-4, 0.05)
+    assert (sgd.opt, sgd.lr, sgd.weight_decay) == ("sgd", 0.01, 1e-4)
+    assert (adamw.sched, sgd.sched) == ("multistep", "cosine")
+
+
+def test_the_learning_rate_grows_with_the_batch_for_sgd_and_its_root_for_others():
+    assert scaled_lr(Recipe(lr=0.01, batch_size=16), 4) == pytest.approx(0.0025)
+    assert scaled_lr(Recipe(opt="adamw", lr=0.01, batch_size=16), 4) == pytest.approx(0.005)
+    assert scaled_lr(Recipe(lr=0.01, batch_size=16), 16) == 0.01
+
+
+def test_sgd_is_without_nesterov_and_decays_every_parameter():
+    model = small()
+    optimizer = make_optimizer(model, Recipe(), 0.01)
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (group["nesterov"], group["momentum"], group["weight_decay"]) == (False, 0.9, 1e-4)
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+def test_adamw_leaves_biases_and_norms_without_decay():
+    model = small()
+    groups = make_optimizer(model, Recipe(opt="adamw", weight_decay=0.05), 1e-3).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        assert decay[id(parameter)] == (0.05 if parameter.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw"])
+def test_frozen_parameters_are_not_handed_to_the_optimizer(opt):
+    model = small()
+    freeze_stages(model.backbone, 1)
+    groups = make_optimizer(model, Recipe(opt=opt), 0.01).param_groups
+    given = {id(p) for group in groups for p in group["params"]}
+    assert given == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_an_unknown_optimizer_or_schedule_is_named():
+    with pytest.raises(ConfigError, match="bogus"):
+        make_optimizer(small(), Recipe(opt="bogus"), 0.01)
+    with pytest.raises(ConfigError, match=r"no schedule 'bogus'.*multistep, cosine"):
+        Recipe(sched="bogus")
+
+
+@pytest.mark.parametrize("sched", ["multistep", "cosine"])
+def test_the_warm_up_rises_from_a_third(sched):
+    rates = lr_by_step(Recipe(sched=sched, warmup_steps=20), 0.3, 1000)
+    assert rates[0] == pytest.approx(0.1)
+    assert all(a < b for a, b in pairwise(rates[:20]))
+    assert rates[20] == pytest.approx(0.3, rel=2e-3)
+    assert max(rates) <= 0.3
+
+
+def test_the_warm_up_of_a_short_run_is_a_tenth_of_it():
+    rates = lr_by_step(Recipe(warmup_steps=500), 0.3, 120)
+    assert rates[11] < 0.3
+    assert rates[12] == pytest.approx(0.3)
+
+
+def test_a_run_too_short_for_a_warm_up_has_none():
+    assert lr_by_step(Recipe(), 0.3, 5)[0] == 0.3
+
+
+def test_multistep_drops_at_eight_and_eleven_twelfths():
+    rates = lr_by_step(Recipe(warmup_steps=0), 1.0, 120)
+    expected = [1.0] * 80 + [0.1] * 30 + [0.01] * 10
+    assert rates == pytest.approx(expected)
+
+
+def test_cosine_ends_near_zero():
+    rates = lr_by_step(Recipe(sched="cosine", warmup_steps=0), 1.0, 100)
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[-1] < 1e-3
+    assert all(a > b for a, b in pairwise(rates))
+
+
+def test_freezing_one_stage_stops_stem_and_first_stage_alone():
+    model = small()
+    freeze_stages(model.backbone, 1)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    first = ("backbone.body.conv1.", "backbone.body.bn1.", "backbone.body.layer1.")
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(first)}
+    assert frozen
+
+
+def test_freezing_no_stage_lets_everything_learn():
+    model = small()
+    freeze_stages(model.backbone, 0)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["retinanet_r18_sepc_lite", "retinanet_mnv4s_sepc_lite"])
+def test_frozen_batch_norm_keeps_statistics_while_scale_learns(name):
+    model = small(name)
+    set_train_mode(model, freeze_bn=True)
+    backbone, neck = statistics(model, "backbone."), statistics(model, "neck.")
+    one_step(model)
+    after = statistics(model, "")
+    assert backbone
+    assert all(torch.equal(after[key], value) for key, value in backbone.items())
+    assert not any(torch.equal(after[key], value) for key, value in neck.items())
+    norms = [m for m in model.backbone.modules() if hasattr(m, "running_mean")]
+    assert all(norm.weight.grad is not None and norm.bias.grad is not None for norm in norms)
+
+
+def test_batch_norm_that_is_not_frozen_follows_the_data():
+    model = small()
+    set_train_mode(model, freeze_bn=False)
+    before = statistics(model, "backbone.")
+    one_step(model)
+    after = statistics(model, "backbone.")
+    assert not any(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_the_mode_is_set_again_after_validation():
+    model = small().eval()
+    set_train_mode(model, freeze_bn=True)
+    assert model.training
+    assert model.neck.pconvs[0].norm.norm.training
+    assert not model.backbone.body.bn1.training
+
+
+def learn_a_line(opt, failing):
+    """Parameters and the optimizer's state after some steps, of which those at ``failing`` fail."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    torch.nn.init.ones_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer = make_optimizer(layer, Recipe(opt=opt, weight_decay=0.1), lr=0.01)
+    for step in range(5 + len(failing)):
+        if step in failing:
+            layer(torch.full((4, 3), torch.nan)).square().sum().backward()
+        else:
+            layer(torch.randn(4, 3, generator=generator)).square().sum().backward()
+        step_unless(torch.tensor(step in failing), optimizer, None)
+        optimizer.zero_grad()
+    return list(layer.parameters()), optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("opt", ["sgd", "momentum", "adam", "adamw", "lamb", "muon"])
+@pytest.mark.parametrize("failing", [{0}, {0, 1}, {2, 4}])
+def test_steps_that_fail_leave_no_trace(opt, failing):
+    torch.testing.assert_close(learn_a_line(opt, failing), learn_a_line(opt, set()), rtol=0, atol=0)

@@ -1,0 +1,368 @@
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny_runs import (
+    copy_of,
+    crash_at,
+    edit_json,
+    interrupt_at,
+    options,
+    read_log,
+    read_losses,
+    resume,
+    start_process,
+    state_of,
+)
+
+from sepc_zoo.factory import load_model
+from sepc_zoo.training.checkpoint import NEW_STATE, OLD_STATE, RUN_FILE, STATE, ResumeError
+from sepc_zoo.training.options import TrainError, read_options
+from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
+from sepc_zoo.training.trainer import train
+
+# Everything that draws random numbers or keeps something from step to step.
+WHOLE = {
+    "batch_size": 1,
+    "grad_accum_steps": 2,  # four steps an epoch
+    "epochs": 3,
+    "model_ema": True,
+    "model_ema_decay": 0.9,
+    "backbone_kwargs": {"drop_path_rate": 0.3},
+    "color_jitter": True,
+    "scale": (0.7, 1.3),
+    "warmup_steps": 2,
+    "log_interval": 1,
+    "save_interval": 3,
+}
+STEPS = range(1, 13)
+STOPS = sorted(random.Random(0).sample(STEPS, 10))
+quick_first = [
+    pytest.param(step, marks=[] if step in STOPS[::6] else pytest.mark.slow) for step in STOPS
+]
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_pictures")
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(options(shapes, folder, **WHOLE))
+    return folder
+
+
+@pytest.fixture
+def stopped(shapes, tmp_path, monkeypatch):
+    """A run that was stopped inside its second epoch."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            train(options(shapes, tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def assert_same_run(run, other):
+    """All that a run leaves is equal to the last bit."""
+    ours, theirs = state_of(run), state_of(other)
+    assert ours.keys() == theirs.keys()
+    for name in ("model", "ema", "optimizer"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+    assert ours["progress"] == theirs["progress"]
+    assert ours["scheduler"] == theirs["scheduler"]
+    assert read_losses(run) == read_losses(other)
+    assert read_log(run, "metrics.csv") == read_log(other, "metrics.csv")
+    for name in ("last", "best"):
+        last, other_last = (load_model(folder / name).state_dict() for folder in (run, other))
+        torch.testing.assert_close(last, other_last, rtol=0, atol=0)
+        for file in ("metrics.json", "detections.json"):
+            assert (run / name / file).read_text() == (other / name / file).read_text()
+
+
+def resumed(run):
+    """The run after it went on to its end, from random numbers that are not its own."""
+    torch.manual_seed(99)
+    random.seed(99)
+    resume(run)
+    return run
+
+
+@pytest.mark.parametrize("step", quick_first)
+def test_a_run_goes_on_after_sigterm_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
+    asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2)})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(Interrupted, match=f"saved after step {step};"):
+            train(asked)
+    assert_same_run(resumed(tmp_path), whole)
+
+
+@pytest.mark.parametrize("step", quick_first)
+def test_a_run_goes_on_after_an_exception_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
+    asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2), "save_interval": 2})
+    with monkeypatch.context() as patch:
+        crash_at(patch, step)
+        with pytest.raises(MemoryError):
+            train(asked)
+    if step < 3:  # nothing was saved
+        with pytest.raises(ResumeError, match="no state"):
+            resume(tmp_path)
+    else:
+        assert_same_run(resumed(tmp_path), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STOPS)
+def test_a_run_goes_on_after_sigkill_at_any_moment_bit_for_bit(step, whole, shapes, tmp_path):
+    rng = random.Random(step)
+    asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2), "save_interval": 1})
+    process = start_process(asked)
+    deadline = time.monotonic() + 60
+    while logged(tmp_path) < step and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.1))
+    process.kill()
+    process.join()
+    at_least = logged(tmp_path) - 1  # the last row may stand there before its step is saved
+    if at_least > 0:
+        assert state_of(tmp_path)["progress"]["step"] >= at_least
+        assert_same_run(resumed(tmp_path), whole)
+
+
+def logged(run):
+    file = run / "log.csv"
+    rows = read_log(run) if file.exists() and file.stat().st_size else []
+    return max((int(row["step"]) for row in rows if row["step"]), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "call", "when", "step"),
+    [
+        ("write_state", 5, "before", 2),  # two calls a save
+        ("write_state", 5, "half", 2),
+        ("write_state", 6, "before", 2),
+        ("write_state", 6, "half", 2),
+        ("replace_state", 3, "before", 2),
+        ("replace_state", 3, "after", 3),
+        ("save_model", 2, "after", 4),  # last, but not best
+        ("save_state", 5, "before", 4),  # after validation
+    ],
+)
+def test_a_run_goes_on_after_sigkill_while_it_was_saving(
+    function, call, when, step, whole, shapes, tmp_path
+):
+    process = start_process(
+        options(shapes, tmp_path, **WHOLE | {"save_interval": 1}), (function, call, when)
+    )
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert state_of(tmp_path)["progress"]["step"] == step
+    assert_same_run(resumed(tmp_path), whole)
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_number_of_workers_changes_nothing(whole, shapes, tmp_path):
+    train(options(shapes, tmp_path, **WHOLE | {"workers": 2}))
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_finished_run_resumes_to_nothing_more_to_do(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = (run / "log.csv").read_text()
+    assert resume(run)["best_AP"] >= 0
+    assert (run / "log.csv").read_text() == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_is_saved_and_says_how_to_go_on(
+    number, status, shapes, tmp_path, monkeypatch
+):
+    interrupt_at(monkeypatch, 1, number)
+    how = re.escape(f"saved after step 1; go on with --resume {tmp_path}")
+    with pytest.raises(Interrupted, match=how) as interrupted:
+        train(options(shapes, tmp_path))
+    assert interrupted.value.status == status
+    assert (tmp_path / STATE).is_dir()
+
+
+def test_an_interrupt_before_the_first_row_keeps_the_columns_of_the_log(
+    shapes, tmp_path, monkeypatch
+):
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path))
+    resume(tmp_path)
+    rows = read_log(tmp_path)
+    assert [row["step"] for row in rows] == ["2", "2", "4", "4"]
+    assert rows[2]["loss_cls"]
+
+
+def test_signals_have_their_usual_effect_after_a_run():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_rows_after_the_last_save_are_forgotten_on_resuming(shapes, tmp_path, monkeypatch):
+    changes = {"log_interval": 1, "epochs": 3}
+    with monkeypatch.context() as patch:
+        crash_at(patch, 4)
+        with pytest.raises(MemoryError):
+            train(options(shapes, tmp_path, **changes))
+    resume(tmp_path)
+    assert [row["step"] for row in read_log(tmp_path) if row["loss"]] == list("123456")
+
+
+def test_a_run_goes_on_in_a_folder_that_was_moved(shapes, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    resume(tmp_path / "new")
+    assert (tmp_path / "new" / "best").is_dir()
+    assert not (tmp_path / "old").exists()
+
+
+def test_a_state_that_was_being_replaced_is_not_lost(shapes, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path))
+    (tmp_path / STATE).rename(tmp_path / OLD_STATE)
+    (tmp_path / NEW_STATE).mkdir()
+    with pytest.raises(TrainError, match="holds a run"):
+        train(options(shapes, tmp_path))
+    resume(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir() if "state" in p.name) == [STATE]
+
+
+def test_an_older_state_that_was_not_removed_is_no_obstacle(shapes, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(options(shapes, tmp_path))
+    shutil.copytree(tmp_path / STATE, tmp_path / OLD_STATE)
+    resume(tmp_path)
+    assert not (tmp_path / OLD_STATE).exists()
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(shapes, tmp_path):
+    with pytest.raises(TrainError, match="no run folder to resume"):
+        read_options(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: [")
+    with pytest.raises(TrainError, match="no run folder to resume"):
+        read_options(tmp_path)
+    with pytest.raises(ResumeError, match="no state to resume from"):
+        train(options(shapes, tmp_path), resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_process_group_ends_in_a_saved_run(number, status, shapes, tmp_path):
+    """As a terminal, ``timeout`` and Slurm send it: the workers get it too."""
+    flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", tmp_path / "run"]
+    flags += ["--model-kwargs", "channels=16", "--image-size", "64", "64", "--epochs", "500"]
+    script = "import sys; from sepc_zoo.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "train", *flags, "--workers", "2", "--cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "log.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert f"go on with --resume {tmp_path / 'run'}" in errors
+    assert "Traceback" not in errors
+
+
+def test_temporary_files_of_a_killed_writer_are_removed(stopped):
+    (stopped / "last" / ".0123abcd.model.safetensors").write_bytes(b"half")
+    resume(stopped)
+    assert not list(stopped.rglob(".*"))
+
+
+def test_rows_that_were_cut_off_are_no_obstacle(stopped):
+    with (stopped / "log.csv").open("a") as file:
+        file.write("4,2,0.00")
+    (stopped / "metrics.csv").write_text("step,epo")
+    resume(stopped)
+    assert [row["step"] for row in read_log(stopped)] == ["2", "2", "3", "4", "4"]
+    assert [row["step"] for row in read_log(stopped, "metrics.csv")] == ["4"]
+
+
+def test_a_state_with_code_in_it_is_refused_and_the_code_not_run(stopped, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was run"),)
+
+    torch.save({"model": Code()}, stopped / STATE / RUN_FILE)
+    with pytest.raises(
+        ResumeError, match=r"run\.pt cannot be resumed from: it holds code.*--model"
+    ):
+        resume(stopped)
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.parametrize("name", [RUN_FILE, "random_0.pt"])
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_a_truncated_state_is_refused_by_name(name, size, stopped):
+    file = stopped / STATE / name
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ResumeError, match=f"{name} cannot be resumed from.*--model"):
+        resume(stopped)
+
+
+def test_a_state_of_another_model_is_refused(stopped):
+    edit_json(stopped / "model.json", lambda content: content["model_args"].update(channels=24))
+    with pytest.raises(ResumeError, match="does not fit the run"):
+        resume(stopped)
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"], ids=["missing", "no JSON", "empty"])
+def test_a_run_without_its_models_config_is_refused(content, stopped):
+    file = stopped / "model.json"
+    file.unlink()
+    if content:
+        file.write_text(content)
+    with pytest.raises(ResumeError, match=r"model\.json is needed to resume.*--model"):
+        resume(stopped)
+
+
+def test_other_data_is_refused(shapes, tmp_path, monkeypatch):
+    """Also where there are as many batches: the last image of nine is dropped."""
+    data = copy_of(shapes, tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        with pytest.raises(Interrupted):
+            train(options(data, tmp_path / "run"))
+
+    def add_image(content):
+        content["images"].append(content["images"][0] | {"id": 99})
+
+    edit_json(data / "annotations" / "instances_train.json", add_image)
+    with pytest.raises(ResumeError, match="had 8 images when the run was saved, now it has 9"):
+        resume(tmp_path / "run")
+
+
+def test_another_number_of_processes_is_refused(stopped):
+    shutil.copy(stopped / STATE / "random_0.pt", stopped / STATE / "random_1.pt")
+    with pytest.raises(ResumeError, match=r"saved by 2 processes.*there are 1"):
+        resume(stopped)
+
+
+def test_a_refused_state_stays_as_it_is(stopped):
+    before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()}
+    edit_json(stopped / "model.json", lambda content: content["model_args"].update(channels=24))
+    with pytest.raises(ResumeError):
+        resume(stopped)
+    after = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()}
+    before.pop(stopped / "model.json")
+    assert {p: content for p, content in after.items() if p in before} == before

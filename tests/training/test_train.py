@@ -1,0 +1,337 @@
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_runs import copy_of, edit_json, options, read_log
+
+from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.cli import main
+from sepc_zoo.config import ConfigError
+from sepc_zoo.data import DataError
+from sepc_zoo.evaluation.metrics import METRIC_KEYS
+from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.training.checkpoint import STATE
+from sepc_zoo.training.options import TrainError, read_options
+from sepc_zoo.training.setup import prepare
+from sepc_zoo.training.trainer import train
+
+REPO = Path(__file__).parents[2]
+SHAPES = ("disc", "square", "triangle", "star")
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_pictures")
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(options(shapes, folder))
+    return folder
+
+
+def test_both_model_folders_of_a_run_build(run):
+    for name in ("last", "best"):
+        model = create_model(f"local-dir:{run / name}")
+        assert model.config.label_names == SHAPES
+        assert model.config.weights.image_size == (64, 64)
+        assert (run / name / "README.md").is_file()
+
+
+def test_metrics_of_a_run_have_the_twelve_figures_and_each_class(run):
+    metrics = json.loads((run / "last" / "metrics.json").read_text())
+    assert list(metrics) == [*METRIC_KEYS, "per_class"]
+    assert tuple(metrics["per_class"]) == SHAPES
+
+
+def test_a_run_logs_losses_and_ap(run):
+    rows = read_log(run)
+    assert list(rows[0]) == [
+        *("step", "epoch", "lr", "loss", "loss_cls", "loss_box", "images_per_second", "memory_gib"),
+        *("AP", "AP50", "AP75"),
+    ]
+    assert [(row["step"], row["epoch"]) for row in rows] == [("2", "1")] * 2 + [("4", "2")] * 2
+    losses, ap = rows[0], rows[1]
+    terms = float(losses["loss_cls"]) + float(losses["loss_box"])
+    assert float(losses["loss"]) == pytest.approx(terms)
+    assert float(losses["images_per_second"]) > 0
+    assert float(losses["memory_gib"]) > 0
+    assert (losses["AP"], ap["loss"]) == ("", "")
+    assert 0 <= float(ap["AP"]) <= 1
+
+
+def test_a_run_draws_samples_and_curves(run):
+    names = ["samples/epoch_001.png", "samples/epoch_002.png"]
+    for name in names + (["curves.png"] if find_spec("matplotlib") else []):
+        with Image.open(run / name) as picture:
+            assert min(picture.size) > 64
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+
+
+def test_a_run_keeps_its_options(run, shapes):
+    assert read_options(run) == options(shapes, run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["image_size"] == [64, 64]
+
+
+def test_a_run_leaves_nothing_half_written(run):
+    assert not [p for p in run.rglob("*") if p.name.startswith(".")]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run, shapes):
+    before = (run / "log.csv").read_text()
+    with pytest.raises(TrainError, match=r"holds a run: go on with --resume .*--output"):
+        train(options(shapes, run))
+    assert (run / "log.csv").read_text() == before
+
+
+def test_validating_the_best_model_gives_the_ap_of_the_run(run, shapes, tmp_path):
+    arguments = ["--model", run / "best", "--data", shapes, "--output", tmp_path, "--cpu"]
+    assert main(["validate", *map(str, arguments), "--workers", "0"]) == 0
+    for name in ("metrics.json", "detections.json"):
+        ours = json.loads((tmp_path / name).read_text())
+        assert ours == json.loads((run / "best" / name).read_text())
+    best = max(float(row["AP"]) for row in read_log(run) if row["AP"])
+    assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == best
+
+
+@pytest.mark.parametrize(
+    "method", ["retinanet", "freeanchor", pytest.param("fsaf", marks=pytest.mark.slow)]
+)
+def test_a_few_steps_lower_the_loss(method, shapes, tmp_path):
+    changes = {"epochs": 8, "val_interval": 8, "log_interval": 1, "lr": 2e-3, "hflip": 0.0}
+    train(options(shapes, tmp_path, model=f"{method}_mnv4s_pconv", **changes))
+    losses = [float(row["loss"]) for row in read_log(tmp_path) if row["loss"]]
+    assert len(losses) == 16
+    assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
+
+
+def test_a_batch_larger_than_the_data_set_is_what_there_is(shapes, tmp_path):
+    train(options(shapes, tmp_path, batch_size=20, max_steps=2, epochs=None))
+    assert [row["step"] for row in read_log(tmp_path) if row["AP"]] == ["1", "2"]
+
+
+def test_max_steps_end_a_run_inside_an_epoch(shapes, tmp_path):
+    train(options(shapes, tmp_path, max_steps=3, epochs=None))
+    assert [row["step"] for row in read_log(tmp_path) if row["AP"]] == ["2", "3"]
+
+
+def test_fine_tuning_keeps_the_head_by_class_name(shapes, tmp_path):
+    changes = {"channels": 16, "neck": {"blocks": 1}}
+    model = create_model("retinanet_mnv4s_pconv", label_names=["star", "cat", "disc"], **changes)
+    torch.nn.init.normal_(model.head.cls.bias)
+    save_model(model, tmp_path / "model")
+    asked = options(shapes, tmp_path / "run", model=f"local-dir:{tmp_path / 'model'}")
+    tuned = prepare(replace(asked, model_kwargs={})).detector
+    old, new = (m.head.cls.bias.view(9, -1) for m in (model, tuned))
+    assert torch.equal(new[:, 3], old[:, 0])
+    assert torch.equal(new[:, 0], old[:, 2])
+    assert torch.equal(tuned.fpn.p7.weight, model.fpn.p7.weight)
+    assert tuned.config.label_names == SHAPES
+
+
+def test_a_new_backbone_is_not_frozen_but_one_that_has_learned_is(shapes, tmp_path):
+    changes = {"model": "retinanet_r18_pconv", "model_kwargs": {"channels": 16}}
+    fresh = prepare(options(shapes, tmp_path / "a", **changes))
+    assert (fresh.recipe.freeze_stages, fresh.recipe.freeze_bn) == (0, False)
+    assert all(p.requires_grad for p in fresh.detector.parameters())
+    folder = save_model(fresh.detector, tmp_path / "model")
+    again = prepare(options(shapes, tmp_path / "b", model=f"local-dir:{folder}", model_kwargs={}))
+    assert (again.recipe.freeze_stages, again.recipe.freeze_bn) == (1, True)
+    assert not again.detector.backbone.body.conv1.weight.requires_grad
+
+
+def test_options_change_the_recipe(shapes, tmp_path):
+    changes = {"opt": "sgd", "lr": 0.02, "weight_decay": 0.0, "sched": "multistep"}
+    more = {"warmup_steps": 0, "clip_grad": 1.0, "freeze_stages": 2, "freeze_bn": True}
+    run = prepare(options(shapes, tmp_path, **changes, **more))
+    group = run.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.02, 0.0, 0.9)
+    asked = {key: value for key, value in (changes | more).items() if key != "lr"}
+    assert {key: getattr(run.recipe, key) for key in asked} == asked
+
+
+def test_the_input_asked_for_travels_with_the_model(shapes, tmp_path):
+    changes = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0), "image_size": (48, 96)}
+    weights = prepare(options(shapes, tmp_path, **changes)).detector.config.weights
+    assert (weights.mean, weights.std, weights.image_size) == tuple(changes.values())
+    assert weights.dataset == "shapes"
+
+
+def test_bf16_trains_on_the_cpu(shapes, tmp_path):
+    # not smaller: oneDNN's bf16 gradient of a strided convolution over one cell is garbage
+    changes = {"image_size": (128, 128), "amp": "bf16", "max_steps": 1}
+    train(options(shapes, tmp_path, model="retinanet_mnv4s_sepc_lite", **changes))
+    weights = load_model(tmp_path / "last").state_dict()
+    assert all(v.isfinite().all() and v.dtype != torch.bfloat16 for v in weights.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_is_refused_on_the_cpu(shapes, tmp_path):
+    with pytest.raises(ConfigError, match="--amp fp16 needs a GPU; the CPU can do bf16"):
+        train(options(shapes, tmp_path, amp="fp16"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", [0, 1], ids=["none at all", "in one image"])
+@pytest.mark.parametrize("method", ["retinanet", "freeanchor", "fsaf"])
+def test_images_without_boxes_are_learned_from(method, left, shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def drop_boxes(content):
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] <= left]
+
+    edit_json(data / "annotations" / "instances_train.json", drop_boxes)
+    changes = {"model": f"{method}_mnv4s_pconv", "batch_size": 8, "max_steps": 1}
+    train(options(data, tmp_path / "run", **changes))
+    assert math.isfinite(float(read_log(tmp_path / "run")[0]["loss"]))
+
+
+def test_a_validation_split_without_boxes_still_gives_a_best_model(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+    path = data / "annotations" / "instances_val.json"
+    edit_json(path, lambda content: content["annotations"].clear())
+    assert train(options(data, tmp_path / "run", max_steps=1))["AP"] == -1
+    assert load_model(tmp_path / "run" / "best")
+
+
+def test_broken_images_of_either_split_stop_the_start(shapes, tmp_path):
+    for split in ("train", "val"):
+        data = copy_of(shapes, tmp_path / split)
+        broken = sorted((data / split).iterdir())[:2]
+        broken[0].write_bytes(b"no image")
+        broken[1].unlink()
+        with pytest.raises(DataError) as error:
+            train(options(data, tmp_path / "run"))
+        assert all(path.name in str(error.value) for path in broken)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_training_split_without_images_is_refused(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def clear(content):
+        content["images"].clear()
+        content["annotations"].clear()
+
+    edit_json(data / "annotations" / "instances_train.json", clear)
+    with pytest.raises((TrainError, DataError), match="no images"):
+        train(options(data, tmp_path / "run"))
+
+
+def test_bad_boxes_are_left_out_and_told_only_where_asked(shapes, tmp_path, capsys):
+    data = copy_of(shapes, tmp_path)
+
+    def flatten(content):
+        content["annotations"][0]["bbox"][2] = 0
+
+    edit_json(data / "annotations" / "instances_train.json", flatten)
+    with pytest.raises(DataError):
+        prepare(options(data, tmp_path / "run"))
+    train(options(data, tmp_path / "run", drop_bad_boxes=True, max_steps=1))
+    assert "left out 1 boxes" in capsys.readouterr().out
+
+
+def test_a_validation_split_without_images_is_refused(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def clear(content):
+        content["images"].clear()
+        content["annotations"].clear()
+
+    edit_json(data / "annotations" / "instances_val.json", clear)
+    with pytest.raises((TrainError, DataError), match="no images"):
+        train(options(data, tmp_path / "run"))
+
+
+def test_a_fine_tuned_model_has_continuous_boxes_and_no_credit_for_published_weights(
+    shapes, tmp_path
+):
+    theirs = create_model("fsaf_r18_fpn", channels=16, stacked_convs=0, inclusive_boxes=True)
+    base = save_model(theirs, tmp_path / "base")
+    edit_json(base / "config.json", lambda c: c["pretrained_cfg"].update(authors_ap=40.0, tag="t"))
+    run = prepare(options(shapes, tmp_path / "run", model=f"local-dir:{base}", model_kwargs={}))
+    config = run.detector.config
+    assert not config.inclusive_boxes
+    assert (config.weights.authors_ap, config.weights.tag) == (None, "")
+
+
+@pytest.mark.slow
+def test_two_processes_train_save_and_validate(shapes, tmp_path):
+    flags = ["--data", shapes, "--model", "retinanet_mnv4s_ibn_pconv", "--output", tmp_path / "run"]
+    flags += ["--model-kwargs", "channels=16", "neck.blocks=1", "--image-size", 64, 64, "--cpu"]
+    flags += ["--batch-size", 2, "--workers", 0, "--epochs", 3, "--save-interval", 1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launcher, REPO / "scripts" / "train.py", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {f"random_{i}.pt" for i in range(2)} <= {
+        file.name for file in (tmp_path / "run" / STATE).iterdir()
+    }
+    assert done.stdout.count("use it:") == 1  # only the main process speaks
+
+
+def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+
+    def spread_ids(content):
+        for category in content["categories"]:
+            category["id"] = 10 * category["id"] + 7
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 10 * annotation["category_id"] + 7
+
+    for split in ("train", "val"):
+        edit_json(data / "annotations" / f"instances_{split}.json", spread_ids)
+    changes = {"postprocess": {"score_threshold": 0.0}, "channels": 16}
+    train(options(data, tmp_path / "run", model_kwargs=changes, max_steps=1))
+    last = tmp_path / "run" / "last"
+    assert json.loads((last / "config.json").read_text())["category_ids"] == [17, 27, 37, 47]
+    results = json.loads((last / "detections.json").read_text())
+    assert {row["category_id"] for row in results} <= {17, 27, 37, 47}
+    assert results
+
+
+def test_columns_of_a_run_that_never_saved_are_not_taken_over(shapes, tmp_path):
+    (tmp_path / "log.csv").write_text("step,epoch,loss_positive_bag\n1,1,0.5\n")
+    train(options(shapes, tmp_path, max_steps=1))
+    assert [row["loss_cls"] != "" for row in read_log(tmp_path)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("max_steps", -1),
+        ("log_interval", 0),
+        ("save_interval", 0),
+        ("val_interval", 0),
+        ("workers", -1),
+        ("freeze_stages", 5),
+        ("hflip", 1.5),
+        ("lr", math.nan),
+        ("weight_decay", -0.1),
+        ("clip_grad", 0.0),
+        ("seed", -1),
+        ("scale", (2.0, 1.0)),
+        ("scale", (0.0, 1.0)),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(ConfigError, match=re.escape(f"{name} is {value}")):
+        options("data", "run", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["chanels", "label_names", "weights", "pretrained", "name"])
+def test_what_is_not_the_models_to_choose_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"model_kwargs has \['{name}'\]"):
+        options("data", "run", model_kwargs={name: 1})

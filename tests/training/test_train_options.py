@@ -1,0 +1,293 @@
+"""What single options of a run do."""
+
+import math
+import os
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import (
+    before_step,
+    crash_at,
+    interrupt_at,
+    options,
+    read_log,
+    read_losses,
+    resume,
+    state_of,
+)
+from torch import nn
+
+from sepc_zoo.checkpoints.hub import HubError
+from sepc_zoo.cli import main
+from sepc_zoo.config import ConfigError
+from sepc_zoo.data import write_shapes
+from sepc_zoo.factory import load_model
+from sepc_zoo.training import setup
+from sepc_zoo.training.dry_run import forecast
+from sepc_zoo.training.resilience.signals import Interrupted
+from sepc_zoo.training.setup import prepare
+from sepc_zoo.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_pictures")
+
+FLAGS = ["--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1"]
+FLAGS += ["--image-size", "64", "64", "--cpu", "--workers", "0"]
+
+
+# Finds nothing, so that no validation gives a better AP than the first.
+POOR = {"model_kwargs": {"channels": 16, "postprocess": {"score_threshold": 1.0}}, "epochs": 9}
+
+
+def epochs_of(run):
+    return [int(row["epoch"]) for row in read_log(run, "metrics.csv")]
+
+
+def test_patience_ends_a_run_that_gets_no_better(shapes, tmp_path, monkeypatch, capsys):
+    def see_a_better_ap(run, _):
+        run.progress.best_epoch = 2
+
+    before_step(monkeypatch, 5, see_a_better_ap)  # as the third epoch begins
+    train(options(shapes, tmp_path, patience=2, **POOR))
+    assert epochs_of(tmp_path) == [1, 2, 3, 4]
+    assert "no better AP since epoch 2: stopped early" in capsys.readouterr().out
+
+
+def test_patience_counts_validations_rather_than_epochs(shapes, tmp_path):
+    train(options(shapes, tmp_path, val_interval=2, patience=2, **POOR))
+    assert epochs_of(tmp_path) == [2, 4, 6]
+
+
+def test_a_run_that_stopped_early_stays_stopped(shapes, tmp_path):
+    train(options(shapes, tmp_path, patience=1, **POOR))
+    resume(tmp_path)
+    assert epochs_of(tmp_path) == [1, 2]
+
+
+def test_a_dry_run_writes_nothing(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", str(shapes), *FLAGS, "--dry-run"]
+    assert main(["train", *flags]) == 0
+    assert main(["train", *flags, "--output", "somewhere/else"]) == 0
+    assert not list(tmp_path.iterdir())
+    said = capsys.readouterr().out
+    assert re.search(r"memory: \d+\.\d GiB of \d+", said)
+    assert "with 4 images of 64x64" in said
+    assert re.search(r"the whole run: about \d+:\d\d:\d\d", said)
+
+
+def test_a_dry_run_measures_the_largest_batch(tmp_path):
+    data = write_shapes(tmp_path / "data", train=8, val=2, size=(64, 96))
+    will = forecast(options(data, tmp_path / "run", batch_size=2, image_size=(64, 128)))
+    assert will.images == (2, 64, 96)
+    assert 0 < will.memory < will.memory_there
+    assert min(will.step_seconds, will.read_seconds, will.validation_seconds) > 0
+
+
+@pytest.mark.slow
+def test_a_dry_run_forecasts_the_time_of_the_run(shapes, tmp_path):
+    asked = options(shapes, tmp_path, epochs=12, val_interval=4)
+    will = forecast(asked).run_seconds
+    train(asked)
+    rows = [row for row in read_log(tmp_path) if row["loss"]]
+    took = sum(8 / float(row["images_per_second"]) for row in rows)
+    assert took / 4 < will < took * 4  # other work on the machine comes and goes
+
+
+def scalars(run):
+    events = EventAccumulator(str(run / "tracking")).Reload()
+    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_the_log(shapes, tmp_path):
+    train(options(shapes, tmp_path, log_interval=1, log_with=("tensorboard",)))
+    events = scalars(tmp_path)
+    losses = [(int(r["step"]), float(r["loss"])) for r in read_log(tmp_path) if r["loss"]]
+    assert [event.step for event in events["train/loss"]] == [1, 2, 3, 4]
+    assert [(e.step, e.value) for e in events["train/loss"]] == [
+        (step, pytest.approx(loss)) for step, loss in losses
+    ]
+    assert [event.step for event in events["val/AP"]] == [2, 4]
+    assert "val/AP star" in events
+
+
+def test_tensorboard_has_no_step_twice_after_a_run_was_resumed(shapes, tmp_path, monkeypatch):
+    changes = {"log_interval": 1, "log_with": ("tensorboard",), "epochs": 4}
+    with monkeypatch.context() as patch:
+        crash_at(patch, 8)  # steps 7 and 8 are made again
+        with pytest.raises(MemoryError):
+            train(options(shapes, tmp_path, **changes))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 7)
+        with pytest.raises(Interrupted):
+            resume(tmp_path)
+    resume(tmp_path)
+    events = scalars(tmp_path)
+    assert [event.step for event in events["train/loss"]] == [*range(1, 9)]
+    assert [event.step for event in events["val/AP"]] == [2, 4, 6, 8]
+
+
+def test_tensorboard_forgets_a_run_that_never_saved(shapes, tmp_path, monkeypatch):
+    changes = {"log_interval": 1, "log_with": ("tensorboard",)}
+    with monkeypatch.context() as patch:
+        crash_at(patch, 2)
+        with pytest.raises(MemoryError):
+            train(options(shapes, tmp_path, **changes))
+    train(options(shapes, tmp_path, **changes))
+    assert [event.step for event in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:`log_with:UserWarning")
+@pytest.mark.parametrize("name", ["aim", "bogus"])
+def test_a_tracker_that_is_not_there_is_named_and_nothing_written(name, shapes, tmp_path):
+    with pytest.raises(ConfigError, match=f"--log-with {name}"):
+        train(options(shapes, tmp_path / "run", log_with=(name,)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_deterministic_runs_repeat_each_other(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    try:
+        for name in ("a", "b"):
+            train(options(shapes, tmp_path / name, deterministic=True, log_interval=1))
+            assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert read_losses(tmp_path / "a") == read_losses(tmp_path / "b")
+
+
+def test_channels_last_learns_the_same_and_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch):
+    changes = {"log_interval": 1, "channels_last": True, "model_ema": True, "lr": 1e-5}
+    train(options(shapes, tmp_path / "plain", **changes | {"channels_last": False}))
+    formats = []
+    with monkeypatch.context() as patch:
+        before_step(patch, 1, lambda run, _: formats.append(strides(run.detector)))
+        train(options(shapes, tmp_path / "whole", **changes))
+    assert formats == [torch.channels_last]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            train(options(shapes, tmp_path / "run", **changes))
+    resume(tmp_path / "run")
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
+    plain, whole = (read_log(tmp_path / name) for name in ("plain", "whole"))
+    for ours, theirs in zip(whole, plain, strict=True):
+        if ours["loss"]:
+            assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-2)
+
+
+def strides(model):
+    weight = next(p for p in model.parameters() if p.ndim == 4 and min(p.shape) > 1)
+    is_last = weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def test_a_compiled_model_learns_the_same_and_is_saved_as_it_is(shapes, tmp_path, monkeypatch):
+    """Everything but the code generator, which takes minutes."""
+    compile_module, compiled = nn.Module.compile, []
+
+    def compile_quickly(module):
+        compiled.append(module)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    changes = {"log_interval": 1, "model_ema": True}
+    train(options(shapes, tmp_path / "plain", **changes))
+    assert not compiled
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            train(options(shapes, tmp_path / "run", compile=True, **changes))
+    resume(tmp_path / "run")
+    assert len(compiled) == 2
+    for ours, theirs in zip(*(read_log(tmp_path / n) for n in ("run", "plain")), strict=True):
+        if ours["loss"]:
+            assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-4)
+    load_model(tmp_path / "run" / "last")
+
+
+def test_fine_tuning_a_name_without_published_weights_says_what_there_is(shapes, tmp_path, capsys):
+    flags = ["--finetune", "retinanet_mnv4s_pconv", "--data", str(shapes), "--cpu"]
+    assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "no weights of retinanet_mnv4s_pconv are published" in message
+    assert "list_models(pretrained=True)" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_fine_tuning_a_folder_without_a_model_names_what_is_missing(shapes, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HubError, match=r"empty is no model folder: it has no config\.json"):
+        train(options(shapes, tmp_path / "run", model=f"local-dir:{tmp_path / 'empty'}"))
+
+
+def test_fine_tuning_a_folder_starts_from_its_weights(shapes, tmp_path):
+    train(options(shapes, tmp_path / "first", max_steps=1))
+    weights = load_model(tmp_path / "first" / "last").state_dict()
+    model = f"local-dir:{tmp_path / 'first' / 'last'}"
+    run = prepare(options(shapes, tmp_path / "run", model=model, model_kwargs={}))
+    torch.testing.assert_close(run.detector.state_dict(), weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("warmup", [0, 1], ids=["at once", "after a warm-up"])
+def test_layer_decay_lets_each_stage_learn_slower_than_the_next(warmup, shapes, tmp_path):
+    changes = {"layer_decay": 0.5, "lr": 0.01, "warmup_steps": warmup, "epochs": 10}
+    run = prepare(options(shapes, tmp_path, **changes))
+    rates = {id(p): g["lr"] for g in run.optimizer.param_groups for p in g["params"]}
+    stages = [{rates[id(p)] for p in stage} for stage in run.detector.backbone.stages() if stage]
+    head = {rates[id(p)] for p in run.detector.head.parameters()}
+    assert all(len(stage) == 1 for stage in [*stages, head])
+    by_stage = [rate for stage in [*stages, head] for rate in stage]
+    assert by_stage[-1] == pytest.approx(0.01 / 3 if warmup else 0.01)
+    assert all(lower == pytest.approx(upper / 2) for lower, upper in pairwise(by_stage))
+
+
+def test_stages_that_a_backbone_does_not_tell_apart_cannot_be_frozen(shapes, tmp_path):
+    changes = {"model": "retinanet_hrnet_w18_small_fpn", "model_kwargs": {"channels": 16}}
+    with pytest.raises(ConfigError, match=r"--freeze-stages 1: this backbone has .* \[2, 3, 4\]"):
+        prepare(options(shapes, tmp_path, freeze_stages=1, pretrained_backbone=False, **changes))
+
+
+@pytest.mark.parametrize("first", [None, "bf16"])
+def test_a_second_run_in_one_process_has_its_own_precision(first, shapes, tmp_path):
+    second = None if first else "bf16"
+    used = [
+        prepare(options(shapes, tmp_path, amp=amp)).accelerator.mixed_precision
+        for amp in (first, second)
+    ]
+    assert used == [first or "no", second or "no"]
+
+
+def test_a_run_after_one_in_bf16_equals_one_that_came_first(shapes, tmp_path):
+    changes = {"image_size": (128, 128), "max_steps": 2, "log_interval": 1}
+    for name, amp in (("a", None), ("b", "bf16"), ("c", None)):
+        train(options(shapes, tmp_path / name, amp=amp, **changes))
+    assert read_losses(tmp_path / "a") == read_losses(tmp_path / "c")
+    assert read_losses(tmp_path / "a") != read_losses(tmp_path / "b")
+
+
+def test_a_loss_that_is_not_finite_does_not_confuse_the_scaler_of_fp16(
+    shapes, tmp_path, monkeypatch
+):
+    make_accelerator = setup.make_accelerator
+
+    def scaling(*args):
+        """float16 as on a GPU."""
+        accelerator = make_accelerator(*args)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+        accelerator.native_amp = True
+        accelerator.state._mixed_precision = "fp16"
+        return accelerator
+
+    monkeypatch.setattr(setup, "make_accelerator", scaling)
+
+    def spoil(_, batches):
+        batches[0].images[0, 0, 0, 0] = math.nan
+
+    before_step(monkeypatch, 2, spoil)
+    train(options(shapes, tmp_path, log_interval=1))
+    assert [row["step"] for row in read_log(tmp_path, "faults.csv")] == ["2"]
+    assert [row["step"] for row in read_log(tmp_path) if row["loss"]] == ["1", "3", "4"]
+    assert state_of(tmp_path)["scaler"]["scale"] == 64
