@@ -25,7 +25,7 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.plain import plain_loss, plain_postprocess
-from sepc_zoo.config import STRIDES, PostprocessConfig
+from sepc_zoo.config import FPNConfig, PostprocessConfig
 from sepc_zoo.methods import METHODS
 from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import Truth
@@ -33,6 +33,8 @@ from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.boxes import box_iou
 from sepc_zoo.ops.nms import select_detections
 from sepc_zoo.outputs import Predictions
+
+STRIDES = FPNConfig().strides
 
 TABLE = Path(__file__).with_suffix(".csv")
 SIZE, CLASSES = (800, 1344), 80

@@ -6,10 +6,9 @@ from sepc_zoo.checkpoints import convert
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.checkpoints.hub import push_to_hub
 from sepc_zoo.errors import HubError
-from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.factory import ModelInfo, create_model, load_model, model_info
 from sepc_zoo.inference.detections import Detections
-from sepc_zoo.model_info import ModelInfo, model_info
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.outputs import Predictions
 from sepc_zoo.registry import is_model, list_backbones, list_models, register_model
 

@@ -1,37 +1,37 @@
-"""Configurations: frozen dataclasses with units, and their JSON in timm's layout.
+"""Configurations: frozen structs with units, and their JSON in timm's layout.
 
-A ``DetectorConfig`` says all there is to know of a model but its weights; a model folder built from
-it needs no table of names, so that a registered row of one user loads on the machine of another.
+A ``DetectorConfig`` describes a model completely, but for its weights: a model folder needs no
+table of names. Methods and necks are open unions: their ``type`` entry selects the class, and
+``register_method`` and ``register_neck`` add classes. All other entries are closed.
 """
 
-import dataclasses
 import json
 import math
+import pkgutil
 import re
-import types
-import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, Union
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from sepc_zoo.errors import UserError
+import msgspec
+from msgspec import Meta
+
+from sepc_zoo.errors import ConfigError
 
 T = TypeVar("T")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NAME = re.compile(r"\w[\w.-]*")
-# Of timm.create_model, which would load other files or reach the network, and of our own Backbone.
-NOT_BACKBONE_KWARGS = {
-    *("self", "name"),
+# Arguments of timm.create_model that would load other files or reach the network, and Backbone's.
+REFUSED_BACKBONE_KWARGS = {
+    *("self", "name", "model_name", "features_only"),
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
 }
-MOST_KWARGS, MOST_NUMBER = 2000, 16384
-STRIDES = (8, 16, 32, 64, 128)  # of P3 ... P7, in pixels
+MAX_KWARGS_LENGTH, MAX_NUMBER = 2000, 16384
 
-
-class ConfigError(UserError, ValueError):
-    """A configuration that no model can be built from; the message names the entry."""
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+NonNegative = Annotated[float, Meta(ge=0, le=64)]
+Positive = Annotated[float, Meta(gt=0, le=64)]
 
 
 class UnknownEntriesError(ConfigError):
@@ -40,81 +40,173 @@ class UnknownEntriesError(ConfigError):
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ConfigError(f"{message:.1000}")  # which may have a number of 4,000 digits in it
+        raise ConfigError(f"{message:.1000}")
 
 
-@dataclass(frozen=True)
-class AnchorConfig:
-    """Boxes laid on every cell of a level (RetinaNet, section 4)."""
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all configs: immutable, and strict when read."""
 
-    base_scale: float = 4.0  # side of the smallest square anchor, in strides
-    octaves: int = 3  # sizes per octave
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+
+class MethodConfig:
+    """Marks the hyperparameters of a method; ``methods.Method`` is the base class to derive from.
+
+    Attributes:
+        detector: the class that it trains, or its address ``"module:name"``.
+        defaults: entries of ``DetectorConfig`` that new models of the method have.
+    """
+
+    detector: ClassVar[Any] = "sepc_zoo.models.dense:DenseDetector"
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def name(self) -> str:
+        return tag_of(self)
+
+
+class NeckConfig:
+    """Marks the entries of a neck; derive from ``NeckEntry`` to add one.
+
+    Attributes:
+        module: the ``nn.Module`` class, or its address ``"module:name"``. It is built with the
+            number of channels and this config, and maps a pyramid to one pyramid for classes and
+            one for boxes.
+        head_convs: convolutions that each branch of a new head has behind this neck.
+        cropped_cells: cells that the neck cuts off at each border of a map.
+    """
+
+    module: ClassVar[Any]
+    head_convs: ClassVar[int] = 4
+
+    @property
+    def cropped_cells(self) -> int:
+        return 0
+
+    @property
+    def name(self) -> str:
+        return tag_of(self)
+
+
+class NeckEntry(Entry, NeckConfig, frozen=True):
+    """Base class of the neck configs."""
+
+
+class PlainNeck(NeckEntry, frozen=True, tag="fpn"):
+    """No neck: classes and boxes are read off the FPN."""
+
+    module: ClassVar[Any] = "sepc_zoo.models.necks:PlainNeck"
+
+
+class SEPCNeck(NeckEntry, frozen=True, tag="sepc"):
+    """The scale-equalizing pyramid convolution (SEPC, section 3)."""
+
+    module: ClassVar[Any] = "sepc_zoo.models.necks.sepc:SEPC"
+    head_convs: ClassVar[int] = 0
+
+    blocks: Annotated[int, Meta(ge=1, le=32)] = 4  # pyramid convolutions in a row
+    norm: bool = False  # integrated batch norm over all levels
+    head_deform: bool = False  # deformable last convolution of each branch
+    pconv_deform: bool = False  # deformable pyramid convolutions
+    padding: Literal[0, 1] = 1  # padding of the last convolutions; the authors' weights need 0
+
+    @property
+    def cropped_cells(self) -> int:
+        return 1 - self.padding
+
+
+# Classes of the open unions by their type, or the address of the class.
+METHOD_TYPES: dict[str, Any] = {
+    "retinanet": "sepc_zoo.methods.retinanet:RetinaNet",
+    "freeanchor": "sepc_zoo.methods.freeanchor:FreeAnchor",
+    "fsaf": "sepc_zoo.methods.fsaf:FSAF",
+}
+NECK_TYPES: dict[str, Any] = {"fpn": PlainNeck, "sepc": SEPCNeck}
+
+
+class BackboneConfig(Entry, frozen=True):
+    """A timm model as a feature extractor."""
+
+    name: str  # timm's name
+    kwargs: dict[str, Any] = {}  # arguments for timm.create_model
 
     def __post_init__(self) -> None:
-        _require(0 < self.base_scale <= 64, f"anchors.base_scale {self.base_scale} not in (0, 64]")
-        _require(1 <= self.octaves <= 16, f"anchors.octaves {self.octaves} not in 1..16")
-        _require(1 <= len(self.ratios) <= 16, "anchors.ratios needs 1 to 16 entries")
-        _require(all(0 < ratio <= 64 for ratio in self.ratios), "anchors.ratios not in (0, 64]")
+        _require(
+            NAME.fullmatch(self.name) is not None, f"backbone.name {self.name!r:.80} is no name"
+        )
+        _check_kwargs(self.kwargs, "backbone.kwargs")
+        refused = sorted(REFUSED_BACKBONE_KWARGS & set(self.kwargs))
+        _require(not refused, f"backbone.kwargs: {refused} select weights, not a model")
+
+
+class FPNConfig(Entry, frozen=True):
+    """The feature pyramid network: its levels, and how those above C5 are made."""
+
+    levels: tuple[Annotated[int, Meta(ge=2, le=5)], Annotated[int, Meta(ge=5, le=7)]] = (3, 7)
+    p6_from: Literal["c5", "p5"] = "c5"  # input of P6's convolution
+    relu_before_p7: bool = False
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of a cell, by level."""
+        first, last = self.levels
+        return tuple(2**level for level in range(first, last + 1))
+
+
+class DenseHead(Entry, frozen=True, tag="dense"):
+    """Two branches of convolutions that all levels share, for classes and for boxes."""
+
+    convs: Annotated[int, Meta(ge=0, le=32)] = 4  # 3x3 convolutions of each branch before its last
+    box_bias: Annotated[float, Meta(ge=-64, le=64)] = 0.0  # initial bias of the box convolution
+    box_activation: Literal["none", "relu"] = "none"
+
+
+class AnchorConfig(Entry, frozen=True):
+    """Boxes laid on every cell of a level (RetinaNet, section 4)."""
+
+    base_scale: Positive = 4.0  # side of the smallest square anchor, in strides
+    octaves: Annotated[int, Meta(ge=1, le=16)] = 3  # sizes per octave
+    ratios: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0, 2.0)
 
     @property
     def per_cell(self) -> int:
         return self.octaves * len(self.ratios)
 
 
-@dataclass(frozen=True)
-class NeckConfig:
-    """The scale-equalizing pyramid convolution (SEPC, section 3)."""
+class DeltaCoder(Entry, frozen=True, tag="delta"):
+    """Shift and log-ratio from anchor to box (Faster R-CNN, section 3.1.2), over ``scale``."""
 
-    blocks: int = 4  # pyramid convolutions, one after the other
-    norm: bool = False  # integrated batch norm over all levels
-    head_deform: bool = False  # deform the last convolution of each branch
-    pconv_deform: bool = False  # deform the pyramid convolutions
-    padding: int = 1  # of the last convolutions; the authors' weights need 0
-
-    def __post_init__(self) -> None:
-        _require(1 <= self.blocks <= 32, f"neck.blocks {self.blocks} not in 1..32")
-        _require(self.padding in (0, 1), f"neck.padding {self.padding} is neither 0 nor 1")
+    scale: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class PostprocessConfig:
+class DistanceCoder(Entry, frozen=True, tag="distance"):
+    """Distances from the anchor's centre to top, bottom, left, right, in sides of the anchor."""
+
+
+class PostprocessConfig(Entry, frozen=True):
     """From predictions to detections."""
 
-    score_threshold: float = 0.05
-    candidates_per_level: int = 1000  # anchors that reach non-maximum suppression
-    iou_threshold: float = 0.5
-    max_detections: int = 100  # per image
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.score_threshold <= 1, "postprocess.score_threshold not in 0..1")
-        _require(0 <= self.iou_threshold <= 1, "postprocess.iou_threshold not in 0..1")
-        _require(
-            1 <= self.candidates_per_level <= 10**6,
-            "postprocess.candidates_per_level not in 1..1e6",
-        )
-        _require(1 <= self.max_detections <= 10**5, "postprocess.max_detections not in 1..1e5")
+    score_threshold: Fraction = 0.05
+    candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # anchors that reach NMS
+    iou_threshold: Fraction = 0.5
+    max_detections: Annotated[int, Meta(ge=1, le=10**5)] = 100  # per image
 
 
-@dataclass(frozen=True)
-class WeightsConfig:
-    """What the weights of a model expect, and where they come from."""
+class WeightsConfig(Entry, frozen=True):
+    """The input that the weights of a model expect, and where the weights come from."""
 
     tag: str = ""
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in 0..1
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB in 0..1
     std: tuple[float, float, float] = IMAGENET_STD
-    image_size: tuple[int, int] = (800, 1333)  # short side, long side at most; pixels
-    pad_multiple: int = 32  # both sides of a batch, pixels
-    antialias: bool = True  # when a photo is made smaller; the authors resize without
-    dataset: str = ""  # that the weights were trained on
+    image_size: tuple[int, int] = (800, 1333)  # short side, largest long side; pixels
+    pad_multiple: Annotated[int, Meta(ge=1, le=4096)] = 32  # both sides of a batch, pixels
+    antialias: bool = True  # when an image is made smaller; the SEPC authors resize without
+    dataset: str = ""  # data set that the weights were trained on
     license: str = ""
     source: str = ""  # address of the published checkpoint
-    authors_ap: float | None = None  # COCO val2017, as the authors published it
+    authors_ap: float | None = None  # COCO val2017 AP that the publisher states
 
     def __post_init__(self) -> None:
         short, long = self.image_size
         _require(1 <= short <= long <= 16384, f"image_size {self.image_size}: 1 <= short <= long")
-        _require(1 <= self.pad_multiple <= 4096, f"pad_multiple {self.pad_multiple} not in 1..4096")
         _require(all(map(math.isfinite, self.mean)), f"mean {self.mean} must be finite")
         _require(
             all(0 < value < math.inf for value in self.std), f"std {self.std} must be positive"
@@ -127,44 +219,37 @@ class WeightsConfig:
 
 def without_credit(weights: WeightsConfig) -> WeightsConfig:
     """The input that weights expect, without the claim to be the published ones."""
-    return dataclasses.replace(weights, tag="", dataset="", license="", source="", authors_ap=None)
+    return msgspec.structs.replace(
+        weights, tag="", dataset="", license="", source="", authors_ap=None
+    )
 
 
-@dataclass(frozen=True)
-class DetectorConfig:
-    """All there is to know of a detector but its weights."""
+class DetectorConfig(Entry, frozen=True):
+    """The complete description of a detector, but for its weights."""
 
-    architecture: str  # the name it was built by
-    method: str
-    backbone: str  # timm's name
-    neck: NeckConfig | None  # None: the FPN alone
-    num_classes: int
+    architecture: str  # name that the model was built by
+    method: MethodConfig
+    backbone: BackboneConfig
+    neck: NeckConfig
+    num_classes: Annotated[int, Meta(ge=1, le=10**5)]
     label_names: tuple[str, ...]
-    category_ids: tuple[int, ...]  # of the data set trained on, by label
-    channels: int = 256  # of every level between FPN and head
-    stacked_convs: int = 0  # of each branch of the head, before its last
+    category_ids: tuple[int, ...]  # ids of the classes in the data set trained on
+    channels: Annotated[int, Meta(ge=1, le=8192)] = 256  # channels of every level behind the FPN
+    fpn: FPNConfig = FPNConfig()
+    head: DenseHead = DenseHead()
     anchors: AnchorConfig = AnchorConfig()
+    coder: DeltaCoder | DistanceCoder = DeltaCoder()
     postprocess: PostprocessConfig = PostprocessConfig()
     inclusive_boxes: bool = False  # the authors' x2, y2 are the last pixel inside the box
-    backbone_kwargs: dict[str, Any] = field(default_factory=dict)  # for timm.create_model
-    method_kwargs: dict[str, Any] = field(default_factory=dict)  # hyperparameters of the losses
     weights: WeightsConfig = WeightsConfig()
 
     def __post_init__(self) -> None:
-        _require(1 <= self.num_classes <= 10**5, f"num_classes {self.num_classes} not in 1..1e5")
-        for entry in ("architecture", "backbone"):  # names, and no paths or addresses
-            value = getattr(self, entry)
-            _require(
-                NAME.fullmatch(value) is not None, f"{entry} {value!r:.80} is no name of a model"
-            )
+        _require(
+            NAME.fullmatch(self.architecture) is not None,
+            f"architecture {self.architecture!r:.80} is no name of a model",
+        )
         outputs = self.num_classes * self.anchors.per_cell
-        _require(outputs <= 10**6, f"{outputs} classes times anchors of a cell; 1e6 at most")
-        _require(1 <= self.channels <= 8192, f"channels {self.channels} not in 1..8192")
-        _require(0 <= self.stacked_convs <= 32, f"stacked_convs {self.stacked_convs} not in 0..32")
-        _check_kwargs(self.backbone_kwargs, "backbone_kwargs")
-        _check_kwargs(self.method_kwargs, "method_kwargs")
-        refused = sorted(NOT_BACKBONE_KWARGS & set(self.backbone_kwargs))
-        _require(not refused, f"backbone_kwargs {refused} say where weights are, or are no model's")
+        _require(outputs <= 10**6, f"num_classes times anchors of a cell is {outputs}, over 1e6")
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
             _require(
@@ -174,33 +259,45 @@ class DetectorConfig:
             _require(len(set(values)) == len(values), f"{name} has duplicates")
 
 
-# config.json keeps these beside each other at the top, as timm does; all else is in model_args.
-_TOP = ("architecture", "num_classes", "label_names", "category_ids")
+def tag_of(config: Any) -> str:
+    """The ``type`` entry of a config."""
+    return config.__struct_config__.tag
 
 
-def _check_kwargs(kwargs: dict[str, Any], where: str) -> None:
-    """Plain data of a sane size: what comes from a stranger's file goes to timm.create_model."""
+def resolve(address: Any) -> Any:
+    """A class from its address ``"module:name"``, or the class itself."""
+    return pkgutil.resolve_name(address) if isinstance(address, str) else address
+
+
+def _check_kwargs(kwargs: Mapping[str, Any], where: str) -> None:
+    """Plain data of a sane size: entries of a stranger's file are passed to timm.create_model."""
     try:
         text = json.dumps(kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    _require(len(text) <= MOST_KWARGS, f"{where} has {len(text)} characters, {MOST_KWARGS} at most")
-    sane = all(abs(number) <= MOST_NUMBER for number in _numbers(kwargs))
-    _require(sane, f"{where} has numbers over {MOST_NUMBER}")
+    _require(
+        len(text) <= MAX_KWARGS_LENGTH, f"{where} has over {MAX_KWARGS_LENGTH} characters of JSON"
+    )
+    sane = all(abs(number) <= MAX_NUMBER for number in _numbers(kwargs))
+    _require(sane, f"{where} has numbers over {MAX_NUMBER}")
 
 
 def _numbers(value: Any) -> Iterator[float]:
     """All numbers in nested plain data."""
     if isinstance(value, int | float):
         yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _numbers(item)
+
+
+# config.json keeps these beside each other at the top, as timm does; all else is in model_args.
+_TOP = ("architecture", "num_classes", "label_names", "category_ids")
 
 
 def config_to_json(config: DetectorConfig) -> dict[str, Any]:
     """The content of ``config.json`` for a model: timm's layout, plain JSON types."""
-    entries = dataclasses.asdict(config)
+    entries = msgspec.to_builtins(config)
     weights = entries.pop("weights")
     top = {name: entries.pop(name) for name in _TOP}
     return top | {"model_args": entries, "pretrained_cfg": weights}
@@ -212,78 +309,89 @@ def config_from_json(content: Any) -> DetectorConfig:
     Raises:
         ConfigError: an entry is missing, unknown, of the wrong type or out of range.
     """
-    content = _expect(dict, content, "config")
+    _require(isinstance(content, dict), f"config: expected a table, got {content!r:.80}")
     _refuse_unknown(set(content) - {*_TOP, "model_args", "pretrained_cfg"}, "config")
     entries = {name: content[name] for name in _TOP if name in content}
-    model_args = _expect(dict, content.get("model_args", {}), "model_args")
-    weights = from_plain(WeightsConfig, content.get("pretrained_cfg", {}), "pretrained_cfg")
-    misplaced = sorted({*_TOP, "weights"} & set(model_args))
-    _require(not misplaced, f"model_args: unknown entries {misplaced}")
+    model_args, weights = content.get("model_args", {}), content.get("pretrained_cfg", {})
+    for name, value in (("model_args", model_args), ("pretrained_cfg", weights)):
+        _require(isinstance(value, dict), f"{name}: expected a table, got {value!r:.80}")
+    misplaced = {*_TOP, "weights"} & set(model_args)
+    _refuse_unknown(misplaced, "model_args")
     return from_plain(DetectorConfig, entries | model_args | {"weights": weights}, "config")
 
 
-def override(config: T, changes: dict[str, Any], where: str = "") -> T:
-    """``config`` with ``changes``; a dict given for a nested config changes its entries only.
+def override(config: T, changes: Mapping[str, Any], where: str = "config") -> T:
+    """``config`` with ``changes``; a table given for a nested config changes its entries only.
 
     Raises:
         ConfigError: a change names no entry, or its value does not fit.
     """
-    hints = typing.get_type_hints(type(config))
-    unknown = sorted(set(changes) - set(hints))
-    _require(not unknown, f"{where or 'config'} has no {unknown}; it has {sorted(hints)}")
-    values = {}
+    return from_plain(type(config), _merge(config, changes, where), where)
+
+
+def _merge(config: Any, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    names = config.__struct_fields__
+    unknown = sorted(set(changes) - {*names, "type"})
+    _require(not unknown, f"{where} has no {unknown}; it has {sorted(names)}")
+    entries: dict[str, Any] = {name: getattr(config, name) for name in names}
+    if config.__struct_config__.tag is not None:
+        entries["type"] = tag_of(config)
     for name, change in changes.items():
-        current = getattr(config, name)
-        if is_dataclass(current) and isinstance(change, dict):
-            values[name] = override(current, change, f"{where}{name}.")
+        current = entries.get(name)
+        if (
+            isinstance(current, Entry)
+            and isinstance(change, Mapping)
+            and _same_type(current, change)
+        ):
+            entries[name] = _merge(current, change, f"{where}.{name}")
         else:
-            values[name] = _convert(hints[name], change, f"{where}{name}")
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+            entries[name] = change
+    return msgspec.to_builtins(entries)
 
 
-def from_plain(cls: type[T], content: Any, where: str) -> T:
-    """A dataclass from JSON types, each entry checked against its annotation."""
-    content = _expect(dict, content, where)
-    all_hints = typing.get_type_hints(cls)
-    hints = {f.name: all_hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
-    _refuse_unknown(set(content) - set(hints), where)
-    missing = [f.name for f in fields(cls) if f.name not in content and _has_no_default(f)]  # type: ignore[arg-type]
-    _require(not missing, f"{where}: missing entries {missing}")
-    return cls(**{name: _convert(hints[name], v, f"{where}.{name}") for name, v in content.items()})
+def _same_type(config: Entry, change: Mapping[str, Any]) -> bool:
+    return change.get("type", tag_of(config)) == tag_of(config)
+
+
+def from_plain(kind: type[T], content: Any, where: str) -> T:
+    """A config from JSON types, each entry checked against its annotation.
+
+    Raises:
+        ConfigError: names the entry.
+    """
+    try:
+        return msgspec.convert(content, kind, dec_hook=_open_union)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _explain(str(error), where) from error
+
+
+def _open_union(kind: type, content: Any) -> Any:
+    """A method's or a neck's config, by its ``type``."""
+    types = METHOD_TYPES if kind is MethodConfig else NECK_TYPES
+    tag = content.get("type") if isinstance(content, dict) else None
+    if not isinstance(tag, str) or tag not in types:
+        raise ValueError(f"no type {tag!r:.80}; there are {', '.join(types)}")
+    try:
+        return msgspec.convert(content, resolve(types[tag]))
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+
+
+def _explain(text: str, where: str) -> ConfigError:
+    """The error for msgspec's text ``"reason - at `$.path`"``, which may be nested."""
+    reason, *paths = re.split(r" - at `(?:\$|key in \$)([^`]*)`", text)
+    path = where + "".join(reversed([part for part in paths if part]))
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
+    if unknown:
+        return UnknownEntriesError(f"{path}: unknown entry {unknown[1]!r:.80}")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", reason)
+    if missing:
+        return ConfigError(f"{path}: missing entry {missing[1]!r}")
+    return ConfigError(
+        f"{path}: {reason.replace('`', '')[:1].lower()}{reason.replace('`', '')[1:]}"[:1000]
+    )
 
 
 def _refuse_unknown(names: set[Any], where: str) -> None:
     if names:
         raise UnknownEntriesError(f"{where}: unknown entries {sorted(names, key=str)!r:.300}")
-
-
-def _has_no_default(entry: dataclasses.Field) -> bool:
-    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):  # X | None is the only union used
-        return None if value is None else _convert(args[0], value, where)
-    if is_dataclass(hint):
-        return value if isinstance(value, hint) else from_plain(hint, value, where)  # type: ignore[arg-type]
-    if origin is tuple:
-        return _convert_tuple(args, value, where)
-    return _expect(origin or hint, value, where)
-
-
-def _convert_tuple(args: tuple, value: Any, where: str) -> tuple:
-    _require(isinstance(value, (list, tuple)), f"{where}: expected a list, got {value!r:.80}")
-    if args[-1] is Ellipsis:
-        args = (args[0],) * len(value)
-    _require(len(value) == len(args), f"{where}: expected {len(args)} values, got {len(value)}")
-    pairs = zip(args, value, strict=True)
-    return tuple(_convert(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(pairs))
-
-
-def _expect(kind: type, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**1000 else math.inf
-    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(fits, f"{where}: expected {kind.__name__}, got {value!r:.80}")
-    return value

@@ -1,12 +1,16 @@
-"""The base of our errors, and the one that several modules raise."""
+"""The base of the package's errors, and those that several modules raise."""
 
 
 class UserError(Exception):
-    """What a user can put right: the message names the entry and the way out.
+    """An error that the user can put right: the message names the entry and the way out.
 
-    The command line answers with the message and no traceback.
+    The command line prints the message without a traceback.
     """
 
 
+class ConfigError(UserError, ValueError):
+    """A configuration that builds no model; the message names the entry."""
+
+
 class HubError(UserError, RuntimeError):
-    """Weights that cannot be had or do not fit; the message says what to do next."""
+    """Weights that are missing, unreachable or do not fit; the message says what to do next."""

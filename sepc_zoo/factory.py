@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 from sepc_zoo.checkpoints import hub
 from sepc_zoo.checkpoints.folder import (
@@ -21,14 +23,14 @@ from sepc_zoo.checkpoints.folder import (
     read_weights,
     refuse_misfits,
 )
-from sepc_zoo.config import ConfigError, DetectorConfig, from_plain, override, without_credit
-from sepc_zoo.errors import HubError
-from sepc_zoo.methods import METHODS
-from sepc_zoo.models.dense import Detector
-from sepc_zoo.registry import model_config, with_classes
+from sepc_zoo.config import DetectorConfig, override, resolve, without_credit
+from sepc_zoo.errors import ConfigError, HubError
+from sepc_zoo.models.detector import Detector
+from sepc_zoo.registry import AUTHORS_WEIGHTS, is_model, model_config, neck_name, with_classes
 
-MOST_MODULES = 5_000  # of a model; timm's largest have 2,000
-MOST_TABLES = 2**28  # bytes that a model has beside its weights; timm's largest have 2**24
+MAX_MODULES = 5_000  # timm's largest models have 2,000
+CLASSES = ("num_classes", "label_names", "category_ids")
+MAX_TABLES = 2**28  # bytes of buffers that are not saved; timm's largest models have 2**24
 
 
 def create_model(
@@ -78,26 +80,27 @@ def create_model(
     if folder is not None:
         check_weights(folder / WEIGHTS_FILE, known)
     changes = dict(config_overrides)
-    fixed = sorted({"architecture", "method", "backbone"} & set(changes))
-    if fixed:
-        raise ConfigError(f"{fixed}: it is the name of the model that says this, not an override")
+    if "architecture" in changes or "type" in changes.get("method", {}):
+        raise ConfigError("architecture and type of method follow from the model's name")
     if backbone_kwargs:
-        changes["backbone_kwargs"] = {**known.backbone_kwargs, **backbone_kwargs}
-    base = with_classes(known, num_classes, label_names)
-    if folder is None or changes or base != known:
-        base = replace(base, weights=without_credit(base.weights))
-    config = override(base, changes)
+        changes["backbone"] = {"kwargs": {**known.backbone.kwargs, **backbone_kwargs}}
+    wanted = override(with_classes(known, num_classes, label_names), changes)
+    if folder is None or wanted != known:
+        wanted = replace(wanted, weights=without_credit(wanted.weights))
+    # Weights are loaded into the classes that they know; after that the classes change.
+    classes = {} if folder is None else {name: getattr(known, name) for name in CLASSES}
     try:
-        model = build(config, pretrained_backbone=pretrained_backbone and folder is None)
+        model = build(replace(wanted, **classes), pretrained_backbone and folder is None)
     except OSError as error:
         raise HubError(
-            f"weights of backbone {config.backbone} are not to be had: {error}; connect once, or "
-            "load a file of timm's with load_backbone"
+            f"cannot download the weights of backbone {wanted.backbone.name}: {error}; connect "
+            "once, or load a file of timm's with load_backbone"
         ) from error
     if folder is not None:
-        load_weights(model, folder / WEIGHTS_FILE, trained_as=known)
+        load_weights(model, folder / WEIGHTS_FILE)
+        model.reset_classifier(wanted.label_names, wanted.category_ids)
     if checkpoint is not None:
-        load_weights(model, Path(checkpoint), trained_as=config)
+        load_weights(model, Path(checkpoint))
     return model.eval()
 
 
@@ -110,13 +113,13 @@ def check_weights(file: Path, config: DetectorConfig) -> None:
     """
     shapes = read_shapes(file)
     try:
-        with torch.device("meta"), at_most(MOST_MODULES):
+        with torch.device("meta"), at_most(MAX_MODULES):
             skeleton = build(config)
         # What is computed and not saved, as tables of positions: no weights file bounds it.
         state = skeleton.state_dict()
         tables = sum(b.nbytes for name, b in skeleton.named_buffers() if name not in state)
-        if tables > MOST_TABLES:
-            raise ConfigError(f"the model has {tables} bytes of tables, {MOST_TABLES} at most")
+        if tables > MAX_TABLES:
+            raise ConfigError(f"the model has {tables} bytes of tables, {MAX_TABLES} at most")
     except ConfigError as error:
         raise HubError(f"{file.with_name(CONFIG_FILE)} is no config of a model: {error}") from error
     refuse_misfits(file, shapes, skeleton)
@@ -159,12 +162,8 @@ def load_model(source: str | Path, **kwargs: Any) -> Detector:
 
 
 def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector:
-    """A detector as its config says, with new weights."""
-    if config.method not in METHODS:
-        raise ConfigError(f"no method {config.method!r}; there are {', '.join(METHODS)}")
-    where = f"method_kwargs of {config.method}"
-    method = from_plain(METHODS[config.method], config.method_kwargs, where)
-    return Detector(config, method, pretrained_backbone)
+    """A detector for a config, with new weights."""
+    return resolve(config.method.detector)(config, pretrained_backbone)
 
 
 def load_backbone(model: Detector, path: str | Path) -> None:
@@ -184,8 +183,8 @@ def load_backbone(model: Detector, path: str | Path) -> None:
     ]
     if problems:
         raise ConfigError(
-            f"{path} does not fit backbone {model.config.backbone}: {len(problems)} tensors are "
-            f"missing or misshapen, the first {problems[:3]}"
+            f"{path} does not fit backbone {model.config.backbone.name}: {len(problems)} tensors "
+            f"are missing or misshapen, the first {problems[:3]}"
         )
     trunk.load_state_dict({key: state[_flat(key)] for key in wanted})
 
@@ -193,3 +192,50 @@ def load_backbone(model: Detector, path: str | Path) -> None:
 def _flat(key: str) -> str:
     """timm's feature extractors have underscores where the whole model has dots."""
     return key.replace(".", "_")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A row of the table of models."""
+
+    name: str
+    method: str
+    backbone: str  # timm's name
+    neck: str
+    num_classes: int
+    parameters: int
+    gmacs: float  # billions of multiplications with addition for one image of the reference size
+    reference_size: tuple[int, int]  # height and width, pixels
+    authors_ap: float | None  # COCO val2017, published by the authors of SEPC, not measured by us
+
+
+def model_info(name: str) -> ModelInfo:
+    """Parameters, operations and published results of a model, by its name or folder.
+
+    Raises:
+        UnknownModelError: the name builds no model.
+        HubError: the folder is no model folder.
+    """
+    if is_model(name):
+        config = model_config(name)
+        authors_ap = AUTHORS_WEIGHTS.get(config.architecture, (None,))[0]
+    else:
+        folder = Path(name) if Path(name).is_dir() else hub.find_model(name, pretrained=False)
+        config = model_config(name) if folder is None else read_config(folder)
+        authors_ap = config.weights.authors_ap
+    height, width = (-(-side // 32) * 32 for side in config.weights.image_size)
+    model = build(config).to("meta")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.empty(1, 3, height, width, device="meta"))
+    return ModelInfo(
+        name=config.architecture,
+        method=config.method.name,
+        backbone=config.backbone.name,
+        neck=neck_name(config.neck),
+        num_classes=config.num_classes,
+        parameters=sum(p.numel() for p in model.parameters()),
+        gmacs=counter.get_total_flops() / 2 / 1e9,
+        reference_size=(height, width),
+        authors_ap=authors_ap,
+    )

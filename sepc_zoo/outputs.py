@@ -1,23 +1,66 @@
-"""What a model says of a batch, before it is turned into boxes."""
+"""What models say of a batch, and what they are to learn: the types that all layers share."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+# Loss terms: the sum () over this process's images, and the count () to divide it by.
+Terms = dict[str, tuple[Tensor, Tensor]]
 
 
 class Predictions(NamedTuple):
-    """Raw predictions for N images, A anchors over all levels and K classes.
+    """Raw predictions of a dense detector for N images, A anchors over all levels and K classes.
 
     A runs over levels, then rows, columns and the anchors of a cell.
     """
 
     logits: Tensor  # N, A, K
-    deltas: Tensor  # N, A, 4, in the coding of the method
+    deltas: Tensor  # N, A, 4 or 4 * bins, in the coding of the method
     sizes: tuple[tuple[int, int], ...]  # height and width of each level, in cells
+    quality: Tensor | None = None  # N, A: centerness logits, where the head has them
 
     @property
     def level_lengths(self) -> list[int]:
-        """Anchors of each level; their sum is A."""
+        """Number of anchors of each level; their sum is A."""
         cells = [height * width for height, width in self.sizes]
         per_cell = self.logits.shape[1] // sum(cells)
         return [count * per_cell for count in cells]
+
+    def in_full_precision(self) -> "Predictions":
+        """Predictions in float32, or float64 where they are: losses and boxes need the range."""
+        dtype = torch.promote_types(self.logits.dtype, torch.float32)
+        quality = None if self.quality is None else self.quality.to(dtype)
+        return Predictions(self.logits.to(dtype), self.deltas.to(dtype), self.sizes, quality)
+
+
+class Anchors(NamedTuple):
+    """The anchors of a batch: the boxes that predictions refer to."""
+
+    boxes: Tensor  # A, 4; pixels
+    lengths: Sequence[int]  # number of anchors of each level
+
+    @property
+    def levels(self) -> Tensor:
+        """Index of the level of each anchor ``(A,)``."""
+        device = self.boxes.device
+        parts = [torch.full((n,), i, device=device) for i, n in enumerate(self.lengths)]
+        return torch.cat(parts)
+
+
+class Targets(NamedTuple):
+    """The ground truth of N images side by side, padded with boxes without area."""
+
+    boxes: Tensor  # N, G, 4; G is at least 1
+    labels: Tensor  # N, G; -1 where there is no box
+    crowds: Tensor  # N, C, 4: regions of objects not told apart, neither object nor background
+    lengths: tuple[int, ...]  # number of boxes of each image
+
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Image ``(B,)``, box ``(B, 4)`` and label ``(B,)`` of all boxes, without the padding."""
+        image = torch.arange(len(self.labels), device=self.labels.device)[:, None]
+        rows = zip(image.expand_as(self.labels), self.boxes, self.labels, self.lengths, strict=True)
+        columns = zip(*((i[:n], b[:n], y[:n]) for i, b, y, n in rows), strict=True)
+        image, boxes, labels = map(torch.cat, columns)
+        return image, boxes, labels

@@ -1,29 +1,37 @@
-"""The tables: backbones, necks, published weights; and from a name to a configuration.
+"""The tables of names: backbones, necks, methods, published weights; from a name to a config.
 
 A name is ``{method}_{backbone}_{neck}[.{tag}]``. No variant has a class or a file of its own: a new
-backbone or neck is a row here, a new method a file in ``methods`` and a row in its table.
+backbone or neck is a row here, a new method a file in ``methods`` and a row in ``METHOD_TYPES``.
 """
 
 import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import timm
+from msgspec.structs import replace
 
 from sepc_zoo.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    ConfigError,
+    METHOD_TYPES,
+    NAME,
+    NECK_TYPES,
+    BackboneConfig,
     DetectorConfig,
+    MethodConfig,
     NeckConfig,
+    PlainNeck,
+    SEPCNeck,
     WeightsConfig,
     override,
+    resolve,
+    tag_of,
 )
-from sepc_zoo.methods import METHODS
+from sepc_zoo.errors import ConfigError
 
 # Short names of curated backbones. Any other timm model goes by its own name.
 BACKBONES = {
@@ -45,12 +53,12 @@ BACKBONES = {
     "swin_small": "swin_small_patch4_window7_224",
 }
 
-NECKS = {
-    "fpn": None,
-    "pconv": NeckConfig(),
-    "ibn_pconv": NeckConfig(norm=True),
-    "sepc_lite": NeckConfig(norm=True, head_deform=True),
-    "sepc": NeckConfig(norm=True, head_deform=True, pconv_deform=True),
+NECKS: dict[str, NeckConfig] = {
+    "fpn": PlainNeck(),
+    "pconv": SEPCNeck(),
+    "ibn_pconv": SEPCNeck(norm=True),
+    "sepc_lite": SEPCNeck(norm=True, head_deform=True),
+    "sepc": SEPCNeck(norm=True, head_deform=True, pconv_deform=True),
 }
 
 # COCO val2017 AP and Google Drive id of the checkpoints that the SEPC authors published.
@@ -71,44 +79,43 @@ AUTHORS_WEIGHTS = {
 }
 AUTHORS_TAG = "coco_1x"
 DRIVE_URL = "https://drive.google.com/uc?id={id}"
-FPN_STACKED_CONVS = 4  # of the head, where no pyramid convolution stands before it
-
-_NAME = re.compile(rf"({'|'.join(METHODS)})_(.+?)_({'|'.join(NECKS)})(?:\.(\w+))?")
 _registered: dict[str, DetectorConfig] = {}
 
 
 class UnknownModelError(ConfigError):
-    """A name that builds no model; the message has the nearest ones."""
+    """A name that builds no model; the message lists the nearest ones."""
 
 
 def model_config(name: str) -> DetectorConfig:
-    """The configuration that a name stands for, with its tag's conventions where it has one.
+    """The config of a name, with the conventions of its tag where it has one.
 
     Raises:
         UnknownModelError: the name builds no model.
     """
     if name in _registered:
         return _registered[name]
-    match = _NAME.fullmatch(name)
+    pattern = rf"({'|'.join(METHOD_TYPES)})_(.+?)_({'|'.join(NECKS)})(?:\.(\w+))?"
+    match = re.fullmatch(pattern, name)
     if match is None:
         raise _unknown(name)
     method, backbone, neck, tag = match.groups()
     timm_name = BACKBONES.get(backbone, backbone)
     if not _is_timm_model(timm_name):
         raise _unknown(name)
+    method_type = resolve(METHOD_TYPES[method])
     names, ids = coco_categories()
     config = DetectorConfig(
         architecture=f"{method}_{backbone}_{neck}",
-        method=method,
-        backbone=timm_name,
+        method=method_type(),
+        backbone=BackboneConfig(name=timm_name),
         neck=NECKS[neck],
         num_classes=len(names),
         label_names=names,
         category_ids=ids,
-        stacked_convs=FPN_STACKED_CONVS if NECKS[neck] is None else 0,
-        anchors=METHODS[method].anchors,
         weights=_backbone_input(timm_name),
     )
+    config = override(config, {"head": {"convs": NECKS[neck].head_convs}})
+    config = override(config, method_type.defaults)
     return config if tag is None else _with_authors_conventions(config, name, tag)
 
 
@@ -121,10 +128,10 @@ def authors_config(name: str) -> DetectorConfig:
     return model_config(name if name.endswith(f".{AUTHORS_TAG}") else f"{name}.{AUTHORS_TAG}")
 
 
-def neck_name(neck: NeckConfig | None) -> str:
+def neck_name(neck: NeckConfig) -> str:
     """The name of a neck, whatever its padding."""
-    plain = neck and replace(neck, padding=1)
-    return next((name for name, row in NECKS.items() if row == plain), "custom")
+    plain = replace(neck, padding=1) if isinstance(neck, SEPCNeck) else neck
+    return next((name for name, row in NECKS.items() if row == plain), neck.name)
 
 
 def _with_authors_conventions(config: DetectorConfig, name: str, tag: str) -> DetectorConfig:
@@ -140,7 +147,7 @@ def _with_authors_conventions(config: DetectorConfig, name: str, tag: str) -> De
         authors_ap=ap,
     )
     changes: dict[str, Any] = {"inclusive_boxes": True, "weights": weights}
-    if config.neck is not None:
+    if isinstance(config.neck, SEPCNeck):
         changes["neck"] = {"padding": 0}
     return override(config, changes)
 
@@ -188,7 +195,7 @@ def list_models(
     if pretrained:
         names = {f"{name}.{AUTHORS_TAG}" for name in AUTHORS_WEIGHTS}
     else:
-        names = {f"{m}_{b}_{n}" for m in METHODS for b in BACKBONES for n in NECKS}
+        names = {f"{m}_{b}_{n}" for m in METHOD_TYPES for b in BACKBONES for n in NECKS}
         names |= set(_registered)
     wanted, unwanted = _patterns(filter) or ["*"], _patterns(exclude_filters)
     return sorted(n for n in names if _matches(n, wanted) and not _matches(n, unwanted))
@@ -237,6 +244,43 @@ def register_model(name: str, base: str, **config_overrides: Any) -> None:
     _registered[name] = override(config, config_overrides | {"architecture": name})
 
 
+def register_method(method: type[MethodConfig]) -> None:
+    """Add a method of your own; models are then called ``{tag}_{backbone}_{neck}``.
+
+    Args:
+        method: a subclass of ``methods.method.Method``, with ``tag="its_name"``.
+
+    Raises:
+        ConfigError: the name is taken, or is no name.
+    """
+    _add_name(METHOD_TYPES, tag_of(method), "method")
+    METHOD_TYPES[tag_of(method)] = method
+
+
+def register_neck(name: str, config: NeckConfig) -> None:
+    """Add a neck of your own; models are then called ``{method}_{backbone}_{name}``.
+
+    Args:
+        config: its entries, of a subclass of ``config.NeckEntry`` with a ``tag`` and the class
+            variable ``module``. Several names may share one class.
+
+    Raises:
+        ConfigError: the name is taken, or is no name.
+    """
+    _add_name(NECKS, name, "neck")
+    known = NECK_TYPES.setdefault(tag_of(config), type(config))
+    if known is not type(config):
+        raise ConfigError(f"there is a neck of type {tag_of(config)!r} already; choose another tag")
+    NECKS[name] = config
+
+
+def _add_name(table: dict[str, Any], name: str, kind: str) -> None:
+    if name in table:
+        raise ConfigError(f"there is a {kind} {name!r} already; choose another name")
+    if NAME.fullmatch(name) is None or "." in name:
+        raise ConfigError(f"{name!r} is no name of a {kind}: use letters, digits, _ and -")
+
+
 def with_classes(
     config: DetectorConfig, num_classes: int | None, label_names: Sequence[str] | None
 ) -> DetectorConfig:
@@ -272,6 +316,6 @@ def _unknown(name: str) -> UnknownModelError:
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "list_models() names them all"
     return UnknownModelError(
         f"no model {name!r}: a name is {{method}}_{{backbone}}_{{neck}}[.{{tag}}] with a method of "
-        f"{', '.join(METHODS)}, a backbone of list_backbones() or timm, and a neck of "
+        f"{', '.join(METHOD_TYPES)}, a backbone of list_backbones() or timm, and a neck of "
         f"{', '.join(NECKS)}; {hint}"
     )

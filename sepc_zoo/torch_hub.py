@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sepc_zoo.factory import create_model
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import AUTHORS_WEIGHTS, list_models, model_config, neck_name
 
 DOC = """A detector: method {method}, backbone {backbone} of timm, neck {neck}; {weights}.
@@ -37,6 +37,9 @@ def _entry_point(name: str) -> Callable[..., Detector]:
     )
     build.__name__ = build.__qualname__ = name
     build.__doc__ = DOC.format(
-        method=config.method, backbone=config.backbone, neck=neck_name(config.neck), weights=weights
+        method=config.method.name,
+        backbone=config.backbone.name,
+        neck=neck_name(config.neck),
+        weights=weights,
     )
     return build

@@ -1,19 +1,20 @@
 import json
-from dataclasses import FrozenInstanceError, replace
 
 import pytest
+from msgspec.structs import replace
 
 from sepc_zoo.config import (
+    METHOD_TYPES,
     AnchorConfig,
     ConfigError,
-    NeckConfig,
+    PlainNeck,
     PostprocessConfig,
+    SEPCNeck,
     WeightsConfig,
     config_from_json,
     config_to_json,
     override,
 )
-from sepc_zoo.methods import METHODS
 from sepc_zoo.registry import AUTHORS_WEIGHTS, NECKS, authors_config, model_config
 
 
@@ -28,7 +29,7 @@ def content(config):
 
 
 @pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_TYPES)
 def test_json_gives_the_config_back(method, neck):
     config = model_config(f"{method}_r18_{neck}")
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
@@ -64,7 +65,7 @@ def test_a_whole_number_will_do_for_a_float(content):
 
 
 def test_entries_with_defaults_may_be_missing(content, config):
-    for entry in ("anchors", "postprocess", "channels", "method_kwargs"):
+    for entry in ("anchors", "postprocess", "channels", "coder", "fpn"):
         del content["model_args"][entry]
     del content["pretrained_cfg"]
     expected = replace(config, weights=WeightsConfig())
@@ -79,7 +80,7 @@ def refused(content, match):
 @pytest.mark.parametrize("entry", ["architecture", "num_classes", "label_names", "category_ids"])
 def test_a_missing_entry_is_named(content, entry):
     del content[entry]
-    refused(content, f"missing entries .*{entry}")
+    refused(content, f"missing entry .*{entry}")
 
 
 def test_an_unknown_entry_at_the_top_is_named(content):
@@ -112,13 +113,13 @@ WRONG = {
     "model_args": (None, [], "x"),
     "pretrained_cfg": (None, [], 3),
     "model_args.channels": ("256", 256.5, 0, -4, 10**9, None, True),
-    "model_args.stacked_convs": (-1, 33, 1.5, "4"),
-    "model_args.method": (None, 3, ["fsaf"]),
-    "model_args.backbone": (None, 3),
+    "model_args.head.convs": (-1, 33, 1.5, "4"),
+    "model_args.method": (None, 3, ["fsaf"], {}, {"type": "yolo"}, {"type": ["fsaf"]}),
+    "model_args.backbone": (None, 3, {}, {"name": "../x"}, {"name": "http://x"}),
     "model_args.inclusive_boxes": (0, 1, "yes", None),
-    "model_args.backbone_kwargs": (None, [], "x"),
-    "model_args.method_kwargs": (None, [], "x"),
-    "model_args.neck": ([], "sepc", 0, True),
+    "model_args.backbone.kwargs": (None, [], "x", {"pretrained": True}, {"a": 10**9}),
+    "model_args.method.positive_iou": (None, [], "x", 2, float("nan")),
+    "model_args.neck": (None, [], "sepc", 0, True, {}, {"type": "bifpn"}),
     "model_args.neck.blocks": (0, 33, 10**9, 4.5, "4"),
     "model_args.neck.padding": (2, -1, True, "1"),
     "model_args.neck.norm": (1, "true", None),
@@ -153,19 +154,19 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_entry(content, entry):
 
 
 def test_a_refusal_is_short_even_of_a_number_that_is_not(content):
-    with pytest.raises(ConfigError, match="num_classes 9999") as caught:
+    with pytest.raises(ConfigError, match="num_classes") as caught:
         config_from_json(content | {"num_classes": int("9" * 4000)})
     assert len(str(caught.value)) <= 1000
 
 
 @pytest.mark.parametrize("content", [None, [], "x", 5])
 def test_what_is_no_table_is_refused(content):
-    refused(content, "config: expected dict")
+    refused(content, "config: expected a table")
 
 
 def test_configs_are_frozen(config):
     for part in (config, config.neck, config.anchors, config.postprocess, config.weights):
-        with pytest.raises(FrozenInstanceError):
+        with pytest.raises(AttributeError):
             part.anything = 1
 
 
@@ -178,8 +179,8 @@ def test_override_changes_the_entries_of_a_nested_config_only(config):
 
 def test_override_takes_a_whole_nested_config(config):
     assert override(config, {"anchors": AnchorConfig(octaves=2)}).anchors.octaves == 2
-    assert override(config, {"neck": None}).neck is None
-    assert override(config, {"neck": NeckConfig()}).neck == NeckConfig()
+    assert override(config, {"neck": {"type": "fpn"}}).neck == PlainNeck()
+    assert override(config, {"neck": SEPCNeck()}).neck == SEPCNeck()
 
 
 def test_override_leaves_the_original_alone(config):

@@ -131,13 +131,13 @@ def test_ids_follow_the_names_where_all_are_known():
         ({"label_names": ["a", "a"]}, "duplicates"),
         ({"label_names": "cat"}, "list of names"),
         ({"label_names": [1, 2]}, "label_names"),
-        ({"num_classes": 0}, "num_classes 0"),
+        ({"num_classes": 0}, "num_classes"),
         ({"chanels": 16}, "chanels"),
-        ({"method": "fsaf"}, "method.*name of the model"),
-        ({"method_kwargs": {"gama": 2.0}}, "method_kwargs of retinanet.*gama"),
-        ({"method_kwargs": {"positive_iou": "half"}}, "positive_iou"),
+        ({"method": {"type": "fsaf"}}, "method follow from the model's name"),
+        ({"method": {"gama": 2.0}}, "method.*gama"),
+        ({"method": {"positive_iou": "half"}}, "positive_iou"),
         ({"backbone_kwargs": {"bogus": 1}}, "bogus"),
-        ({"backbone_kwargs": {"out_indices": [0, 1]}}, "8, 16 and 32"),
+        ({"backbone_kwargs": {"out_indices": [0, 1]}}, "needs 8, 16, 32"),
         ({"backbone_kwargs": {"out_indices": [9]}}, "out_indices"),
     ],
 )
@@ -151,7 +151,7 @@ def test_overrides_reach_the_model():
         channels=24,
         anchors={"octaves": 1},
         postprocess={"max_detections": 5},
-        method_kwargs={"positive_iou": 0.7},
+        method={"positive_iou": 0.7},
     )
     assert model.fpn.p7.out_channels == 24
     assert model.head.cls.out_channels == 3 * 80
@@ -164,7 +164,7 @@ def test_backbone_kwargs_reach_timm_and_travel_with_the_model(tmp_path):
     again = load_model(save_model(model, tmp_path))
     assert isinstance(again.backbone.body.act1, torch.nn.SiLU)
     more = load_model(tmp_path, backbone_kwargs={"drop_path_rate": 0.2})
-    assert more.config.backbone_kwargs == {"drop_path_rate": 0.2, "act_layer": "silu"}
+    assert more.config.backbone.kwargs == {"drop_path_rate": 0.2, "act_layer": "silu"}
 
 
 def test_a_checkpoint_of_the_same_model_is_loaded(model, folder):
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_other_classes_is_refused(folder):
 )
 def test_a_file_of_timms_fits_the_backbone(backbone, tmp_path):
     model = create_model(f"fsaf_{backbone}_fpn", channels=16)
-    whole = timm.create_model(model.config.backbone)
+    whole = timm.create_model(model.config.backbone.name)
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
     load_backbone(model, tmp_path / "whole.safetensors")
     theirs = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.plain import PlainNeck, plain_loss, plain_postprocess
-from sepc_zoo.config import STRIDES, PostprocessConfig
+from sepc_zoo.config import FPNConfig, PostprocessConfig
 from sepc_zoo.methods import METHODS
 from sepc_zoo.methods.losses import normalized
 from sepc_zoo.methods.targets import Truth
@@ -14,6 +14,8 @@ from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.nms import select_detections
 from sepc_zoo.outputs import Predictions
 from sepc_zoo.registry import NECKS
+
+STRIDES = FPNConfig().strides
 
 METHOD = pytest.mark.parametrize("method", METHODS)
 HEIGHT, WIDTH, CLASSES = 192, 256, 5
@@ -42,7 +44,7 @@ def random_predictions(method, seed=0):
     """Some boxes on objects, some not, and none that lies exactly on a threshold."""
     config = METHODS[method].anchors
     generator = torch.Generator().manual_seed(seed)
-    anchors = make_anchors(config, SIZES)
+    anchors = make_anchors(config, SIZES, STRIDES)
     logits = torch.randn(3, len(anchors), CLASSES, generator=generator) - 3
     deltas = torch.randn(3, len(anchors), 4, generator=generator) * 0.3
     if METHODS[method].positive_deltas:

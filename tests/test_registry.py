@@ -5,8 +5,8 @@ import timm
 
 import sepc_zoo
 from sepc_zoo import registry as zoo
-from sepc_zoo.config import ConfigError, NeckConfig
-from sepc_zoo.methods import METHODS
+from sepc_zoo.config import METHOD_TYPES as METHODS
+from sepc_zoo.config import BackboneConfig, ConfigError, SEPCNeck
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.registry import (
     AUTHORS_WEIGHTS,
@@ -32,7 +32,7 @@ def test_every_combination_parses_into_its_parts():
         for backbone, timm_name in BACKBONES.items():
             for neck, neck_config in NECKS.items():
                 config = model_config(f"{method}_{backbone}_{neck}")
-                parts = (config.method, config.backbone, config.neck, config.architecture)
+                parts = (config.method.name, config.backbone.name, config.neck, config.architecture)
                 expected = (method, timm_name, neck_config, f"{method}_{backbone}_{neck}")
                 assert parts == expected
 
@@ -52,8 +52,8 @@ def test_curated_backbones_are_timm_models_of_every_family_promised():
 
 
 def test_only_the_baseline_has_a_tower_in_its_head():
-    assert model_config("fsaf_r50_fpn").stacked_convs == 4
-    assert model_config("fsaf_r50_pconv").stacked_convs == 0
+    assert model_config("fsaf_r50_fpn").head.convs == 4
+    assert model_config("fsaf_r50_pconv").head.convs == 0
 
 
 def test_new_models_pad_and_have_continuous_boxes():
@@ -71,7 +71,7 @@ def test_models_know_the_80_coco_classes():
 def test_a_tag_has_the_authors_conventions():
     config = model_config("fsaf_r50_sepc.coco_1x")
     assert config == authors_config("fsaf_r50_sepc") == authors_config("fsaf_r50_sepc.coco_1x")
-    assert config.neck == NeckConfig(norm=True, head_deform=True, pconv_deform=True, padding=0)
+    assert config.neck == SEPCNeck(norm=True, head_deform=True, pconv_deform=True, padding=0)
     assert config.inclusive_boxes
     assert not config.weights.antialias
     assert (config.architecture, config.weights.tag) == ("fsaf_r50_sepc", "coco_1x")
@@ -108,9 +108,9 @@ def test_a_tag_exists_only_where_weights_are_published(name):
 )
 def test_any_timm_model_goes_by_its_own_name(name):
     config = model_config(name)
-    assert timm.is_model(config.backbone)
+    assert timm.is_model(config.backbone.name)
     assert config.architecture == name
-    assert config.backbone in name
+    assert config.backbone.name in name
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_registered_row_is_a_model_like_any_other():
     assert "cells" in list_models("cel*")
     config = sepc_zoo.create_model("cells").config
     assert (config.architecture, config.channels, config.neck.blocks) == ("cells", 16, 2)
-    assert config.method == "fsaf"
+    assert config.method.name == "fsaf"
 
 
 def test_a_registered_row_may_have_other_classes():
@@ -205,7 +205,7 @@ def test_a_registered_row_may_have_other_classes():
 
 def test_a_row_may_start_from_a_registered_one():
     register_model("cells", "fsaf_r18_sepc_lite", channels=16)
-    register_model("more_cells", "cells", stacked_convs=1)
+    register_model("more_cells", "cells", head={"convs": 1})
     assert model_config("more_cells").channels == 16
 
 
@@ -228,14 +228,14 @@ def test_a_row_that_does_not_fit_is_not_registered():
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "xcit_tiny_12_p8_224", "levit_128s"])
 def test_a_backbone_without_the_strides_says_so(name):
-    with pytest.raises(ConfigError, match=r"features at strides \[.*needs 8, 16 and 32"):
-        Backbone(name)
+    with pytest.raises(ConfigError, match=r"features at strides \[.*needs 8, 16, 32"):
+        Backbone(BackboneConfig(name=name))
 
 
 @pytest.mark.parametrize("name", ["no_such_backbone", "resnet50.no_such_tag"])
 def test_a_backbone_that_timm_does_not_know_is_named(name):
     with pytest.raises(ConfigError, match=name):
-        Backbone(name)
+        Backbone(BackboneConfig(name=name))
 
 
 def test_a_model_is_normalised_as_its_backbone_was():

@@ -91,8 +91,8 @@ def model_card(
     weights = config.weights
     body = BODY.format(
         architecture=config.architecture,
-        method=config.method,
-        backbone=config.backbone,
+        method=config.method.name,
+        backbone=config.backbone.name,
         neck=neck_name(config.neck),
         num_classes=config.num_classes,
         origin=ORIGIN.format(ap=weights.authors_ap, source=weights.source)
@@ -133,8 +133,8 @@ def _front_matter(
         pipeline_tag="object-detection",
         license=weights.license or None,
         datasets=[_slug(name) for name in weights.dataset.split(" + ") if name] or None,
-        base_model=f"timm/{config.backbone}" if "." in config.backbone else None,
-        tags=["object-detection", "pytorch", "timm", config.method],
+        base_model=f"timm/{config.backbone.name}" if "." in config.backbone.name else None,
+        tags=["object-detection", "pytorch", "timm", config.method.name],
         # model-index must have both
         model_name=config.architecture if results else None,
         eval_results=results or None,

@@ -21,7 +21,7 @@ from sepc_zoo.config import (
 )
 from sepc_zoo.errors import HubError
 from sepc_zoo.files import write_atomically, write_json
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -80,15 +80,13 @@ def read_config(folder: Path) -> DetectorConfig:
         raise HubError(f"{file} is no config of a model: {error}") from error
 
 
-def load_weights(model: Detector, file: Path, trained_as: DetectorConfig) -> None:
-    """Load a safetensors file, strictly; where classes differ, rows are carried over by name.
+def load_weights(model: Detector, file: Path) -> None:
+    """Load a safetensors file, strictly.
 
     Raises:
         HubError: the file is damaged, or tensors are missing, left over or misshapen; names them.
     """
     state = read_weights(file)
-    if trained_as.label_names != model.config.label_names:
-        state |= _carry_over_classes(state, model, trained_as)
     refuse_misfits(file, state, model)
     model.load_state_dict(state, strict=True)
 
@@ -138,27 +136,6 @@ def refuse_misfits(file: Path, state: Mapping[str, Tensor], model: Detector) -> 
     problems = misfits(state, model.state_dict())
     if problems:
         raise HubError(f"{file} does not fit {model.config.architecture}:\n" + "\n".join(problems))
-
-
-def _carry_over_classes(
-    state: Mapping[str, Tensor], model: Detector, trained_as: DetectorConfig
-) -> dict[str, Tensor]:
-    """The classification of ``model``, with the rows of classes that the weights know by name."""
-    old_index = {name: i for i, name in enumerate(trained_as.label_names)}
-    pairs = [
-        (new, old_index[n]) for new, n in enumerate(model.config.label_names) if n in old_index
-    ]
-    carried = {}
-    for key, fresh in model.head.cls.state_dict(prefix="head.cls.").items():
-        old = state.get(key)
-        if old is None or old.shape[0] != model.config.anchors.per_cell * trained_as.num_classes:
-            continue  # reported as missing or misshapen
-        rows = fresh.clone().unflatten(0, (-1, model.config.num_classes))
-        if pairs:
-            new_index, index = (torch.tensor(part) for part in zip(*pairs, strict=True))
-            rows[:, new_index] = old.unflatten(0, (-1, trained_as.num_classes))[:, index]
-        carried[key] = rows.flatten(0, 1)
-    return carried
 
 
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], most: int = 20) -> list[str]:

@@ -31,7 +31,7 @@ from sepc_zoo.checkpoints.folder import (
     save_model,
 )
 from sepc_zoo.errors import HubError
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import AUTHORS_TAG, AUTHORS_WEIGHTS, model_config
 
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"

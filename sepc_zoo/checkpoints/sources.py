@@ -16,7 +16,7 @@ from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.checkpoints.hub import imported_folder, published_name
 from sepc_zoo.config import config_to_json
 from sepc_zoo.factory import load_model
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import AUTHORS_WEIGHTS, DRIVE_URL
 
 PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")

@@ -13,7 +13,7 @@ from sepc_zoo.config import ConfigError
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.inference.tta import Views
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.training.accelerator import start_processes
 
 

@@ -5,7 +5,7 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from sepc_zoo.model_info import model_info
+from sepc_zoo.factory import model_info
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -65,8 +65,8 @@ def organisation_page(org: str, folders: list[Path]) -> str:
         figures = [metrics.get("AP", -1), metrics.get("AP50", -1)]
         cells = [
             f"[{name}]({constants.ENDPOINT}/{org}/{name})",
-            config.method,
-            config.backbone,
+            config.method.name,
+            config.backbone.name,
             neck_name(config.neck),
             str(config.num_classes),
             *(f"{value:.3f}" if value >= 0 else "not measured" for value in figures),

@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from sepc_zoo.config import ConfigError
 from sepc_zoo.factory import create_model
 from sepc_zoo.methods.targets import truth_of
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import LevelConv2d
 
 PLAIN_PREFIX, FUSED_PREFIX = "plain:", "fused:"

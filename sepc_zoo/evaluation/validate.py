@@ -16,7 +16,7 @@ from sepc_zoo.evaluation.results import Row, found_in
 from sepc_zoo.inference.detections import coco_results
 from sepc_zoo.inference.loader import PhotoFile, PhotoFiles, find_objects, photo_loader
 from sepc_zoo.inference.tta import PLAIN, Found, Views
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.training.logging import progress_bar
 
 MOST_UNREADABLE = 10  # images that may have broken since the data set was read

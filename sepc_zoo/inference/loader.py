@@ -13,7 +13,7 @@ from sepc_zoo.config import WeightsConfig
 from sepc_zoo.data.images import ImageError, read_image
 from sepc_zoo.inference.preprocess import Photo
 from sepc_zoo.inference.tta import Found, PhotoInput, Views, look
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.training.resilience.signals import shield_workers
 
 

@@ -13,7 +13,7 @@ from sepc_zoo.data.images import IMAGE_SUFFIXES
 from sepc_zoo.inference.detections import Detections
 from sepc_zoo.inference.loader import PhotoFiles, find_objects, photo_loader
 from sepc_zoo.inference.tta import PLAIN, Views
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.training.logging import progress_bar
 from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
 

@@ -1,11 +1,11 @@
 """Test-time augmentation: several views of a photo make one answer."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -40,7 +40,7 @@ class Views:
         """What the weights expect, with each of the image sizes."""
         short, long = weights.image_size
         return [
-            dataclasses.replace(weights, image_size=(_scaled(short, scale), _scaled(long, scale)))
+            replace(weights, image_size=(_scaled(short, scale), _scaled(long, scale)))
             for scale in self.scales
         ]
 
@@ -73,7 +73,7 @@ def look(
         return []
     views, by_view = photos[0].views, []
     for i, weights in enumerate(views.sizes(config.weights)):
-        scaled = dataclasses.replace(config, weights=weights)
+        scaled = replace(config, weights=weights)
         images = [photo.images[i] for photo in photos]
         for mirrored in (False, True)[: 1 + views.flip]:
             found = detect([image.flip(-1) for image in images] if mirrored else images)

@@ -1,4 +1,4 @@
-"""What the methods take as truth: boxes and labels of each image, crowds apart."""
+"""From targets to what a loss takes: boxes and labels of a batch, and its positive anchors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,85 +8,74 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sepc_zoo.errors import UserError
-from sepc_zoo.ops.devices import counting_is_free, to_device
+from sepc_zoo.ops.devices import to_device
+from sepc_zoo.outputs import Targets
+
+# The number of positives is known on a GPU only after a wait. With True all anchors are gathered
+# instead, and those that are not positive are masked. Not measured on a GPU yet.
+GATHER_ALL = False
 
 
 class TargetError(UserError, ValueError):
     """A box or label that cannot be learned from; the message names image and box."""
 
 
-class Truth(NamedTuple):
-    """The objects of one image."""
+def collate_targets(targets: Sequence[Mapping[str, Any]], like: Tensor) -> Targets:
+    """The targets of a batch, crowds apart, in the type and on the device of ``like``."""
+    boxes, labels, crowds = map(list, zip(*map(_split_crowds, targets), strict=True))
+    no_box, no_label = boxes[0].new_zeros(1, 4), labels[0].new_full((1,), -1)
+    return Targets(
+        to_device(pad_sequence([*boxes, no_box], True)[:-1], like.device, like.dtype),
+        to_device(pad_sequence([*labels, no_label], True, -1)[:-1], like.device),
+        to_device(pad_sequence(crowds, True), like.device, like.dtype),
+        tuple(map(len, labels)),
+    )
 
-    boxes: Tensor  # G, 4
-    labels: Tensor  # G
-    crowds: Tensor  # C, 4: regions of objects that nobody told apart, neither object nor background
 
-
-def truth_of(target: Mapping[str, Any], like: Tensor) -> Truth:
-    """Boxes in the type and on the device of ``like``; ``iscrowd`` may be absent."""
+def _split_crowds(target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, labels and crowd boxes, on the target's own device: on CUDA the split would wait."""
     boxes, labels = target["boxes"].reshape(-1, 4), target["labels"]
-    crowds = boxes[:0]
-    if "iscrowd" in target:  # told apart where they are, and not on a GPU that would be waited for
-        crowd = target["iscrowd"].bool()
-        boxes, labels, crowds = boxes[~crowd], labels[~crowd], boxes[crowd]
-    return Truth(
-        to_device(boxes, like.device, like.dtype),
-        to_device(labels, like.device),
-        to_device(crowds, like.device, like.dtype),
-    )
-
-
-class Truths(NamedTuple):
-    """The objects of N images side by side, filled up with boxes without area."""
-
-    boxes: Tensor  # N, G, 4; G is at least 1
-    labels: Tensor  # N, G, -1 where there is no box
-    crowds: Tensor  # N, C, 4
-
-
-def pad_truths(truths: Sequence[Truth]) -> Truths:
-    device, dtype = truths[0].boxes.device, truths[0].boxes.dtype
-    one = torch.zeros(1, 4, device=device, dtype=dtype)
-    none = torch.full((1,), -1, device=device)
-    return Truths(
-        pad_sequence([*(truth.boxes for truth in truths), one], batch_first=True)[:-1],
-        pad_sequence([*(truth.labels for truth in truths), none], True, padding_value=-1)[:-1],
-        pad_sequence([truth.crowds for truth in truths], batch_first=True),
-    )
+    if "iscrowd" not in target:
+        return boxes, labels, boxes[:0]
+    crowd = target["iscrowd"].bool()
+    return boxes[~crowd], labels[~crowd], boxes[crowd]
 
 
 class Positives(NamedTuple):
-    """P anchors of a batch, the positive ones among them, and what each has to learn."""
+    """P anchors of a batch, and what each has to learn."""
 
     image: Tensor  # P
     anchor: Tensor  # P
-    real: Tensor  # P, whether it is positive; what follows means something there alone
-    box: Tensor  # P, index over the N * G boxes of the batch
+    box: Tensor  # P, index over the N * G boxes of the padded batch
     boxes: Tensor  # P, 4
     labels: Tensor  # P
+    real: Tensor | None  # P, False where the anchor is not positive; None: all are
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum ``()`` of ``values (P,)`` or ``(P, V)`` over the anchors that are positive."""
+        if self.real is None:
+            return values.sum()
+        real = self.real if values.ndim == 1 else self.real[:, None]
+        return values.masked_fill(~real, 0).sum()
 
 
-def positives(match: Tensor, truths: Truths) -> Positives:
-    """The positive anchors of a batch and their boxes; ``match (N, A)`` counts within each image.
-
-    On a GPU these are all anchors, N * A, since the host would have to wait for their number.
-    """
-    num_anchors, num_boxes = match.shape[1], truths.labels.shape[1]
+def positives(match: Tensor, targets: Targets) -> Positives:
+    """The positive anchors of a batch; ``match (N, A)`` counts the boxes within each image."""
+    num_anchors, num_boxes = match.shape[1], targets.labels.shape[1]
     match = match.flatten()
-    if counting_is_free(match.device):
-        place = (match >= 0).nonzero().squeeze(1)
-    else:
+    if GATHER_ALL:
         place = torch.arange(len(match), device=match.device)
+    else:
+        place = (match >= 0).nonzero().squeeze(1)
     match, image = match[place], place // num_anchors
     box = match.clamp(min=0) + image * num_boxes
     return Positives(
         image=image,
         anchor=place % num_anchors,
-        real=match >= 0,
         box=box,
-        boxes=truths.boxes.flatten(0, 1)[box],
-        labels=truths.labels.flatten()[box].clamp(min=0),
+        boxes=targets.boxes.flatten(0, 1)[box],
+        labels=targets.labels.flatten()[box].clamp(min=0),
+        real=match >= 0 if GATHER_ALL else None,
     )
 
 
@@ -96,10 +85,10 @@ def check_targets(
     """Refuse boxes without area or outside of the image, and labels out of range.
 
     Args:
-        extent: height and width in pixels that the predictions cover.
+        extent: height and width of the batch in pixels.
 
     Raises:
-        TargetError: names the image (its ``image_id``, or its place in the batch) and the box.
+        TargetError: names the image by its ``image_id``, or by its index in the batch, and the box.
     """
     for place, target in enumerate(targets):
         missing = [key for key in ("boxes", "labels") if key not in target]
@@ -117,7 +106,7 @@ def check_targets(
                 f"{_name(target, place)}: iscrowd is {tuple(target['iscrowd'].shape)} for "
                 f"{len(labels)} labels"
             )
-    # One look at the values of all images; where they are on a GPU, one wait.
+    # All images at once: on a GPU that is one wait.
     boxes = torch.cat([target["boxes"] for target in targets])
     labels = torch.cat([target["labels"] for target in targets])
     if not _wrong(boxes, labels, num_classes, extent).any():
@@ -128,8 +117,8 @@ def check_targets(
             raise TargetError(
                 f"{_name(target, place)}: box {i} {[round(v, 2) for v in boxes[i].tolist()]} with "
                 f"label {int(labels[i])} has no area, lies outside of the {extent[1]}x{extent[0]} "
-                f"image, or has no class of {num_classes}; correct it, or let the reader drop bad "
-                "boxes"
+                f"image, or its label is not in 0..{num_classes - 1}; correct it, or train with "
+                "--drop-bad-boxes"
             )
 
 

@@ -1,5 +1,6 @@
 """Any timm model that has features at strides 8, 16 and 32."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -8,10 +9,10 @@ import torch.nn.functional as F
 from timm.layers import Format
 from torch import Tensor, nn
 
-from sepc_zoo.config import STRIDES, ConfigError
+from sepc_zoo.config import BackboneConfig
+from sepc_zoo.errors import ConfigError
 
-FEATURE_STRIDES = STRIDES[:3]  # of C3, C4 and C5
-# Whatever timm raises over arguments that a model does not have or cannot be built with.
+# Errors that timm raises for arguments that a model does not have or cannot be built with.
 TIMM_ERRORS = (
     RuntimeError,
     TypeError,
@@ -24,18 +25,21 @@ TIMM_ERRORS = (
 
 
 class Backbone(nn.Module):
-    """C3, C4 and C5 of a timm model.
+    """The maps of a timm model at the given strides, such as C3, C4 and C5 at 8, 16 and 32.
 
     Attributes:
-        channels: of the three maps.
+        channels: channels of these maps.
         body: timm's feature extractor.
 
     Raises:
         ConfigError: timm knows no such model, it has no features, or not at these strides.
     """
 
-    def __init__(self, name: str, pretrained: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, config: BackboneConfig, strides: Sequence[int] = (8, 16, 32), pretrained: bool = False
+    ) -> None:
         super().__init__()
+        name, kwargs = config.name, config.kwargs
         try:
             self.body = _create_features(name, pretrained, kwargs)
         except TIMM_ERRORS as error:
@@ -44,19 +48,19 @@ class Backbone(nn.Module):
             ) from error
         info: Any = self.body.feature_info
         reductions = info.reduction()
-        missing = [stride for stride in FEATURE_STRIDES if stride not in reductions]
-        if missing:
+        if not set(strides) <= set(reductions):
             raise ConfigError(
-                f"backbone {name!r} has features at strides {reductions}, but a detector needs 8, "
-                "16 and 32; list_backbones() names some that have them"
+                f"backbone {name!r} has features at strides {reductions}, but the detector needs "
+                f"{', '.join(map(str, strides))}; list_backbones() names some that have them"
             )
-        self.indices = [reductions.index(stride) for stride in FEATURE_STRIDES]
+        self.indices = [reductions.index(stride) for stride in strides]
         self.channels = [info.channels()[i] for i in self.indices]
+        self.max_stride = strides[-1]
         self.channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
         try:
-            self.rounds_up = not _has_fixed_size(name) and self._keeps_partial_cells()
+            self.rounds_up = not _has_fixed_size(name) and self._keeps_partial_cells(strides)
         except TIMM_ERRORS as error:
-            raise ConfigError(f"{name!r} with {kwargs} sees no image: {error}") from error
+            raise ConfigError(f"{name!r} with {kwargs} fails on an image: {error}") from error
 
     @property
     def trunk(self) -> nn.Module:
@@ -64,11 +68,11 @@ class Backbone(nn.Module):
         return getattr(self.body, "model", self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:  # N, 3, H, W -> C3, C4, C5
-        """Maps of the images' sides over 8, 16 and 32, rounded up."""
+        """Maps whose sides are those of the images over their strides, rounded up."""
         if not self.rounds_up:
-            images = pad_to_multiple(images, FEATURE_STRIDES[-1])
+            images = pad_to_multiple(images, self.max_stride)
         if images.device.type == "cpu" and not torch.is_grad_enabled():
-            # The CPU is faster so, but not in training.
+            # Faster on the CPU, but not in training.
             images = images.contiguous(memory_format=torch.channels_last)
         features = self.body(images)
         features = [features[i] for i in self.indices]
@@ -77,10 +81,10 @@ class Backbone(nn.Module):
         return features
 
     @torch.no_grad()
-    def _keeps_partial_cells(self) -> bool:
-        """Whether an image of 33 pixels gives maps of 5, 3 and 2 cells.
+    def _keeps_partial_cells(self, strides: Sequence[int]) -> bool:
+        """Whether an image of 33 pixels gives maps whose sides are rounded up: 5, 3 and 2 cells.
 
-        Patches and poolings without padding cut off what fills no cell, and some models fail.
+        Patches and poolings without padding drop a partial cell, and some models fail on one.
         """
         image = next(self.body.parameters()).new_zeros(1, 3, 33, 33)
         try:
@@ -89,19 +93,19 @@ class Backbone(nn.Module):
             return False
         finally:
             self.body.train()
-        return [features[i].shape[-1] for i in self.indices] == [5, 3, 2]
+        return [features[i].shape[-1] for i in self.indices] == [-(-33 // s) for s in strides]
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """Parameters by stage: up to stride 2, 4, 8, 16, 32, each without those before it.
+        """Parameters by stage: up to stride 2, 4, 8, 16, 32, each without the stages before it.
 
-        The first two of a ResNet are its stem and its first stage.
+        The first two stages of a ResNet are its stem and ``layer1``.
         """
         info: Any = self.body.feature_info
         ends = [f"{name.replace('.', '_')}_" for name in info.module_name()]
         modules = [(f"{n.replace('.', '_')}_", m) for n, m in self.trunk.named_modules()]
         stages: list[list[nn.Parameter]] = []
         start = 0
-        for stride in (2, 4, *FEATURE_STRIDES):
+        for stride in (2, 4, 8, 16, 32):
             pairs = zip(ends, info.reduction(), strict=True)
             passed = tuple(end for end, reduction in pairs if reduction <= stride)
             inside = [i for i, (name, _) in enumerate(modules) if name.startswith(passed)]
@@ -119,12 +123,12 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def _create_features(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    """timm's feature extractor, of any image size where a transformer of a fixed one allows it."""
+    """timm's feature extractor, for any image size where a model of fixed size allows it."""
     if _has_fixed_size(name):
         any_size = {"strict_img_size": False} | kwargs
         try:
             return timm.create_model(name, pretrained, features_only=True, **any_size)
-        except TypeError:  # the model has no such argument
+        except TypeError:  # the model has no argument strict_img_size
             pass
     return timm.create_model(name, pretrained, features_only=True, **kwargs)
 

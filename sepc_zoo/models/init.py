@@ -1,4 +1,4 @@
-"""How the convolutions of neck and head start."""
+"""Initial weights of the convolutions of neck and head."""
 
 import math
 

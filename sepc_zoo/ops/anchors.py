@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sepc_zoo.config import STRIDES, AnchorConfig
+from sepc_zoo.config import AnchorConfig
 from sepc_zoo.ops.devices import to_device
 
 
 def cell_anchors(config: AnchorConfig, stride: int) -> Tensor:
-    """Anchors of the cell at the corner ``(per_cell, 4)`` float64: ratios outside, sizes inside.
+    """Anchors of the first cell ``(per_cell, 4)`` float64: ratios outside, sizes inside.
 
-    Sides are rounded to whole pixels as the original does it, which the authors' weights expect.
+    Their sides lie on whole pixels, as the SEPC authors' weights expect.
     """
     octaves = torch.arange(config.octaves, dtype=torch.float64) / config.octaves
     sides = config.base_scale * stride * 2**octaves
@@ -24,19 +24,20 @@ def cell_anchors(config: AnchorConfig, stride: int) -> Tensor:
 def make_anchors(
     config: AnchorConfig,
     sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """All anchors ``(A, 4)`` of a pyramid with levels of ``sizes`` (h, w), in pixels.
+    """All anchors ``(A, 4)`` in pixels, of a pyramid with levels of ``sizes`` (h, w) in cells.
 
     A runs over levels, then rows, columns and the anchors of a cell; the grid starts at (0, 0).
     """
     levels = []
-    for (height, width), stride in zip(sizes, STRIDES, strict=True):
+    for (height, width), stride in zip(sizes, strides, strict=True):
         x = torch.arange(width, device=device, dtype=dtype) * stride
         y = torch.arange(height, device=device, dtype=dtype) * stride
         y, x = torch.meshgrid(y, x, indexing="ij")
         corner = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
-        of_cell = to_device(cell_anchors(config, stride), corner.device, corner.dtype)
-        levels.append((corner + of_cell).view(-1, 4))
+        first = to_device(cell_anchors(config, stride), corner.device, corner.dtype)
+        levels.append((corner + first).view(-1, 4))
     return torch.cat(levels)

@@ -1,4 +1,4 @@
-"""Box codings in pairs: what a head regresses, and the boxes that it means."""
+"""Box codings in pairs: from boxes to what a head regresses, and back."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sepc_zoo.config import DeltaCoder, DistanceCoder
+
 # A side changes by at most this factor; the exponential of a wild prediction would overflow.
 MAX_SIDE_RATIO = 1000 / 16
+
+
+def encode(coder: DeltaCoder | DistanceCoder, anchors: Tensor, boxes: Tensor) -> Tensor:
+    """The regression target of each anchor, ``(..., 4), (..., 4) -> (..., 4)``."""
+    if isinstance(coder, DeltaCoder):
+        return encode_delta(anchors, boxes, coder.scale)
+    return encode_tblr(anchors, boxes)
+
+
+def decode(coder: DeltaCoder | DistanceCoder, anchors: Tensor, deltas: Tensor) -> Tensor:
+    """The inverse of ``encode``."""
+    if isinstance(coder, DeltaCoder):
+        return decode_delta(anchors, deltas, coder.scale)
+    return decode_tblr(anchors, deltas)
 
 
 def encode_delta(
@@ -37,7 +53,7 @@ def decode_delta(
 
 
 def _like(deltas: Tensor, scale: Sequence[float]) -> Tensor:
-    """The scale beside the deltas, without a wait for a GPU to receive it."""
+    """The scale on the device of the deltas; built there, as a copy would wait for a GPU."""
     return torch.stack([deltas.new_full((), value) for value in scale])
 
 

@@ -5,13 +5,13 @@ from torch import Tensor
 
 
 def counting_is_free(device: torch.device) -> bool:
-    """Whether a tensor's size may depend on what others hold without a wait for a GPU."""
+    """Whether a size may depend on tensor values without a wait for the device."""
     return device.type == "cpu"
 
 
 def to_device(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the host on another device; only where it may be freed meanwhile, nobody waits.
+    """Copy a host tensor to a device, asynchronously on CUDA.
 
-    CUDA sees to that, Apple's Metal does not.
+    CUDA keeps the host memory until the copy is done; Apple's Metal does not.
     """
     return x.to(device, dtype, non_blocking=torch.device(device).type == "cuda")

@@ -1,4 +1,4 @@
-"""Tensors over the processes of a run; with one process all of this does nothing."""
+"""Sums over the processes of a run; with one process these functions change nothing."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """What a process adds to a sum, every process's loss may depend on."""
+    """Each process's loss may depend on every process's summand, so gradients are summed too."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:

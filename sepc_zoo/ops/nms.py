@@ -25,14 +25,14 @@ def select_detections(
 
     Args:
         anchors: ``(A, 4)``.
-        decode: from anchors and deltas to boxes, all ``(R, 4)``.
+        decode: function from anchors and deltas to boxes, all ``(R, 4)``.
         image_sizes: height and width of each image inside the batch; boxes are clipped to it.
-        border: pixels of an image that stay under every box, see ``clip_boxes``.
+        border: smallest part of a box inside the image in pixels, see ``clip_boxes``.
 
     Returns:
         For each image ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` by falling score.
     """
-    logits, deltas, _ = predictions
+    logits, deltas = predictions.logits, predictions.deltas
     images, num_anchors, num_classes = logits.shape
     if len(image_sizes) != images:
         raise ValueError(f"{len(image_sizes)} image_sizes for {images} images")
@@ -43,7 +43,7 @@ def select_detections(
     limits = to_device(torch.tensor(image_sizes), boxes.device)
     boxes = clip_boxes(boxes[:, None], limits[image], border).squeeze(1)
 
-    # On a GPU all so far has sizes known beforehand; here it is waited for, and by copying counts.
+    # On a GPU the next line waits, and so does copying the counts; nothing before does.
     row, label = (scores > config.score_threshold).nonzero(as_tuple=True)
     image, boxes, scores = image[row], boxes[row], scores[row, label]
     keep = _suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
@@ -63,7 +63,7 @@ def _suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float
             torch.float32 if boxes.device.type == "mps" else torch.float64
         )  # Apple has no more
         return batched_nms(boxes.to(precise), scores.to(precise), group, iou_threshold)
-    # On the CPU it looks for the members of each group among all boxes; sorted they lie together.
+    # batched_nms on the CPU searches all boxes for each group's members; sorted, they are adjacent.
     groups, order = group.sort(stable=True)
     lengths = groups.unique_consecutive(return_counts=True)[1].tolist()
     members = order.split(lengths)
@@ -85,6 +85,6 @@ def _candidates(predictions: Predictions, config: PostprocessConfig) -> Tensor:
     logit, anchor = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))  # N, C
     rows = anchor + best.shape[1] * torch.arange(len(best), device=best.device)[:, None]
     if counting_is_free(best.device):
-        # Most have no score near the threshold; a hair under it, as rounding may differ.
+        # Most scores are far below the threshold. The margin allows for rounding.
         return rows[~(logit.sigmoid() < 0.999 * config.score_threshold)]
     return rows.flatten()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.config import ConfigError, DetectorConfig
 from sepc_zoo.models.backbone import Backbone
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import BACKBONES
 
 SCHEDULES = ("multistep", "cosine")
@@ -50,9 +50,9 @@ def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
     Args:
         opt: another optimizer, which brings its own learning rate and decay.
     """
-    if config.backbone in AUTHORS_BACKBONES:
-        clip_grad = 10.0 if config.method == "fsaf" else 35.0
-        with_norm = config.neck is not None and config.neck.norm
+    if config.backbone.name in AUTHORS_BACKBONES:
+        clip_grad = 10.0 if config.method.name == "fsaf" else 35.0
+        with_norm = getattr(config.neck, "norm", False)
         recipe = Recipe(batch_size=32 if with_norm else 16, clip_grad=clip_grad)
     else:
         recipe = Recipe(opt="adamw", sched="cosine", clip_grad=10.0, freeze_stages=0)

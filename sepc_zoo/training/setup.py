@@ -31,7 +31,7 @@ from sepc_zoo.data import (
 from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.files import remove_temporary, write_json
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.training.accelerator import be_deterministic, make_accelerator
 from sepc_zoo.training.checkpoint import Progress, ResumeError, Stateful, load_state, saved_state

@@ -20,7 +20,7 @@ from sepc_zoo.evaluation.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.inference.drawing import contact_sheet, draw_batch, plot_curves
 from sepc_zoo.methods.losses import mean_over_processes
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.distributed import sum_over_processes
 from sepc_zoo.training.checkpoint import save_state
@@ -153,22 +153,23 @@ def changing_statistics(detector: Detector) -> list[Tensor]:
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """The gradient of all batches as of a single one goes to the parameters; the loss terms."""
     sums: dict[str, Tensor] = {}
-    counts = torch.zeros((), device=run.accelerator.device)
-    divisor = torch.ones_like(counts)
+    counts: dict[str, Tensor] = {}
+    divisors: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         is_last = i + 1 == len(batches)
         with nullcontext() if is_last else run.accelerator.no_sync(run.model):
-            terms, count = run.detector.loss_sums(run.model(batch.images), batch.targets)
-            counts = counts + count
-            if i == 0:
-                divisor = mean_over_processes(counts).clamp(min=1)
-            run.accelerator.backward(torch.stack(list(terms.values())).sum() / divisor)
-        sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
-    if len(batches) > 1:  # the count of all batches is known only now
-        first, divisor = divisor, mean_over_processes(counts).clamp(min=1)
+            terms = run.detector.loss_terms(run.model(batch.images), batch.targets)
+            counts = {name: counts.get(name, 0) + count for name, (_, count) in terms.items()}
+            divisors = divisors or mean_over_processes(counts)
+            losses = [total / divisors[name] for name, (total, _) in terms.items()]
+            run.accelerator.backward(torch.stack(losses).sum())
+        sums = {name: sums.get(name, 0) + total.detach() for name, (total, _) in terms.items()}
+    if len(batches) > 1:  # the counts of all batches are known only now; all terms share one
+        first, divisors = divisors, mean_over_processes(counts)
         gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, first / divisor)
-    return {name: total / divisor for name, total in sums.items()}
+        name = next(iter(sums))
+        torch._foreach_mul_(gradients, first[name] / divisors[name])
+    return {name: total / divisors[name] for name, total in sums.items()}
 
 
 def told_by_host(run: Run) -> Tensor:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sepc_zoo import create_model, load_model
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.errors import UserError
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CASES = int(os.environ.get("SEPC_ZOO_FUZZ_CASES", "240"))
@@ -267,7 +267,7 @@ def test_any_values_in_a_config(good, folder, data):
 @cases(0.15)
 def test_any_arguments_of_a_backbone(good, folder, backbone, kwargs):
     content = json.loads(good[CONFIG])
-    content["model_args"] |= {"backbone": backbone, "backbone_kwargs": kwargs}
+    content["model_args"] |= {"backbone": {"name": backbone, "kwargs": kwargs}}
     built_or_refused(folder, good | {CONFIG: json.dumps(content).encode()})
 
 

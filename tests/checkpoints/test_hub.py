@@ -17,7 +17,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 @pytest.fixture(scope="module")
 def model():
-    return create_model("fsaf_r18_fpn", channels=16, stacked_convs=0, num_classes=2)
+    return create_model("fsaf_r18_fpn", channels=16, head={"convs": 0}, num_classes=2)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ ABSURD_BACKBONES = {
 def test_an_absurd_backbone_is_refused_by_the_name_of_the_file(folder, case):
     backbone, kwargs, match = ABSURD_BACKBONES[case]
     content = json.loads((folder / CONFIG).read_text())
-    content["model_args"] |= {"backbone": backbone, "backbone_kwargs": kwargs}
+    content["model_args"] |= {"backbone": {"name": backbone, "kwargs": kwargs}}
     (folder / CONFIG).write_text(json.dumps(content))
     refused(folder, f"{CONFIG} is no config of a model: .*{match}")
 

@@ -76,7 +76,7 @@ def refused(source, **kwargs):
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("method", ["retinanet", "freeanchor", "fsaf"])
 def test_every_method_and_neck_comes_back_as_it_went(method, neck, hub, token):
-    changes = TINY | ({"stacked_convs": 1} if neck == "fpn" else {})
+    changes = TINY | ({"head": {"convs": 1}} if neck == "fpn" else {})
     model = create_model(f"{method}_mnv4s_{neck}", **changes)
     assert "/commit/" in push_to_hub(model, "zoo/model", token=token)
     assert_same_model(model, create_model("hf-hub:zoo/model"))

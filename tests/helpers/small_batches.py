@@ -1,33 +1,52 @@
-"""Predictions and boxes of small images, in float64, as the tests of every method take them."""
+"""Predictions and boxes of small images, as the tests of every method take them."""
 
 import torch
 
-from sepc_zoo.methods.targets import Truth
+from sepc_zoo.methods.losses import mean_terms
+from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.ops.anchors import make_anchors
-from sepc_zoo.outputs import Predictions
+from sepc_zoo.outputs import Anchors, Predictions
+from sepc_zoo.registry import model_config
 
 SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
 CLASSES = 4
-NONE = torch.zeros(0, 4, dtype=torch.float64)
 
 
-def anchors_of(method):
-    return make_anchors(method.anchors, SIZES, dtype=torch.float64)
+def config_of(method):
+    return model_config(f"{method}_r18_fpn")
 
 
-def random_predictions(method, images=2, seed=0):
+def anchors_of(method, sizes=SIZES, dtype=torch.float64):
+    config = config_of(method)
+    boxes = make_anchors(config.anchors, sizes, config.fpn.strides, dtype=dtype)
+    return Anchors(boxes, [h * w * config.anchors.per_cell for h, w in sizes])
+
+
+def random_predictions(
+    method, images=2, classes=CLASSES, sizes=SIZES, seed=0, dtype=torch.float64, scale=1.0
+):
     generator = torch.Generator().manual_seed(seed)
-    count = len(anchors_of(method))
+    count = len(anchors_of(method, sizes).boxes)
 
     def some(values):
-        return torch.randn(images, count, values, generator=generator, dtype=torch.float64)
+        return torch.randn(images, count, values, generator=generator, dtype=dtype)
 
-    logits, deltas = some(CLASSES) - 1, some(4)
-    if method.positive_deltas:
+    logits, deltas = some(classes) - 1, some(4) * scale
+    if config_of(method).head.box_activation == "relu":
         deltas = deltas.abs()
-    return Predictions(logits.requires_grad_(), deltas.requires_grad_(), SIZES)
+    return Predictions(logits.requires_grad_(), deltas.requires_grad_(), sizes)
 
 
-def truth(boxes, labels):
+def target(boxes, labels):
     boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    return Truth(boxes, torch.tensor(labels, dtype=torch.long), NONE)
+    return {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.long)}
+
+
+def losses_of(method, predictions, *targets):
+    """The losses of a batch by a method with its default hyperparameters."""
+    config, deltas = config_of(method), predictions.deltas
+    anchors = anchors_of(method, predictions.sizes, deltas.dtype)
+    terms = config.method.loss(
+        predictions, anchors, collate_targets(targets, like=deltas), config.coder
+    )
+    return mean_terms(terms)

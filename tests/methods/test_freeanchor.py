@@ -1,35 +1,34 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_batches import CLASSES, SIZES, anchors_of, random_predictions, truth
+from small_batches import CLASSES, SIZES, anchors_of, losses_of, random_predictions, target
 
 from sepc_zoo.methods.freeanchor import (
-    DELTA_SCALE,
     FreeAnchor,
     mean_max,
     nearest_anchors,
     partly_background,
 )
-from sepc_zoo.methods.losses import normalized
-from sepc_zoo.methods.targets import pad_truths
+from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.ops import boxes as boxes_module
 from sepc_zoo.ops.boxes import box_iou
-from sepc_zoo.ops.coders import encode_delta
+from sepc_zoo.ops.coders import decode_delta, encode_delta
 from sepc_zoo.outputs import Predictions
 
-ANCHORS = anchors_of(FreeAnchor)
+DELTA_SCALE = (0.1, 0.1, 0.2, 0.2)
+ANCHORS = anchors_of("freeanchor").boxes
 
 
-TRUTHS = [
-    truth([[57.3, 3.1, 103.4, 44.2], [6.3, 39.1, 62.4, 68.2], [18.3, 3.1, 64.4, 47.2]], [0, 3, 0]),
-    truth([[29.3, 40.1, 55.4, 92.2]], [2]),
+TARGETS = [
+    target([[57.3, 3.1, 103.4, 44.2], [6.3, 39.1, 62.4, 68.2], [18.3, 3.1, 64.4, 47.2]], [0, 3, 0]),
+    target([[29.3, 40.1, 55.4, 92.2]], [2]),
 ]
 
 
-def naive_object_prob(truth, boxes):
+def naive_object_prob(target, boxes):
     """The image_box_prob of the authors, box by box: linear in IoU, the best of a class wins."""
     prob = torch.zeros(len(boxes), CLASSES, dtype=torch.float64)
-    for box, label in zip(truth.boxes, truth.labels.tolist(), strict=True):
+    for box, label in zip(target["boxes"], target["labels"].tolist(), strict=True):
         iou = box_iou(box[None], boxes)[0]
         best = max(iou.max().item(), 0.6 + 1e-12)
         for anchor, value in enumerate(iou.tolist()):
@@ -38,11 +37,11 @@ def naive_object_prob(truth, boxes):
     return prob
 
 
-def naive_loss(predictions, truths):
+def naive_loss(predictions, targets):
     positive, negative, count = 0, 0, 0
-    for logits, deltas, image in zip(predictions.logits, predictions.deltas, truths, strict=True):
+    for logits, deltas, image in zip(predictions.logits, predictions.deltas, targets, strict=True):
         prob = logits.sigmoid()
-        for box, label in zip(image.boxes, image.labels, strict=True):
+        for box, label in zip(image["boxes"], image["labels"], strict=True):
             iou, order = box_iou(box[None], ANCHORS)[0].sort(descending=True)
             assert iou[49] > iou[50], "a bag that ends in a tie is not the only right one"
             scores = []
@@ -54,7 +53,7 @@ def naive_loss(predictions, truths):
             mean = sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)
             positive = positive - 0.5 * mean.log().clamp(min=-100)
             count += 1
-        meant = naive_object_prob(image, FreeAnchor().decode(ANCHORS, deltas.detach()))
+        meant = naive_object_prob(image, decode_delta(ANCHORS, deltas.detach(), DELTA_SCALE))
         wrong = prob * (1 - meant)
         negative = negative - 0.5 * (wrong**2 * (1 - wrong).log()).sum()
     return {
@@ -64,17 +63,17 @@ def naive_loss(predictions, truths):
 
 
 def test_loss_equals_the_naive_loop():
-    predictions = random_predictions(FreeAnchor)
-    losses = normalized(*FreeAnchor().loss_sums(predictions, ANCHORS, TRUTHS))
-    expected = naive_loss(predictions, TRUTHS)
+    predictions = random_predictions("freeanchor")
+    losses = losses_of("freeanchor", predictions, *TARGETS)
+    expected = naive_loss(predictions, TARGETS)
     assert list(losses) == ["loss_positive_bag", "loss_negative_bag"]
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name])
 
 
-def object_prob(boxes, *truths):
+def object_prob(boxes, *targets):
     """The cells that mean an object, as a table ``(N, A, K)``."""
-    cells, prob = FreeAnchor().meant_cells(boxes, pad_truths(truths), CLASSES)
+    cells, prob = FreeAnchor().meant_cells(boxes, collate_targets(targets, boxes), CLASSES)
     assert len(set(cells.tolist())) == len(cells)
     table = torch.zeros(*boxes.shape[:2], CLASSES, dtype=torch.float64)
     table.view(-1)[cells] = prob
@@ -83,26 +82,26 @@ def object_prob(boxes, *truths):
 
 def test_object_prob_equals_the_naive_loop():
     generator = torch.Generator().manual_seed(0)
-    near = TRUTHS[0].boxes[torch.randint(0, 3, (2, 300), generator=generator)]
+    near = TARGETS[0]["boxes"][torch.randint(0, 3, (2, 300), generator=generator)]
     boxes = near + torch.randn(2, 300, 4, generator=generator, dtype=torch.float64)
-    other = truth([[58.0, 4.0, 104.0, 45.0]], [3])
-    prob = object_prob(boxes, TRUTHS[0], other)
+    other = target([[58.0, 4.0, 104.0, 45.0]], [3])
+    prob = object_prob(boxes, TARGETS[0], other)
     assert ((prob > 0).sum(dim=(1, 2)) > 90).all()
-    torch.testing.assert_close(prob[0], naive_object_prob(TRUTHS[0], boxes[0]))
+    torch.testing.assert_close(prob[0], naive_object_prob(TARGETS[0], boxes[0]))
     torch.testing.assert_close(prob[1], naive_object_prob(other, boxes[1]))
 
 
 def test_object_prob_is_one_for_the_best_box_and_zero_under_the_threshold():
     box = torch.tensor([[0.0, 0.0, 100.0, 100.0]], dtype=torch.float64)
     boxes = torch.tensor([[0, 0, 100, 90], [0, 0, 100, 75], [0, 0, 100, 55]], dtype=torch.float64)
-    [prob] = object_prob(boxes[None], truth(box.tolist(), [1]))
+    [prob] = object_prob(boxes[None], target(box.tolist(), [1]))
     assert prob[:, 1].tolist() == pytest.approx([1.0, 0.5, 0.0])
     assert prob[:, [0, 2, 3]].sum() == 0
 
 
 def test_an_image_without_boxes_means_nothing():
-    boxes = TRUTHS[0].boxes.expand(2, -1, -1)
-    prob = object_prob(boxes, TRUTHS[0], truth([], []))
+    boxes = TARGETS[0]["boxes"].expand(2, -1, -1)
+    prob = object_prob(boxes, TARGETS[0], target([], []))
     assert prob[0].any()
     assert not prob[1].any()
 
@@ -120,7 +119,7 @@ def test_part_of_a_probability_is_background(meant):
 
 
 def test_bags_are_the_anchors_of_highest_iou():
-    boxes = TRUTHS[0].boxes
+    boxes = TARGETS[0]["boxes"]
     bags = nearest_anchors(boxes, ANCHORS, 50)
     iou = box_iou(boxes, ANCHORS)
     assert bags.shape == (3, 50)
@@ -139,18 +138,18 @@ def test_bags_end_in_a_tie_as_those_of_the_original():
 
 @pytest.mark.parametrize("cells", [1, 100, 1000])
 def test_chunks_of_anchors_do_not_change_bags_and_object_prob(cells, monkeypatch):
-    boxes = TRUTHS[0].boxes
+    boxes = TARGETS[0]["boxes"]
     iou = box_iou(boxes, ANCHORS)
     expected = iou.gather(1, nearest_anchors(boxes, ANCHORS, 50))
     moved = boxes[torch.arange(200) % 3] + torch.randn(200, 4, dtype=torch.float64)
-    prob = object_prob(moved[None], TRUTHS[0])
+    prob = object_prob(moved[None], TARGETS[0])
     monkeypatch.setattr(boxes_module, "TABLE_CELLS", cells)
     assert torch.equal(iou.gather(1, nearest_anchors(boxes, ANCHORS, 50)), expected)
-    assert torch.equal(object_prob(moved[None], TRUTHS[0]), prob)
+    assert torch.equal(object_prob(moved[None], TARGETS[0]), prob)
 
 
 def test_a_bag_larger_than_the_image_holds_every_anchor():
-    bags = nearest_anchors(TRUTHS[0].boxes, ANCHORS[:20], 50)
+    bags = nearest_anchors(TARGETS[0]["boxes"], ANCHORS[:20], 50)
     assert [sorted(bag) for bag in bags.tolist()] == [list(range(20))] * 3
 
 
@@ -173,10 +172,8 @@ def test_mean_max_of_certainty_is_one_and_no_more():
 def test_the_positive_term_does_not_need_a_certain_anchor():
     """An object is found once one anchor of its bag finds it; the others need not."""
     logits = torch.full((1, len(ANCHORS), CLASSES), -20.0, dtype=torch.float64)
-    deltas = encode_delta(ANCHORS, TRUTHS[1].boxes.expand_as(ANCHORS), DELTA_SCALE)[None]
-    best = box_iou(TRUTHS[1].boxes, ANCHORS).argmax()
+    deltas = encode_delta(ANCHORS, TARGETS[1]["boxes"].expand_as(ANCHORS), DELTA_SCALE)[None]
+    best = box_iou(TARGETS[1]["boxes"], ANCHORS).argmax()
     logits[0, best, 2] = 30
-    losses = normalized(
-        *FreeAnchor().loss_sums(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[1:])
-    )
+    losses = losses_of("freeanchor", Predictions(logits, deltas, SIZES), *TARGETS[1:])
     assert sum(losses.values()) < 1e-6

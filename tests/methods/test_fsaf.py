@@ -1,21 +1,20 @@
 import pytest
 import torch
 import torchvision
-from small_batches import CLASSES, SIZES, anchors_of, random_predictions, truth
+from small_batches import CLASSES, SIZES, anchors_of, losses_of, random_predictions, target
 
-from sepc_zoo.methods.fsaf import FSAF, best_level, iou_loss
-from sepc_zoo.methods.losses import normalized
+from sepc_zoo.methods.fsaf import best_level, iou_loss
 from sepc_zoo.methods.matching import IGNORE, match_by_centre
 from sepc_zoo.ops.coders import decode_tblr, encode_tblr
 from sepc_zoo.outputs import Predictions
 
 LEVEL = [level for level, (h, w) in enumerate(SIZES) for _ in range(h * w)]
-ANCHORS = anchors_of(FSAF)
+ANCHORS = anchors_of("fsaf").boxes
 
 
-TRUTHS = [
-    truth([[10, 12, 50, 60], [30, 20, 110, 90], [3, 3, 19, 18], [20, 25, 40, 45]], [0, 3, 1, 0]),
-    truth([[60, 10, 100, 80]], [2]),
+TARGETS = [
+    target([[10, 12, 50, 60], [30, 20, 110, 90], [3, 3, 19, 18], [20, 25, 40, 45]], [0, 3, 1, 0]),
+    target([[60, 10, 100, 80]], [2]),
 ]
 
 
@@ -29,20 +28,20 @@ def naive_box_loss(anchor, tblr, box):
     return -iou.clamp(min=1e-6).log()
 
 
-def naive_loss(predictions, truths):
+def naive_loss(predictions, targets):
     """Box by box and level by level, as the notes on the original say it."""
     focal = torchvision.ops.sigmoid_focal_loss
     loss_cls, loss_box, count = 0, 0, 0
-    for logits, deltas, image in zip(predictions.logits, predictions.deltas, truths, strict=True):
-        match = match_by_centre(image.boxes, ANCHORS).tolist()
+    for logits, deltas, image in zip(predictions.logits, predictions.deltas, targets, strict=True):
+        match = match_by_centre(image["boxes"], ANCHORS).tolist()
         terms = torch.zeros(len(ANCHORS), CLASSES, dtype=torch.float64)
         for anchor, box in enumerate(match):
             wanted = torch.zeros(CLASSES, dtype=torch.float64)
             if box >= 0:
-                wanted[image.labels[box]] = 1
+                wanted[image["labels"][box]] = 1
             if box != IGNORE:
                 terms[anchor] = focal(logits[anchor], wanted)
-        for box, (corners, label) in enumerate(zip(image.boxes, image.labels, strict=True)):
+        for box, (corners, label) in enumerate(zip(image["boxes"], image["labels"], strict=True)):
             losses: dict[int, list] = {}
             for anchor in [a for a, b in enumerate(match) if b == box]:
                 of_box = naive_box_loss(ANCHORS[anchor], deltas[anchor], corners)
@@ -63,9 +62,9 @@ def naive_loss(predictions, truths):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_equals_the_naive_loop(seed):
-    predictions = random_predictions(FSAF, seed=seed)
-    losses = normalized(*FSAF().loss_sums(predictions, ANCHORS, TRUTHS))
-    expected = naive_loss(predictions, TRUTHS)
+    predictions = random_predictions("fsaf", seed=seed)
+    losses = losses_of("fsaf", predictions, *TARGETS)
+    expected = naive_loss(predictions, TARGETS)
     assert list(losses) == ["loss_cls", "loss_box"]
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name])
@@ -94,9 +93,9 @@ def test_a_level_without_cells_is_never_chosen():
 
 
 def test_each_box_is_learned_on_one_level():
-    predictions = random_predictions(FSAF, images=1)
-    sum(normalized(*FSAF().loss_sums(predictions, ANCHORS, [TRUTHS[0]])).values()).backward()
-    match = match_by_centre(TRUTHS[0].boxes, ANCHORS)
+    predictions = random_predictions("fsaf", images=1)
+    sum(losses_of("fsaf", predictions, TARGETS[0]).values()).backward()
+    match = match_by_centre(TARGETS[0]["boxes"], ANCHORS)
     learned = predictions.deltas.grad[0].abs().sum(dim=1) > 0
     for box in match[match >= 0].unique():
         levels = {LEVEL[anchor] for anchor in (learned & (match == box)).nonzero().flatten()}
@@ -122,11 +121,11 @@ def test_iou_loss_of_a_point_is_finite_and_bounded():
 
 
 def test_a_perfect_prediction_has_hardly_any_loss():
-    boxes, labels, _ = TRUTHS[0]
+    boxes, labels = TARGETS[0].values()
     match = match_by_centre(boxes, ANCHORS)
     logits = torch.full((1, len(ANCHORS), CLASSES), -20.0, dtype=torch.float64)
     positive = (match >= 0).nonzero().squeeze(1)
     logits[0, positive, labels[match[positive]]] = 20
     deltas = encode_tblr(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
-    losses = normalized(*FSAF().loss_sums(Predictions(logits, deltas, SIZES), ANCHORS, TRUTHS[:1]))
+    losses = losses_of("fsaf", Predictions(logits, deltas, SIZES), TARGETS[0])
     assert sum(losses.values()) < 1e-10

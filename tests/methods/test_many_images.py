@@ -3,19 +3,20 @@
 import time
 
 import pytest
+import small_batches as batches
 import torch
+from small_batches import losses_of
 from waits import Waits
 
-from sepc_zoo.config import STRIDES
-from sepc_zoo.methods import METHODS
+from sepc_zoo.config import METHOD_TYPES
 from sepc_zoo.methods import targets as targets_module
-from sepc_zoo.methods.losses import normalized
-from sepc_zoo.methods.targets import truth_of
+from sepc_zoo.methods.losses import mean_terms
+from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.ops import boxes as boxes_module
-from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.outputs import Predictions
 
 CLASSES, HEIGHT, WIDTH = 4, 96, 128
+STRIDES = (8, 16, 32, 64, 128)
 NONE = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
 SOME = {
     # No two anchors tie for the last place in a bag of FreeAnchor's: either would be right.
@@ -24,32 +25,17 @@ SOME = {
     ),
     "labels": torch.tensor([1, 3, 0]),
 }
-METHOD = pytest.mark.parametrize("method", METHODS)
+METHOD = pytest.mark.parametrize("method", METHOD_TYPES)
 
 
 def sizes_of(height, width):
     return tuple((-(-height // stride), -(-width // stride)) for stride in STRIDES)
 
 
-def random_predictions(method, images=2, classes=CLASSES, size=(HEIGHT, WIDTH), seed=0):
-    config, sizes = METHODS[method].anchors, sizes_of(*size)
-    count = sum(h * w for h, w in sizes) * config.per_cell
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(images, count, classes, generator=generator) - 2
-    deltas = torch.randn(images, count, 4, generator=generator) * 0.3
-    if METHODS[method].positive_deltas:
-        deltas = deltas.relu()
-    return Predictions(logits.requires_grad_(), deltas.requires_grad_(), sizes)
-
-
-def anchors_of(method, predictions):
-    return make_anchors(METHODS[method].anchors, predictions.sizes)
-
-
-def losses_of(method, predictions, *targets):
-    truths = [truth_of(target, like=predictions.deltas) for target in targets]
-    sums = METHODS[method]().loss_sums(predictions, anchors_of(method, predictions), truths)
-    return normalized(*sums)
+def random_predictions(method, images=2, classes=CLASSES, size=(HEIGHT, WIDTH)):
+    return batches.random_predictions(
+        method, images, classes, sizes_of(*size), dtype=torch.float32, scale=0.3
+    )
 
 
 def total_of(method, predictions, *targets):
@@ -131,7 +117,7 @@ CROWD = [64.0, 0.0, 128.0, 96.0]
 
 
 def anchors_in_crowd(method, predictions):
-    anchors = anchors_of(method, predictions)
+    anchors = batches.anchors_of(method, predictions.sizes).boxes
     x1, y1, x2, y2 = anchors.unbind(1)
     width = (x2.clamp(max=CROWD[2]) - x1.clamp(min=CROWD[0])).clamp(min=0)
     height = (y2.clamp(max=CROWD[3]) - y1.clamp(min=CROWD[1])).clamp(min=0)
@@ -194,13 +180,12 @@ def test_chunks_of_anchors_do_not_change_the_loss(method, cells, monkeypatch):
 
 @METHOD
 @pytest.mark.parametrize("targets", [(NONE, NONE), (NONE, SOME), (SOME, with_crowd(SOME, CROWD))])
-def test_on_a_gpu_where_nothing_is_counted_the_loss_is_the_same(method, targets, monkeypatch):
-    """All anchors are looked at there, and what is not positive is masked."""
+def test_gathering_all_anchors_gives_the_same_loss(method, targets, monkeypatch):
     predictions = random_predictions(method)
     inputs = (predictions.logits, predictions.deltas)
     expected = losses_of(method, predictions, *targets)
     of_expected = torch.autograd.grad(sum(expected.values()), inputs)
-    monkeypatch.setattr(targets_module, "counting_is_free", lambda _: False)
+    monkeypatch.setattr(targets_module, "GATHER_ALL", True)
     losses = losses_of(method, predictions, *targets)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name])
@@ -211,16 +196,16 @@ def test_on_a_gpu_where_nothing_is_counted_the_loss_is_the_same(method, targets,
 
 
 @METHOD
-def test_a_gpu_is_waited_for_by_freeanchor_alone(method, monkeypatch):
-    """It has to know where predictions lie near objects."""
+def test_only_freeanchor_waits_for_a_gpu_where_all_anchors_are_gathered(method, monkeypatch):
+    """It has to know which predictions lie near objects."""
     predictions = random_predictions(method)
-    monkeypatch.setattr(targets_module, "counting_is_free", lambda _: False)
-    truths = [truth_of(target, like=predictions.deltas) for target in (SOME, NONE)]
-    crowds = torch.tensor([CROWD])
-    truths[1] = truths[1]._replace(crowds=crowds)
+    monkeypatch.setattr(targets_module, "GATHER_ALL", True)
+    config, deltas = batches.config_of(method), predictions.deltas
+    targets = collate_targets([SOME, with_crowd(NONE, CROWD)], like=deltas)
+    anchors = batches.anchors_of(method, predictions.sizes, deltas.dtype)
     with Waits() as waits:
-        sums = METHODS[method]().loss_sums(predictions, anchors_of(method, predictions), truths)
-        sum(normalized(*sums).values()).backward()
+        terms = mean_terms(config.method.loss(predictions, anchors, targets, config.coder))
+        sum(terms.values()).backward()
     assert len(waits.seen) <= (2 if method == "freeanchor" else 0), waits.seen
 
 
@@ -256,15 +241,11 @@ def test_the_gradient_is_that_of_the_loss(method):
     logits, deltas = (
         part.detach().double().requires_grad_() for part in (predictions.logits, predictions.deltas)
     )
-    anchors = anchors_of(method, predictions).double()
-    truths = [truth_of(SOME, like=deltas)]
     generator = torch.Generator().manual_seed(1)
     step = torch.randn(logits.shape, generator=generator, dtype=torch.float64) * 1e-6
 
     def total(moved):
-        moved = Predictions(moved, deltas, predictions.sizes)
-        sums = METHODS[method]().loss_sums(moved, anchors, truths)
-        return sum(normalized(*sums).values())
+        return total_of(method, predictions._replace(logits=moved, deltas=deltas), SOME)
 
     total(logits).backward()
     expected = (logits.grad * step).sum().item()

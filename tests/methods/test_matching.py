@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sepc_zoo.config import AnchorConfig
+from sepc_zoo.config import AnchorConfig, FPNConfig
 from sepc_zoo.methods.matching import (
     IGNORE,
     NEGATIVE,
@@ -13,10 +13,12 @@ from sepc_zoo.ops import boxes as boxes_module
 from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.boxes import box_iou
 
+STRIDES = FPNConfig().strides
+
 SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
-ANCHORS = make_anchors(AnchorConfig(), SIZES)
+ANCHORS = make_anchors(AnchorConfig(), SIZES, STRIDES)
 CELLS = make_anchors(
-    AnchorConfig(base_scale=1.0, octaves=1, ratios=(1.0,)), SIZES, dtype=torch.float64
+    AnchorConfig(base_scale=1.0, octaves=1, ratios=(1.0,)), SIZES, STRIDES, dtype=torch.float64
 )
 
 

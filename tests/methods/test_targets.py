@@ -1,14 +1,7 @@
 import pytest
 import torch
 
-from sepc_zoo.methods.targets import (
-    TargetError,
-    Truth,
-    check_targets,
-    pad_truths,
-    positives,
-    truth_of,
-)
+from sepc_zoo.methods.targets import TargetError, check_targets, collate_targets, positives
 
 GOOD = {"boxes": torch.tensor([[1.0, 2.0, 30.0, 40.0]]), "labels": torch.tensor([2])}
 WRONG_BOXES = {
@@ -77,56 +70,57 @@ def test_a_missing_entry_is_named(key):
         check({name: value for name, value in GOOD.items() if name != key})
 
 
-def test_crowds_are_told_from_objects():
+def test_crowds_are_split_from_objects():
     boxes = torch.arange(12.0).view(3, 4)
     target = {"boxes": boxes, "labels": torch.arange(3), "iscrowd": torch.tensor([0, 1, 0])}
-    truth = truth_of(target, like=boxes)
-    assert torch.equal(truth.boxes, boxes[[0, 2]])
-    assert truth.labels.tolist() == [0, 2]
-    assert torch.equal(truth.crowds, boxes[[1]])
+    targets = collate_targets([target, GOOD], like=boxes)
+    assert torch.equal(targets.boxes[0], boxes[[0, 2]])
+    assert targets.labels.tolist() == [[0, 2], [2, -1]]
+    assert torch.equal(targets.crowds[0], boxes[[1]])
+    assert not targets.crowds[1].any()
 
 
-def test_without_iscrowd_there_are_no_crowds():
-    assert truth_of(GOOD, like=GOOD["boxes"]).crowds.shape == (0, 4)
-
-
-def test_truth_comes_in_the_type_of_the_predictions():
-    assert truth_of(GOOD, like=torch.zeros(1, dtype=torch.float64)).boxes.dtype == torch.float64
+def test_targets_come_in_the_type_of_the_predictions():
+    targets = collate_targets([GOOD], like=torch.zeros(1, dtype=torch.float64))
+    assert targets.boxes.dtype == targets.crowds.dtype == torch.float64
 
 
 def test_positives_gather_boxes_over_the_batch():
     boxes = torch.arange(12.0).view(3, 4)
-    truths = [
-        Truth(boxes[:1], torch.tensor([5]), boxes[:0]),
-        Truth(boxes[:0], torch.tensor([], dtype=torch.long), boxes[:0]),
-        Truth(boxes[1:], torch.tensor([6, 7]), boxes[:0]),
+    images = [
+        {"boxes": boxes[:1], "labels": torch.tensor([5])},
+        {"boxes": boxes[:0], "labels": torch.tensor([], dtype=torch.long)},
+        {"boxes": boxes[1:], "labels": torch.tensor([6, 7])},
     ]
     match = torch.tensor([[-1, 0, -2], [-1, -1, -1], [1, -2, 0]])
-    found = positives(match, pad_truths(truths))  # two boxes an image
-    assert found.real.all()
-    assert found.image.tolist() == [0, 2, 2]
-    assert found.anchor.tolist() == [1, 0, 2]
-    assert found.box.tolist() == [0, 5, 4]
-    assert found.labels.tolist() == [5, 7, 6]
-    assert torch.equal(found.boxes, boxes[[0, 2, 1]])
+    pos = positives(match, collate_targets(images, boxes))  # two boxes an image
+    assert pos.image.tolist() == [0, 2, 2]
+    assert pos.anchor.tolist() == [1, 0, 2]
+    assert pos.box.tolist() == [0, 5, 4]
+    assert pos.labels.tolist() == [5, 7, 6]
+    assert torch.equal(pos.boxes, boxes[[0, 2, 1]])
 
 
-def test_padding_fills_up_with_boxes_that_match_nothing():
-    boxes = torch.arange(8.0).view(2, 4)
-    none = boxes[:0]
-    some = Truth(boxes, torch.tensor([5, 6]), boxes[:1])
-    padded = pad_truths([some, Truth(none, torch.zeros(0, dtype=torch.long), none)])
-    assert torch.equal(padded.boxes[0], boxes)
-    assert not padded.boxes[1].any()
-    assert padded.labels.tolist() == [[5, 6], [-1, -1]]
-    assert padded.crowds.shape == (2, 1, 4)
+def test_boxes_of_a_batch_come_flat_without_padding():
+    boxes = torch.arange(12.0).view(3, 4)
+    images = [
+        {"boxes": boxes[:0], "labels": torch.tensor([], dtype=torch.long)},
+        {"boxes": boxes[:1], "labels": torch.tensor([5])},
+        {"boxes": boxes[1:], "labels": torch.tensor([6, 7])},
+    ]
+    image, flat, labels = collate_targets(images, boxes).flat()
+    assert image.tolist() == [1, 2, 2]
+    assert torch.equal(flat, boxes)
+    assert labels.tolist() == [5, 6, 7]
 
 
 def test_a_batch_without_boxes_is_padded_to_one():
-    none = torch.zeros(0, 4)
-    padded = pad_truths([Truth(none, torch.zeros(0, dtype=torch.long), none)] * 2)
-    assert padded.boxes.shape == (2, 1, 4)
-    assert padded.crowds.shape == (2, 0, 4)
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+    targets = collate_targets([none, none], torch.zeros(1))
+    assert targets.boxes.shape == (2, 1, 4)
+    assert targets.labels.tolist() == [[-1], [-1]]
+    assert targets.crowds.shape == (2, 0, 4)
+    assert targets.lengths == (0, 0)
 
 
 def test_values_of_a_batch_are_looked_at_once(monkeypatch):

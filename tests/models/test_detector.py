@@ -1,12 +1,14 @@
 import pytest
 import torch
 
-from sepc_zoo.config import STRIDES
+from sepc_zoo.config import METHOD_TYPES as METHODS
+from sepc_zoo.config import FPNConfig
 from sepc_zoo.factory import create_model
-from sepc_zoo.methods import METHODS
 from sepc_zoo.methods.targets import TargetError
 from sepc_zoo.outputs import Predictions
 from sepc_zoo.registry import NECKS
+
+STRIDES = FPNConfig().strides
 
 COMBINATIONS = [(method, neck) for method in METHODS for neck in NECKS]
 LOSSES = {
@@ -44,7 +46,10 @@ def test_predictions_lie_on_the_pyramid(method, neck):
     assert predictions.sizes == tuple((-(-96 // s), -(-128 // s)) for s in STRIDES)
     count = sum(h * w for h, w in predictions.sizes) * model.config.anchors.per_cell
     assert predictions.logits.shape == (2, count, 4)
-    assert predictions.deltas.shape == model.anchors(predictions).expand(2, -1, -1).shape
+    assert predictions.deltas.shape == (
+        2,
+        *model.anchors(predictions.sizes, predictions.deltas).boxes.shape,
+    )
     assert sum(predictions.level_lengths) == count
 
 

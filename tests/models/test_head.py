@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from sepc_zoo.config import DenseHead
 from sepc_zoo.models.heads.dense import Head
 
 SIZES = ((4, 6), (2, 3), (1, 2), (1, 1), (1, 1))
@@ -14,9 +15,7 @@ def pyramid():
 
 
 def make_head(**changes):
-    arguments = {"channels": 8, "num_anchors": 3, "num_classes": 5, "stacked_convs": 0}
-    arguments |= {"box_bias": 0.0, "box_activation": nn.Identity()}
-    return Head(**(arguments | changes))
+    return Head(8, num_anchors=3, num_classes=5, config=DenseHead(**({"convs": 0} | changes)))
 
 
 def test_a_runs_over_levels_then_rows_then_columns_then_anchors(pyramid):
@@ -38,7 +37,7 @@ def test_sizes_are_those_of_the_maps(pyramid):
 
 
 def test_classes_and_boxes_come_from_their_own_pyramids(pyramid):
-    head = make_head(stacked_convs=1)
+    head = make_head(convs=1)
     other = [x + 1 for x in pyramid]
     both, mixed = head(pyramid, pyramid), head(other, pyramid)
     assert torch.equal(both.deltas, mixed.deltas)
@@ -47,7 +46,7 @@ def test_classes_and_boxes_come_from_their_own_pyramids(pyramid):
 
 @pytest.mark.parametrize("depth", [0, 1, 4])
 def test_the_tower_has_as_many_convolutions_as_asked(depth):
-    head = make_head(stacked_convs=depth)
+    head = make_head(convs=depth)
     convolutions = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 2 * depth + 2
 
@@ -61,6 +60,6 @@ def test_a_new_head_scores_one_percent_and_means_the_anchor():
 
 
 def test_the_box_bias_and_activation_are_the_methods(pyramid):
-    head = make_head(box_bias=1.0, box_activation=torch.relu)
+    head = make_head(box_bias=1.0, box_activation="relu")
     assert (head.box.bias == 1).all()
     assert head([-1e6 * x.abs() for x in pyramid], pyramid).deltas.min() >= 0

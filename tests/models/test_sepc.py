@@ -5,18 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sepc_zoo.config import NeckConfig
+from sepc_zoo.config import PlainNeck, SEPCNeck
+from sepc_zoo.models import necks
+from sepc_zoo.models.necks import build_neck
 from sepc_zoo.models.necks.sepc import (
     SEPC,
     Branch,
     IntegratedBatchNorm,
     LevelConv2d,
-    PlainNeck,
     PyramidConv,
-    build_neck,
 )
 
-SEPC_CONFIG = NeckConfig(norm=True, head_deform=True, pconv_deform=True)
+SEPC_CONFIG = SEPCNeck(norm=True, head_deform=True, pconv_deform=True)
 SIZES = ((24, 33), (12, 17), (6, 9), (3, 5), (2, 3))
 
 
@@ -41,14 +41,14 @@ def assert_close(ours, theirs):
 
 
 def test_zero_offsets_make_a_plain_pyramid_conv(pyramid):
-    bent = PyramidConv(8, NeckConfig(pconv_deform=True))
-    plain = PyramidConv(8, NeckConfig())
+    bent = PyramidConv(8, SEPCNeck(pconv_deform=True))
+    plain = PyramidConv(8, SEPCNeck())
     plain.load_state_dict({k: v for k, v in bent.state_dict().items() if ".offset." not in k})
     assert_close(bent(pyramid), plain(pyramid))
 
 
 def test_a_level_hears_itself_and_its_two_neighbours(pyramid):
-    pconv = PyramidConv(8, NeckConfig())
+    pconv = PyramidConv(8, SEPCNeck())
     nn.init.normal_(pconv.from_same.bias)
     for i, y in enumerate(pconv(pyramid)):
         expected = F.conv2d(pyramid[i], pconv.from_same.weight, pconv.from_same.bias, padding=1)
@@ -64,7 +64,7 @@ def test_a_level_hears_itself_and_its_two_neighbours(pyramid):
 
 
 def test_levels_two_apart_do_not_hear_each_other(pyramid):
-    pconv = PyramidConv(8, NeckConfig(pconv_deform=True))
+    pconv = PyramidConv(8, SEPCNeck(pconv_deform=True))
     changed = [*pyramid[:4], pyramid[4] + 1]
     before, after = pconv(pyramid), pconv(changed)
     assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [True] * 3 + [
@@ -74,7 +74,7 @@ def test_levels_two_apart_do_not_hear_each_other(pyramid):
 
 def test_the_finest_level_does_not_deform(pyramid):
     torch.manual_seed(0)
-    pconv = PyramidConv(8, NeckConfig(pconv_deform=True))
+    pconv = PyramidConv(8, SEPCNeck(pconv_deform=True))
     before = pconv(pyramid)
     after = bend(pconv)(pyramid)
     assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [True] + [False] * 4
@@ -83,7 +83,7 @@ def test_the_finest_level_does_not_deform(pyramid):
 @pytest.mark.parametrize("padding", [0, 1])
 def test_the_finest_level_of_a_branch_does_not_deform(pyramid, padding):
     torch.manual_seed(0)
-    branch = Branch(8, NeckConfig(head_deform=True, padding=padding))
+    branch = Branch(8, SEPCNeck(head_deform=True, padding=padding))
     pyramid = [x.repeat(1, 1, 2, 2) for x in pyramid]
     before = branch(pyramid)
     after = bend(branch)(pyramid)
@@ -93,15 +93,15 @@ def test_the_finest_level_of_a_branch_does_not_deform(pyramid, padding):
 def test_the_neck_keeps_the_sizes_and_a_branch_without_padding_cuts_two(pyramid):
     assert [x.shape for x in SEPC(8, SEPC_CONFIG)(pyramid)[0]] == [x.shape for x in pyramid]
     pyramid = [torch.randn(1, 8, h, w) for h, w in ((33, 41), (17, 21), (9, 11), (5, 6), (3, 3))]
-    bare = SEPC(8, NeckConfig(padding=0))
+    bare = SEPC(8, SEPCNeck(padding=0))
     for branch in bare(pyramid):
         for x, y in zip(branch, pyramid, strict=True):
             assert x.shape[-2:] == (y.shape[-2] - 2, y.shape[-1] - 2)
 
 
 def test_without_a_config_the_neck_hands_the_pyramid_on(pyramid):
-    neck = build_neck(8, None)
-    assert isinstance(neck, PlainNeck)
+    neck = build_neck(8, PlainNeck())
+    assert isinstance(neck, necks.PlainNeck)
     assert not list(neck.parameters())
     assert all(x is y for branch in neck(pyramid) for x, y in zip(branch, pyramid, strict=True))
 
@@ -109,9 +109,9 @@ def test_without_a_config_the_neck_hands_the_pyramid_on(pyramid):
 @pytest.mark.parametrize(
     ("config", "norms", "bent"),
     [
-        (NeckConfig(), 0, 0),
-        (NeckConfig(norm=True), 6, 0),
-        (NeckConfig(norm=True, head_deform=True), 6, 2),
+        (SEPCNeck(), 0, 0),
+        (SEPCNeck(norm=True), 6, 0),
+        (SEPCNeck(norm=True, head_deform=True), 6, 2),
         (SEPC_CONFIG, 6, 14),
     ],
     ids=["pconv", "ibn_pconv", "sepc_lite", "sepc"],
@@ -184,7 +184,7 @@ def test_the_gain_of_a_new_neck_does_not_depend_on_its_channels():
     gains = []
     for channels in (16, 64, 256):
         wide = [torch.randn(1, channels, h, w).relu() for h, w in SIZES]
-        out = SEPC(channels, NeckConfig())(wide)[0]
+        out = SEPC(channels, SEPCNeck())(wide)[0]
         gains.append((out[2].std() / wide[2].std()).item())
     assert max(gains) < 2 * min(gains)
 

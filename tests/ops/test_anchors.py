@@ -3,8 +3,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sepc_zoo.config import STRIDES, AnchorConfig
+from sepc_zoo.config import AnchorConfig, FPNConfig
 from sepc_zoo.ops.anchors import cell_anchors, make_anchors
+
+STRIDES = FPNConfig().strides
 
 SIZES = ((6, 9), (3, 5), (2, 3), (1, 2), (1, 1))
 SQUARE = AnchorConfig(base_scale=1.0, octaves=1, ratios=(1.0,))
@@ -29,12 +31,12 @@ def naive_anchors(config, sizes):
 
 @pytest.mark.parametrize("config", [AnchorConfig(), SQUARE, AnchorConfig(3.0, 2, (0.25, 1.0))])
 def test_anchors_equal_the_naive_loop(config):
-    assert torch.equal(make_anchors(config, SIZES), naive_anchors(config, SIZES))
+    assert torch.equal(make_anchors(config, SIZES, STRIDES), naive_anchors(config, SIZES))
 
 
 def test_a_runs_over_levels_then_rows_then_columns_then_anchors_of_a_cell():
     config = AnchorConfig()
-    anchors = make_anchors(config, SIZES)
+    anchors = make_anchors(config, SIZES, STRIDES)
     cell = 2 * SIZES[0][1] + 3  # row 2, column 3 of P3
     found = anchors[cell * config.per_cell + 4]  # the middle ratio and size
     centre = (found[:2] + found[2:]) / 2
@@ -60,9 +62,9 @@ def test_sides_grow_by_octaves_and_strides():
 
 
 def test_anchors_come_in_the_type_asked_for():
-    assert make_anchors(AnchorConfig(), SIZES, dtype=torch.float64).dtype == torch.float64
+    assert make_anchors(AnchorConfig(), SIZES, STRIDES, dtype=torch.float64).dtype == torch.float64
 
 
 def test_the_number_of_levels_must_fit():
     with pytest.raises(ValueError, match="zip"):
-        make_anchors(AnchorConfig(), SIZES[:3])
+        make_anchors(AnchorConfig(), SIZES[:3], STRIDES)

@@ -2,15 +2,17 @@ import pytest
 import torch
 import torchvision
 
-from sepc_zoo.config import AnchorConfig, PostprocessConfig
+from sepc_zoo.config import AnchorConfig, FPNConfig, PostprocessConfig
 from sepc_zoo.ops import nms as postprocess_module
 from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.coders import decode_delta
 from sepc_zoo.ops.nms import select_detections
 from sepc_zoo.outputs import Predictions
 
+STRIDES = FPNConfig().strides
+
 SIZES = ((8, 8), (4, 4), (2, 2), (1, 1), (1, 1))
-ANCHORS = make_anchors(AnchorConfig(), SIZES)
+ANCHORS = make_anchors(AnchorConfig(), SIZES, STRIDES)
 
 
 def random_predictions(images=3, classes=5, seed=0, mean=-2.0):

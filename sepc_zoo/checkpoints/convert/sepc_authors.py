@@ -11,7 +11,7 @@ from torch import Tensor
 from sepc_zoo.checkpoints.folder import misfits
 from sepc_zoo.errors import UserError
 from sepc_zoo.factory import build
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import authors_config
 
 # The original's Pconv.0, 1, 2 read the coarser, the same and the finer level.
@@ -59,7 +59,7 @@ def from_authors(state_dict: Mapping[str, Tensor], name: str) -> Detector:
     """
     model = build(authors_config(name))
     state = {rename(key): value for key, value in state_dict.items()}
-    order = BOX_CHANNELS.get(model.config.method)
+    order = BOX_CHANNELS.get(model.config.method.name)
     if order is not None:
         for key in ("head.box.weight", "head.box.bias"):
             if key in state and len(state[key]) == len(order):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sepc_zoo.config import STRIDES, AnchorConfig
+from sepc_zoo.config import AnchorConfig, FPNConfig
 from sepc_zoo.data.annotations import Listing
 from sepc_zoo.ops.anchors import cell_anchors
 
@@ -103,7 +103,7 @@ def anchor_reach(columns: Columns, image_size: tuple[int, int], anchors: AnchorC
     scale = np.minimum(long / sizes.max(axis=1), short / sizes.min(axis=1))
     boxes = columns.box_sizes[chosen] * scale[:, None]
     best = np.zeros(len(boxes))
-    for stride in STRIDES:
+    for stride in FPNConfig().strides:
         for x1, y1, x2, y2 in cell_anchors(anchors, stride).tolist():
             shape = np.array([y2 - y1, x2 - x1])
             inter = np.minimum(boxes, shape).prod(axis=1)

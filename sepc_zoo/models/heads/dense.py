@@ -1,53 +1,64 @@
-"""The prediction head."""
+"""The head of dense detectors."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sepc_zoo.config import DenseHead
 from sepc_zoo.models.init import init_conv
 from sepc_zoo.outputs import Predictions
 
-PRIOR = 0.01  # score of every class on every anchor before training (RetinaNet, section 4.1)
+# Bias for an initial score of 0.01 of every class on every anchor (RetinaNet, section 4.1).
+PRIOR_BIAS = -math.log((1 - 0.01) / 0.01)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": nn.Identity(), "relu": F.relu}
 
 
 class Head(nn.Module):
     """Classes and boxes of every anchor, by convolutions that all levels share.
 
     Args:
-        stacked_convs: 3x3 convolutions of each branch before the last one.
-        box_bias: of the last convolution for boxes, at the start.
-        box_activation: after it.
+        channels: channels of every level.
+        num_anchors: anchors of a cell.
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_anchors: int,
-        num_classes: int,
-        stacked_convs: int,
-        box_bias: float,
-        box_activation: Callable[[Tensor], Tensor],
+        self, channels: int, num_anchors: int, num_classes: int, config: DenseHead
     ) -> None:
         super().__init__()
+        self.num_anchors = num_anchors
         self.num_classes = num_classes
-        self.box_activation = box_activation
-        self.cls_tower = _tower(channels, stacked_convs)
-        self.box_tower = _tower(channels, stacked_convs)
+        self.activation = ACTIVATIONS[config.box_activation]
+        self.cls_tower = _tower(channels, config.convs)
+        self.box_tower = _tower(channels, config.convs)
         self.cls = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.box = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
-        init_conv(self.cls, bias=-math.log((1 - PRIOR) / PRIOR))
-        init_conv(self.box, bias=box_bias)
+        init_conv(self.cls, bias=PRIOR_BIAS)
+        init_conv(self.box, bias=config.box_bias)
 
     def forward(self, cls_pyramid: list[Tensor], box_pyramid: list[Tensor]) -> Predictions:
         logits = [self.cls(self.cls_tower(x)) for x in cls_pyramid]
-        deltas = [self.box_activation(self.box(self.box_tower(x))) for x in box_pyramid]
+        deltas = [self.activation(self.box(self.box_tower(x))) for x in box_pyramid]
         return Predictions(
             logits=torch.cat([_by_anchor(x, self.num_classes) for x in logits], dim=1),
             deltas=torch.cat([_by_anchor(x, 4) for x in deltas], dim=1),
             sizes=tuple((x.shape[2], x.shape[3]) for x in logits),
         )
+
+    def reset_classes(self, old_index: Sequence[int | None]) -> None:
+        """A new class convolution, where a class keeps the weights of its old index, if any."""
+        old, self.num_classes = self.cls, len(old_index)
+        self.cls = nn.Conv2d(old.in_channels, self.num_anchors * len(old_index), 3, padding=1)
+        init_conv(self.cls, bias=PRIOR_BIAS)
+        self.cls.to(old.weight)
+        kept = [(new, index) for new, index in enumerate(old_index) if index is not None]
+        for ours, theirs in zip(self.cls.parameters(), old.parameters(), strict=True):
+            rows = ours.data.unflatten(0, (self.num_anchors, -1))
+            old_rows = theirs.data.unflatten(0, (self.num_anchors, -1))
+            for new, index in kept:
+                rows[:, new] = old_rows[:, index]
 
 
 def _tower(channels: int, depth: int) -> nn.Sequential:

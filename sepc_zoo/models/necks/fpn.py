@@ -5,18 +5,30 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sepc_zoo.config import FPNConfig
+
 
 class FPN(nn.Module):
-    """P3 ... P7 from C3, C4 and C5 (Lin et al. 2017; P6 and P7 as RetinaNet, without ReLU)."""
+    """A pyramid from the backbone's maps up to C5 (Lin et al. 2017; P6 and P7 as in RetinaNet).
 
-    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+    Args:
+        in_channels: channels of the backbone's maps, the last of which is C5.
+        channels: channels of every level.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, config: FPNConfig) -> None:
         super().__init__()
+        self.config = config
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels
         )
-        self.p6 = nn.Conv2d(in_channels[-1], channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        last = config.levels[1]
+        p6_channels = in_channels[-1] if config.p6_from == "c5" else channels
+        if last >= 6:
+            self.p6 = nn.Conv2d(p6_channels, channels, 3, stride=2, padding=1)
+        if last >= 7:
+            self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -27,5 +39,11 @@ class FPN(nn.Module):
         for i in reversed(range(len(merged) - 1)):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:])
         pyramid = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
-        p6 = self.p6(features[-1])
-        return [*pyramid, p6, self.p7(p6)]
+        last = self.config.levels[1]
+        if last >= 6:
+            pyramid.append(self.p6(features[-1] if self.config.p6_from == "c5" else pyramid[-1]))
+        if last >= 7:
+            pyramid.append(
+                self.p7(F.relu(pyramid[-1]) if self.config.relu_before_p7 else pyramid[-1])
+            )
+        return pyramid

@@ -7,27 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sepc_zoo.config import NeckConfig
+from sepc_zoo.config import SEPCNeck
 from sepc_zoo.models.init import init_conv
 from sepc_zoo.ops.deform_conv import asks_for_fused, deform_conv2d
 from sepc_zoo.ops.distributed import process_count, sum_over_processes
 
 
-class PlainNeck(nn.Module):
-    """The baseline: classes and boxes are read off the same FPN."""
-
-    def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        return pyramid, pyramid
-
-
 class SEPC(nn.Module):
     """Pyramid convolutions, then one branch for classes and one for boxes (section 3, figure 4).
 
-    The variants of the paper differ in their ``NeckConfig`` only. Maps are kept with their channels
-    last: a deformed tap reads all channels of a pixel, and the integrated norm joins levels.
+    The variants of the paper differ in their ``SEPCNeck`` only. Maps are in channels-last memory: a
+    deformable tap reads all channels of a pixel, and the integrated norm joins levels.
     """
 
-    def __init__(self, channels: int, config: NeckConfig) -> None:
+    def __init__(self, channels: int, config: SEPCNeck) -> None:
         super().__init__()
         self.pconvs = nn.ModuleList(PyramidConv(channels, config) for _ in range(config.blocks))
         self.cls_branch = Branch(channels, config)
@@ -41,9 +34,9 @@ class SEPC(nn.Module):
 
 
 class PyramidConv(nn.Module):
-    """A convolution over space and scale: each level hears its two neighbours (section 3.1)."""
+    """A convolution over space and scale: each level reads its two neighbours (section 3.1)."""
 
-    def __init__(self, channels: int, config: NeckConfig) -> None:
+    def __init__(self, channels: int, config: SEPCNeck) -> None:
         super().__init__()
         deform = config.pconv_deform
         self.from_finer = LevelConv2d(channels, deform=deform, stride=2)
@@ -63,7 +56,7 @@ class PyramidConv(nn.Module):
 class Branch(nn.Module):
     """The last convolution before the head, shared by all levels."""
 
-    def __init__(self, channels: int, config: NeckConfig) -> None:
+    def __init__(self, channels: int, config: SEPCNeck) -> None:
         super().__init__()
         self.conv = LevelConv2d(channels, deform=config.head_deform, padding=config.padding)
         self.norm = IntegratedBatchNorm(channels) if config.norm else None
@@ -73,10 +66,10 @@ class Branch(nn.Module):
 
 
 class LevelConv2d(nn.Conv2d):
-    """A 3x3 convolution of a pyramid that deforms on every level but the finest (section 3.2).
+    """A 3x3 convolution of a pyramid that is deformable on all levels but the finest (section 3.2).
 
-    The paper's fixed kernel meets the finest level and is bent towards the others, whose features
-    are not blurred the way a Gaussian pyramid is. There is no modulation.
+    A kernel that fits all levels would need a Gaussian pyramid, which a backbone is not: on the
+    other levels, offsets adapt the kernel. There is no modulation.
 
     Attributes:
         fused: see ``deform_conv2d``.
@@ -92,22 +85,24 @@ class LevelConv2d(nn.Conv2d):
             nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: list[Tensor], finest: int = 0) -> list[Tensor]:  # type: ignore[override]
-        """``finest`` is the level that the first map is written to; 0 is that of P3."""
+        """Convolve ``maps``; the first is written to level ``finest``, where 0 is P3."""
         if self.offset is None:
             return [super(LevelConv2d, self).forward(x) for x in maps]
         fixed = [super(LevelConv2d, self).forward(x) for x in maps[: 1 - finest]]
-        bent = maps[1 - finest :]
-        offsets = [self.offset(x) for x in bent]
+        others = maps[1 - finest :]
+        offsets = [self.offset(x) for x in others]
         stride, padding = self.stride[0], int(self.padding[0])
         bias = cast(Tensor, self.bias)
-        return fixed + deform_conv2d(bent, offsets, self.weight, bias, stride, padding, self.fused)
+        return fixed + deform_conv2d(
+            others, offsets, self.weight, bias, stride, padding, self.fused
+        )
 
 
 class IntegratedBatchNorm(nn.Module):
     """Batch norm with the statistics of all levels together (section 3.3).
 
     Attributes:
-        sync: with those of all processes, too.
+        sync: take the statistics over all processes.
     """
 
     def __init__(self, channels: int) -> None:
@@ -120,8 +115,8 @@ class IntegratedBatchNorm(nn.Module):
             return [self.norm(x) for x in pyramid]
         shapes = [(len(x), *x.shape[-2:]) for x in pyramid]
         joined = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in pyramid])  # cells, C
-        # Each cell as an image: over maps of height or width 1, the gradient of torch 2.15's batch
-        # norm on the CPU is wrong where it arrives in another memory format than the map's.
+        # Each cell is passed as an image: torch 2.15's batch norm on the CPU computes a wrong
+        # gradient over maps of height or width 1, if map and gradient differ in memory format.
         joined = self._normalize(joined[:, :, None, None]).flatten(1)
         levels = joined.split([math.prod(shape) for shape in shapes])
         return [
@@ -162,8 +157,3 @@ def norm_relu(pyramid: list[Tensor], norm: nn.Module | None) -> list[Tensor]:
 
 def resize_like(x: Tensor, y: Tensor) -> Tensor:
     return F.interpolate(x, size=y.shape[-2:], mode="bilinear", align_corners=True)
-
-
-def build_neck(channels: int, config: NeckConfig | None) -> nn.Module:
-    """The neck between FPN and head; None is the baseline without one."""
-    return PlainNeck() if config is None else SEPC(channels, config)

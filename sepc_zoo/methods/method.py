@@ -1,0 +1,29 @@
+"""The base class of the methods of dense detectors."""
+
+from torch import Tensor
+
+from sepc_zoo.config import DeltaCoder, DistanceCoder, Entry, MethodConfig
+from sepc_zoo.outputs import Anchors, Predictions, Targets, Terms
+
+Coder = DeltaCoder | DistanceCoder
+
+
+class Method(Entry, MethodConfig, frozen=True):
+    """Hyperparameters of matching and losses, as entries of the config, and the losses.
+
+    Derive from it with ``tag="name"``, and call ``register_method`` with the class.
+    """
+
+    def loss(
+        self, predictions: Predictions, anchors: Anchors, targets: Targets, coder: Coder
+    ) -> Terms:
+        """Differentiable sums over the images of this process, and the counts to divide them by.
+
+        The caller divides: the count of a large batch may be spread over processes and over
+        accumulated batches.
+        """
+        raise NotImplementedError
+
+    def counts(self, anchors: Anchors, targets: Targets) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """The counts of ``loss``, where they depend on the targets alone; else None."""
+        return None

@@ -1,0 +1,219 @@
+"""The base class of all detectors: one contract for every family."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sepc_zoo.config import DetectorConfig, override
+from sepc_zoo.data.images import normalize, pad_and_stack, padded_size
+from sepc_zoo.inference.detections import Detections
+from sepc_zoo.inference.preprocess import Photo, open_photos
+from sepc_zoo.inference.tta import PLAIN, Views, look
+from sepc_zoo.methods.losses import mean_terms
+from sepc_zoo.models.backbone import Backbone
+from sepc_zoo.models.necks import build_neck
+from sepc_zoo.models.necks.fpn import FPN
+from sepc_zoo.ops.devices import to_device
+from sepc_zoo.outputs import Terms
+from sepc_zoo.registry import with_classes
+
+Target = Mapping[str, Any]
+
+
+class Detector(nn.Module):
+    """Backbone, FPN and neck, which all families share; ``create_model`` builds it by name.
+
+    A family adds its head, ``forward``, ``loss_terms``, ``postprocess`` and ``reset_head``.
+
+    Attributes:
+        config: the complete description of the detector, but for its weights.
+        method: hyperparameters of matching and losses.
+    """
+
+    def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.method: Any = config.method
+        strides = config.fpn.strides
+        feature_strides = [stride for stride in strides if stride <= 32]
+        self.backbone = Backbone(config.backbone, feature_strides, pretrained_backbone)
+        self.fpn = FPN(self.backbone.channels, config.channels, config.fpn)
+        self.neck = build_neck(config.channels, config.neck)
+        self.cropped_cells = config.neck.cropped_cells
+        # A neck that crops needs 3x3 cells on the coarsest level.
+        self.min_side = 2 * strides[-1] + 1 if self.cropped_cells else 32
+
+    def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Any:
+        """The raw outputs for images ``(N, 3, H, W)``, normalised; of one type in train and eval.
+
+        Args:
+            targets: the ground truth as in ``loss``; only families that sample in training read it.
+        """
+        raise NotImplementedError
+
+    def loss_terms(self, outputs: Any, targets: Sequence[Target]) -> Terms:
+        """The terms of ``loss`` as sums over this process's images, and the counts to divide by."""
+        raise NotImplementedError
+
+    def postprocess(
+        self, outputs: Any, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """``boxes (D, 4)``, ``scores (D,)``, ``labels (D,)`` of each image, by falling score.
+
+        Args:
+            image_sizes: height and width of each image inside the batch; boxes are clipped to it.
+        """
+        raise NotImplementedError
+
+    def reset_head(self, old_index: Sequence[int | None]) -> None:
+        """New layers for classes; a class keeps the weights of its old index, if any."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The loss terms of the method; their sum is the loss.
+
+        Under ``torch.distributed`` they are divided by the counts of all processes, so that the
+        mean of the processes' gradients is that of the whole batch.
+
+        Args:
+            outputs: what ``forward`` returned for N images.
+            targets: for each image ``boxes (G, 4)`` in pixels of the batch, ``labels (G,)`` and,
+                where known, ``iscrowd (G,)``: crowds are neither objects nor background.
+
+        Raises:
+            TargetError: a box has no area or lies outside of the image; names image and box.
+        """
+        return mean_terms(self.loss_terms(outputs, targets))
+
+    def loss_counts(
+        self,
+        image_size: tuple[int, int],  # noqa: ARG002
+        targets: Sequence[Target],  # noqa: ARG002
+    ) -> dict[str, Tensor] | None:
+        """The counts of ``loss_terms``, where they depend on the targets alone; else None.
+
+        Args:
+            image_size: height and width of the batch, pixels.
+        """
+        return None
+
+    def forward_features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The pyramids for classes and for boxes that the head reads.
+
+        Args:
+            images: ``(N, 3, H, W)``, normalised.
+        """
+        pyramid = self.fpn(self.backbone(self.pad_small(images)))  # P3 ... P7
+        return self.neck(pyramid)
+
+    def pad_small(self, images: Tensor) -> Tensor:
+        """Zeros to the right and below, where a side is too short for the pyramid."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        missing = [self._padded_side(side) - side for side in (width, height)]
+        return F.pad(images, (0, missing[0], 0, missing[1])) if any(missing) else images
+
+    def _padded_side(self, side: int) -> int:
+        return side if side >= self.min_side else -(-self.min_side // 32) * 32
+
+    def level_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Height and width in cells of each level of the head, for a batch of this size."""
+        multiple = 1 if self.backbone.rounds_up else self.backbone.max_stride
+        height, width = (-(-self._padded_side(side) // multiple) * multiple for side in image_size)
+        lost = 2 * self.cropped_cells
+        return tuple(
+            (-(-height // s) - lost, -(-width // s) - lost) for s in self.config.fpn.strides
+        )
+
+    def reset_classifier(
+        self, label_names: Sequence[str], category_ids: Sequence[int] | None = None
+    ) -> None:
+        """Change the classes; those of the same name keep what they have learned.
+
+        Args:
+            label_names: names of the K new classes.
+            category_ids: their ids in the data set; 1 ... K unless the old classes have them all.
+        """
+        old = {name: i for i, name in enumerate(self.config.label_names)}
+        config = with_classes(self.config, None, label_names)
+        if category_ids is not None:
+            config = override(config, {"category_ids": tuple(category_ids)})
+        if config.label_names != self.config.label_names:
+            self.reset_head([old.get(name) for name in config.label_names])
+        self.config = config
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's blocks in the backward pass instead of storing them.
+
+        Batch norms that learn see each batch twice, as everywhere in timm.
+        """
+        self.backbone.body.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:  # noqa: ARG002
+        """Layer groups for timm's layer decay: the backbone's stages, then the rest."""
+        stages = self.backbone.stages()
+        stage_of = {id(p): i for i, parameters in enumerate(stages) for p in parameters}
+        group = {n: stage_of.get(id(p), len(stages)) for n, p in self.named_parameters()}
+        return lambda name: group.get(name, len(stages))
+
+    @torch.no_grad()
+    def predict(self, source: Any, score_threshold: float = 0.3, views: Views = PLAIN) -> Any:
+        """What the model sees in photos, in eval mode.
+
+        Args:
+            source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
+                ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0..1; or a folder, a
+                list of these or a tensor ``(N, 3, H, W)``, which give a list.
+            score_threshold: least score of a detection; those under the config's
+                ``postprocess.score_threshold`` are gone before.
+            views: mirror images and sizes to look at each photo in (test-time augmentation).
+
+        Returns:
+            ``Detections`` in the photo's pixels, or a list of them.
+
+        Raises:
+            ImageError: a file is no readable image. In a folder it is left out with a warning.
+        """
+        photos, single = open_photos(source)
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            found = [self.predict_photo(photo, score_threshold, views) for photo in photos]
+        finally:  # one by one, as a frozen backbone stays in eval mode
+            for module in training:
+                module.training = True
+        return found[0] if single else found
+
+    def predict_photo(
+        self, photo: Photo, score_threshold: float, views: Views = PLAIN
+    ) -> Detections:
+        """One photo; the model is in eval mode."""
+        inputs = views.inputs(photo, self.config.weights)
+        found = look(self.detect, [inputs], self.config)[0]
+        return Detections.of(found, score_threshold, self.config, photo.path or photo.pixels)
+
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What is in each image ``(3, h, w)`` uint8, in its own pixels, by falling score.
+
+        Images that have one size when padded go through the network together. Others do not: more
+        padding than an image needs changes what is seen in it, and so would its neighbours.
+        """
+        weight, expected = next(self.fpn.parameters()), self.config.weights
+        precision = torch.promote_types(weight.dtype, torch.float32)
+        same_size = defaultdict(list)
+        for i, image in enumerate(images):
+            same_size[padded_size(image, expected.pad_multiple)].append(i)
+        found: dict[int, dict[str, Tensor]] = {}
+        for indices in same_size.values():
+            group = [to_device(images[i], weight.device) for i in indices]
+            sizes = [(image.shape[-2], image.shape[-1]) for image in group]
+            batch = pad_and_stack(group, expected.pad_multiple)
+            batch = normalize(batch, sizes, expected.mean, expected.std, precision)
+            seen = self.postprocess(self(batch.to(weight.dtype)), sizes)
+            found.update(zip(indices, seen, strict=True))
+        return [found[i] for i in range(len(images))]
