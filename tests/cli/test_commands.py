@@ -491,7 +491,7 @@ def test_predict_draws_a_photo_and_writes_its_boxes(model, photos, tmp_path, cap
     found = load_model(model).predict(photos / "a.jpg", 0.5)
     assert content["annotations"] == found.to_coco(1)
     assert len(found) > 0
-    assert "a.jpg: Detections(" in capsys.readouterr().out
+    assert f"a.jpg: {len(found)}: " in capsys.readouterr().out
 
 
 def test_views_and_batches_reach_predict(model, photos, tmp_path, monkeypatch):
@@ -500,7 +500,7 @@ def test_views_and_batches_reach_predict(model, photos, tmp_path, monkeypatch):
     flags = ("--tta-flip", "--tta-scales", 0.8, 1, "--batch-size", 7, "--workers", 3)
     assert call("predict", photos, "--model", model, "--output", tmp_path / "out", *flags) == 0
     expected = {"batch_size": 7, "workers": 3, "views": Views(True, (0.8, 1.0))}
-    assert predict.call_args.kwargs == expected
+    assert predict.call_args.kwargs.items() >= expected.items()
 
 
 @pytest.mark.parametrize("command", ["validate", "predict"])
