@@ -17,10 +17,8 @@ from sepc_zoo.cli.arguments import (
 from sepc_zoo.config import ConfigError, DetectorConfig
 from sepc_zoo.data.images import ImageError, list_images
 from sepc_zoo.files import write_json
-from sepc_zoo.inference.bulk import FileResult, predict_files
+from sepc_zoo.inference.bulk import DETECTIONS_FILE, FileResult, predict_files
 from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
-
-DETECTIONS_FILE = "detections.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

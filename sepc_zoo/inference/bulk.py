@@ -15,6 +15,7 @@ from sepc_zoo.inference.predictor import ImageDetector, eval_mode
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views
 
+DETECTIONS_FILE = "detections.json"  # that a caller writes beside the pictures
 DRAWING_THREADS = 2  # writing a picture may take longer than detection
 
 

@@ -77,9 +77,7 @@ class Detections:
         return len(self.boxes)
 
     def __iter__(self) -> Iterator[Detection]:
-        columns = (self.boxes.tolist(), self.scores.tolist(), self.labels.tolist())
-        for box, score, label in zip(*columns, strict=True):
-            yield Detection(tuple(box), score, label, self.label_names[label])
+        return (self[i] for i in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Detection: ...
@@ -87,11 +85,11 @@ class Detections:
     def __getitem__(self, index: slice | Tensor) -> "Detections": ...
     def __getitem__(self, index: int | slice | Tensor) -> "Detection | Detections":
         """Return one detection, or those of a slice, of a mask ``(D,)`` or of indices."""
-        if isinstance(index, int):
-            box, label = self.boxes[index].tolist(), int(self.labels[index])
-            return Detection(tuple(box), float(self.scores[index]), label, self.label_names[label])
-        columns = {name: getattr(self, name)[index] for name in ("boxes", "scores", "labels")}
-        return replace(self, **columns)
+        boxes, scores, labels = self.boxes[index], self.scores[index], self.labels[index]
+        if scores.ndim > 0:
+            return replace(self, boxes=boxes, scores=scores, labels=labels)
+        label = int(labels)
+        return Detection(tuple(boxes.tolist()), scores.item(), label, self.label_names[label])
 
     def __repr__(self) -> str:
         shape = tuple(self.image.shape) if isinstance(self.image, Tensor) else str(self.image)

@@ -41,13 +41,13 @@ def test_iterating_gives_every_detection(found, nothing):
     assert first == Detection((4.0, 8.0, 20.0, 30.5), 0.75, 0, "cat")
     assert second.name == "dog"
     assert [found[i] for i in range(3)] == list(found)
-    assert found[-1] == found[2]
+    assert found[-1] == found[np.int64(2)] == found[found.scores.argmin()] == found[2]
     with pytest.raises(IndexError):
         found[3]
 
 
 def test_slices_masks_and_indices_give_detections(found):
-    for index in (slice(0, 3, 2), found.labels == 0, torch.tensor([0, 2])):
+    for index in (slice(0, 3, 2), found.labels == 0, torch.tensor([0, 2]), [0, 2]):
         cats = found[index]
         assert isinstance(cats, Detections)
         assert list(cats) == [found[0], found[2]]

@@ -94,6 +94,13 @@ def test_images_of_a_batch_do_not_change_the_detections_of_others(model):
             torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-4)
 
 
+def test_inputs_of_floats_are_in_the_same_grey_levels(model):
+    """Resizing in floats, as torchvision does, is a convention of some weights."""
+    image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
+    found, expected = model.detect([image.float()])[0], model.detect([image])[0]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 # The model
 
 
