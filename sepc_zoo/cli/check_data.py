@@ -40,7 +40,7 @@ from sepc_zoo.data.quality.statistics import (
 )
 from sepc_zoo.files import printable, write_atomically, write_csv, write_json
 from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes, plot_statistics
-from sepc_zoo.training.logging import progress_bar
+from sepc_zoo.inference.progress import progress_bar
 
 COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 SHOWN_CLASSES = 20

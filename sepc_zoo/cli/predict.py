@@ -17,8 +17,8 @@ from sepc_zoo.cli.arguments import (
 from sepc_zoo.config import ConfigError, DetectorConfig
 from sepc_zoo.data.images import ImageError, list_images
 from sepc_zoo.files import write_json
-from sepc_zoo.inference.predictor import DETECTIONS_FILE, Prediction, predict_files
-from sepc_zoo.training.resilience.signals import Interrupted
+from sepc_zoo.inference.bulk import DETECTIONS_FILE, FileResult, predict_files
+from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,16 +44,27 @@ def run(args: argparse.Namespace) -> int:
     views = views_of(args)
     processes, device = start_on_device(args.device)
     model = model_with_weights(args.model).to(device)
+    interrupt = Interrupt()
+
+    def stop_on_signal(done: int) -> None:
+        if interrupt.signal:
+            raise Interrupted(
+                f"stopped after {done} images; {output / DETECTIONS_FILE} is not written",
+                status=128 + interrupt.signal,
+            )
+
     try:
-        done = predict_files(
-            model,
-            files,
-            output,
-            args.score_threshold,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            views=views,
-        )
+        with interrupt:
+            done = predict_files(
+                model,
+                files,
+                output,
+                args.score_threshold,
+                batch_size=args.batch_size,
+                workers=args.workers,
+                views=views,
+                after_batch=stop_on_signal,
+            )
     except Interrupted as interrupted:
         if processes.is_main_process:
             print(interrupted, file=sys.stderr)
@@ -72,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def coco_file(
-    files: Sequence[Path], done: Sequence[Prediction], config: DetectorConfig
+    files: Sequence[Path], done: Sequence[FileResult], config: DetectorConfig
 ) -> dict[str, Any]:
     """All results beside the photos and the classes that they are of."""
     names = zip(config.category_ids, config.label_names, strict=True)

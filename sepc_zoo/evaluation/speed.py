@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from threading import Event, Thread
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.evaluation.speed_subjects import Setting, Subject, build_subject
-from sepc_zoo.inference.preprocess import Photo
+from sepc_zoo.inference.preprocess import plan_resize
 from sepc_zoo.training.dry_run import synchronize
 
 WHOLE = ("forward", "detect", "step")
@@ -136,10 +136,16 @@ def _inference(
 
 def _preprocess(subject: Subject, setting: Setting) -> Callable[[], object]:
     """Photos of twice the sides, already decoded, become the network's input."""
-    photo = Photo(torch.full((3, 2 * setting.height, 2 * setting.width), 99, dtype=torch.uint8))
-    size = (min(setting.image_sizes[0]), max(setting.image_sizes[0]))
-    weights = replace(subject.detector.config.weights, image_size=size)  # type: ignore[union-attr]
-    return lambda: [photo.to_input(weights) for _ in range(setting.batch_size)]
+    height, width = 2 * setting.height, 2 * setting.width
+    pixels = torch.full((3, height, width), 99, dtype=torch.uint8)
+    bounds = (min(setting.image_sizes[0]), max(setting.image_sizes[0]))
+    config = subject.detector.config  # type: ignore[union-attr]
+
+    def resize() -> None:
+        for _ in range(setting.batch_size):
+            plan_resize((height, width), config, bounds).to_input(pixels)
+
+    return resize
 
 
 def _loss_and_gradient(subject: Subject, images: Tensor, setting: Setting) -> Callable[[], object]:

@@ -13,11 +13,11 @@ from sepc_zoo.data import Annotations
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.evaluation.metrics import Evaluation, evaluate
 from sepc_zoo.evaluation.results import Row, found_in
-from sepc_zoo.inference.detections import coco_results
-from sepc_zoo.inference.loader import PhotoFile, PhotoFiles, find_objects, photo_loader
-from sepc_zoo.inference.tta import PLAIN, Found, Views
-from sepc_zoo.models.detector import Detector
-from sepc_zoo.training.logging import progress_bar
+from sepc_zoo.inference.detections import DetectionDict, coco_results
+from sepc_zoo.inference.loader import ImageFile, ImageFiles, detect_files, image_loader
+from sepc_zoo.inference.progress import progress_bar
+from sepc_zoo.inference.tta import SINGLE_VIEW, Views
+from sepc_zoo.models.dense import Detector
 
 MOST_UNREADABLE = 10  # images that may have broken since the data set was read
 
@@ -27,18 +27,18 @@ def validation_loader(
     model: Detector,
     batch_size: int,
     workers: int,
-    views: Views = PLAIN,
+    views: Views = SINGLE_VIEW,
 ) -> DataLoader:
     """This process's share of the images, for ``validate_model``. Not for accelerate to prepare."""
     files = [record.path for record in annotations.records]
-    return photo_loader(PhotoFiles(files, model.config.weights, views), batch_size, workers)
+    return image_loader(ImageFiles(files, model.config, views), batch_size, workers)
 
 
 @torch.no_grad()
 def validate_model(
     accelerator: Accelerator,
     model: nn.Module,
-    loader: Iterable[list[PhotoFile]],
+    loader: Iterable[list[ImageFile]],
     annotations: Annotations,
 ) -> tuple[Evaluation, list[Row]]:
     """COCO's evaluation over all processes, and the detections that it is of.
@@ -62,7 +62,7 @@ def validate_model(
     bar = progress_bar(loader, "validate", leave=False, disable=not accelerator.is_main_process)
     for photos in bar:  # as many as there happen to be: no process waits for another in here
         with accelerator.autocast():
-            found = find_objects(detector, photos)
+            found = detect_files(detector, photos)
         for photo, detections in found:
             record = annotations.records[photo.position]
             detections = detections or _nothing()
@@ -79,7 +79,7 @@ def validate_model(
     return evaluate(found_in(rows, annotations, "detections"), annotations), rows
 
 
-def _nothing() -> Found:
+def _nothing() -> DetectionDict:
     labels = torch.zeros(0, dtype=torch.int64)
     return {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": labels}
 

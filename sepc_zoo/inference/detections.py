@@ -1,9 +1,10 @@
-"""What a detector found in one photo."""
+"""The objects that a detector finds in one image."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -18,18 +19,37 @@ from sepc_zoo.inference.drawing import class_color, draw_boxes
 if TYPE_CHECKING:
     import supervision
 
+# One image's result of postprocess: boxes (D, 4) xyxy, scores (D,), labels (D,), by falling score.
+DetectionDict: TypeAlias = dict[str, Tensor]
+
+MAX_NAMED = 5  # detections that are named in a text
+MAX_NOTEBOOK_SIDE = 1024  # pixels
+
+
+class Detection(NamedTuple):
+    """One detected object."""
+
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the image
+    score: float
+    label: int
+    name: str
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """The D objects found in a photo, sorted by falling score.
+    """The D objects found in an image, sorted by falling score; all tensors are on the CPU.
+
+    Iterating gives a :class:`Detection` for each object; ``detections[0]`` is one of them,
+    ``detections[:5]`` and ``detections[detections.scores > 0.5]`` are ``Detections`` again.
+    Two objects are equal only if they are the same; compare their tensors instead.
 
     Attributes:
-        boxes: ``(D, 4)`` xyxy in the photo's pixels.
-        scores: ``(D,)`` from 0 to 1.
+        boxes: ``(D, 4)`` xyxy in pixels of the image; float32, float64 for a model in float64.
+        scores: ``(D,)`` from 0 to 1, of the same type.
         labels: ``(D,)`` int64, 0…K-1.
         label_names: the K names of the model's classes.
-        category_ids: the K ids that the dataset gives these classes; ``None`` for one it lacks.
-        image: the photo, as its file or as a uint8 RGB tensor ``(3, H, W)``.
+        category_ids: the data set's K ids of these classes; None for a class that it lacks.
+        image: the image, as its file or as a uint8 RGB tensor ``(3, H, W)``.
     """
 
     boxes: Tensor
@@ -40,37 +60,64 @@ class Detections:
     image: Path | Tensor
 
     @classmethod
-    def of(
+    def from_dict(
         cls,
-        found: Mapping[str, Tensor],
+        detections: DetectionDict,
         score_threshold: float,
         config: DetectorConfig,
         image: Path | Tensor,
     ) -> "Detections":
-        """What a model of ``config`` found in a photo, down to a least score."""
-        kept = found["scores"] >= score_threshold
-        columns = {name: values[kept].cpu() for name, values in found.items()}
+        """Keep what a model of ``config`` found in an image with at least a score."""
+        kept = detections["scores"] >= score_threshold
+        columns = {name: values[kept].cpu() for name, values in detections.items()}
         names, ids = config.label_names, config.category_ids
         return cls(**columns, label_names=names, category_ids=ids, image=image)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def __iter__(self) -> Iterator[Detection]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice | Tensor) -> "Detections": ...
+    def __getitem__(self, index: int | slice | Tensor) -> "Detection | Detections":
+        """Return one detection, or those of a slice, of a mask ``(D,)`` or of indices."""
+        boxes, scores, labels = self.boxes[index], self.scores[index], self.labels[index]
+        if scores.ndim > 0:
+            return replace(self, boxes=boxes, scores=scores, labels=labels)
+        label = int(labels)
+        return Detection(tuple(boxes.tolist()), scores.item(), label, self.label_names[label])
+
     def __repr__(self) -> str:
-        found = ", ".join(self._captions()[:5])
-        return f"Detections({len(self)}{': ' if found else ''}{found}{', …' * (len(self) > 5)})"
+        shape = tuple(self.image.shape) if isinstance(self.image, Tensor) else str(self.image)
+        return (
+            f"Detections({self.summary()}; boxes {tuple(self.boxes.shape)}, scores, labels, "
+            f"label_names ({len(self.label_names)}), category_ids, image {shape})"
+        )
+
+    def summary(self) -> str:
+        """Name the detections with the highest scores: ``3: dog 0.91, cat 0.55, cat 0.41``."""
+        names = ", ".join(self._captions()[:MAX_NAMED])
+        return f"{len(self)}{': ' if names else ''}{names}{', …' * (len(self) > MAX_NAMED)}"
 
     def draw(self) -> Image.Image:
-        """The photo with each box, its class and its score; the surest lie on top."""
+        """Draw each box with its class and score; the highest scores are drawn last.
+
+        Raises:
+            ImageError: the image's file can no longer be read.
+        """
         image = self.image if isinstance(self.image, Tensor) else read_image(self.image)
         colors = [class_color(label) for label in self.labels.tolist()]
         return draw_boxes(image, self.boxes.flip(0), self._captions()[::-1], colors[::-1])
 
     def save(self, path: str | Path) -> None:
-        """Draw and write the picture; the suffix of ``path`` tells the format.
+        """Draw the boxes and write the picture; the suffix of ``path`` gives the format.
 
         Raises:
-            ValueError: the suffix is none of those that are read (``ops.image.IMAGE_SUFFIXES``).
+            ValueError: the suffix is none of ``sepc_zoo.data.images.IMAGE_SUFFIXES``.
         """
         if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
             raise ValueError(f"cannot write {path}: use one of {', '.join(IMAGE_SUFFIXES)}")
@@ -79,12 +126,12 @@ class Detections:
         write_atomically(path, lambda file: image.save(file, quality=92, subsampling=0))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results of this photo, see :func:`coco_results`."""
-        found = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
-        return coco_results(image_id, found, self.category_ids)
+        """Return COCO results of this image, see :func:`coco_results`."""
+        columns = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
+        return coco_results(image_id, columns, self.category_ids)
 
     def to_supervision(self) -> "supervision.Detections":
-        """The same as ``supervision.Detections``, with the names in ``data["class_name"]``.
+        """Return ``supervision.Detections``, with the names in ``data["class_name"]``.
 
         Raises:
             ImportError: supervision is not installed.
@@ -95,35 +142,42 @@ class Detections:
             message = 'to_supervision needs supervision: pip install "sepc_zoo[supervision]"'
             raise ImportError(message) from error
 
-        labels = self.labels.cpu().numpy()
+        labels = self.labels.numpy()
         return supervision.Detections(
-            xyxy=self.boxes.float().cpu().numpy(),
-            confidence=self.scores.float().cpu().numpy(),
+            xyxy=self.boxes.float().numpy(),
+            confidence=self.scores.float().numpy(),
             class_id=labels,
             data={"class_name": np.array(self.label_names, dtype=str)[labels]},
         )
 
+    def _repr_png_(self) -> bytes:
+        """Show the drawn boxes in a notebook."""
+        picture = self.draw()
+        picture.thumbnail((MAX_NOTEBOOK_SIDE, MAX_NOTEBOOK_SIDE))
+        file = io.BytesIO()
+        picture.save(file, format="png")
+        return file.getvalue()
+
     def _captions(self) -> list[str]:
-        found = zip(self.labels.tolist(), self.scores.tolist(), strict=True)
-        return [f"{self.label_names[label]} {score:.2f}" for label, score in found]
+        return [f"{detection.name} {detection.score:.2f}" for detection in self]
 
 
 def coco_results(
     image_id: int, detections: Mapping[str, Tensor], category_ids: Sequence[int | None]
 ) -> list[dict[str, Any]]:
-    """Detections of one image in COCO's results format, ready for JSON.
+    """Convert detections of one image to COCO's results format, ready for JSON.
 
     Args:
         image_id: the image's id in the annotation file.
         detections: ``boxes (D, 4)`` xyxy, ``scores (D,)``, ``labels (D,)``.
-        category_ids: the dataset's id of each label; labels with ``None`` are left out.
+        category_ids: the data set's id of each label; labels with None are left out.
 
     Returns:
-        ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score`` of each. Boxes
-        are rounded no more than float32 does it, scores not at all: either would move AP.
+        ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score`` of each object.
+        Boxes are rounded no more than float32 does it, scores not at all: either would move AP.
     """
     boxes = box_convert(detections["boxes"].cpu().double(), "xyxy", "xywh").tolist()
-    found = zip(boxes, detections["scores"].tolist(), detections["labels"].tolist(), strict=True)
+    rows = zip(boxes, detections["scores"].tolist(), detections["labels"].tolist(), strict=True)
     return [
         {
             "image_id": image_id,
@@ -131,6 +185,6 @@ def coco_results(
             "bbox": [round(value, 5) for value in box],
             "score": score,
         }
-        for box, score, label in found
+        for box, score, label in rows
         if category_ids[label] is not None
     ]

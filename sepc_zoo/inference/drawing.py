@@ -1,4 +1,4 @@
-"""Pictures for people: boxes on photos, sheets of photos, curves and histograms."""
+"""Pictures: boxes on images, batches and contact sheets."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Color = tuple[int, int, int]
 
-# Strong and far apart for the first classes, repeated after twenty.
+# Class colours, far apart for the first classes; repeated after twenty.
 PALETTE = (
     "#ff3838", "#2f8cff", "#18c964", "#ffb000", "#b14cff", "#00c2d1", "#ff5fa2", "#9acd00",
     "#ff7a1a", "#5b5bff", "#008f6b", "#d4a373", "#e056fd", "#7ed6df", "#a0522d", "#f6e05e",
@@ -28,7 +28,7 @@ PALETTE = (
 
 
 def class_color(label: int) -> Color:
-    """The colour (r, g, b) of a class, the same in every picture."""
+    """Return the colour (r, g, b) of a class, the same in every picture."""
     red, green, blue = ImageColor.getrgb(PALETTE[label % len(PALETTE)])[:3]
     return red, green, blue
 
@@ -40,58 +40,56 @@ def draw_boxes(
     colors: Sequence[Color],
     line: int | None = None,
 ) -> Image.Image:
-    """A copy of the photo with boxes and their captions; later boxes lie on top of earlier ones.
+    """Draw boxes with captions on a copy of an image; later boxes are drawn over earlier ones.
 
     Args:
-        image: uint8 RGB tensor ``(3, H, W)`` or PIL image; left as it is.
-        boxes: ``(D, 4)`` xyxy in continuous pixels of the photo; parts outside are not drawn.
-        captions: D texts; an empty one gets no tag.
+        image: uint8 RGB tensor ``(3, H, W)`` or PIL image.
+        boxes: ``(D, 4)`` xyxy in continuous pixels of the image; parts outside are not drawn.
+        captions: D texts; an empty one is not drawn.
         colors: D colours (r, g, b).
-        line: width of the lines in pixels; by default it grows with the photo.
+        line: width of the lines in pixels; by default it grows with the image, as letters do.
 
     Raises:
         ValueError: boxes, captions and colors differ in number.
     """
     canvas = _to_pil(image)
     draw = ImageDraw.Draw(canvas)
-    unit = (canvas.width * canvas.height) ** 0.5  # lines and letters grow with the photo
-    line = line or max(1, round(unit / 240))
-    font = ImageFont.load_default(max(11.0, unit / 44))
+    side = (canvas.width * canvas.height) ** 0.5
+    line = line or max(1, round(side / 240))
+    font = ImageFont.load_default(max(11.0, side / 44))
     corners = [_pixel_corners(box, canvas.size) for box in boxes.tolist()]
     for corner, color in zip(corners, colors, strict=True):
         draw.rectangle(corner, outline=color, width=line)
     for corner, caption, color in zip(corners, captions, colors, strict=True):
         if caption:  # after all the boxes, so that no line crosses a text
-            _draw_tag(draw, canvas.size, corner, caption, color, font)
+            _draw_caption(draw, canvas.size, corner, " ".join(caption.splitlines()), color, font)
     return canvas
 
 
 def close_up(
     image: Tensor, boxes: Tensor, colors: Sequence[Color], size: tuple[int, int], focus: int
 ) -> Image.Image:
-    """Cut a photo to some of its boxes and what is around them, and draw all boxes.
+    """Cut an image to its last boxes and their surroundings, and draw all boxes.
 
     Args:
         image: uint8 RGB ``(3, H, W)``.
-        boxes: ``(D, 4)`` xyxy in continuous pixels of the photo.
+        boxes: ``(D, 4)`` xyxy in continuous pixels of the image.
         colors: D colours (r, g, b).
-        size: width and height that the picture is fitted to.
-        focus: how many of the boxes, counted from the end, must be in the picture.
+        size: largest width and height of the picture, pixels.
+        focus: number of boxes, counted from the end, that must be in the picture.
     """
     height, width = image.shape[1:]
     left, top, right, bottom = _surroundings(boxes[len(boxes) - focus :], (width, height), size)
     cut = _to_pil(image[:, top:bottom, left:right])
     scale = min(size[0] / cut.width, size[1] / cut.height)
-    fitted = cut.resize(
-        (max(1, round(cut.width * scale)), max(1, round(cut.height * scale))),
-        Image.Resampling.LANCZOS,
-    )
+    sides = max(1, round(cut.width * scale)), max(1, round(cut.height * scale))
     boxes = (boxes - boxes.new_tensor([left, top, left, top])) * scale
-    return draw_boxes(fitted, boxes, [""] * len(boxes), colors, line=max(2, size[0] // 160))
+    resized = cut.resize(sides, Image.Resampling.LANCZOS)
+    return draw_boxes(resized, boxes, [""] * len(boxes), colors, line=max(2, size[0] // 160))
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 480) -> Image.Image:
-    """Photos of any sizes as rows of ``columns`` on white, each fitted to ``side`` x 3/4 ``side``.
+    """Put images of any sizes in rows on white, each fitted to ``side`` x 3/4 ``side`` pixels.
 
     Raises:
         ValueError: no images.
@@ -120,25 +118,27 @@ def draw_batch(
     std: Sequence[float],
     label_names: Sequence[str],
 ) -> Image.Image:
-    """A batch as the network gets it, padding and all, with what it is to find.
+    """Draw a batch as the network gets it, with its padding and its ground truth.
 
     Args:
         images: ``(N, 3, H, W)``, normalised; on any device.
-        targets: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)`` of each.
+        targets: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)`` of each image.
+        mean: RGB in 0…1, that was subtracted.
+        std: RGB in 0…1, that the images were divided by.
+        label_names: name of each label.
     """
-    shape = (3, 1, 1)
     images = images.detach().float().cpu()
-    undone = images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)
-    pixels = (undone.clamp(0, 1) * 255).round().to(torch.uint8)
-    drawn = []
+    offset, factor = (images.new_tensor(rgb).view(3, 1, 1) for rgb in (mean, std))
+    pixels = ((images * factor + offset).clamp(0, 1) * 255).round().to(torch.uint8)
+    pictures = []
     for image, target in zip(pixels, targets, strict=True):
-        labels = target["labels"].tolist()
-        crowds = target["iscrowd"].tolist()
+        labels, crowds = target["labels"].tolist(), target["iscrowd"].tolist()
         names = [
-            label_names[k] + " (crowd)" * crowd for k, crowd in zip(labels, crowds, strict=True)
+            label_names[label] + " (crowd)" * crowd
+            for label, crowd in zip(labels, crowds, strict=True)
         ]
-        drawn.append(draw_boxes(image, target["boxes"], names, [class_color(k) for k in labels]))
-    return contact_sheet(drawn)
+        pictures.append(draw_boxes(image, target["boxes"], names, [*map(class_color, labels)]))
+    return contact_sheet(pictures)
 
 
 def plot_curves(log: str | Path | Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -223,40 +223,40 @@ def _to_pil(image: Tensor | Image.Image) -> Image.Image:
 
 
 def _surroundings(
-    boxes: Tensor, photo: tuple[int, int], size: tuple[int, int]
+    boxes: Tensor, limits: tuple[int, int], size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """The part (x1, y1, x2, y2) of a photo (w, h) with boxes amid twice their width and height.
+    """Choose the part (x1, y1, x2, y2) of an image around boxes, in the proportions of ``size``.
 
-    It has the shape of ``size`` and at least a third of the photo's sides, as far as the photo
-    reaches.
+    It is twice as wide and high as all boxes together, and at least a third of the image's width
+    and height ``limits``; it ends at the image's borders.
     """
     x1, y1 = boxes[:, :2].amin(dim=0).tolist()
     x2, y2 = boxes[:, 2:].amax(dim=0).tolist()
-    wide = max(2 * (x2 - x1), photo[0] / 3)
-    high = max(2 * (y2 - y1), photo[1] / 3, wide * size[1] / size[0])
-    wide = max(wide, high * size[0] / size[1])
-    left, right = _span((x1 + x2) / 2, wide, photo[0])
-    top, bottom = _span((y1 + y2) / 2, high, photo[1])
+    width = max(2 * (x2 - x1), limits[0] / 3)
+    height = max(2 * (y2 - y1), limits[1] / 3, width * size[1] / size[0])
+    width = max(width, height * size[0] / size[1])
+    left, right = _span((x1 + x2) / 2, width, limits[0])
+    top, bottom = _span((y1 + y2) / 2, height, limits[1])
     return left, top, right, bottom
 
 
 def _span(center: float, length: float, limit: int) -> tuple[int, int]:
-    """First and last pixel (not included) of a length around a center, moved to inside 0…limit."""
+    """Return first and last pixel (exclusive) around a center, moved to inside 0…limit."""
     length = min(max(1, round(length)), limit)
     start = min(max(0, round(center - length / 2)), limit - length)
     return start, start + length
 
 
 def _pixel_corners(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """First and last pixel (both included, as PIL wants them) that a continuous box covers."""
-    width, height = size
-    left, right = (min(max(round(x), 0), width) for x in (box[0], box[2]))
-    top, bottom = (min(max(round(y), 0), height) for y in (box[1], box[3]))
-    left, top = min(left, width - 1), min(top, height - 1)
+    """Return first and last pixel (inclusive, as PIL wants them) that a continuous box covers."""
+    left, top, right, bottom = (
+        min(max(round(value), 0), limit) for value, limit in zip(box, size * 2, strict=True)
+    )
+    left, top = min(left, size[0] - 1), min(top, size[1] - 1)
     return left, top, max(right - 1, left), max(bottom - 1, top)
 
 
-def _draw_tag(
+def _draw_caption(
     draw: ImageDraw.ImageDraw,
     size: tuple[int, int],
     corner: tuple[int, int, int, int],
@@ -264,8 +264,7 @@ def _draw_tag(
     color: Color,
     font: Any,
 ) -> None:
-    """Caption on a plate of the box's colour, above the box or, without room, inside it."""
-    caption = " ".join(caption.splitlines())
+    """Draw a caption on a plate of the box's colour above the box, or inside it without room."""
     pad = max(2, round(font.size / 5))
     ascent, descent = font.getmetrics()
     width = round(draw.textlength(caption, font)) + 2 * pad

@@ -1,90 +1,150 @@
-"""Bulk prediction: boxes drawn on many photos, and all of them as COCO results."""
+"""From images to ``Detections``: prediction with any detector."""
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, overload
 
+import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor, nn
 
-from sepc_zoo.data.images import IMAGE_SUFFIXES
-from sepc_zoo.inference.detections import Detections
-from sepc_zoo.inference.loader import PhotoFiles, find_objects, photo_loader
-from sepc_zoo.inference.tta import PLAIN, Views
-from sepc_zoo.models.detector import Detector
-from sepc_zoo.training.logging import progress_bar
-from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
-
-DETECTIONS_FILE = "detections.json"
-PAINTERS = 2  # threads; writing a picture may take longer than seeing what is in it
+from sepc_zoo.config import DetectorConfig
+from sepc_zoo.data.images import normalize, pad_and_stack, padded_size
+from sepc_zoo.inference.detections import DetectionDict, Detections
+from sepc_zoo.inference.preprocess import LoadedImage, open_images
+from sepc_zoo.inference.tta import SINGLE_VIEW, Views, detect_views
+from sepc_zoo.ops.devices import to_device
 
 
-class Prediction(NamedTuple):
-    """What became of a photo."""
+class ImageDetector(Protocol):
+    """A model as prediction knows it: it finds objects in images of any sizes."""
 
-    position: int  # among all files
-    rows: list[dict[str, Any]] | None  # COCO results; None: it could not be read
-    text: str  # the surest of them, or why it could not be read
+    config: DetectorConfig
+
+    def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
+        """Find objects in each input ``(3, h, w)`` in 0…255, in its own pixels."""
+        ...
+
+
+class DetectionNetwork(Protocol):
+    """A network as :func:`detect` knows it: a batch to outputs, outputs to detections."""
+
+    config: DetectorConfig
+
+    def __call__(self, images: Tensor) -> Any: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def postprocess(
+        self, outputs: Any, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[DetectionDict]: ...
+
+
+class PredictMixin:
+    """``predict`` for a class that satisfies :class:`ImageDetector`."""
+
+    @overload
+    def predict(
+        self: ImageDetector,
+        source: Image.Image | np.ndarray,
+        score_threshold: float = ...,
+        views: Views = ...,
+    ) -> Detections: ...
+    @overload  # Any: a list, where the path is a folder's or the tensor a batch
+    def predict(
+        self: ImageDetector,
+        source: str | os.PathLike[str] | Tensor,
+        score_threshold: float = ...,
+        views: Views = ...,
+    ) -> Detections | Any: ...
+    @overload
+    def predict(
+        self: ImageDetector,
+        source: list[Any] | tuple[Any, ...],
+        score_threshold: float = ...,
+        views: Views = ...,
+    ) -> list[Detections]: ...
+    def predict(
+        self: ImageDetector,
+        source: Any,
+        score_threshold: float = 0.3,
+        views: Views = SINGLE_VIEW,
+    ) -> Detections | list[Detections]:
+        """Find the objects in an image, or in each of many; the model runs in eval mode.
+
+        Args:
+            source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
+                ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0…1; or many: a folder,
+                a list or tuple of these, or a tensor ``(N, 3, H, W)``.
+            score_threshold: lowest score of a detection. Scores under the config's
+                ``postprocess.score_threshold`` are dropped before.
+            views: mirror images and sizes for test-time augmentation.
+
+        Returns:
+            ``Detections`` in pixels of the image; for many images a list of them.
+
+        Raises:
+            ImageError: a file is missing or no image. In a folder it is left out with a warning.
+            TypeError: the source is of no such type.
+            ValueError: pixels of another shape, type or range.
+        """
+        return predict(self, source, score_threshold, views)
+
+
+def predict(
+    model: ImageDetector, source: Any, score_threshold: float = 0.3, views: Views = SINGLE_VIEW
+) -> Detections | list[Detections]:
+    """Find the objects in the images of a source; see :meth:`PredictMixin.predict`."""
+    images, single = open_images(source)
+    with eval_mode(model):
+        found = [predict_image(model, image, score_threshold, views) for image in images]
+    return found[0] if single else found
+
+
+def predict_image(
+    model: ImageDetector, image: LoadedImage, score_threshold: float, views: Views = SINGLE_VIEW
+) -> Detections:
+    """Find the objects in one image; the model must be in eval mode."""
+    config = model.config
+    inputs = views.of_image(image.pixels, config)
+    detections = detect_views(model.detect, [inputs], config.postprocess)[0]
+    return Detections.from_dict(detections, score_threshold, config, image.path or image.pixels)
 
 
 @torch.no_grad()
-def predict_files(
-    model: Detector,
-    files: Sequence[Path],
-    output: Path,
-    score_threshold: float,
-    *,
-    batch_size: int = 4,
-    workers: int = 2,
-    views: Views = PLAIN,
-) -> list[Prediction]:
-    """Draw what the model sees in photos, each process in its share of them.
+def detect(network: DetectionNetwork, images: Sequence[Tensor]) -> list[DetectionDict]:
+    """Find objects in inputs ``(3, h, w)`` in 0…255, in the pixels of each input.
 
-    The id of a photo in COCO results is its place among ``files``, from 1 on.
-
-    Returns:
-        The predictions for all files in their order, in every process.
-
-    Raises:
-        Interrupted: by SIGINT or SIGTERM; pictures written so far are whole.
-        OSError: a picture cannot be written.
+    Inputs that have one size when padded go through the network together, others do not: padding
+    beyond what an image needs would change its detections.
     """
-    model.eval()
-    photos = PhotoFiles(files, model.config.weights, views, keep_pixels=True)
-    done: list[Prediction] = []
-    drawn: list[Future[None]] = []
-    hidden = len(files) == 1 or not PartialState().is_main_process
-    bar = progress_bar(photo_loader(photos, batch_size, workers), "predict", disable=hidden)
-    with Interrupt() as interrupt, ThreadPoolExecutor(PAINTERS) as painters:
-        for batch in bar:
-            found = find_objects(model, batch)
-            for picture in drawn:  # of the batch before: photos must not pile up
-                picture.result()
-            drawn = []
-            for photo, objects in found:
-                if objects is None:
-                    done.append(Prediction(photo.position, None, photo.problem))
-                    continue
-                file = files[photo.position]
-                image = file if photo.pixels is None else photo.pixels
-                seen = Detections.of(objects, score_threshold, model.config, image)
-                drawn.append(painters.submit(seen.save, picture_path(output, file)))
-                done.append(
-                    Prediction(photo.position, seen.to_coco(photo.position + 1), repr(seen))
-                )
-            if interrupt.signal:
-                raise Interrupted(
-                    f"stopped after {len(done)} photos; {output / DETECTIONS_FILE} is not written",
-                    status=128 + interrupt.signal,
-                )
-        for picture in drawn:
-            picture.result()
-    return sorted(gather_object(done))
+    weight, conventions = next(network.parameters()), network.config.weights
+    precision = torch.promote_types(weight.dtype, torch.float32)
+    same_size = defaultdict(list)
+    for i, image in enumerate(images):
+        same_size[padded_size(image, conventions.pad_multiple)].append(i)
+    detections: dict[int, DetectionDict] = {}
+    for indices in same_size.values():
+        group = [to_device(images[i], weight.device) for i in indices]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in group]
+        batch = pad_and_stack(group, conventions.pad_multiple)
+        batch = normalize(batch, sizes, conventions.mean, conventions.std, precision)
+        found = network.postprocess(network(batch.to(weight.dtype)), sizes)
+        detections.update(zip(indices, found, strict=True))
+    return [detections[i] for i in range(len(images))]
 
 
-def picture_path(output: Path, photo: Path) -> Path:
-    """Where the picture of a photo goes; two photos of a folder never share one."""
-    suffix = photo.suffix if photo.suffix.lower() in IMAGE_SUFFIXES else ".png"
-    return output / f"{photo.stem}_boxes{suffix}"
+@contextmanager
+def eval_mode(model: object) -> Iterator[None]:
+    """Put a module in eval mode for a while; each of its modules gets its own mode back."""
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in training:  # one by one, as a frozen backbone stays in eval mode
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,17 +1,18 @@
-"""Photos: what a user hands to ``predict``, and the way to the network's input and back."""
+"""Images as users give them, their way to a network's input, and the way of boxes back."""
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sepc_zoo.config import DetectorConfig, WeightsConfig
+from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data.images import (
     ImageError,
     high_byte,
@@ -23,77 +24,110 @@ from sepc_zoo.data.images import (
     rgb_of_pil,
 )
 
+ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
-@dataclass(frozen=True)
-class Photo:
-    """One photo as it is."""
 
-    pixels: Tensor  # 3, H, W uint8 RGB
+class LoadedImage(NamedTuple):
+    """The pixels ``(3, H, W)`` uint8 RGB of an image, and the file that they come from."""
+
+    pixels: Tensor
     path: Path | None = None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.pixels.shape[1], self.pixels.shape[2]
 
-    def to_input(self, weights: WeightsConfig) -> Tensor:
-        """The photo ``(3, h, w)`` uint8 at the size for the network, which normalises and pads."""
-        size = resized_size(*self.size, *weights.image_size)
-        return resize_image(self.pixels, size, antialias=weights.antialias)
+@dataclass(frozen=True)
+class Resize:
+    """How the pixels of an image become a network's input, and how boxes come back.
 
-
-def to_photo(
-    boxes: Tensor, photo_size: tuple[int, int], size: tuple[int, int], config: DetectorConfig
-) -> Tensor:
-    """Boxes ``(D, 4)`` of the input, where the photo has ``size``, in the photo's own pixels.
-
-    The authors divide boxes that include their last pixel by the nominal scale; in continuous
-    coordinates this is ``x2 -> (x2 - 1) / scale + 1``.
+    Attributes:
+        image_size: height and width of the image.
+        input_size: height and width of the image inside the network's input.
+        antialias: whether to filter when the image is made smaller.
+        inclusive_scale: input pixels per image pixel, where boxes include their last pixel (the
+            SEPC authors' models); None: boxes return by the ratio of each side.
     """
-    if config.inclusive_boxes:
-        scale = resize_scale(*photo_size, *config.weights.image_size)
-        last_pixel = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-        return (boxes - last_pixel) / scale + last_pixel
-    ratio = [photo_size[1] / size[1], photo_size[0] / size[0]]
-    return boxes * boxes.new_tensor(ratio * 2)
+
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+    antialias: bool = True
+    inclusive_scale: float | None = None
+
+    def to_input(self, pixels: Tensor) -> Tensor:
+        """Resize ``(3, H, W)`` to ``(3, h, w)``, still in 0…255: the network's side normalises."""
+        return resize_image(pixels, self.input_size, antialias=self.antialias)
+
+    def to_image(self, boxes: Tensor) -> Tensor:
+        """Move boxes ``(D, 4)`` from the pixels of the input to those of the image."""
+        if self.inclusive_scale is not None:  # x2 - 1 is the last pixel inside the box
+            last_pixel = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+            return (boxes - last_pixel) / self.inclusive_scale + last_pixel
+        (height, width), (input_height, input_width) = self.image_size, self.input_size
+        return boxes * boxes.new_tensor([width / input_width, height / input_height] * 2)
 
 
-def open_photos(source: Any) -> tuple[Iterator[Photo], bool]:
-    """The photos of a source one by one, and whether it means a single one.
+def plan_resize(
+    image_size: tuple[int, int], config: DetectorConfig, bounds: tuple[int, int] | None = None
+) -> Resize:
+    """Choose the input size of an image by the conventions of a model's weights.
+
+    Nothing else reads these conventions; a new one is an entry of the config, read here, and a
+    field of ``Resize``.
+
+    Args:
+        image_size: height and width of the image.
+        bounds: largest short and long side of the input, pixels; by default the model's own.
+    """
+    bounds = bounds or config.weights.image_size
+    return Resize(
+        image_size,
+        resized_size(*image_size, *bounds),
+        config.weights.antialias,
+        resize_scale(*image_size, *bounds) if config.inclusive_boxes else None,
+    )
+
+
+def open_images(source: Any) -> tuple[Iterator[LoadedImage], bool]:
+    """Open the images of a source one by one; the flag says whether it is a single image.
+
+    Args:
+        source: an ``ImageSource``, or a folder, a list or tuple of image sources, or a tensor
+            ``(N, 3, H, W)``. An unreadable file of a folder is left out with a warning.
 
     Raises:
-        ImageError: no such file; unreadable ones raise as they are reached.
-        TypeError: the source is nothing that a photo can be made from.
+        ImageError: a file is missing or no image; those of a list raise when they are reached.
+        TypeError: the source is of no such type.
+        ValueError: pixels of another shape, type or range.
     """
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
-        return _readable_photos(list_images(Path(source))), False
+    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+        return _readable_images(list_images(source)), False
     if isinstance(source, Tensor) and source.ndim == 4:
         source = list(source)
-    if isinstance(source, Sequence) and not isinstance(source, str):
-        return (_open_photo(item) for item in source), False
-    return iter([_open_photo(source)]), True
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+        return map(open_image, source), False
+    return iter([open_image(source)]), True
 
 
-def _readable_photos(files: list[Path]) -> Iterator[Photo]:
-    for file in files:
-        try:
-            yield _open_photo(file)
-        except ImageError as error:
-            warnings.warn(f"left out: {error}", stacklevel=3)
-
-
-def _open_photo(source: Any) -> Photo:
-    if isinstance(source, (str, Path)):
-        return Photo(read_image(Path(source)), Path(source))
+def open_image(source: ImageSource) -> LoadedImage:
+    """Open one image; errors as in ``open_images``."""
+    if isinstance(source, str | os.PathLike):
+        return LoadedImage(read_image(source), Path(source))
     if isinstance(source, Image.Image):
-        return Photo(_rgb(rgb_of_pil(ImageOps.exif_transpose(source))))
+        return LoadedImage(_to_rgb(rgb_of_pil(ImageOps.exif_transpose(source))))
     if isinstance(source, np.ndarray):
-        return Photo(_rgb(_from_array(source)))
+        return LoadedImage(_to_rgb(_from_array(source)))
     if isinstance(source, Tensor):
-        return Photo(_rgb(source.cpu()))
+        return LoadedImage(_to_rgb(source.cpu()))
     raise TypeError(
         f"cannot predict on {type(source).__name__}: expected a file, folder, PIL image, ndarray, "
         "tensor, or a list of these"
     )
+
+
+def _readable_images(files: list[Path]) -> Iterator[LoadedImage]:
+    for file in files:
+        try:
+            yield open_image(file)
+        except ImageError as error:
+            warnings.warn(f"left out: {error}", stacklevel=3)
 
 
 def _from_array(array: np.ndarray) -> Tensor:
@@ -103,8 +137,8 @@ def _from_array(array: np.ndarray) -> Tensor:
     return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
 
 
-def _rgb(image: Tensor) -> Tensor:
-    """``(3, H, W)`` uint8 from one or three channels, uint8, uint16 or float in 0..1."""
+def _to_rgb(image: Tensor) -> Tensor:
+    """Convert one or three channels of uint8, uint16 or float in 0…1 to ``(3, H, W)`` uint8."""
     if image.ndim == 2:
         image = image[None]
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
@@ -115,7 +149,7 @@ def _rgb(image: Tensor) -> Tensor:
     if image.is_floating_point():
         if not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(
-                "a float image must lie in 0..1; give the photo, not a normalised input"
+                "a float image must lie in 0..1; give the image, not a normalised input"
             )
         image = (image * 255).round().to(torch.uint8)
     if image.dtype == torch.uint16:

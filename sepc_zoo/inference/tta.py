@@ -1,27 +1,50 @@
-"""Test-time augmentation: several views of a photo make one answer."""
+"""Test-time augmentation: detections of several views of an image are merged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from msgspec.structs import replace
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from sepc_zoo.config import ConfigError, DetectorConfig, PostprocessConfig, WeightsConfig
-from sepc_zoo.inference.preprocess import Photo, to_photo
+from sepc_zoo.config import ConfigError, DetectorConfig, PostprocessConfig
+from sepc_zoo.inference.detections import DetectionDict
+from sepc_zoo.inference.preprocess import Resize, plan_resize
 
-Found = dict[str, Tensor]  # boxes (D, 4), scores (D,), labels (D,), by falling score
+MAX_SIDE = 16384  # pixels of a network's input
+
+
+class ImageView(NamedTuple):
+    """One view of an image: what the network gets, and how boxes come back."""
+
+    pixels: Tensor  # (3, h, w) in 0…255, not mirrored yet
+    resize: Resize
+    mirrored: bool = False
+
+    @property
+    def input(self) -> Tensor:
+        return self.pixels.flip(-1) if self.mirrored else self.pixels
+
+    def to_image(self, detections: DetectionDict) -> DetectionDict:
+        """Move detections to the pixels of the image, and to the CPU."""
+        boxes = detections["boxes"]
+        if self.mirrored:
+            boxes = mirror_boxes(boxes, self.pixels.shape[-1])
+        moved = detections | {"boxes": self.resize.to_image(boxes)}
+        return {name: values.cpu() for name, values in moved.items()}
 
 
 @dataclass(frozen=True)
 class Views:
-    """How a photo is looked at: in each size as it is and, if asked for, as its mirror image.
+    """Which views of an image a model gets.
 
     Attributes:
-        flip: the mirror images too.
-        scales: factors of the model's own image size.
+        flip: add the mirror image of each view.
+        scales: sizes of the input, as factors of the model's own.
+
+    Raises:
+        ConfigError: no scales, or one outside of 0.1…10.
     """
 
     flip: bool = False
@@ -31,65 +54,64 @@ class Views:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise ConfigError(f"scales {list(self.scales)}: expected factors of 0.1 to 10")
 
-    def inputs(self, photo: Photo, weights: WeightsConfig) -> "PhotoInput":
-        """The photo in each size."""
-        images = [photo.to_input(scaled) for scaled in self.sizes(weights)]
-        return PhotoInput(photo.size, images, self)
+    def of_image(self, pixels: Tensor, config: DetectorConfig) -> list[ImageView]:
+        """Make the views of ``(3, H, W)`` uint8, each resized from the image itself."""
+        height, width = pixels.shape[-2:]
+        views = []
+        for bounds in self.bounds(config):
+            resize = plan_resize((height, width), config, bounds)
+            view = ImageView(resize.to_input(pixels), resize)
+            views += [view, view._replace(mirrored=True)] if self.flip else [view]
+        return views
 
-    def sizes(self, weights: WeightsConfig) -> list[WeightsConfig]:
-        """What the weights expect, with each of the image sizes."""
-        short, long = weights.image_size
-        return [
-            replace(weights, image_size=(_scaled(short, scale), _scaled(long, scale)))
-            for scale in self.scales
-        ]
+    def bounds(self, config: DetectorConfig) -> list[tuple[int, int]]:
+        """Short and long side of the input for each scale, pixels.
+
+        Raises:
+            ConfigError: a side is over ``MAX_SIDE``.
+        """
+        short, long = config.weights.image_size
+        bounds = [(_scaled(short, scale), _scaled(long, scale)) for scale in self.scales]
+        for size in bounds:
+            if max(size) > MAX_SIDE:
+                raise ConfigError(
+                    f"image_size {size} by scales {list(self.scales)}: at most {MAX_SIDE} pixels; "
+                    "choose smaller scales"
+                )
+        return bounds
 
 
-PLAIN = Views()
-
-
-class PhotoInput(NamedTuple):
-    """A photo as the network's input."""
-
-    size: tuple[int, int]  # height and width of the photo
-    images: list[Tensor]  # (3, h, w) uint8: one for each scale
-    views: Views
+SINGLE_VIEW = Views()
 
 
 @torch.no_grad()
-def look(
-    detect: Callable[[Sequence[Tensor]], list[Found]],
-    photos: Sequence[PhotoInput],
-    config: DetectorConfig,
-) -> list[Found]:
-    """What is in each photo, in its own pixels: what all of its views show, on the CPU.
+def detect_views(
+    detect: Callable[[Sequence[Tensor]], list[DetectionDict]],
+    images: Sequence[Sequence[ImageView]],
+    postprocess: PostprocessConfig,
+) -> list[DetectionDict]:
+    """Detect objects in all views of images, and merge them image by image.
 
     Args:
-        detect: what is in images ``(3, h, w)`` uint8, in their own pixels: ``Detector.detect``.
-        photos: all for the same views.
-        config: the detector's.
+        detect: finds objects in inputs ``(3, h, w)``, in the pixels of each.
+        images: the views of each image; all have as many.
+
+    Returns:
+        Detections in the pixels of each image, on the CPU.
     """
-    if not photos:
-        return []
-    views, by_view = photos[0].views, []
-    for i, weights in enumerate(views.sizes(config.weights)):
-        scaled = replace(config, weights=weights)
-        images = [photo.images[i] for photo in photos]
-        for mirrored in (False, True)[: 1 + views.flip]:
-            found = detect([image.flip(-1) for image in images] if mirrored else images)
-            triples = zip(found, photos, images, strict=True)
-            by_view.append(
-                [_in_photo(f, photo, image, mirrored, scaled) for f, photo, image in triples]
-            )
-    return [merge(of_photo, config.postprocess) for of_photo in zip(*by_view, strict=True)]
+    by_view = []
+    for views in zip(*images, strict=True):
+        found = detect([view.input for view in views])
+        by_view.append([view.to_image(one) for view, one in zip(views, found, strict=True)])
+    return [merge_detections(one, postprocess) for one in zip(*by_view, strict=True)]
 
 
-def merge(found: Sequence[Found], config: PostprocessConfig) -> Found:
-    """What several views of a photo show: class-wise non-maximum suppression over all of it."""
-    if len(found) == 1:
-        return found[0]
+def merge_detections(views: Sequence[DetectionDict], config: PostprocessConfig) -> DetectionDict:
+    """Merge detections of several views of an image by class-wise non-maximum suppression."""
+    if len(views) == 1:
+        return views[0]
     boxes, scores, labels = (
-        torch.cat([one[name] for one in found]) for name in ("boxes", "scores", "labels")
+        torch.cat([view[name] for view in views]) for name in ("boxes", "scores", "labels")
     )
     keep = batched_nms(boxes.double(), scores.double(), labels, config.iou_threshold)
     keep = keep[: config.max_detections]
@@ -97,18 +119,9 @@ def merge(found: Sequence[Found], config: PostprocessConfig) -> Found:
 
 
 def mirror_boxes(boxes: Tensor, width: float) -> Tensor:
-    """Boxes ``(D, 4)`` of an image ``width`` wide, in its mirror image."""
+    """Mirror boxes ``(D, 4)`` left to right in an image of a width in pixels."""
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=1)
-
-
-def _in_photo(
-    found: Found, photo: PhotoInput, image: Tensor, mirrored: bool, config: DetectorConfig
-) -> Found:
-    height, width = image.shape[-2:]
-    boxes = mirror_boxes(found["boxes"], width) if mirrored else found["boxes"]
-    found = found | {"boxes": to_photo(boxes, photo.size, (height, width), config)}
-    return {name: values.cpu() for name, values in found.items()}
 
 
 def _scaled(side: int, scale: float) -> int:

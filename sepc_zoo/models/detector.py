@@ -1,30 +1,25 @@
 """The base class of all detectors: one contract for every family."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sepc_zoo.config import DetectorConfig, override
-from sepc_zoo.data.images import normalize, pad_and_stack, padded_size
-from sepc_zoo.inference.detections import Detections
-from sepc_zoo.inference.preprocess import Photo, open_photos
-from sepc_zoo.inference.tta import PLAIN, Views, look
+from sepc_zoo.inference.detections import DetectionDict
+from sepc_zoo.inference.predictor import PredictMixin, detect
 from sepc_zoo.methods.losses import mean_terms
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.necks import build_neck
 from sepc_zoo.models.necks.fpn import FPN
-from sepc_zoo.ops.devices import to_device
 from sepc_zoo.outputs import Terms
 from sepc_zoo.registry import with_classes
 
 Target = Mapping[str, Any]
 
 
-class Detector(nn.Module):
+class Detector(PredictMixin, nn.Module):
     """Backbone, FPN and neck, which all families share; ``create_model`` builds it by name.
 
     A family adds its head, ``forward``, ``loss_terms``, ``postprocess`` and ``reset_head``.
@@ -161,59 +156,6 @@ class Detector(nn.Module):
         group = {n: stage_of.get(id(p), len(stages)) for n, p in self.named_parameters()}
         return lambda name: group.get(name, len(stages))
 
-    @torch.no_grad()
-    def predict(self, source: Any, score_threshold: float = 0.3, views: Views = PLAIN) -> Any:
-        """What the model sees in photos, in eval mode.
-
-        Args:
-            source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
-                ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0..1; or a folder, a
-                list of these or a tensor ``(N, 3, H, W)``, which give a list.
-            score_threshold: least score of a detection; those under the config's
-                ``postprocess.score_threshold`` are gone before.
-            views: mirror images and sizes to look at each photo in (test-time augmentation).
-
-        Returns:
-            ``Detections`` in the photo's pixels, or a list of them.
-
-        Raises:
-            ImageError: a file is no readable image. In a folder it is left out with a warning.
-        """
-        photos, single = open_photos(source)
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            found = [self.predict_photo(photo, score_threshold, views) for photo in photos]
-        finally:  # one by one, as a frozen backbone stays in eval mode
-            for module in training:
-                module.training = True
-        return found[0] if single else found
-
-    def predict_photo(
-        self, photo: Photo, score_threshold: float, views: Views = PLAIN
-    ) -> Detections:
-        """One photo; the model is in eval mode."""
-        inputs = views.inputs(photo, self.config.weights)
-        found = look(self.detect, [inputs], self.config)[0]
-        return Detections.of(found, score_threshold, self.config, photo.path or photo.pixels)
-
-    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """What is in each image ``(3, h, w)`` uint8, in its own pixels, by falling score.
-
-        Images that have one size when padded go through the network together. Others do not: more
-        padding than an image needs changes what is seen in it, and so would its neighbours.
-        """
-        weight, expected = next(self.fpn.parameters()), self.config.weights
-        precision = torch.promote_types(weight.dtype, torch.float32)
-        same_size = defaultdict(list)
-        for i, image in enumerate(images):
-            same_size[padded_size(image, expected.pad_multiple)].append(i)
-        found: dict[int, dict[str, Tensor]] = {}
-        for indices in same_size.values():
-            group = [to_device(images[i], weight.device) for i in indices]
-            sizes = [(image.shape[-2], image.shape[-1]) for image in group]
-            batch = pad_and_stack(group, expected.pad_multiple)
-            batch = normalize(batch, sizes, expected.mean, expected.std, precision)
-            seen = self.postprocess(self(batch.to(weight.dtype)), sizes)
-            found.update(zip(indices, seen, strict=True))
-        return [found[i] for i in range(len(images))]
+    def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
+        """The detections of images ``(3, h, w)`` uint8, in their own pixels, by falling score."""
+        return detect(self, images)

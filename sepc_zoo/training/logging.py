@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +17,11 @@ from tqdm import tqdm
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.files import write_atomically
+from sepc_zoo.inference.progress import progress_bar
 
 LOG_FILE, METRICS_FILE = "log.csv", "metrics.csv"
 AP_KEYS = ("AP", "AP50", "AP75")
 SHOWN_DROPPED = 20
-
-
-def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
-    """tqdm's bar on a terminal; a line now and then where the output goes to a file."""
-    return tqdm(*args, **kwargs, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
 class CsvFile:

@@ -72,14 +72,14 @@ def perfect(annotations):
             {"boxes": r.boxes, "scores": torch.ones(len(r.boxes)), "labels": r.labels}
             for r in truth
         ]
-        return [(p, f if p.input else None) for p, f in zip(photos, found, strict=True)]
+        return [(p, f if p.views else None) for p, f in zip(photos, found, strict=True)]
 
     return find
 
 
 def test_objects_of_an_image_that_breaks_meanwhile_are_missed(model, data, monkeypatch, capsys):
     annotations = read_data(data, "val")
-    monkeypatch.setattr(validation, "find_objects", perfect(annotations))
+    monkeypatch.setattr(validation, "detect_files", perfect(annotations))
     assert validate(model, annotations)[0].metrics["AR100"] == pytest.approx(1)
     broken = annotations.records[1]
     broken.path.write_bytes(b"no image")

@@ -18,7 +18,7 @@ RED = (255, 0, 0)
 
 
 @pytest.fixture
-def photo():
+def black():
     return torch.zeros(3, 60, 100, dtype=torch.uint8)
 
 
@@ -26,16 +26,16 @@ def red_pixels(image):
     return (np.asarray(image) == RED).all(axis=2)
 
 
-def test_photo_is_left_as_it_is(photo):
-    image = Image.fromarray(photo.permute(1, 2, 0).numpy())
-    for source in (photo, image):
+def test_the_image_itself_stays_unchanged(black):
+    image = Image.fromarray(black.permute(1, 2, 0).numpy())
+    for source in (black, image):
         draw_boxes(source, torch.tensor([[10.0, 10, 50, 50]]), [""], [RED])
-    assert photo.sum() == 0
+    assert black.sum() == 0
     assert np.asarray(image).sum() == 0
 
 
-def test_box_covers_its_pixels_and_no_more(photo):
-    drawn = red_pixels(draw_boxes(photo, torch.tensor([[10.0, 20, 50, 40]]), [""], [RED]))
+def test_box_covers_its_pixels_and_no_more(black):
+    drawn = red_pixels(draw_boxes(black, torch.tensor([[10.0, 20, 50, 40]]), [""], [RED]))
     rows, columns = drawn.nonzero()
     assert (columns.min(), columns.max() + 1) == (10, 50)
     assert (rows.min(), rows.max() + 1) == (20, 40)
@@ -47,22 +47,22 @@ def test_box_covers_its_pixels_and_no_more(photo):
     [[-50.0, -50, 500, 500], [200.0, 200, 300, 300], [30.0, 30, 30, 30], [50.0, 40, 20, 10]],
     ids=["larger", "outside", "a point", "reversed"],
 )
-def test_odd_boxes_are_drawn_without_an_error(photo, box):
-    assert draw_boxes(photo, torch.tensor([box]), ["thing 0.50"], [RED]).size == (100, 60)
+def test_odd_boxes_are_drawn_without_an_error(black, box):
+    assert draw_boxes(black, torch.tensor([box]), ["thing 0.50"], [RED]).size == (100, 60)
 
 
-def test_no_boxes_give_the_photo(photo):
-    assert np.asarray(draw_boxes(photo, torch.zeros(0, 4), [], [])).sum() == 0
+def test_no_boxes_leave_the_image_unchanged(black):
+    assert np.asarray(draw_boxes(black, torch.zeros(0, 4), [], [])).sum() == 0
 
 
-def test_numbers_of_boxes_and_captions_must_agree(photo):
+def test_numbers_of_boxes_and_captions_must_agree(black):
     with pytest.raises(ValueError, match="zip"):
-        draw_boxes(photo, torch.zeros(1, 4), [], [RED])
+        draw_boxes(black, torch.zeros(1, 4), [], [RED])
 
 
-def test_lines_are_as_wide_as_asked(photo):
+def test_lines_are_as_wide_as_asked(black):
     box = torch.tensor([[10.0, 10, 50, 50]])
-    drawn = red_pixels(draw_boxes(photo, box, [""], [RED], line=4))
+    drawn = red_pixels(draw_boxes(black, box, [""], [RED], line=4))
     assert drawn[30, 10:20].tolist() == [True] * 4 + [False] * 6
 
 
@@ -81,45 +81,45 @@ def test_a_close_up_fits_its_size_and_shows_its_box(box):
 
 
 def test_a_close_up_is_of_the_last_boxes_at_twice_their_size():
-    """The photo is bright where the cut should be, and dark around it."""
-    photo = torch.zeros(3, 900, 1200, dtype=torch.uint8)
-    photo[:, 250:550, 300:700] = 255
+    """The image is bright where the cut should be, and dark around it."""
+    image = torch.zeros(3, 900, 1200, dtype=torch.uint8)
+    image[:, 250:550, 300:700] = 255
     boxes = torch.tensor([[0.0, 0, 1200, 900], [400, 325, 600, 475]])
-    picture = close_up(photo, boxes, [RED, RED], (200, 150), focus=1)
+    picture = close_up(image, boxes, [RED, RED], (200, 150), focus=1)
     assert picture.size == (200, 150)
     assert (np.asarray(picture)[2:-2, 2:-2, 0] == 255).all()
 
 
-def test_a_close_up_keeps_the_photos_proportions_at_its_border():
-    photo = torch.zeros(3, 1000, 100, dtype=torch.uint8)
-    picture = close_up(photo, torch.tensor([[0.0, 0, 100, 1000]]), [RED], (400, 300), focus=1)
+def test_a_close_up_keeps_the_images_proportions_at_its_border():
+    image = torch.zeros(3, 1000, 100, dtype=torch.uint8)
+    picture = close_up(image, torch.tensor([[0.0, 0, 100, 1000]]), [RED], (400, 300), focus=1)
     assert picture.size == (30, 300)
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (190.0, 0.0), (0.0, 140.0), (190.0, 140.0)])
-def test_caption_is_kept_inside_the_picture(corner):
-    """Wherever the box, the tag has the same number of pixels: none of it is cut off."""
-    photo = torch.zeros(3, 150, 200, dtype=torch.uint8)
+def test_a_caption_lies_inside_the_picture(corner):
+    """Wherever the box, the caption has the same number of pixels: none is cut off."""
+    image = torch.zeros(3, 150, 200, dtype=torch.uint8)
     small = torch.tensor([[*corner, corner[0] + 9, corner[1] + 9]])
     middle = torch.tensor([[90.0, 70, 99, 79]])
     tags = []
     for box in (small, middle):
-        tagged = np.asarray(draw_boxes(photo, box, ["giraffe 0.99"], [RED])).any(axis=2)
+        tagged = np.asarray(draw_boxes(image, box, ["giraffe 0.99"], [RED])).any(axis=2)
         tags.append((tagged.any(axis=0).sum(), tagged.any(axis=1).sum()))
     assert tags[0][0] == tags[1][0]
     assert tags[0][1] >= tags[1][1] - 9  # inside the box rather than above it
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
-def test_a_line_break_in_a_caption_is_drawn_as_a_space(photo, line_break):
+def test_a_line_break_in_a_caption_is_drawn_as_a_space(black, line_break):
     box = torch.tensor([[0.0, 30, 90, 60]])
-    broken = draw_boxes(photo, box, [f"red{line_break}cat"], [RED])
-    assert np.array_equal(broken, draw_boxes(photo, box, ["red cat"], [RED]))
+    broken = draw_boxes(black, box, [f"red{line_break}cat"], [RED])
+    assert np.array_equal(broken, draw_boxes(black, box, ["red cat"], [RED]))
 
 
-def test_captions_are_readable_on_any_class_color(photo):
+def test_captions_contrast_with_every_class_color(black):
     for label in range(20):
-        drawn = draw_boxes(photo, torch.tensor([[0.0, 30, 90, 60]]), ["W"], [class_color(label)])
+        drawn = draw_boxes(black, torch.tensor([[0.0, 30, 90, 60]]), ["W"], [class_color(label)])
         luminance = np.asarray(drawn.convert("L"), dtype=int)[14:30, :14]
         plate = luminance[-1, 0]
         assert np.abs(luminance - plate).max() > 90
@@ -145,8 +145,8 @@ def test_contact_sheet_of_nothing_is_refused():
 MEAN, STD = (0.5, 0.4, 0.2), (0.2, 0.1, 0.25)
 
 
-def seen(boxes=(), labels=(), iscrowd=(), device="cpu"):
-    """A white photo of 300 x 480 in the upper part of a batch of one, as it is drawn."""
+def drawn_batch(boxes=(), labels=(), iscrowd=(), device="cpu"):
+    """Draw a batch of a white image, 300 x 480, with 60 rows of padding below."""
     white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
     images = torch.zeros(1, 3, 360, 480)
     images[:, :, :300] = white.view(3, 1, 1)
@@ -161,30 +161,30 @@ def seen(boxes=(), labels=(), iscrowd=(), device="cpu"):
     return np.asarray(sheet)[gap : gap + 360, gap : gap + 480]
 
 
-def test_a_batch_is_drawn_in_the_photos_own_colors_and_its_padding_in_the_mean():
-    drawn = seen()
+def test_a_batch_has_the_images_own_colors_and_the_mean_as_padding():
+    drawn = drawn_batch()
     assert (drawn[:300] == 255).all()
     assert (np.abs(drawn[300:] - np.array(MEAN) * 255) <= 1).all()
 
 
-def test_a_batch_is_drawn_with_its_boxes_in_the_colors_of_their_classes():
-    drawn = seen([[100.0, 100, 200, 250]], [1], [0])
+def test_the_boxes_of_a_batch_have_the_colors_of_their_classes():
+    drawn = drawn_batch([[100.0, 100, 200, 250]], [1], [0])
     rows, columns = (drawn[100:] == class_color(1)).all(axis=2).nonzero()  # below the tag
     assert (columns.min(), columns.max() + 1) == (100, 200)
     assert rows.max() + 101 == 250
 
 
-def test_a_crowd_of_a_batch_is_marked():
+def test_a_crowd_has_a_longer_caption():
     box, label = [[100.0, 100, 200, 250]], [1]
-    plate = [(seen(box, label, [k])[:100] != 255).any(axis=(0, 2)).sum() for k in (0, 1)]
-    assert plate[1] > 1.5 * plate[0]  # its caption is longer
+    plate = [(drawn_batch(box, label, [k])[:100] != 255).any(axis=(0, 2)).sum() for k in (0, 1)]
+    assert plate[1] > 1.5 * plate[0]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_batch_on_a_gpu_is_drawn_as_on_the_cpu():
     content = [[100.0, 100, 200, 250]], [1], [1]
-    assert np.array_equal(seen(*content, device="cuda"), seen(*content))
+    assert np.array_equal(drawn_batch(*content, device="cuda"), drawn_batch(*content))
 
 
 def log_rows():

@@ -19,7 +19,7 @@ class SturdyLoader:
     """The batches of a loader; where a worker dies, new workers go on with the next batch.
 
     Args:
-        loader: of ``Batch`` as ``accelerator.prepare`` gave it, or of lists of ``PhotoFile``.
+        loader: of ``Batch`` as ``accelerator.prepare`` gave it, or of lists of ``ImageFile``.
         faults: is told of dead workers and of images that could not be read.
     """
 

@@ -1,0 +1,141 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sepc_zoo.data.images import ImageError
+from sepc_zoo.inference.preprocess import open_image, open_images, plan_resize
+from sepc_zoo.registry import authors_config, model_config
+
+
+def opened(source):
+    return open_image(source).pixels
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1"])
+def test_a_png_has_the_same_pixels_as_file_and_as_pil_image(image, mode, tmp_path):
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "x.png")
+    pixels = opened(image)
+    assert pixels.shape == (3, 50, 90)
+    assert torch.equal(opened(tmp_path / "x.png"), pixels)
+    assert torch.equal(opened(str(tmp_path / "x.png")), pixels)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_16_bit_images_keep_their_high_byte(image, pixels, tmp_path):
+    gray = np.array(image.convert("L"))
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    deep.save(tmp_path / "x.png")
+    for source in (deep, tmp_path / "x.png"):
+        assert torch.equal(opened(source), opened(gray))
+    assert torch.equal(opened(pixels.astype(np.uint16) * 256 + 255), opened(pixels))
+
+
+def test_arrays_and_tensors_of_all_types_and_layouts_have_the_same_pixels(image, pixels):
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    sources = [pixels, pixels / 255, tensor, tensor / 255, tensor.double() / 255]
+    sources += [np.asfortranarray(pixels), pixels[::-1][::-1], tensor.contiguous()]
+    sources += [np.concatenate([pixels, pixels[:, :, :1]], axis=2)]  # RGBA
+    assert all(torch.equal(opened(source), opened(image)) for source in sources)
+
+
+def test_gray_pixels_are_repeated_in_all_channels(image):
+    gray = image.convert("L")
+    array = np.array(gray)
+    tensor = torch.from_numpy(array)
+    for source in (array, array[:, :, None], tensor, tensor[None], tensor[None].expand(3, -1, -1)):
+        assert torch.equal(opened(source), opened(gray))
+
+
+def test_a_read_only_array_gives_no_warning(image):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened(np.asarray(image))
+
+
+def test_the_callers_pixels_are_left_unchanged(model, pixels):
+    for source in (pixels.copy(), torch.from_numpy(pixels.copy()).permute(2, 0, 1)):
+        before = source.copy() if isinstance(source, np.ndarray) else source.clone()
+        model.predict(source)
+        assert (source == before).all()
+
+
+def test_an_image_is_turned_upright(image):
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    assert torch.equal(opened(turned), opened(image))
+
+
+def test_a_file_keeps_its_path(image, tmp_path):
+    image.save(tmp_path / "x.png")
+    assert open_image(str(tmp_path / "x.png")).path == tmp_path / "x.png"
+    assert open_image(image).path is None
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    (tmp_path / "b.png").write_bytes(b"broken")
+    for source in (tmp_path / "b.png", [tmp_path / "b.png"], tmp_path / "nowhere.png"):
+        with pytest.raises(ImageError, match=r"(b|nowhere)\.png"):
+            list(open_images(source)[0])
+
+
+def test_a_broken_or_damaged_file_of_a_folder_is_left_out_with_a_warning(image, tmp_path):
+    for name in ("a.png", "c.png", "d.png"):
+        image.save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"broken")
+    data = (tmp_path / "c.png").read_bytes()
+    start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    (tmp_path / "c.png").write_bytes(data[:start] + bytes(end - start) + data[end:])
+    images, single = open_images(tmp_path)
+    with pytest.warns(UserWarning, match=r"left out: .*[bc]\.png") as caught:
+        assert [image.path.name for image in images] == ["a.png", "d.png"]
+    assert len(caught) == 2
+    assert not single
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "match"),
+    [
+        (None, TypeError, "NoneType: expected a file, folder"),
+        (5, TypeError, "int"),
+        (b"image", TypeError, "bytes"),
+        ({"a": 1}, TypeError, "dict"),
+        (torch.zeros(4, 8, 8), ValueError, r"1 or 3 channels, got \(4, 8, 8\)"),
+        (torch.zeros(8), ValueError, "1 or 3 channels"),
+        (np.zeros((8, 8, 5), np.uint8), ValueError, "1 or 3 channels"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, "an ndarray last"),
+        (torch.zeros(8, 8, 3), ValueError, "channels first"),
+        (torch.zeros(3, 0, 8), ValueError, "1 or 3 channels"),
+        (torch.randn(3, 8, 8), ValueError, "0..1.*not a normalised input"),
+        (torch.full((3, 8, 8), torch.nan), ValueError, "0..1"),
+        (torch.full((3, 8, 8), 200.0), ValueError, "0..1"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "uint8, uint16 or float.*int64"),
+        (Image.new("F", (8, 8)), ValueError, "float samples"),
+        (np.zeros((8, 8, 3), bool), ValueError, "bool"),
+    ],
+)
+def test_what_is_no_image_is_refused(source, error, match):
+    with pytest.raises(error, match=match):
+        open_images(source)
+
+
+# Resizing
+
+
+def test_the_input_is_the_whole_image():
+    """A box around the input is a box around the image."""
+    resize = plan_resize((480, 643), model_config("fsaf_r18_fpn"))
+    assert resize.input_size == (800, 1072)
+    assert resize.to_input(torch.zeros(3, 480, 643, dtype=torch.uint8)).shape == (3, 800, 1072)
+    box = resize.to_image(torch.tensor([[0.0, 0.0, 1072, 800]]))
+    torch.testing.assert_close(box, torch.tensor([[0.0, 0.0, 643, 480]]))
+
+
+def test_the_authors_boxes_include_their_last_pixel():
+    """Such coordinates are divided by the scale: x2 -> (x2 - 1) / scale + 1."""
+    resize = plan_resize((400, 500), authors_config("fsaf_r50_sepc"))  # doubled
+    boxes = resize.to_image(torch.tensor([[10.0, 20.0, 101.0, 201.0]]))
+    assert boxes.tolist() == [[5.0, 10.0, 51.0, 101.0]]
