@@ -10,7 +10,14 @@ from sepc_zoo.factory import ModelInfo, create_model, load_model, model_info
 from sepc_zoo.inference.detections import Detections
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.outputs import Predictions
-from sepc_zoo.registry import is_model, list_backbones, list_models, register_model
+from sepc_zoo.registry import (
+    is_model,
+    list_backbones,
+    list_models,
+    register_method,
+    register_model,
+    register_neck,
+)
 
 __all__ = [
     "Detections",
@@ -27,6 +34,8 @@ __all__ = [
     "load_model",
     "model_info",
     "push_to_hub",
+    "register_method",
     "register_model",
+    "register_neck",
     "save_model",
 ]

@@ -367,10 +367,12 @@ def from_plain(kind: type[T], content: Any, where: str) -> T:
 
 def _open_union(kind: type, content: Any) -> Any:
     """A method's or a neck's config, by its ``type``."""
-    types = METHOD_TYPES if kind is MethodConfig else NECK_TYPES
+    types, register = (
+        (METHOD_TYPES, "register_method") if kind is MethodConfig else (NECK_TYPES, "register_neck")
+    )
     tag = content.get("type") if isinstance(content, dict) else None
     if not isinstance(tag, str) or tag not in types:
-        raise ValueError(f"no type {tag!r:.80}; there are {', '.join(types)}")
+        raise ValueError(f"no type {tag!r:.80}; there are {', '.join(types)}; {register} adds one")
     try:
         return msgspec.convert(content, resolve(types[tag]))
     except msgspec.ValidationError as error:
