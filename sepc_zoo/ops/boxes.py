@@ -1,8 +1,8 @@
 """Continuous xyxy boxes in pixels, and overlaps of many boxes with very many anchors.
 
-A table of overlaps is ``(..., G, A)``: of ``boxes (..., G, 4)`` with ``anchors (A, 4)`` that the
-images of a batch share, or with ``(..., A, 4)``. Whoever makes many gives the three tensors ``out``
-to make them in: the first becomes the table. Fresh memory costs more than all the arithmetic.
+A table of overlaps ``(..., G, A)`` compares ``boxes (..., G, 4)`` with ``anchors (A, 4)``, which the
+images of a batch share, or with ``(..., A, 4)``. Pass three preallocated ``out`` buffers to avoid
+allocations in a loop, which cost more than the arithmetic; the first becomes the table.
 """
 
 import math
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Cells of a boxes x anchors table that are held at once: 16 M are 64 MB in float32. On the CPU as
-# many as its cache holds, but anchors enough that a row is worth its call.
+# Maximal number of cells of a table: 16 M are 64 MB in float32. On the CPU a table stays in the
+# cache, unless its rows would be too short to be worth the calls.
 TABLE_CELLS = 2**24
 CACHED_CELLS, CACHED_ROW = 2**20, 128
 
@@ -49,14 +49,14 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, out: Buffers = FRESH) -> Tensor:
 
 
 def box_iof(boxes: Tensor, anchors: Tensor, out: Buffers = FRESH) -> Tensor:
-    """Part of each anchor that a box covers ``(..., G, A)``."""
+    """Intersection over the anchor's area ``(..., G, A)``."""
     return intersection(boxes, anchors, out).div_(box_area(anchors)[..., None, :])
 
 
 def anchor_chunks(
     num_boxes: int, num_anchors: int, device: torch.device | str = "cpu"
 ) -> Iterator[slice]:
-    """Slices over the anchors, such that no table of boxes x anchors outgrows ``TABLE_CELLS``."""
+    """Slices of the anchors, such that no table of boxes x anchors exceeds ``TABLE_CELLS``."""
     num_boxes = max(1, num_boxes)
     step = max(1, TABLE_CELLS // num_boxes)
     if torch.device(device).type == "cpu":
@@ -68,11 +68,11 @@ def anchor_chunks(
 def table_chunks(
     overlap: Overlap, boxes: Tensor, anchors: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The table of ``box_iou`` or ``box_iof`` for one slice of the anchors after the other.
+    """The table of ``box_iou`` or ``box_iof``, by slices of the anchors.
 
     Yields:
-        The slice, its table ``(..., G, a)`` and an empty one to work with. Both are the caller's
-        to overwrite, and are overwritten by the next.
+        The slice, its table ``(..., G, a)`` and a buffer of the same shape. The caller may
+        overwrite both; the next step does.
     """
     images = torch.broadcast_shapes(boxes.shape[:-2], anchors.shape[:-2])
     num_boxes = boxes.shape[-2]
@@ -85,10 +85,10 @@ def table_chunks(
 
 
 def table_rows(overlap: Overlap, boxes: Tensor, anchors: Tensor) -> Iterator[Tensor]:
-    """The table of ``boxes (G, 4)`` and all anchors ``(A, 4)``, some rows after the others.
+    """The table of ``boxes (G, 4)`` and all anchors ``(A, 4)``, by slices of the boxes.
 
     Yields:
-        ``(g, A)``, the caller's to overwrite, and overwritten by the next.
+        The rows ``(g, A)``. The caller may overwrite them; the next step does.
     """
     cells = min(TABLE_CELLS, CACHED_CELLS) if boxes.device.type == "cpu" else TABLE_CELLS
     step = max(1, cells // max(1, len(anchors)))
@@ -99,10 +99,11 @@ def table_rows(overlap: Overlap, boxes: Tensor, anchors: Tensor) -> Iterator[Ten
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor, border: float = 0.0) -> Tensor:
-    """Boxes ``(N, A, 4)`` cut at the borders of their images, whose (h, w) are ``sizes (N, 2)``.
+    """Clip boxes ``(N, A, 4)`` to their images, whose heights and widths are ``sizes (N, 2)``.
 
-    ``border`` pixels of the image remain under every box: x1 is at most w - border, and x2 at
-    least border. Code that counts the last pixel into a box clips with a border of 1.
+    Args:
+        border: every box keeps this many pixels of the image: x1 <= w - border, x2 >= border. Code
+            that counts the last pixel as inside clips with a border of 1.
     """
     limit = sizes.flip(-1).to(boxes)[:, None]  # N, 1, (w, h)
     lower = boxes[..., :2].clamp(min=0).minimum(limit - border)

@@ -1,7 +1,7 @@
-"""Deformable convolution of a pyramid, in the precisions that a model may run in.
+"""Deformable convolution of a pyramid, in float32, float64 and under autocast.
 
-Where there is no kernel for it, a tap of a cell is a weighted sum of the channels of four pixels,
-which is what an embedding bag computes; all taps of all levels then go into one matrix product.
+Without a GPU kernel, a tap of a cell is a weighted sum of the channels of four pixels, which
+``embedding_bag`` computes; one matrix product then takes all taps of all levels.
 """
 
 import math
@@ -16,8 +16,8 @@ import torchvision
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-TAPS = 9  # of a 3x3 kernel
-# Asks for the fused kernel on a GPU, on which it was not measured yet, in the models built then.
+TAPS = 9  # number of taps of a 3x3 kernel
+# Set to 1, selects the fused kernel on a GPU for models built afterwards. Not measured yet.
 FUSED_VARIABLE = "SEPC_ZOO_FUSED"
 
 
@@ -32,12 +32,13 @@ def deform_conv2d(
 ) -> list[Tensor]:
     """Deformable convolution (Dai et al. 2017) of each level, ``(N, C, H, W) -> (N, C', H', W')``.
 
-    ``offsets (N, 2 * 9, H', W')`` hold (dy, dx) per tap of the 3x3 kernel, in pixels of the map;
-    NaN gives NaN in its place. Summed in float32 (float64 stays float64); the results have the type
-    that a convolution would give here, channels last.
+    Sums are in float32 (float64 stays float64); the results have the type that a convolution would
+    have, in channels-last memory.
 
     Args:
-        fused: on a GPU, by one kernel for all levels, but in float64.
+        offsets: ``(N, 2 * 9, H', W')``: (dy, dx) of each tap of the 3x3 kernel, in pixels of the
+            map. NaN gives NaN in its cell.
+        fused: use one kernel for all levels on a GPU, except in float64.
     """
     if not maps:
         return []
@@ -54,7 +55,7 @@ def deform_conv2d(
 
 
 def asks_for_fused() -> bool:
-    """Whether new models are to use the fused kernel on a GPU."""
+    """Whether new models use the fused kernel on a GPU."""
     return os.environ.get(FUSED_VARIABLE, "0") == "1"
 
 
@@ -70,7 +71,7 @@ def _by_torchvision(
     weight, bias = weight.to(dtype), bias.to(dtype)
     out = []
     for x, offset in zip(maps, offsets, strict=True):
-        # The operator reads outside of its memory at an offset of NaN.
+        # torchvision's operator reads outside of its memory where an offset is NaN.
         no_place, place = offset.isnan().any(dim=1, keepdim=True), offset.to(dtype).nan_to_num()
         y = torchvision.ops.deform_conv2d(x.to(dtype), place, weight, bias, stride, padding)
         out.append(y.masked_fill(no_place, torch.nan))
@@ -86,18 +87,18 @@ def _by_levels(
     padding: int,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """All levels at once, as rows of channels."""
-    is_on_gpu = maps[0].is_cuda
+    """Convolve all levels at once, as rows of channels."""
+    on_gpu = maps[0].is_cuda
     exact = torch.promote_types(maps[0].dtype, torch.float32)
-    rows = _rows_of(maps).to(dtype if is_on_gpu else exact)
+    rows = _rows_of(maps).to(dtype if on_gpu else exact)
     place = _rows_of(offsets).to(exact)
     kernel = weight.to(rows.dtype).permute(2, 3, 1, 0).flatten(0, 1)  # 9, C, C'
     sizes = [s for x, o in zip(maps, offsets, strict=True) for s in (*x.shape[2:], *o.shape[2:])]
-    how = sizes, len(maps[0]), stride, padding
-    if is_on_gpu:
-        y = fused_op(rows, place, kernel.contiguous(), bias.to(rows.dtype), *how)
+    geometry = sizes, len(maps[0]), stride, padding
+    if on_gpu:
+        y = fused_op(rows, place, kernel.contiguous(), bias.to(rows.dtype), *geometry)
     else:
-        y = gather_and_multiply(rows, place, kernel, bias.to(rows.dtype), *how)
+        y = gather_and_multiply(rows, place, kernel, bias.to(rows.dtype), *geometry)
     shapes = [(len(offset), *offset.shape[2:]) for offset in offsets]
     levels = y.split([math.prod(shape) for shape in shapes])
     return [
@@ -126,8 +127,8 @@ def gather_and_multiply(
     Args:
         offset: ``(cells, 2 * 9)``.
         kernel: ``(9, C, C')``.
-        sizes: height, width of each level, and those of its result.
-        count: images of each level.
+        sizes: for each level its height and width, and height and width of its result.
+        count: number of images.
     """
     index, share, pixel, cell = [], [], 0, 0
     for height, width, out_height, out_width in zip(*(sizes[i::4] for i in range(4)), strict=True):
@@ -138,7 +139,7 @@ def gather_and_multiply(
         share.append(parts)
         pixel, cell = pixel + count * height * width, cell + cells
     arguments = (rows, torch.cat(index), torch.cat(share), kernel.flatten(0, 1).t(), bias)
-    if torch.is_grad_enabled():  # the taps of all cells are nine times as large as the maps
+    if torch.is_grad_enabled():  # the taps take nine times the memory of the maps
         return checkpoint(_multiply_taps, *arguments, use_reentrant=False)
     return _multiply_taps(*arguments)
 
@@ -153,10 +154,13 @@ def _multiply_taps(
 def pixels_of_taps(
     offset: Tensor, size: Sequence[int], stride: int, padding: int
 ) -> tuple[Tensor, Tensor]:
-    """The four pixels around each tap ``(N, H', W', 9, 2)`` of a map, and its share in them.
+    """The four pixels around each tap, and their bilinear weights, both ``(N * H' * W' * 9, 4)``.
 
-    Both ``(N * H' * W' * 9, 4)``; pixels are counted over the whole batch. Those outside of the map
-    have no share.
+    Pixels are counted over the whole batch. Those outside of the map have weight 0.
+
+    Args:
+        offset: ``(N, H', W', 9, 2)``.
+        size: height and width of the map.
     """
     count, rows, columns = offset.shape[:3]
     height, width = size
@@ -171,7 +175,7 @@ def pixels_of_taps(
 
 
 def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The two pixels on either side of each place along an axis, and their shares ``(..., 2)``."""
+    """The two pixels beside each position on an axis, and their weights ``(..., 2)``."""
     place = place.clamp(-1, length)
     before = place.detach().floor()
     after_share = place - before
@@ -181,8 +185,8 @@ def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return pixel.long().clamp(0, length - 1), share.where(inside | share.isnan(), 0)
 
 
-# The fused kernel as an operator that torch.compile and torch.export take as it is. Its arguments
-# are those of ``gather_and_multiply``, which is what it computes where there is no GPU.
+# The fused kernel as an operator, which torch.compile and torch.export leave as it is. It has the
+# arguments of ``gather_and_multiply``, which computes it on the CPU.
 
 
 @torch.library.custom_op("sepc_zoo::deform_conv", mutates_args=())
@@ -196,7 +200,7 @@ def fused_op(
     stride: int,
     padding: int,
 ) -> Tensor:
-    from sepc_zoo.ops.deform_conv_triton import convolve  # Triton is not everywhere
+    from sepc_zoo.ops.deform_conv_triton import convolve  # Triton is not installed everywhere
 
     return convolve(rows, offset, kernel, bias, sizes, count, stride, padding)
 
@@ -233,18 +237,20 @@ def _(rows: Tensor, offset: Tensor, kernel: Tensor, *_: Any) -> tuple[Tensor, Te
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    rows, offset, kernel, _, *ctx.how = inputs
+    rows, offset, kernel, _, *ctx.geometry = inputs
     ctx.save_for_backward(rows, offset, kernel)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if grad.is_cuda:
-        of_inputs = fused_gradients_op(*ctx.saved_tensors, grad.contiguous(), *ctx.how)
+        of_inputs = fused_gradients_op(*ctx.saved_tensors, grad.contiguous(), *ctx.geometry)
     else:
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
             rows, offset, kernel = inputs
-            y = gather_and_multiply(rows, offset, kernel, grad.new_zeros(grad.shape[1]), *ctx.how)
+            y = gather_and_multiply(
+                rows, offset, kernel, grad.new_zeros(grad.shape[1]), *ctx.geometry
+            )
         of_inputs = torch.autograd.grad(y, inputs, grad)
     return (*of_inputs, grad.sum(dim=0), None, None, None, None)
 

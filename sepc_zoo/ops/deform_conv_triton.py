@@ -1,11 +1,10 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""The deformable convolution of a pyramid in Triton.
+"""Deformable convolution of a pyramid in Triton.
 
-Bilinear sampling goes straight into the matrix product: no buffer of taps, and one launch for all
-levels. Maps are rows of channels, levels one after the other: ``(pixels, C)`` are what is read,
-``(cells, C')`` what is written; a cell is a pixel of the result. float32 is multiplied as such,
-without tensor cores. The kernels were compared with
-float64 in Triton's interpreter, and not yet run on a GPU.
+Bilinear samples feed the matrix product directly: there is no buffer of taps, and one launch for
+all levels. Maps are rows of channels, level after level: the kernels read ``(pixels, C)`` and write
+``(cells, C')``, where a cell is a pixel of the result. float32 is multiplied without tensor cores.
+The kernels were compared with float64 in Triton's interpreter, and not yet run on a GPU.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,11 @@ from torch import Tensor
 from triton import knobs
 
 TAPS = tl.constexpr(9)
-MOST_LEVELS = 5
-NOT_CONSTANT = ["count", *(f"level{i}" for i in range(MOST_LEVELS))]  # or each size had a kernel
+MAX_LEVELS = 5
+NOT_CONSTANT = [
+    "count",
+    *(f"level{i}" for i in range(MAX_LEVELS)),
+]  # else each size compiles a kernel
 
 
 def convolve(
@@ -37,8 +39,8 @@ def convolve(
     Args:
         offset: ``(cells, 2 * 9)``, (dy, dx) per tap in pixels; NaN gives NaN.
         kernel: ``(9, C, C')``, of the rows' type, as is the bias ``(C',)``.
-        sizes: height, width of each level, and those of its result.
-        count: images of each level.
+        sizes: for each level its height and width, and height and width of its result.
+        count: number of images.
     """
     channels, out_channels = kernel.shape[1:]
     out = rows.new_empty(len(offset), out_channels)
@@ -65,9 +67,9 @@ def gradients(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of rows, offset and kernel, given that of the result ``(cells, C')``.
+    """Gradients of rows, offset and kernel from the gradient of the result ``(cells, C')``.
 
-    Pixels and taps gather their parts by atomic additions, whose order is left to the device.
+    They are summed by atomic additions, whose order is not deterministic.
     """
     cells, (channels, out_channels) = len(offset), kernel.shape[1:]
     of_rows = torch.zeros_like(rows, dtype=torch.float32)
@@ -91,12 +93,12 @@ def gradients(
 
 
 def _levels(sizes: Sequence[int], count: int) -> tuple[int, ...]:
-    """The images of each level, and the four sides of each level as one number of 16 bits a side.
+    """The number of images, and the four sides of each level packed into 64 bits.
 
-    Numbers are arguments of a launch: a tensor of them would have to be copied to the device, which
-    the host waits for, and which a CUDA graph cannot hold.
+    As numbers they are arguments of the launch. A tensor would need a blocking copy to the device,
+    which a CUDA graph cannot hold.
     """
-    levels = [0] * MOST_LEVELS
+    levels = [0] * MAX_LEVELS
     for i in range(len(sizes) // 4):
         height, width, out_height, out_width = sizes[4 * i : 4 * i + 4]
         levels[i] = height << 48 | width << 32 | out_height << 16 | out_width
@@ -108,7 +110,7 @@ def _constants(cells: int, stride: int, padding: int) -> dict[str, int]:
 
 
 def _tuned(*configs: tuple[dict[str, int], int, int], zeroed: Sequence[str] = ()) -> Any:
-    """Let Triton choose blocks, warps and stages by measurement; its interpreter gets the first."""
+    """Let Triton choose blocks, warps and stages by timing; its interpreter takes the first."""
     some = [triton.Config(blocks, num_warps=w, num_stages=s) for blocks, w, s in configs]
     some = some[:1] if knobs.runtime.interpret else some
     key = ["channels", "out_channels", "MAGNITUDE"]
@@ -117,7 +119,7 @@ def _tuned(*configs: tuple[dict[str, int], int, int], zeroed: Sequence[str] = ()
 
 @triton.jit
 def _cells(m, count, levels, STRIDE: tl.constexpr, PADDING: tl.constexpr):
-    """The first pixel of each cell's map, the map's size, and the cell's corner tap in it."""
+    """The first pixel of each cell's map, the size of the map, and the first tap of the cell."""
     cell, pixel = m, m * 0
     height, width, rows, columns = m * 0 + 1, m * 0 + 1, m * 0 + 1, m * 0 + 1
     first_cell, first_pixel = count * 0, count * 0
@@ -144,7 +146,7 @@ def _cells(m, count, levels, STRIDE: tl.constexpr, PADDING: tl.constexpr):
 
 @triton.jit
 def _neighbours(place, length):
-    """The pixels on either side of a place on an axis, their shares, and whether these change."""
+    """The pixels beside a position on an axis, their weights, and whether these have gradients."""
     is_nan = place != place
     inside = tl.minimum(tl.maximum(place, -1.0), length.to(tl.float32))
     inside = tl.where(is_nan, 0.0, inside)
@@ -154,7 +156,7 @@ def _neighbours(place, length):
     has_low, has_high = (low >= 0) & (low < length), low + 1 < length
     low_share = tl.where(has_low | is_nan, 1 - share, 0.0)
     high_share = tl.where(has_high | is_nan, share, 0.0)
-    moves = (place >= -1) & (place < length)  # beyond, a tap is 0 wherever it goes
+    moves = (place >= -1) & (place < length)  # farther outside a tap is 0, and stays 0
     last = length - 1
     low_pixel = tl.minimum(tl.maximum(low, 0), last)
     high_pixel = tl.minimum(low + 1, last)
@@ -163,7 +165,7 @@ def _neighbours(place, length):
 
 @triton.jit
 def _tap(offset_ptr, m, inside, tap, height, width, y, x):
-    """The neighbours of a tap of each cell, by rows and by columns."""
+    """The neighbours of a tap of each cell, for rows and for columns."""
     dy = tl.load(offset_ptr + m * (2 * TAPS) + 2 * tap, mask=inside, other=0).to(tl.float32)
     dx = tl.load(offset_ptr + m * (2 * TAPS) + 2 * tap + 1, mask=inside, other=0).to(tl.float32)
     rows = _neighbours((y + tap // 3).to(tl.float32) + dy, height)
@@ -187,7 +189,7 @@ def _sample(rows_ptr, start, width, rows, columns, channel, channels, inside):
         for j in tl.static_range(2):
             pixel = start + rows[i] * width + columns[j]
             share = rows[2 + i] * columns[2 + j]
-            read = inside & (share != 0)  # what has no share may be infinite
+            read = inside & (share != 0)  # pixels of weight 0 may hold inf
             value += share[:, None] * _gather(rows_ptr, pixel, channel, channels, read)
     return value
 
@@ -271,7 +273,7 @@ def _input_gradient(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradients of the pixels around a tap, and of the tap's offset, which one program has."""
+    """Gradients of the pixels around a tap, and of its offset; one program owns the tap."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     tap = tl.program_id(1)
     inside = m < cells
@@ -336,7 +338,7 @@ def _kernel_gradient(
     BLOCK_C: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    """Samples of a tap times the gradient, over a part of the cells."""
+    """Samples of a tap times the gradient, summed over a part of the cells."""
     tap = tl.program_id(0)
     blocks = tl.cdiv(out_channels, BLOCK_N)
     channel = (tl.program_id(1) // blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
