@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from sepc_zoo.data import Annotations, Record, read_data, write_coco
+from sepc_zoo.data import Annotations, Record, read_data
+from sepc_zoo.data.formats.coco import write_coco
 from sepc_zoo.methods import METHODS
 from sepc_zoo.registry import NECKS
 from sepc_zoo.training.trainer import TrainOptions, train

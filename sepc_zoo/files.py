@@ -5,7 +5,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,6 +30,26 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it becomes ``path`` at the end, and is removed on errors.
+
+    Raises:
+        FileExistsError: ``path`` is there already.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} is there already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's is for the owner alone
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
 
 
 def remove_temporary(folder: Path) -> None:

@@ -1,18 +1,16 @@
 """Data sets: reading, augmenting, batching."""
 
-from sepc_zoo.data.annotations import Annotations, DataError, Record
-from sepc_zoo.data.dataset import Batch, DetectionDataset, collate, make_loader, make_target
-from sepc_zoo.data.formats.coco import read_coco, read_coco_file, write_coco
-from sepc_zoo.data.formats.huggingface import read_huggingface
-from sepc_zoo.data.formats.reader import data_splits, list_data, read_data
-from sepc_zoo.data.formats.voc import read_voc
-from sepc_zoo.data.formats.yolo import read_yolo
+from sepc_zoo.data.annotations import Annotations, Record
+from sepc_zoo.data.dataset import Batch, DetectionDataset, collate, make_loader
+from sepc_zoo.data.formats.reader import FORMATS, read_data
+from sepc_zoo.data.problems import DataError
 from sepc_zoo.data.synthetic import write_shapes
 from sepc_zoo.data.transforms.augmentation import Augmentation
-from sepc_zoo.data.transforms.mixing import Mixer, Target
-from sepc_zoo.data.transforms.pipeline import Transform, train_transform
+from sepc_zoo.data.transforms.mixing import Mixer
+from sepc_zoo.data.transforms.pipeline import train_transform
 
 __all__ = [
+    "FORMATS",
     "Annotations",
     "Augmentation",
     "Batch",
@@ -20,20 +18,9 @@ __all__ = [
     "DetectionDataset",
     "Mixer",
     "Record",
-    "Target",
-    "Transform",
     "collate",
-    "data_splits",
-    "list_data",
     "make_loader",
-    "make_target",
-    "read_coco",
-    "read_coco_file",
     "read_data",
-    "read_huggingface",
-    "read_voc",
-    "read_yolo",
     "train_transform",
-    "write_coco",
     "write_shapes",
 ]

@@ -1,148 +1,133 @@
-"""The plain data that every reader returns, and the checks that all of them share."""
+"""Annotations as plain data: as a reader lists them, and as records after the checks."""
 
 import math
+import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from sepc_zoo.data.images import ImageError, check_image, read_size
-from sepc_zoo.errors import UserError
+from sepc_zoo.data.problems import DataError, Problem
 
-SHOWN_PROBLEMS = 50
-
-
-class DataError(UserError, ValueError):
-    """A data set that cannot be used as it is; ``problems`` has one line per broken file or entry.
-
-    The message shows the first of them and counts the rest, then says ``hint``.
-    """
-
-    def __init__(self, problems: Sequence[str], hint: str = "") -> None:
-        super().__init__(problems, hint)
-        self.problems = tuple(problems)
-        self.hint = hint
-
-    def __str__(self) -> str:
-        lines = list(self.problems[:SHOWN_PROBLEMS])
-        if len(self.problems) > SHOWN_PROBLEMS:
-            lines.append(f"... and {len(self.problems) - SHOWN_PROBLEMS} more problems")
-        if self.hint:
-            lines.append(self.hint)
-        return "\n".join(lines)
+K = TypeVar("K", bound=Hashable)
+Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One image and its boxes as annotated."""
+    """One image and its G boxes."""
 
     image_id: int
     path: Path
-    size: tuple[int, int]  # (height, width) of the upright image
-    boxes: Tensor  # (G, 4) float32, xyxy pixels, inside the image
+    size: Size  # of the upright image, pixels
+    boxes: Tensor  # (G, 4) float32, xyxy pixels, clipped to the image
     labels: Tensor  # (G,) int64, 0...K-1
-    iscrowd: Tensor  # (G,) int64, 1 where the box is not to be learned or counted as one object
+    iscrowd: Tensor  # (G,) int64, 1: neither learned nor counted as one object
     area: Tensor  # (G,) float64, pixels, as annotated
-    bbox: Tensor  # (G, 4) float64, COCO's x, y, width, height as annotated, unclipped: for metrics
+    bbox: Tensor  # (G, 4) float64, x, y, width, height as annotated, unclipped; metrics use it
 
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """A split of a data set: its images and boxes, and what its labels mean."""
+    """A split of a data set: its images, their boxes and the classes."""
 
     records: tuple[Record, ...]
     label_names: tuple[str, ...]
-    category_ids: tuple[
-        int | None, ...
-    ]  # the data set's own ids by label; None: it has no such class
-    dropped: tuple[str, ...] = ()  # one line per box left out
+    category_ids: tuple[int | None, ...]  # the data set's own, by label; None: it lacks the class
+    dropped: tuple[Problem, ...] = ()  # one for each box left out
 
 
 class ListedBox(NamedTuple):
-    """A box as it stands in the annotation file, unchecked."""
+    """An unchecked box of an annotation file."""
 
     where: str  # file and entry, for messages
     xyxy: tuple[float, float, float, float]
-    label: int | None  # None: a category that is not among the classes
-    category: str  # as the file calls it, for messages
+    label: int | None  # None: its category is not among the classes
+    category: str  # as in the file, for messages
     iscrowd: int
     area: float
-    bbox: tuple[float, ...] | None = None  # x, y, width, height where the file has it so
+    bbox: tuple[float, ...] | None = None  # x, y, width, height where the file has these
 
 
 class ListedImage(NamedTuple):
-    """An image as it stands in the annotation file, unchecked."""
+    """An unchecked image of an annotation file."""
 
     image_id: int
     path: Path
-    size: tuple[int, int] | None  # (height, width); None: the file does not say
+    size: Size | None  # None: the file does not say
     boxes: list[ListedBox]
 
 
 class Listing(NamedTuple):
-    """A split as its annotation files have it, unchecked: what every reader returns."""
+    """A split as its annotation files have it, unchecked. Every reader returns one."""
 
     images: list[ListedImage]
     label_names: Sequence[str]  # the data set's own classes
-    category_ids: Sequence[int | None]  # its own ids of them
-    problems: list[str]  # one line per file or entry that could not be listed
-    source: str = ""  # what names the classes, for messages
-    bad_boxes: Sequence[str] = ()  # one line per box that could not be listed, but can be left out
+    category_ids: Sequence[int | None]  # its ids of them
+    problems: list[Problem]  # one for each file or entry that cannot be listed
+    source: str = ""  # the file that names the classes, for messages
+    bad_boxes: Sequence[Problem] = ()  # boxes that cannot be listed, but can be left out
 
 
 def build_annotations(
-    listing: Listing,
-    label_names: Sequence[str] | None = None,
-    drop_bad_boxes: bool = False,
+    listing: Listing, label_names: Sequence[str] | None = None, drop_bad_boxes: bool = False
 ) -> Annotations:
-    """Check what a reader has listed, clip the boxes to their images and make records of it.
+    """Check a listing, clip its boxes to their images, and turn it into records.
 
-    Labels follow ``label_names``, found by name, or the data set's own order. Names that it does
-    not have get the category id None. With ``drop_bad_boxes``, boxes that are empty, outside their
-    image or not finite are left out and told in ``dropped``.
+    Args:
+        listing: As a reader returns it.
+        label_names: The classes in the order of their labels; by default the data set's own order.
+            A name that the data set lacks gets the category id None.
+        drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, and list
+            them in ``dropped``, instead of refusing the data set.
 
     Raises:
-        DataError: with every problem of the reader's, the image files' and the boxes'.
+        DataError: with all problems of the listing, of image files and of boxes.
     """
     listing = relabel(listing, label_names)
-    problems = list(listing.problems)
+    problems, bad_boxes = list(listing.problems), list(listing.bad_boxes)
     with ThreadPoolExecutor() as pool:
         checks = list(pool.map(_check_file, listing.images))
-    problems += [problem for _, problem in checks if problem]
-
-    bad_boxes = list(listing.bad_boxes)
     kept: list[list[ListedBox]] = []
-    for image, (size, _) in zip(listing.images, checks, strict=True):
-        problems += [
-            f"{box.where}: category {box.category} is not among the "
-            f"{len(listing.label_names)} classes"
-            for box in image.boxes
-            if box.label is None
-        ]
-        kept.append(check_boxes(image.boxes, size, bad_boxes))
-
-    if problems or (bad_boxes and not drop_bad_boxes):
+    for image, (size, problem) in zip(listing.images, checks, strict=True):
+        problems += [problem] if problem else []
+        kept.append([])
+        for box in image.boxes:
+            if box.label is None:
+                text = (
+                    f"category {box.category} is not among the {len(listing.label_names)} classes"
+                )
+                problems.append(Problem("unknown category", box.where, text))
+            clipped = clip_box(box, size)
+            if isinstance(clipped, Problem):
+                bad_boxes.append(clipped)
+            else:
+                kept[-1].append(clipped)
+    if not drop_bad_boxes:
+        problems += bad_boxes
+    if problems:
         hint = "Boxes like these can be left out with drop_bad_boxes." if bad_boxes else ""
-        raise DataError(problems + ([] if drop_bad_boxes else bad_boxes), hint)
-    sizes = [size for size, _ in checks if size is not None]
-    records = _make_records(listing.images, sizes, kept)
+        raise DataError(problems, hint)
+    records = _make_records(listing.images, [size or (0, 0) for size, _ in checks], kept)
     names, ids = tuple(listing.label_names), tuple(listing.category_ids)
     return Annotations(records, names, ids, tuple(bad_boxes))
 
 
 def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
-    """The same images with labels that follow ``label_names``; None where a box has no such class.
+    """Let labels follow ``label_names``; boxes of other classes get the label None.
 
-    Two classes of one name are a problem, as boxes of the one would be taken for the other's.
+    Two classes of one name become a problem: boxes of one would be taken for the other's.
     """
     names = listing.label_names if label_names is None else label_names
     problems = listing.problems + [
-        f"{listing.source}: two classes are named {name!r}"
+        Problem("two classes of one name", listing.source, f"two classes are named {name!r}")
         for name in find_duplicates(listing.label_names)
         if name in names
     ]
@@ -150,83 +135,96 @@ def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
         return listing._replace(problems=problems)
     id_of = dict(zip(listing.label_names, listing.category_ids, strict=True))
     label_of = {name: label for label, name in enumerate(names)}
-    new_label = [label_of.get(name) for name in listing.label_names]
+    new_label: dict[int | None, int | None] = {
+        label: label_of.get(name) for label, name in enumerate(listing.label_names)
+    }
     images = [
-        image._replace(
-            boxes=[
-                box if box.label is None else box._replace(label=new_label[box.label])
-                for box in image.boxes
-            ]
-        )
+        image._replace(boxes=[box._replace(label=new_label.get(box.label)) for box in image.boxes])
         for image in listing.images
     ]
     ids = [id_of.get(name) for name in names]
     return listing._replace(images=images, label_names=names, category_ids=ids, problems=problems)
 
 
-def find_duplicates(keys: Iterable[Hashable]) -> list[Hashable]:
-    """The keys that come more than once, each named once, in order of first appearance."""
-    return [key for key, count in Counter(keys).items() if count > 1]
+def find_duplicates(keys: Iterable[K]) -> list[K]:
+    """Name each key that comes more than once, in order of first appearance."""
+    return [key for key, number in Counter(keys).items() if number > 1]
 
 
-def _check_file(image: ListedImage) -> tuple[tuple[int, int] | None, str]:
-    """The size of the image file and the problem with it ("" where there is none)."""
+def unique_ids(wanted: Mapping[K, int | None]) -> dict[K, int]:
+    """Give each key the id it wants, or a new one where it wants none or an earlier key has it."""
+    owner: dict[int, K] = {}
+    for key, wish in wanted.items():
+        if wish is not None:
+            owner.setdefault(wish, key)
+    free = count(max(owner, default=0) + 1)
+    return {
+        key: wish if wish is not None and owner[wish] == key else next(free)
+        for key, wish in wanted.items()
+    }
+
+
+def image_problem(path: Path, error: Exception) -> Problem:
+    """Describe an image file that cannot be read."""
+    reason = str(error).removeprefix(f"{path}: ")
+    return Problem("broken image" if os.path.exists(path) else "missing image", str(path), reason)
+
+
+def size_text(size: Size | None) -> str:
+    return f"{size[1]}x{size[0]} (width x height)" if size else "of unknown size"
+
+
+def clip_box(box: ListedBox, size: Size | None) -> ListedBox | Problem:
+    """Clip a box to its image and fill in ``bbox``; a box with nothing inside is a problem."""
+    height, width = size or (math.inf, math.inf)
+    x1, y1, x2, y2 = box.xyxy
+    if not all(map(math.isfinite, box.xyxy)):
+        text = f"box {box.xyxy} has coordinates that are not finite"
+        return Problem("box not finite", box.where, text)
+    if x2 <= x1 or y2 <= y1:
+        text = f"box {box.xyxy} has no positive width and height"
+        return Problem("box without area", box.where, text)
+    clipped = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        text = f"box {box.xyxy} lies outside the {width}x{height} image"
+        return Problem("box outside the image", box.where, text)
+    # x + width - x is not exactly the width, and metrics compare overlaps with a threshold
+    return box._replace(xyxy=clipped, bbox=box.bbox or (x1, y1, x2 - x1, y2 - y1))
+
+
+def _check_file(image: ListedImage) -> tuple[Size | None, Problem | None]:
+    """Compare an image file with its annotation; return its size and what is wrong."""
     try:
         size = check_image(image.path)
-        if image.size is None or image.size == size:
-            return size, ""
+        if image.size in (None, size):
+            return size, None
         stored = read_size(image.path, upright=False)
     except ImageError as error:
-        return image.size, str(error)
-    problem = f"{image.path}: annotated as {_text(image.size)}, but the image is {_text(size)}"
+        return image.size, image_problem(image.path, error)
+    text = f"annotated as {size_text(image.size)}, but the image is {size_text(size)}"
     if image.size == stored:
-        problem += " after its EXIF rotation (the annotation has the size before it)"
-    elif size != stored:
-        problem += f" after its EXIF rotation ({_text(stored)} before it)"
-    return size, problem
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]} (width x height)"
-
-
-def check_boxes(
-    boxes: list[ListedBox], size: tuple[int, int] | None, bad_boxes: list[str]
-) -> list[ListedBox]:
-    """The good boxes, clipped to the image; a line for each bad one goes to ``bad_boxes``."""
-    height, width = size or (math.inf, math.inf)
-    kept = []
-    for box in boxes:
-        x1, y1, x2, y2 = box.xyxy
-        clipped = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-        if not all(map(math.isfinite, box.xyxy)):
-            bad_boxes.append(f"{box.where}: box {box.xyxy} has coordinates that are not finite")
-        elif x2 <= x1 or y2 <= y1:
-            bad_boxes.append(f"{box.where}: box {box.xyxy} has no positive width and height")
-        elif clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            bad_boxes.append(f"{box.where}: box {box.xyxy} lies outside the {width}x{height} image")
-        else:
-            # x + width - x is not quite the width: an overlap would miss the threshold it is at
-            bbox = box.bbox or (x1, y1, x2 - x1, y2 - y1)
-            kept.append(box._replace(xyxy=clipped, bbox=bbox))
-    return kept
+        text += " after its EXIF rotation (the annotation has the size before it)"
+        return size, Problem("size before EXIF rotation", str(image.path), text)
+    if size != stored:
+        text += f" after its EXIF rotation ({size_text(stored)} before it)"
+    return size, Problem("wrong size", str(image.path), text)
 
 
 def _make_records(
-    images: Sequence[ListedImage],
-    sizes: Sequence[tuple[int, int]],
-    boxes: Sequence[list[ListedBox]],
+    images: Sequence[ListedImage], sizes: Sequence[Size], boxes: Sequence[list[ListedBox]]
 ) -> tuple[Record, ...]:
     # One tensor for all images, then a view for each: many times faster than a tensor for each.
     counts = [len(image_boxes) for image_boxes in boxes]
     flat = [box for image_boxes in boxes for box in image_boxes]
-    xyxy = torch.tensor([box.xyxy for box in flat], dtype=torch.float32).reshape(-1, 4)
-    labels = torch.tensor([box.label for box in flat], dtype=torch.int64)
-    iscrowd = torch.tensor([box.iscrowd for box in flat], dtype=torch.int64)
-    area = torch.tensor([box.area for box in flat], dtype=torch.float64)
-    bbox = torch.tensor([box.bbox for box in flat], dtype=torch.float64).reshape(-1, 4)
-    columns = (column.split(counts) for column in (xyxy, labels, iscrowd, area, bbox))
+    columns = (
+        torch.tensor([box.xyxy for box in flat], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([box.label for box in flat], dtype=torch.int64),
+        torch.tensor([box.iscrowd for box in flat], dtype=torch.int64),
+        torch.tensor([box.area for box in flat], dtype=torch.float64),
+        torch.tensor([box.bbox for box in flat], dtype=torch.float64).reshape(-1, 4),
+    )
+    parts = (column.split(counts) for column in columns)
     return tuple(
         Record(image.image_id, image.path, size, *tensors)
-        for image, size, *tensors in zip(images, sizes, *columns, strict=True)
+        for image, size, *tensors in zip(images, sizes, *parts, strict=True)
     )

@@ -1,6 +1,7 @@
 """From annotations to batches.
 
-What an epoch shows depends on the seed and the epoch, not on the number of workers or processes.
+Images and augmentations of an epoch depend on seed and epoch alone, not on the number of workers or
+processes.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sepc_zoo.data.annotations import Annotations, Record
+from sepc_zoo.data.annotations import Annotations, Record, Size
 from sepc_zoo.data.images import (
     ImageError,
     fitting_reduction,
@@ -28,37 +29,41 @@ from sepc_zoo.ops.devices import to_device
 
 
 class Batch(NamedTuple):
-    """Images of a batch, padded to one size, and what is known of each."""
+    """Images padded to one size, with their targets."""
 
     images: Tensor  # (N, 3, H, W), uint8; of the default dtype once ``normalized``
     targets: list[Target]
-    image_sizes: list[tuple[int, int]]  # (height, width) of each image inside the batch
+    image_sizes: list[Size]  # (height, width) of each image without its padding
 
     def normalized(
         self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
     ) -> "Batch":
-        """The batch as a network on the device takes it, to which images travel as uint8.
+        """Move the images to the device as uint8 and normalise them there.
 
-        Targets stay on the host, which can check them without a wait for the device.
+        Targets stay on the host, where they are checked without synchronising the device.
         """
         images = to_device(self.images, device)
         return self._replace(images=normalize(images, self.image_sizes, mean, std))
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Messages of the images that cannot be read."""
+        return [text for target in self.targets for text in target["unreadable"]]
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """The images of ``annotations`` with their targets, each through ``transform``.
 
     Random augmentation is a function of seed, epoch and index alone, so a run is the same with any
-    number of workers and after it was interrupted. ``set_epoch`` also reaches workers that live on
-    from epoch to epoch.
+    number of workers and after an interruption. ``set_epoch`` also reaches persistent workers.
 
-    An image that can no longer be read becomes a grey one without boxes, and its target's
-    ``unreadable`` says why.
+    An image that can no longer be read becomes a grey one without boxes; ``unreadable`` of its
+    target names the reason.
 
     Args:
-        mix: puts photos together before the transform.
-        largest: the short and the long side that the transform makes of a photo at most; JPEGs of
-            at least twice the size are then decoded at a fraction of it. None: decoded whole.
+        mix: Combines images before the transform.
+        largest: The short and the long side of an image after the transform, at most; JPEGs of at
+            least twice the size are then decoded at a fraction of it. None: decoded whole.
     """
 
     def __init__(
@@ -89,7 +94,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             return self.transform(*sample)
 
     def read(self, index: int) -> Sample:
-        """A photo as it is, or smaller where that will do, with its target."""
+        """Read an image, at a fraction of its size where ``largest`` allows it, and its target."""
         record = self.annotations.records[index]
         target = make_target(record)
         try:
@@ -101,14 +106,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         y, x = image.shape[-2] / record.size[0], image.shape[-1] / record.size[1]
         return image, target if x == y == 1 else scale(target, x, y)
 
-    def reduction(self, size: tuple[int, int]) -> int:
-        """What the sides of a photo may be divided by when it is decoded."""
+    def reduction(self, size: Size) -> int:
+        """Choose the divisor of an image's sides for decoding."""
         if self.largest is None:
             return 1
         return fitting_reduction(size, resized_size(*size, *self.largest))
 
     def draw(self) -> Sample:
-        """A random one."""
+        """Read a random image."""
         return self.read(int(torch.randint(len(self), ())))
 
     @property
@@ -119,14 +124,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self._epoch.fill_(epoch)
 
     def subset(self, indices: Sequence[int]) -> "DetectionDataset":
-        """The data set of the images at ``indices`` alone."""
+        """Make a data set of the images at ``indices``."""
         records = tuple(self.annotations.records[i] for i in indices)
         part = replace(self.annotations, records=records)
         return DetectionDataset(part, self.transform, self.seed, self.mix, self.largest)
 
 
 class EpochSampler(Sampler[int]):
-    """Shuffles by seed and by the epoch of the data set, which is kept in one place only."""
+    """Shuffles by seed and by the data set's epoch, which is kept in one place only."""
 
     def __init__(self, dataset: DetectionDataset, seed: int) -> None:
         self.dataset = dataset
@@ -174,15 +179,15 @@ def make_loader(
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # leaves the training's own numbers alone
+        generator=torch.Generator().manual_seed(seed),  # leaves torch's default generator alone
     )
 
 
 def make_target(record: Record) -> Target:
-    """The target of an image, in the photo's pixels.
+    """Make the target of an image, in the pixels of its file.
 
-    ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)``, ``area (G,)``, ``image_id``, ``photo_size``
-    (height, width), and ``unreadable``: messages of images that could not be read, none here.
+    It has ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)``, ``area (G,)``, ``image_id``, and
+    ``unreadable``: messages of images that cannot be read, none here.
     """
     # Copies: a record's tensors are views of the whole data set's, and must stay as they are.
     return {
@@ -191,12 +196,11 @@ def make_target(record: Record) -> Target:
         "iscrowd": record.iscrowd.clone(),
         "area": record.area.float(),
         "image_id": record.image_id,
-        "photo_size": record.size,
         "unreadable": [],
     }
 
 
 def _stable_seed(*parts: int) -> int:
-    """A seed from some numbers, the same on every machine; neighbours give unrelated seeds."""
+    """Derive a seed from numbers, the same on every machine; neighbours give unrelated seeds."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

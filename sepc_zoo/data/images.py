@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".ti
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-TURNS = {
+TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,11 +30,11 @@ TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # from an EXIF orientation to upright
-REDUCTIONS = (8, 4, 2)  # of both sides, at which a JPEG can be decoded
-TAIL_BYTES = 4096  # where the end marker is looked for before the whole file is decoded
+}
+REDUCTIONS = (8, 4, 2)  # divisors of both sides at which a JPEG can be decoded
+TAIL_BYTES = 4096  # searched for the end marker before the whole file is decoded
 
-# Whatever PIL raises over a broken file: SyntaxError for PNG chunks, struct.error for TIFF tags ...
+# PIL raises these over broken files: SyntaxError for PNG chunks, struct.error for TIFF tags ...
 READ_ERRORS = (
     OSError,
     ValueError,
@@ -60,8 +60,8 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> Tensor:
     frame.
 
     Args:
-        reduction: decode a JPEG at a half, a quarter or an eighth of its sides, which is faster;
-            of ``fitting_reduction``. Other formats come whole.
+        reduction: 2, 4 or 8 decodes a JPEG at a fraction of its sides, which is faster; see
+            ``fitting_reduction``. Other formats are decoded whole.
 
     Raises:
         ImageError: the file is missing, damaged or no image, or has float samples.
@@ -75,51 +75,53 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> Tensor:
             try:
                 return _decode_with_torchvision(data)
             except (RuntimeError, AttributeError):
-                # PIL reads some files that torchvision refuses, and gives the better reasons. From
-                # 0.29 on, torchvision announces the end of its (faster) decoders.
+                # PIL reads some files that torchvision refuses, and gives the better reasons.
+                # torchvision announces to remove its decoders, which are faster.
                 pass
         return _decode_with_pil(data)
 
 
-def fitting_reduction(size: tuple[int, int], least: tuple[int, int]) -> int:
-    """How far a photo's (height, width) can be divided and still be ``least``: 8, 4, 2 or 1.
+def fitting_reduction(size: tuple[int, int], min_size: tuple[int, int]) -> int:
+    """Find the largest divisor of (height, width) that keeps at least ``min_size``: 8, 4, 2 or 1.
 
     Both sides are divided without a remainder, so that boxes fit to the last bit.
     """
-    for reduction in REDUCTIONS:
-        sides = zip(size, least, strict=True)
-        if all(side % reduction == 0 and side >= reduction * most for side, most in sides):
-            return reduction
-    return 1
+    sides = list(zip(size, min_size, strict=True))
+    fitting = (
+        reduction
+        for reduction in REDUCTIONS
+        if all(side % reduction == 0 and side >= reduction * least for side, least in sides)
+    )
+    return next(fitting, 1)
 
 
 def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, int]:
-    """The ``(height, width)`` of an image file, from its header.
+    """Read the ``(height, width)`` of an image file from its header.
 
-    ``upright`` means after the EXIF orientation, as ``read_image`` gives it; else it is as stored.
+    ``upright`` gives it after the EXIF orientation, as ``read_image`` does; otherwise as stored.
 
     Raises:
-        ImageError: the file is missing or its header is no image's.
+        ImageError: the file is missing or has no header of an image.
     """
     with _naming(path), open(path, "rb") as file, Image.open(file) as image:
         return _upright_size(image) if upright else (image.height, image.width)
 
 
 def read_orientation(path: str | os.PathLike[str]) -> int:
-    """The EXIF orientation 1...8 of an image file, from its header; 1 is upright as stored.
+    """Read the EXIF orientation 1...8 of an image file from its header; 1 is upright as stored.
 
     Raises:
-        ImageError: the file is missing or its header is no image's.
+        ImageError: the file is missing or has no header of an image.
     """
     with _naming(path), open(path, "rb") as file, Image.open(file) as image:
         return _orientation(image)
 
 
 def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """``read_size``, and a look whether the file is complete.
+    """Read the upright ``(height, width)`` of an image file, and check that it is complete.
 
     Cheap enough for a whole data set: a JPEG or PNG with the end marker in its last bytes passes;
-    one without it (where bytes were appended, or are missing) and other formats are decoded.
+    one without it (because bytes were appended, or are missing) and other formats are decoded.
 
     Raises:
         ImageError: the file is missing, truncated or no image, or has float samples.
@@ -133,27 +135,27 @@ def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def rgb_of_pil(image: Image.Image) -> Tensor:
-    """A PIL image of any mode as uint8 ``(3, H, W)`` RGB; ``read_image`` tells the conversions.
+    """Convert a PIL image of any mode to uint8 ``(3, H, W)`` RGB, as ``read_image`` does.
 
     Raises:
-        ValueError: float samples, of which nobody knows what is black and what is white.
+        ValueError: float samples, whose black and white are unknown.
     """
     if image.mode == "F":
         raise ValueError("an image of float samples (mode F); convert it to 8 bits first")
     if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
         return high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
-    if image.mode == "P":  # straight to RGB, PIL warns that a palette's transparency is lost
+    if image.mode == "P":  # PIL's direct conversion to RGB warns about a palette's transparency
         image = image.convert("RGBA")
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def high_byte(image: Tensor) -> Tensor:
-    """16-bit samples as uint8."""
+    """Convert 16-bit samples to uint8."""
     return (image.to(torch.int32) >> 8).clamp(0, 255).to(torch.uint8)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files right inside a folder, by suffix, sorted; hidden files are passed over."""
+    """List the image files of a folder, by suffix, sorted; without hidden files and sub-folders."""
     return sorted(
         path
         for path in Path(folder).iterdir()
@@ -162,12 +164,12 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def resize_scale(height: int, width: int, short: float, long: float) -> float:
-    """The largest scale that makes the sides at most ``short`` and ``long`` pixels."""
+    """Compute the largest scale that makes the sides at most ``short`` and ``long`` pixels."""
     return min(long / max(height, width), short / min(height, width))
 
 
 def resized_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
-    """The ``(height, width)`` after ``resize_scale``, rounded, and at least one pixel."""
+    """Compute the ``(height, width)`` after ``resize_scale``: rounded, at least one pixel."""
     scale = resize_scale(height, width, short, long)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -184,14 +186,14 @@ def normalize(
     std: Sequence[float],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """uint8 images ``(N, 3, H, W)`` as a network takes them: from 0...1, minus mean, over std.
+    """Normalise uint8 images ``(N, 3, H, W)`` for a network: scaled to 0...1, minus mean, over std.
 
-    What lies beyond the (height, width) of an image is 0. On a GPU nothing waits for it.
+    Pixels beyond the (height, width) of an image become 0. Does not synchronise a GPU.
 
     Args:
-        dtype: of the result; None: torch's default.
+        dtype: Of the result; by default torch's default.
     """
-    images = _converted(images, dtype or torch.get_default_dtype()).div_(255)
+    images = _copy_as(images, dtype or torch.get_default_dtype()).div_(255)
     for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
         images[:, channel].sub_(m).div_(s)
     for image, (height, width) in zip(images, sizes, strict=True):
@@ -200,12 +202,11 @@ def normalize(
     return images
 
 
-def _converted(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of another type."""
+def _copy_as(images: Tensor, dtype: torch.dtype) -> Tensor:
     if images.device.type != "cpu":
         return images.to(dtype, copy=True)
     # numpy asks the system for large pages; to touch new memory in small ones takes several times
-    # as long as to normalise what is in it.
+    # as long as to normalise its content.
     memory = torch.from_numpy(np.empty(images.numel() * dtype.itemsize, dtype=np.uint8))
     return memory.view(dtype).view(images.shape).copy_(images)
 
@@ -225,14 +226,14 @@ def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:
 
 
 def padded_size(image: Tensor, multiple: int) -> tuple[int, int]:
-    """The ``(height, width)`` of an image, rounded up to a multiple of ``multiple``."""
+    """Round the ``(height, width)`` of an image up to a multiple of ``multiple``."""
     height, width = (-(-side // multiple) * multiple for side in image.shape[-2:])
     return height, width
 
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what goes wrong inside into an ImageError that names the file."""
+    """Turn errors of decoding into an ImageError that names the file."""
     try:
         yield
     except Image.UnidentifiedImageError as error:
@@ -256,11 +257,11 @@ def _decode_with_pil(data: bytes, reduction: int = 1) -> Tensor:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned by the same orientation as ``_upright_size``."""
+    """Turn an image by the same orientation as ``_upright_size``."""
     if image.format == "TIFF":
         return ImageOps.exif_transpose(image)
-    turn = TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+    transpose = TRANSPOSES.get(_orientation(image))
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -273,7 +274,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation 1...8; 1 (upright) where there is none or it cannot be read."""
+    """Get the EXIF orientation 1...8; 1 (upright) where there is none or it cannot be read."""
     if image.format == "TIFF":
         exif = image.getexif()
     else:  # getexif() would decode a whole PNG in search of a block behind the pixels

@@ -1,9 +1,7 @@
-"""A small data set of drawn shapes, for trying out and for tests."""
+"""A small data set of drawn shapes, for trials and for tests."""
 
 import math
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
-from sepc_zoo.data.annotations import Annotations, Record
+from sepc_zoo.data.annotations import Annotations, Record, Size
 from sepc_zoo.data.formats.coco import write_coco
+from sepc_zoo.files import new_folder
 
 SHAPES = ("disc", "square", "triangle", "star")
 
 MIN_SIDE, MAX_SIDE = 8.0, 120.0  # pixels
 MAX_OVERLAP = 0.2  # of the smaller of two boxes
-MIN_CONTRAST = 80.0  # distance of a shape's colour from the ground's under it
+MIN_CONTRAST = 80.0  # distance of a shape's colour from the ground under it
 OVERSAMPLING = 4  # for smooth edges
 
 Box = tuple[int, int, int, int]
@@ -30,7 +29,7 @@ def write_shapes(
     root: str | os.PathLike[str],
     train: int = 200,
     val: int = 50,
-    size: tuple[int, int] = (192, 192),
+    size: Size = (192, 192),
     seed: int = 0,
 ) -> Path:
     """Draw a data set of discs, squares, triangles and stars in the COCO layout.
@@ -43,40 +42,26 @@ def write_shapes(
         train: The number of images in ``train/``.
         val: The number of images in ``val/``.
         size: The (height, width) of an image in pixels.
-        seed: What the shapes are drawn from.
+        seed: Of the random shapes.
 
     Raises:
         FileExistsError: ``root`` is there already.
     """
     root = Path(root)
-    if root.exists():
-        raise FileExistsError(f"{root} is there already")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        for number, (split, count) in enumerate((("train", train), ("val", val))):
-            (temporary / split).mkdir()
+    with new_folder(root) as folder:
+        for number, (split, images) in enumerate((("train", train), ("val", val))):
+            (folder / split).mkdir()
             records = tuple(
-                _write_picture(
-                    temporary / split, i + 1, size, np.random.default_rng([seed, number, i])
-                )
-                for i in range(count)
+                _write_image(folder / split, i + 1, size, np.random.default_rng([seed, number, i]))
+                for i in range(images)
             )
-            category_ids = tuple(range(1, len(SHAPES) + 1))
-            annotations = Annotations(records, SHAPES, category_ids)
-            write_coco(annotations, temporary / "annotations" / f"instances_{split}.json")
-        temporary.chmod(0o755)  # mkdtemp's is for the owner alone
-        temporary.rename(root)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+            annotations = Annotations(records, SHAPES, tuple(range(1, len(SHAPES) + 1)))
+            write_coco(annotations, folder / "annotations" / f"instances_{split}.json")
     return root
 
 
-def _write_picture(
-    folder: Path, image_id: int, size: tuple[int, int], rng: np.random.Generator
-) -> Record:
-    picture = _draw_ground(size, rng)
+def _write_image(folder: Path, image_id: int, size: Size, rng: np.random.Generator) -> Record:
+    image = _draw_ground(size, rng)
     boxes: list[Box] = []
     labels: list[int] = []
     for _ in range(rng.integers(1, 9)):
@@ -84,28 +69,20 @@ def _write_picture(
         mask = _draw_shape(SHAPES[label], size, rng)
         box = mask.point(lambda value: 255 * (value > 127)).getbbox()  # half covered pixels count
         if box is not None and all(_overlap(box, other) <= MAX_OVERLAP for other in boxes):
-            picture.paste(_choose_color(picture, mask, rng), mask=mask)
+            image.paste(_choose_color(image, mask, rng), mask=mask)
             boxes.append(box)
             labels.append(label)
     path = folder / f"{image_id:06d}.jpg"
-    picture.save(path, quality=95)
-    return _make_record(image_id, path, size, boxes, labels)
-
-
-def _make_record(
-    image_id: int, path: Path, size: tuple[int, int], boxes: list[Box], labels: list[int]
-) -> Record:
+    image.save(path, quality=95)
     xyxy = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     bbox = box_convert(xyxy.double(), "xyxy", "xywh")
-    area = bbox[:, 2:].prod(dim=1)
-    iscrowd = torch.zeros(len(boxes), dtype=torch.int64)
-    return Record(
-        image_id, path, size, xyxy, torch.tensor(labels, dtype=torch.int64), iscrowd, area, bbox
-    )
+    counted = torch.tensor(labels, dtype=torch.int64)
+    crowds, area = torch.zeros_like(counted), bbox[:, 2:].prod(dim=1)
+    return Record(image_id, path, size, xyxy, counted, crowds, area, bbox)
 
 
-def _draw_ground(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Noise at several scales around a random colour."""
+def _draw_ground(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Draw noise at several scales around a random colour."""
     ground = torch.tensor(rng.uniform(60, 195, (1, 3, 1, 1))).float().expand(1, 3, *size).clone()
     for cell in (2, 8, 32, 96):
         coarse = max(2, size[0] // cell), max(2, size[1] // cell)
@@ -114,15 +91,13 @@ def _draw_ground(size: tuple[int, int], rng: np.random.Generator) -> Image.Image
     return Image.fromarray(pixels)
 
 
-def _smooth_noise(
-    coarse: tuple[int, int], size: tuple[int, int], rng: np.random.Generator
-) -> Tensor:
+def _smooth_noise(coarse: Size, size: Size, rng: np.random.Generator) -> Tensor:
     gray, color = rng.normal(0, 12, (1, 1, *coarse)), rng.normal(0, 6, (1, 3, *coarse))
     return F.interpolate(torch.tensor(gray + color).float(), size=size, mode="bilinear")
 
 
-def _draw_shape(shape: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """The mask of a shape at a random place, wholly inside the image."""
+def _draw_shape(shape: str, size: Size, rng: np.random.Generator) -> Image.Image:
+    """Draw the mask of a shape at a random place, wholly inside the image."""
     height, width = size
     longest = min(MAX_SIDE, min(size) * 2 / 3)
     side = math.exp(rng.uniform(math.log(min(MIN_SIDE, longest)), math.log(longest)))
@@ -136,18 +111,18 @@ def _draw_shape(shape: str, size: tuple[int, int], rng: np.random.Generator) -> 
 
 
 def _shape_corners(shape: str, turn: float) -> np.ndarray:
-    """Corners ``(n, 2)`` of a shape around the origin, turned by ``turn`` radians."""
-    count = {"disc": 64, "square": 4, "triangle": 3, "star": 10}[shape]
-    angle = turn + 2 * math.pi / count * np.arange(count)
-    radius = np.where(np.arange(count) % 2, 0.45, 1.0) if shape == "star" else np.ones(count)
+    """Compute the corners ``(n, 2)`` of a shape around the origin, turned by ``turn`` radians."""
+    number = {"disc": 64, "square": 4, "triangle": 3, "star": 10}[shape]
+    angle = turn + 2 * math.pi / number * np.arange(number)
+    radius = np.where(np.arange(number) % 2, 0.45, 1.0) if shape == "star" else np.ones(number)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 def _choose_color(
-    picture: Image.Image, mask: Image.Image, rng: np.random.Generator
+    image: Image.Image, mask: Image.Image, rng: np.random.Generator
 ) -> tuple[int, int, int]:
-    """A random colour that stands out against what is under the mask."""
-    ground = np.asarray(picture)[np.asarray(mask) > 127].mean(axis=0)
+    """Choose a random colour that contrasts with the image under the mask."""
+    ground = np.asarray(image)[np.asarray(mask) > 127].mean(axis=0)
     while True:
         color = rng.integers(0, 256, 3)
         if np.linalg.norm(color - ground) >= MIN_CONTRAST:
@@ -155,7 +130,7 @@ def _choose_color(
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """The common area over the smaller area."""
+    """Compute the common area over the smaller area."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))

@@ -11,10 +11,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data.images import ImageError, read_image
+from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.predictor import ImageDetector
 from sepc_zoo.inference.tta import SINGLE_VIEW, ImageView, Views, detect_views
-from sepc_zoo.training.resilience.signals import shield_workers
 
 
 class ImageFile(NamedTuple):

@@ -28,6 +28,7 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
+from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
 from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.files import remove_temporary, write_json
@@ -47,8 +48,7 @@ from sepc_zoo.training.recipes import (
 )
 from sepc_zoo.training.resilience.async_scalars import Outcome
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
-from sepc_zoo.training.resilience.loader import SturdyLoader
-from sepc_zoo.training.resilience.signals import Interrupt, shield_workers
+from sepc_zoo.training.resilience.signals import Interrupt
 
 MODEL_FILE = "model.json"  # the model's config, so that resuming needs no weights to start from
 FEW_IMAGES = 4  # under which the statistics of one process's batch norm are too poor
@@ -68,8 +68,8 @@ class Run:
     lr: float
     train_data: Annotations
     val_data: Annotations
-    train_loader: SturdyLoader
-    val_loader: SturdyLoader
+    train_loader: ResilientLoader
+    val_loader: ResilientLoader
     total_steps: int
     progress: Progress
     log: Log
@@ -167,8 +167,8 @@ def prepare(options: TrainOptions, resume: bool = False) -> Run:
         lr=lr,
         train_data=train_data,
         val_data=val_data,
-        train_loader=SturdyLoader(loader, faults),
-        val_loader=SturdyLoader(val, faults),
+        train_loader=ResilientLoader(loader, faults.worker_died, faults.look_at),
+        val_loader=ResilientLoader(val, faults.worker_died, faults.look_at),
         total_steps=total_steps,
         progress=Progress(images=len(train_data.records), batches=len(loader)),
         log=log,

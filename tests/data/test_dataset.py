@@ -155,13 +155,6 @@ def test_a_subset_has_the_chosen_images(dataset):
     assert subset.annotations.label_names == dataset.annotations.label_names
 
 
-def test_targets_know_the_photos_size(annotations):
-    dataset = DetectionDataset(annotations, train_transform(24, 32, antialias=True))
-    image, target = dataset[0]
-    assert image.shape == (3, 24, 32)
-    assert target["photo_size"] == (48, 64)
-
-
 def test_a_batch_is_padded_to_a_multiple_and_keeps_the_sizes():
     target = {"boxes": torch.zeros(0, 4)}
     samples = [(torch.ones(3, *size, dtype=torch.uint8), target) for size in ((10, 40), (33, 5))]

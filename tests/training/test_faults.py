@@ -26,7 +26,7 @@ from tiny_runs import (
 )
 
 from sepc_zoo.cli import main
-from sepc_zoo.data import DetectionDataset, write_shapes
+from sepc_zoo.data import DetectionDataset, resilient_loader, write_shapes
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.factory import load_model
 from sepc_zoo.inference.drawing import contact_sheet
@@ -36,7 +36,6 @@ from sepc_zoo.training.checkpoint import STATE
 from sepc_zoo.training.logging import CsvFile, Log
 from sepc_zoo.training.options import TrainError
 from sepc_zoo.training.resilience import faults as faults_module
-from sepc_zoo.training.resilience import loader as batches_module
 from sepc_zoo.training.resilience.faults import FaultError
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.trainer import draw_samples, train
@@ -56,7 +55,7 @@ def grey_where_unreadable(monkeypatch):
             record = dataset.annotations.records[index]
             nothing = {name: getattr(record, name)[:0] for name in ("boxes", "labels")}
             nothing |= {name: getattr(record, name)[:0] for name in ("iscrowd", "area")}
-            target = {"image_id": record.image_id, "photo_size": record.size, **nothing}
+            target = {"image_id": record.image_id, **nothing}
             grey = torch.full((3, *record.size), 114, dtype=torch.uint8)
             image, target = dataset.transform(grey, target)
             return image, {**target, "unreadable": [str(error)]}
@@ -280,9 +279,10 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_replaced(tmp_path, mo
             yield []
             raise error
 
-    monkeypatch.setattr(batches_module, "skip_first_batches", lambda _, start: [[]] * (3 - start))
+    monkeypatch.setattr(resilient_loader, "skip_first_batches", lambda _, start: [[]] * (3 - start))
     faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
-    assert len(list(batches_module.SturdyLoader(Loader(), faults))) == 3
+    loader = resilient_loader.ResilientLoader(Loader(), faults.worker_died, faults.look_at)
+    assert len(list(loader)) == 3
     assert [kind for kind, _ in faults.met] == [faults_module.DEAD_WORKER]
 
 
@@ -296,7 +296,7 @@ def test_a_connection_that_breaks_in_a_living_worker_is_no_death(tmp_path):
 
     faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
     with pytest.raises(ConnectionResetError):
-        list(batches_module.SturdyLoader(Loader(), faults))
+        list(resilient_loader.ResilientLoader(Loader(), faults.worker_died, faults.look_at))
 
 
 def test_workers_that_die_before_any_step_end_the_run(tmp_path):

@@ -10,7 +10,7 @@ from sepc_zoo.training.resilience.signals import Interrupt
 
 CRASH = """
 import torch
-from sepc_zoo.training.resilience.signals import shield_workers
+from sepc_zoo.data.resilient_loader import shield_workers
 from torch.utils.data import DataLoader
 
 loader = shield_workers(DataLoader(range(8), num_workers=1, persistent_workers=True))

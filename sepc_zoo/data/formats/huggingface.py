@@ -1,7 +1,7 @@
 """Hugging Face's object detection layout: images with ``objects: {bbox, category}``.
 
-Either a folder of images with ``metadata.jsonl`` or ``metadata.csv``, or what the ``datasets``
-library reads: parquet files, a folder of ``save_to_disk``, a data set of the hub.
+Either a folder of images with ``metadata.jsonl`` or ``metadata.csv``, or a table that the
+``datasets`` library reads: parquet files, a folder of ``save_to_disk``, a data set of the hub.
 """
 
 import csv
@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from sepc_zoo.data.annotations import (
-    Annotations,
-    DataError,
-    ListedBox,
-    ListedImage,
-    Listing,
-    build_annotations,
-    find_duplicates,
+from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing
+from sepc_zoo.data.formats.layout import (
+    ONLY_SPLIT,
+    Source,
+    choose_split,
+    parse_box,
+    read_class_names,
+    read_text,
+    report_duplicates,
 )
-from sepc_zoo.data.formats.coco import list_box, number_problem
-from sepc_zoo.data.formats.layout import ONLY_SPLIT, choose_split, read_class_names, read_text
+from sepc_zoo.data.problems import DataError, Problem, unreadable
 from sepc_zoo.files import write_atomically
 
 HUB_PREFIX = "hf-hub:"
@@ -45,11 +45,9 @@ CROWD_KEYS = ("iscrowd", "is_crowd")
 KNOWN_SPLIT = re.compile("train|val|dev|test|eval", re.IGNORECASE)
 SHARD = re.compile(r"(.+?)-[0-9]+-of-[0-9]+")  # train-00000-of-00002.parquet
 
-Category = int | str
-
 
 class Row(NamedTuple):
-    """A row of a split: an image and what is known of it."""
+    """A row of a split: an image and its columns."""
 
     where: str  # for messages
     path: Path
@@ -57,18 +55,18 @@ class Row(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """What categories mean."""
+    """The classes of a data set, and the category values that stand for them."""
 
     names: list[str]
     ids: list[int]
     label_of: dict[Any, int]  # by category as it stands in a row, number or text
-    source: str  # what names them, for messages
+    source: str  # names the classes, for messages
 
 
-def huggingface_splits(root: str | os.PathLike[str]) -> list[str]:
-    """The splits of a folder, or of ``hf-hub:org/name``; empty for another layout.
+def huggingface_splits(root: Source) -> list[str]:
+    """List the splits of a folder, or of ``hf-hub:org/name``; none for another layout.
 
-    A data set of the hub is downloaded, or comes from the cache; a folder is only looked at.
+    A data set of the hub is downloaded, or comes from the cache; a folder is not read.
 
     Raises:
         DataError: the hub has no such data set or cannot be reached, or a broken metadata file.
@@ -78,13 +76,8 @@ def huggingface_splits(root: str | os.PathLike[str]) -> list[str]:
     return sorted(_metadata_splits(Path(root)) or _table_splits(Path(root)))
 
 
-def read_huggingface(
-    root: str | os.PathLike[str],
-    split: str,
-    label_names: Sequence[str] | None = None,
-    drop_bad_boxes: bool = False,
-) -> Annotations:
-    """Read one split of a data set in Hugging Face's object detection layout.
+def list_huggingface(root: Source, split: str) -> Listing:
+    """List one split of a data set in Hugging Face's object detection layout, unchecked.
 
     ``root`` is a folder of images with ``metadata.jsonl`` or ``metadata.csv`` (one in each split's
     folder, or one for all), a folder of parquet files or of ``save_to_disk``, or
@@ -98,63 +91,57 @@ def read_huggingface(
     "0", "1" and so on. Images inside the tables are written out once, to the cache of ``datasets``.
 
     Raises:
-        DataError: no such split, the library is missing, or lists every broken file and entry.
-    """
-    return build_annotations(list_huggingface(root, split), label_names, drop_bad_boxes)
-
-
-def list_huggingface(root: str | os.PathLike[str], split: str) -> Listing:
-    """One split of a data set in Hugging Face's layout, unchecked.
-
-    Raises:
         DataError: no such split, the library is missing, or files that cannot be read.
     """
-    split = choose_split(split, huggingface_splits(root), f"{os.fspath(root)}: split ")
-    problems: list[str] = []
+    name = os.fspath(root)
+    split = choose_split(split, huggingface_splits(root), name, "split {}")
+    problems: list[Problem] = []
     if metadata := {} if is_hub_name(root) else _metadata_splits(Path(root)):
         rows, classes = _read_metadata(Path(root), metadata, split, problems)
     else:
         rows, classes = _read_tables(root, split, problems)
-    images = [
-        _list_image(row, position, classes, problems) for position, row in enumerate(rows, start=1)
-    ]
-    problems += [
-        f"{os.fspath(root)}: {split}: the image_id {image_id} is there twice"
-        for image_id in find_duplicates(image.image_id for image in images)
-    ]
+    images = [_list_image(row, i, classes, problems) for i, row in enumerate(rows, start=1)]
+    ids = [image.image_id for image in images]
+    where, text = f"{name}: {split}", "the image_id {} is there twice"
+    problems += report_duplicates(ids, "duplicate id", where, text)
     return Listing(images, classes.names, classes.ids, problems, classes.source)
 
 
-def is_hub_name(root: str | os.PathLike[str]) -> bool:
+def is_hub_name(root: Source) -> bool:
     """Whether ``root`` is a data set of the hub rather than a folder."""
     return os.fspath(root).startswith(HUB_PREFIX)
 
 
-def _list_image(row: Row, position: int, classes: Classes, problems: list[str]) -> ListedImage:
+def _list_image(row: Row, position: int, classes: Classes, problems: list[Problem]) -> ListedImage:
     image_id, height, width = (row.columns.get(key) for key in ("image_id", "height", "width"))
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     boxes: list[ListedBox] = []
     try:
         objects = _parse_objects(row.columns.get("objects"))
     except ValueError as error:
-        problems.append(f"{row.where}: {error}")
+        problems.append(Problem("broken entry", row.where, str(error)))
         objects = []
     for i, entry in enumerate(objects):
-        where, category = f"{row.where}: objects[{i}]", entry["category"]
-        if not _is_category(category):
-            problems.append(f"{where}: category {category!r} is neither a number nor a text")
-        elif not isinstance(entry["bbox"], list):
-            problems.append(f"{where}: has no 'bbox'")
-        elif problem := number_problem(entry):
-            problems.append(f"{where}: {problem}")
+        box = _list_box(f"{row.where}: objects[{i}]", entry, classes)
+        if isinstance(box, Problem):
+            problems.append(box)
         else:
-            label = classes.label_of.get(category)
-            boxes.append(list_box(where, entry, label, repr(category)))
+            boxes.append(box)
     return ListedImage(image_id if isinstance(image_id, int) else position, row.path, size, boxes)
 
 
+def _list_box(where: str, entry: Mapping[str, Any], classes: Classes) -> ListedBox | Problem:
+    category = entry["category"]
+    if not _is_category(category):
+        text = f"category {category!r} is neither a number nor a text"
+        return Problem("broken entry", where, text)
+    if not isinstance(entry["bbox"], list):
+        return Problem("broken entry", where, "has no 'bbox'")
+    return parse_box(where, entry, classes.label_of.get(category), repr(category))
+
+
 def _parse_objects(objects: Any) -> list[dict[str, Any]]:
-    """``objects`` as COCO's annotations, from a list for each key or from a list of objects.
+    """Turn ``objects``, lists by key or a list of objects, into annotations with COCO's keys.
 
     Raises:
         ValueError: says what is wrong.
@@ -191,13 +178,12 @@ def _is_category(category: Any) -> bool:
 
 def _named_classes(names: Sequence[str], source: str) -> Classes:
     numbers = range(len(names))
-    by_name = dict(zip(names, numbers, strict=True))
-    by_number = dict(zip(numbers, numbers, strict=True))
-    return Classes(list(names), list(numbers), by_name | by_number, source)
+    label_of: dict[Any, int] = dict(zip([*names, *numbers], [*numbers, *numbers], strict=True))
+    return Classes(list(names), list(numbers), label_of, source)
 
 
 def _gather_classes(rows: Iterable[Mapping[str, Any]], source: str) -> Classes:
-    """The categories that rows have, sorted; broken rows have none here and are told elsewhere."""
+    """Sort the categories of all rows; broken rows are reported elsewhere."""
     found: set[Any] = set()
     for columns in rows:
         with suppress(ValueError):
@@ -210,8 +196,11 @@ def _gather_classes(rows: Iterable[Mapping[str, Any]], source: str) -> Classes:
     return _named_classes(sorted(map(str, found)), source)
 
 
+# ----------------------------------------------------------------------------------- metadata
+
+
 def _metadata_splits(root: Path) -> dict[str, tuple[Path, str]]:
-    """The metadata file of each split, and the folder in which its rows have their images.
+    """Find the metadata file of each split, and the folder in which its rows have their images.
 
     A file for all splits names the images as ``train/1.jpg``; the folder is "" for all of its rows.
     """
@@ -234,62 +223,60 @@ def _metadata_file(folder: Path) -> Path | None:
 
 
 def _file_name(columns: Mapping[str, Any]) -> str:
-    """The image of a row of metadata; "" where it does not say."""
+    """Get the image of a row of metadata; "" where it has none."""
     name = columns.get("file_name")
     return name.replace("\\", "/") if isinstance(name, str) else ""
 
 
 def _read_metadata(
-    root: Path, splits: Mapping[str, tuple[Path, str]], split: str, problems: list[str]
+    root: Path, splits: Mapping[str, tuple[Path, str]], split: str, problems: list[Problem]
 ) -> tuple[list[Row], Classes]:
     own_file, folder = splits[split]
-    tables = {
-        file: _read_rows(file, problems if file == own_file else [])
-        for file in dict.fromkeys(file for file, _ in splits.values())
-    }
+    files = {file for file, _ in splits.values()}
+    tables = {file: _read_rows(file, problems if file == own_file else []) for file in files}
     rows = []
     for line, columns in tables[own_file]:
         name = _file_name(columns)
         where = f"{own_file.relative_to(root)}:{line}"
-        if not name:
-            problems.append(f"{where}: has no 'file_name'")
-        elif "objects" not in columns:
-            problems.append(f"{where}: has no 'objects'")
+        if not name or "objects" not in columns:
+            missing = "objects" if name else "file_name"
+            problems.append(Problem("broken entry", where, f"has no {missing!r}"))
         elif name.startswith(folder):
             rows.append(Row(where, own_file.parent / name, columns))
-    names = [str(row.path) for row in rows]
-    problems += [f"{own_file}: {name} is there twice" for name in find_duplicates(names)]
+    problems += report_duplicates([row.path for row in rows], "image listed twice", own_file)
     if (root / CLASS_FILE).is_file():
         return rows, _named_classes(read_class_names(root / CLASS_FILE), CLASS_FILE)
     everything = (columns for table in tables.values() for _, columns in table)
     return rows, _gather_classes(everything, own_file.name)
 
 
-def _read_rows(file: Path, problems: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a metadata file with their lines; broken ones go to ``problems``.
+def _read_rows(file: Path, problems: list[Problem]) -> list[tuple[int, dict[str, Any]]]:
+    """Read the rows of a metadata file with their line numbers; broken ones become problems.
 
     Raises:
         DataError: not a text file, or not CSV.
     """
-    text = read_text(file)
-    entries: list[tuple[int, Any]]
-    parse: Callable[[Any], dict[str, Any]]
-    if file.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            parse, entries = _parse_csv_row, [(reader.line_num, entry) for entry in reader]
-        except csv.Error as error:
-            raise DataError([f"{file}:{reader.line_num + 1}: {error}"]) from error
-    else:
-        lines = enumerate(text.split("\n"), start=1)
-        parse, entries = _parse_json_row, [(i, line) for i, line in lines if line.strip()]
+    is_csv = file.suffix == ".csv"
     rows = []
-    for line, entry in entries:
+    for line, entry in _csv_entries(file) if is_csv else _json_lines(file):
         try:
-            rows.append((line, parse(entry)))
+            rows.append((line, _parse_csv_row(entry) if is_csv else _parse_json_row(entry)))
         except ValueError as error:
-            problems.append(f"{file}:{line}: {error}")
+            problems.append(Problem("broken entry", f"{file}:{line}", str(error)))
     return rows
+
+
+def _csv_entries(file: Path) -> list[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    try:
+        return [(reader.line_num, entry) for entry in reader]
+    except csv.Error as error:
+        raise unreadable(f"{file}:{reader.line_num + 1}", error) from error
+
+
+def _json_lines(file: Path) -> list[tuple[int, Any]]:
+    lines = enumerate(read_text(file).split("\n"), start=1)
+    return [(i, line) for i, line in lines if line.strip()]
 
 
 def _parse_json_row(line: str) -> dict[str, Any]:
@@ -315,8 +302,11 @@ def _parse_csv_row(entry: Mapping[str, str]) -> dict[str, Any]:
     return row
 
 
+# ------------------------------------------------------------------------------------- tables
+
+
 def _table_splits(root: Path) -> dict[str, list[Path]]:
-    """The parquet files of each split, or its one folder of ``save_to_disk``."""
+    """Find the parquet files of each split, or its one folder of ``save_to_disk``."""
     if not root.is_dir():
         return {}
     if (root / SAVED_FILE).is_file():
@@ -329,26 +319,24 @@ def _table_splits(root: Path) -> dict[str, list[Path]]:
 
 
 def _parquet_split(file: Path) -> str:
-    """``train`` of ``train-00000-of-00002.parquet``, ``train.parquet``, ``train/0000.parquet``."""
+    """Get ``train`` of ``train-00000-of-00002.parquet``, ``train.parquet``, ``train/0.parquet``."""
     if shard := SHARD.match(file.stem):
         return shard[1]
     return file.parent.name if file.stem.isdecimal() else file.stem
 
 
-def _read_tables(
-    root: str | os.PathLike[str], split: str, problems: list[str]
-) -> tuple[list[Row], Classes]:
-    """The rows of a split and its classes, through the ``datasets`` library."""
+def _read_tables(root: Source, split: str, problems: list[Problem]) -> tuple[list[Row], Classes]:
+    """Read the rows of a split and its classes with the ``datasets`` library."""
     datasets = _import_datasets(root)
-    with _telling(root):
+    with _renaming_errors(root):
         dataset = _load(root, split)
         features = dataset.features
-        image_key = "image" if "image" in features else _find_image(features, datasets)
+        images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+        image_key = "image" if "image" in features else next(iter(images), None)
         if image_key is None or "objects" not in features:
-            present = ", ".join(features)
-            raise DataError([f"{os.fspath(root)}: no columns image and objects, but {present}"])
+            raise unreadable(root, f"no columns image and objects, but {', '.join(features)}")
         dataset = dataset.select_columns([key for key in (image_key, *KEYS) if key in features])
-        if isinstance(features[image_key], datasets.Image):
+        if image_key in images:
             dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
         folder = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / _cache_name(root)
         rows = []
@@ -357,16 +345,12 @@ def _read_tables(
             if path is not None:
                 rows.append(Row(f"{split}: row {i}", path, columns))
             else:
-                problems.append(f"{split}: row {i}: has no image")
+                problems.append(Problem("broken entry", f"{split}: row {i}", "has no image"))
         return rows, _table_classes(root, features["objects"])
 
 
-def _find_image(features: Mapping[str, Any], datasets: ModuleType) -> str | None:
-    return next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
-
-
-def _load(root: str | os.PathLike[str], split: str) -> Any:
-    """A split as an iterable of rows with ``features``; nothing but the hub's is copied."""
+def _load(root: Source, split: str) -> Any:
+    """Load a split as an iterable of rows with ``features``; only the hub's is copied."""
     if is_hub_name(root):
         return _load_from_hub(os.fspath(root))[split]
     datasets = _import_datasets(root)
@@ -381,18 +365,18 @@ def _load(root: str | os.PathLike[str], split: str) -> Any:
 
 @cache
 def _load_from_hub(name: str) -> Any:
-    """All splits of ``hf-hub:org/name[@revision]``, downloaded where the cache has them not."""
+    """Load all splits of ``hf-hub:org/name[@revision]``; download those that are not cached."""
     repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     hint = (
-        "Check the name, or log in with `hf auth login`; without network, what was downloaded "
-        "before is found with HF_HUB_OFFLINE=1."
+        "Check the name, or log in with `hf auth login`. Without network, HF_HUB_OFFLINE=1 finds "
+        "what was downloaded before."
     )
-    with _telling(name, hint):
+    with _renaming_errors(name, hint):
         return _import_datasets(name).load_dataset(repo_id, revision=revision or None)
 
 
 def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
-    """The file of an image that is bytes, a path, or a dict of these; bytes are written out.
+    """Find the file of an image that is bytes, a path, or a dict of these; bytes are written out.
 
     The name has a part of the bytes' hash, so that data that changes is written again.
     """
@@ -408,13 +392,13 @@ def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
     return root / name if isinstance(name, str) else None
 
 
-def _cache_name(root: str | os.PathLike[str]) -> str:
+def _cache_name(root: Source) -> str:
     name = os.fspath(root) if is_hub_name(root) else str(Path(root).resolve())
     return f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
-def _table_classes(root: str | os.PathLike[str], feature: Any) -> Classes:
-    """The classes of a table whose ``objects`` are of this feature."""
+def _table_classes(root: Source, feature: Any) -> Classes:
+    """Find the classes of a table whose ``objects`` are of this feature."""
     inner = getattr(feature, "feature", feature)  # of a list of objects
     category = _first(inner, CATEGORY_KEYS) if isinstance(inner, Mapping) else None
     category = getattr(category, "feature", category)  # of a list of categories
@@ -426,26 +410,25 @@ def _table_classes(root: str | os.PathLike[str], feature: Any) -> Classes:
     return _gather_classes((row for table in tables for row in table), os.fspath(root))
 
 
-def _import_datasets(root: str | os.PathLike[str]) -> ModuleType:
+def _import_datasets(root: Source) -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
-            [
-                f"{os.fspath(root)}: reading parquet, save_to_disk or the hub needs the library "
-                'datasets: pip install "sepc_zoo[datasets]"'
-            ]
+        raise unreadable(
+            os.fspath(root),
+            "reading parquet, save_to_disk or the hub needs the library datasets: "
+            'pip install "sepc_zoo[datasets]"',
         ) from error
     return datasets
 
 
 @contextmanager
-def _telling(root: str | os.PathLike[str], hint: str = "") -> Iterator[None]:
-    """Turn what the library raises inside into a DataError that names the data set."""
+def _renaming_errors(root: Source, hint: str = "") -> Iterator[None]:
+    """Turn the library's errors into a DataError that names the data set."""
     datasets = _import_datasets(root)
     try:
         yield
     except DataError:
         raise
     except (OSError, ValueError, TypeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as e:
-        raise DataError([f"{os.fspath(root)}: {e}"], hint) from e
+        raise unreadable(os.fspath(root), e, hint) from e

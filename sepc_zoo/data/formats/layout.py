@@ -1,39 +1,54 @@
-"""What the readers share: finding a split by its name, reading text files of any origin."""
+"""What the readers share: choosing a split, reading text files, parsing COCO's boxes."""
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from sepc_zoo.data.annotations import DataError
+from sepc_zoo.data.annotations import ListedBox, find_duplicates
+from sepc_zoo.data.problems import Kind, Problem, unreadable
 
-ONLY_SPLIT = "train"  # what a folder without splits is taken for
+Source = str | os.PathLike[str]
+
+ONLY_SPLIT = "train"  # the name of the one split of a folder without splits
 
 
-def choose_split(split: str, names: Sequence[str], before: str, after: str = "") -> str:
-    """The one name that is ``split`` or, failing that, begins with it.
+def choose_split(split: str, names: Sequence[str], where: object, pattern: str = "{}") -> str:
+    """Find the name that is ``split`` or, failing that, the only one that begins with it.
 
     So "train" finds ``train2017`` and "val" finds ``valid``.
 
     Args:
-        split: What was asked for.
-        names: What there is.
-        before: With ``after`` makes the pattern in the message.
+        split: The name asked for.
+        names: The names present.
+        where: File or folder, for messages.
+        pattern: What a name is part of, for messages.
 
     Raises:
-        DataError: no such name, or more than one that could be meant.
+        DataError: no such name, or several that begin with it.
     """
     if split in names:
         return split
     matches = sorted(name for name in names if name.startswith(split))
     if len(matches) == 1:
         return matches[0]
+    asked = pattern.format(f"{split}*")
     if matches:
-        raise DataError([f"{before}{split}*{after} could be any of: {', '.join(matches)}"])
+        raise unreadable(where, f"{asked} could be any of: {', '.join(matches)}")
     present = ", ".join(sorted(names)) or "none"
-    raise DataError([f"{before}{split}*{after} does not exist; there are: {present}"])
+    raise unreadable(where, f"{asked} does not exist; there are: {present}")
+
+
+def report_duplicates(
+    keys: Iterable[Hashable], kind: Kind, where: object, text: str = "{} is there twice"
+) -> list[Problem]:
+    """Make a problem of each key that comes more than once."""
+    return [Problem(kind, str(where), text.format(key)) for key in find_duplicates(keys)]
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text, without the byte order mark that Windows programs put before it.
+    """Read a UTF-8 file, without the byte order mark of Windows programs.
 
     Raises:
         DataError: the file cannot be read, or is of another encoding; names file and line.
@@ -41,28 +56,56 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise DataError([f"{path}: {error.strerror}"]) from error
+        raise unreadable(path, error.strerror) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError([f"{path}:{line}: not UTF-8 text; save the file as UTF-8"]) from error
+        raise unreadable(f"{path}:{line}", "not UTF-8 text; save the file as UTF-8") from error
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, without the space around them; errors as in ``read_text``."""
+    """Read the lines of a UTF-8 file, stripped of spaces; errors as in ``read_text``."""
     return [line.strip() for line in read_text(path).splitlines()]
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The classes of a file that names one a line.
+    """Read a file with one class name per line.
 
     Raises:
-        DataError: it has none, or an empty line between them, which would shift all that follow.
+        DataError: no names, or an empty line between them, which would shift all that follow.
     """
     lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
     if "" in lines:
-        raise DataError([f"{path}:{lines.index('') + 1}: a class without a name"])
+        raise unreadable(f"{path}:{lines.index('') + 1}", "a class without a name")
     if not lines:
-        raise DataError([f"{path}: has no classes"])
+        raise unreadable(path, "has no classes")
     return lines
+
+
+def parse_box(
+    where: str, annotation: Mapping[str, Any], label: int | None, category: str
+) -> ListedBox | Problem:
+    """Parse an annotation with COCO's keys: ``bbox`` (x, y, width, height in pixels) and perhaps
+    ``area`` and ``iscrowd``. Its area is width times height where it has none.
+    """
+    bbox, area = annotation["bbox"], annotation.get("area")
+    if len(bbox) != 4 or not all(map(_is_number, bbox)):
+        return Problem("broken entry", where, f"'bbox' {bbox} is not four numbers")
+    if area is not None and not (_is_number(area) and math.isfinite(area)):
+        return Problem("broken entry", where, f"'area' {area!r} is not a finite number")
+    x, y, width, height = bbox
+    return ListedBox(
+        where,
+        (x, y, x + width, y + height),
+        label,
+        category,
+        iscrowd=int(bool(annotation.get("iscrowd", 0))),
+        area=width * height if area is None else area,
+        bbox=(x, y, width, height),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """Accept floats, and whole numbers that a float can hold: JSON's have any length."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

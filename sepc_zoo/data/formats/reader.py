@@ -7,26 +7,26 @@ from typing import NamedTuple
 
 from sepc_zoo.data.annotations import (
     Annotations,
-    DataError,
     ListedImage,
     Listing,
     build_annotations,
     relabel,
+    unique_ids,
 )
 from sepc_zoo.data.formats.coco import coco_splits, list_coco
 from sepc_zoo.data.formats.huggingface import huggingface_splits, is_hub_name, list_huggingface
+from sepc_zoo.data.formats.layout import Source
 from sepc_zoo.data.formats.voc import list_voc, voc_splits
 from sepc_zoo.data.formats.yolo import list_yolo, yolo_splits
+from sepc_zoo.data.problems import DataError, Problem, unreadable
 
-SHOWN_NAMES = 20
-
-Source = str | os.PathLike[str]
+MAX_NAMES = 20  # files of a folder that an error lists
 
 
 class DataFormat(NamedTuple):
-    """A layout of data sets: a folder is of this format if ``splits`` finds any in it."""
+    """A layout of data sets: a folder has it if ``splits`` finds any."""
 
-    layout: str  # what is looked for, in words
+    layout: str  # the files it consists of, for messages
     splits: Callable[[Source], list[str]]
     list: Callable[[Source, str], Listing]
 
@@ -65,18 +65,18 @@ def read_data(
             several of these.
         split: For example "train" or "val".
         label_names: The classes in the order of their labels; by default the data set's own order.
-        drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, rather
-            than refuse the data set.
-        format: "coco", "voc", "yolo" or "hf"; by default the layout of each folder tells.
+        drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, instead
+            of refusing the data set.
+        format: "coco", "voc", "yolo" or "hf"; by default the layout of each folder decides.
 
     Raises:
-        DataError: an unknown layout, a missing split, or a list of all broken files and entries.
+        DataError: an unknown layout, a missing split, or all broken files and entries.
     """
     return build_annotations(list_data(roots, split, format), label_names, drop_bad_boxes)
 
 
 def list_data(roots: Source | Sequence[Source], split: str, format: str | None = None) -> Listing:
-    """What ``read_data`` reads, unchecked.
+    """List what ``read_data`` reads, unchecked.
 
     Raises:
         DataError: an unknown layout, or a missing split.
@@ -85,113 +85,91 @@ def list_data(roots: Source | Sequence[Source], split: str, format: str | None =
     if len(sources) == 1:
         return find_format(sources[0], format).list(sources[0], split)
     listings: list[Listing] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for source in sources:
         try:
             listings.append(find_format(source, format).list(source, split))
         except DataError as error:
-            problems += [_name_source(source, line) for line in str(error).splitlines()]
+            problems += [_name_source(source, problem) for problem in error.problems]
     if problems:
         raise DataError(problems)
     return join_listings(listings, sources)
 
 
-def data_splits(root: Source, format: str | None = None) -> list[str]:
-    """The splits of a data set, sorted.
-
-    Raises:
-        DataError: no such folder, or an unknown layout.
-    """
-    return find_format(root, format).splits(root)
-
-
 def find_format(root: Source, format: str | None = None) -> DataFormat:
-    """The format that a folder's layout tells, or the one asked for.
+    """Find the format by a folder's layout, or check that it has the one asked for.
 
     Raises:
         DataError: no such folder, a layout of no known format or of several, or not of the one
             asked for.
     """
     if format is not None and format not in FORMATS:
-        raise DataError([f"there is no format {format!r}; there are: {', '.join(FORMATS)}"])
+        raise unreadable("", f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
     if is_hub_name(root):
         return FORMATS["hf"]
     if not Path(root).exists():
-        raise DataError([f"{root}: no such folder"])
+        raise unreadable(root, "no such folder")
     asked = FORMATS if format is None else {format: FORMATS[format]}
     found = [name for name, data_format in asked.items() if data_format.splits(root)]
     if len(found) == 1:
         return FORMATS[found[0]]
-    looked_for = "; ".join(f"{FORMATS[name].layout} ({name})" for name in found or asked)
+    layouts = "; ".join(f"{FORMATS[name].layout} ({name})" for name in found or asked)
     if found:
-        raise DataError(
-            [f"{root}: could be any of: {looked_for}. Say --format {' or '.join(found)}"]
-        )
+        raise unreadable(root, f"could be any of: {layouts}. Say --format {' or '.join(found)}")
     known = "no known layout" if format is None else f"not in the layout of {format}"
-    raise DataError([f"{root}: {known}. Looked for {looked_for}. There is: {_names(Path(root))}"])
+    raise unreadable(root, f"{known}. Looked for {layouts}. There is: {_names(Path(root))}")
 
 
 def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Listing:
-    """One listing of several; classes of one name become one.
+    """Make one listing of several; classes of one name become one.
 
     Classes keep the order of their first appearance, and their first category id unless another
     class has it already: then they get a new one. Images are numbered anew, from 1. Names that
     differ in case only are a problem.
     """
-    names = list(dict.fromkeys(name for listing in listings for name in listing.label_names))
+    wanted: dict[str, int | None] = {}
+    for listing in listings:
+        for name, category_id in zip(listing.label_names, listing.category_ids, strict=True):
+            wanted.setdefault(name, category_id)
+    id_of = unique_ids(wanted)
     problems = _case_problems(listings, sources)
     images: list[ListedImage] = []
-    bad_boxes: list[str] = []
+    bad_boxes: list[Problem] = []
     for source, listing in zip(sources, listings, strict=True):
-        listing = relabel(listing, names)
+        listing = relabel(listing, list(id_of))
         problems += [_name_source(source, problem) for problem in listing.problems]
-        bad_boxes += [_name_source(source, box) for box in listing.bad_boxes]
+        bad_boxes += [_name_source(source, problem) for problem in listing.bad_boxes]
         for image in listing.images:
-            boxes = [box._replace(where=_name_source(source, box.where)) for box in image.boxes]
+            boxes = [box._replace(where=_with_source(source, box.where)) for box in image.boxes]
             images.append(image._replace(image_id=len(images) + 1, boxes=boxes))
     together = ", ".join(os.fspath(source) for source in sources)
-    return Listing(images, names, _join_ids(listings), problems, together, bad_boxes)
+    return Listing(images, list(id_of), list(id_of.values()), problems, together, bad_boxes)
 
 
-def _name_source(source: Source, problem: str) -> str:
+def _with_source(source: Source, where: str) -> str:
     name = os.fspath(source)
-    return problem if problem.startswith(name) else f"{name}: {problem}"
+    return where if where.startswith(name) else f"{name}: {where}".removesuffix(": ")
 
 
-def _case_problems(listings: Sequence[Listing], sources: Sequence[Source]) -> list[str]:
+def _name_source(source: Source, problem: Problem) -> Problem:
+    return problem._replace(where=_with_source(source, problem.where))
+
+
+def _case_problems(listings: Sequence[Listing], sources: Sequence[Source]) -> list[Problem]:
     first: dict[str, tuple[str, Source]] = {}
     problems = []
     for source, listing in zip(sources, listings, strict=True):
         for name in listing.label_names:
             other, other_source = first.setdefault(name.casefold(), (name, source))
             if name != other and source != other_source:
-                problems.append(
-                    f"{source}: class {name!r} is {other!r} in {other_source}; write them alike"
-                )
+                text = f"class {name!r} is {other!r} in {other_source}; write them alike"
+                problems.append(Problem("class names alike", os.fspath(source), text))
     return problems
-
-
-def _join_ids(listings: Sequence[Listing]) -> list[int | None]:
-    """A category id for each class name, in order of first appearance."""
-    wanted: dict[str, int | None] = {}
-    for listing in listings:
-        for name, category_id in zip(listing.label_names, listing.category_ids, strict=True):
-            wanted.setdefault(name, category_id)
-    owner: dict[int | None, str] = {}
-    for name, category_id in wanted.items():
-        owner.setdefault(category_id, name)
-    free = max((i for i in owner if i is not None), default=0)
-    ids = []
-    for name, category_id in wanted.items():
-        if owner[category_id] != name:
-            category_id = free = free + 1
-        ids.append(category_id)
-    return ids
 
 
 def _names(root: Path) -> str:
     if not root.is_dir():
         return "a file"
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
-    more = [f"and {len(names) - SHOWN_NAMES} more"] if len(names) > SHOWN_NAMES else []
-    return ", ".join(names[:SHOWN_NAMES] + more) or "nothing"
+    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    return ", ".join(names[:MAX_NAMES] + more) or "nothing"

@@ -9,41 +9,36 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sepc_zoo.data.annotations import (
-    Annotations,
-    DataError,
-    ListedBox,
-    ListedImage,
-    Listing,
-    build_annotations,
-    find_duplicates,
-)
+from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing, Size
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
+    Source,
     choose_split,
     read_class_names,
     read_lines,
     read_text,
+    report_duplicates,
 )
 from sepc_zoo.data.images import IMAGE_SUFFIXES, ImageError, list_images, read_size
+from sepc_zoo.data.problems import DataError, Problem, unreadable
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-DARKNET_FILE = "obj.data"  # what data.yaml is to Darknet; CVAT writes it
+DARKNET_FILE = "obj.data"  # Darknet's data.yaml; CVAT writes it
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 SPLITS = ("train", "val", "valid", "validation", "minival", "test")
 
 LEAD = re.compile(r"(\.{1,2}/|data/)+")  # Roboflow and CVAT write paths for a folder above
-ROUNDING = 1e-3  # how far from 0...1 a value may be
+ROUNDING = 1e-3  # tolerance of values outside 0...1
 COLUMNS = "'class x y width height' (or 'class x1 y1 x2 y2 x3 y3 ...' of a polygon)"
 
 
 class YoloFolder(NamedTuple):
-    """What a folder says of itself."""
+    """The classes and splits that a folder's own files declare."""
 
-    file: Path  # what names the classes
+    file: Path  # names the classes
     names: dict[int, str]  # by class number, rising
     splits: dict[str, list[str]]  # folders of images, or text files that list images, as written
-    bases: list[Path]  # what these may be relative to
+    bases: list[Path]  # folders to which these may be relative
     has_keypoints: bool = False  # behind each box
 
 
@@ -54,23 +49,18 @@ class Line(NamedTuple):
     values: tuple[float, ...]  # x, y, width, height, or the corners of a polygon, in 0...1
 
 
-def yolo_splits(root: str | os.PathLike[str]) -> list[str]:
-    """The splits of a folder (or a ``data.yaml``) in a YOLO layout; empty for another layout.
+def yolo_splits(root: Source) -> list[str]:
+    """List the splits of a folder (or a ``data.yaml``); none for another layout.
 
     Raises:
-        DataError: its ``data.yaml`` or ``classes.txt`` is broken.
+        DataError: a broken ``data.yaml`` or ``classes.txt``.
     """
     folder = _describe(Path(root))
     return sorted(folder.splits) if folder else []
 
 
-def read_yolo(
-    root: str | os.PathLike[str],
-    split: str,
-    label_names: Sequence[str] | None = None,
-    drop_bad_boxes: bool = False,
-) -> Annotations:
-    """Read one split of a folder in a YOLO layout; the split "val" finds ``valid`` too.
+def list_yolo(root: Source, split: str) -> Listing:
+    """List one split of a folder, with boxes in pixels, unchecked; "val" finds ``valid`` too.
 
     The folder has a ``data.yaml`` (or is that file), or Darknet's ``obj.data``, or a
     ``classes.txt`` beside ``images/<split>`` and ``labels/<split>``, ``<split>/images`` and
@@ -78,46 +68,35 @@ def read_yolo(
     Labels are in ``labels/`` where the image's path has ``images/``, or beside the image; an image
     without a label file has no boxes. A polygon becomes its bounding box. The category ids are the
     class numbers, the area is width times height. An image's id is its position from 1, by sorted
-    path or in the list of images. With ``drop_bad_boxes``, boxes that are empty, outside their
-    image, not finite or given twice are left out.
-
-    Raises:
-        DataError: no such split, or lists every broken image file and every broken line.
-    """
-    return build_annotations(list_yolo(root, split), label_names, drop_bad_boxes)
-
-
-def list_yolo(root: str | os.PathLike[str], split: str) -> Listing:
-    """One split of a folder in a YOLO layout, with boxes in pixels, unchecked.
+    path or in the list of images.
 
     Raises:
         DataError: no such split, or a broken ``data.yaml``, ``classes.txt`` or list of images.
     """
     folder = _describe(Path(root))
     if folder is None:
-        raise DataError([f"{root}: no YOLO data set: it has no data.yaml and no classes.txt"])
-    split = choose_split(split, list(folder.splits), f"{folder.file}: split ")
-    problems: list[str] = []
+        raise unreadable(root, "no YOLO data set: it has no data.yaml and no classes.txt")
+    split = choose_split(split, list(folder.splits), folder.file, "split {}")
+    problems: list[Problem] = []
+    bad_boxes: list[Problem] = []
     paths, has_all = _find_images(folder, split, problems)
     label_files = _find_labels(paths, has_all, problems)
     with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(_read_size_and_lines, paths, label_files))
+        sizes = list(pool.map(_read_size, paths))
+        contents = list(pool.map(_read_label_file, label_files))
 
     classes: dict[float, tuple[int, str]] = {
         number: (label, f"{number} ({name!r})")
         for label, (number, name) in enumerate(folder.names.items())
     }
-    bad_boxes: list[str] = []
     images = []
-    files = zip(paths, label_files, contents, strict=True)
-    for image_id, (path, label_file, (size, lines)) in enumerate(files, start=1):
-        if isinstance(lines, str):
-            problems.append(lines)
-            lines = []
+    files = zip(paths, label_files, sizes, contents, strict=True)
+    for image_id, (path, label_file, size, (lines, broken)) in enumerate(files, start=1):
+        problems += broken
         where = _shorten(label_file, folder.bases)
         parsed = _parse_lines(lines, where, folder.has_keypoints, problems, bad_boxes)
         # An image that cannot be read is found by the checks; until then its boxes have no pixels.
-        boxes = [_list_box(place, line, size, classes) for place, line in parsed] if size else []
+        boxes = [_make_box(place, line, size, classes) for place, line in parsed] if size else []
         images.append(ListedImage(image_id, path, size, boxes))
     names, ids = list(folder.names.values()), list(folder.names)
     return Listing(images, names, ids, problems, folder.file.name, bad_boxes)
@@ -140,16 +119,17 @@ def _describe_yaml(path: Path) -> YoloFolder:
     # Ultralytics looks for ``path`` in a folder of its settings; the data set may have been moved.
     bases = [root / str(content.get("path") or "."), root]
     bases = [base for base in dict.fromkeys(bases) if base.is_dir()]
-    splits = {}
-    for split in SPLITS:
-        if entry := content.get(split):
-            splits[split] = [str(text) for text in (entry if isinstance(entry, list) else [entry])]
+    entries = {split: content[split] for split in SPLITS if content.get(split)}
+    splits = {
+        split: [str(text) for text in (entry if isinstance(entry, list) else [entry])]
+        for split, entry in entries.items()
+    }
     if not splits:
         return YoloFolder(path, {}, {}, bases)
-    count = content.get("nc")
-    names = _parse_names(content.get("names"), count, path, bases)
-    if count is not None and count != len(names):
-        raise DataError([f"{path}: nc is {count!r}, but there are {len(names)} names"])
+    number = content.get("nc")
+    names = _parse_names(content.get("names"), number, path, bases)
+    if number is not None and number != len(names):
+        raise unreadable(path, f"nc is {number!r}, but there are {len(names)} names")
     return YoloFolder(path, names, splits, bases, "kpt_shape" in content)
 
 
@@ -162,27 +142,25 @@ def _describe_darknet(path: Path) -> YoloFolder:
 
 
 def _describe_folders(root: Path) -> YoloFolder | None:
-    """A folder with splits that have labels, and with a ``classes.txt`` in one of its places."""
-    folders = {
-        split: folder for split, folder in _split_folders(root).items() if _has_labels(folder)
-    }
+    """Describe a folder that has splits with labels, and a ``classes.txt`` in one of its places."""
+    folders = {split: path for split, path in _split_folders(root).items() if _has_labels(path)}
     places = [root, root / "labels"]
     for folder in folders.values():
         places += [_label_folder(folder), folder, folder.parent]
     files = [place / name for place in dict.fromkeys(places) for name in CLASS_FILES]
-    files = [file for file in files if file.is_file()]
-    if not folders or not files:
+    names = {file: read_class_names(file) for file in files if folders and file.is_file()}
+    if not names:
         return None
-    names = [dict(enumerate(read_class_names(file))) for file in files]
-    for file, other in zip(files, names, strict=True):
-        if other != names[0]:
-            raise DataError([f"{file}: has other classes than {files[0]}"])
+    first, *others = names
+    for file in others:
+        if names[file] != names[first]:
+            raise unreadable(file, f"has other classes than {first}")
     splits = {split: [str(folder.relative_to(root))] for split, folder in folders.items()}
-    return YoloFolder(files[0], names[0], splits, [root])
+    return YoloFolder(first, dict(enumerate(names[first])), splits, [root])
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Where a folder without ``data.yaml`` has the images of each split."""
+    """Find the images of each split of a folder without ``data.yaml``."""
     home = root / "images" if (root / "images").is_dir() else root
     if not home.is_dir() or _has_images(home):
         return {ONLY_SPLIT: home}
@@ -209,48 +187,46 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-        raise DataError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
+        raise unreadable(path, f"not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise DataError([f"{path}: expected keys like 'train', 'val' and 'names'"])
+        raise unreadable(path, "expected keys like 'train', 'val' and 'names'")
     return content
 
 
-def _parse_names(names: Any, count: Any, path: Path, bases: Sequence[Path]) -> dict[int, str]:
-    """Class names by number, from a list, a dict or a file; without any, the numbers themselves.
+def _parse_names(names: Any, number: Any, path: Path, bases: Sequence[Path]) -> dict[int, str]:
+    """Parse class names by number from a list, a dict or a file; by default the numbers themselves.
 
     Raises:
         DataError: names the entry.
     """
-    if names is None and isinstance(count, int):
-        return {number: str(number) for number in range(count)}
+    if names is None and isinstance(number, int):
+        return {i: str(i) for i in range(number)}
     if isinstance(names, str):
         file = _find(names, bases)
         if file is None or not file.is_file():
-            raise DataError([f"{path}: names: there is no file {names!r}"])
-        return dict(enumerate(read_class_names(file)))
+            raise unreadable(f"{path}: names", f"there is no file {names!r}")
+        names = read_class_names(file)
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
-        raise DataError([f"{path}: names: expected a list or numbers with names"])
-    parsed: dict[int, str] = {}
-    problems = []
-    for number, name in names.items():
+        raise unreadable(f"{path}: names", "expected a list or numbers with names")
+    texts = []
+    for key, name in names.items():
         if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-            problems.append(f"{path}: names: {number}: {name!r} is no text; put it in quotes")
-        elif not re.fullmatch("[0-9]+", str(number)):
-            problems.append(f"{path}: names: {number!r} is no class number")
-        else:
-            parsed[int(number)] = str(name)
-    if problems:
-        raise DataError(problems)
-    return dict(sorted(parsed.items()))
+            texts.append(f"{key}: {name!r} is no text; put it in quotes")
+        elif not re.fullmatch("[0-9]+", str(key)):
+            texts.append(f"{key!r} is no class number")
+    if texts:
+        where = f"{path}: names"
+        raise DataError([Problem("unreadable annotations", where, text) for text in texts])
+    return dict(sorted((int(key), str(name)) for key, name in names.items()))
 
 
 def _find(text: str, bases: Sequence[Path]) -> Path | None:
-    """Where a path in a data set's own files leads; None where nothing is.
+    """Follow a path of a data set's own files; None where nothing is.
 
-    What Roboflow (``../``) and Darknet (``data/``) put in front is passed over if it leads nowhere.
+    A prefix of Roboflow (``../``) or Darknet (``data/``) is ignored if it leads nowhere.
     """
     text = text.replace("\\", "/")
     inner = text[lead.end() :] if (lead := LEAD.match(text)) else text
@@ -258,30 +234,31 @@ def _find(text: str, bases: Sequence[Path]) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def _find_images(folder: YoloFolder, split: str, problems: list[str]) -> tuple[list[Path], bool]:
-    """The images of a split, and whether these are all in their folders."""
+def _find_images(
+    folder: YoloFolder, split: str, problems: list[Problem]
+) -> tuple[list[Path], bool]:
+    """Find the images of a split; the flag says that these are all in their folders."""
     paths: list[Path] = []
     has_all = True
+    where = f"{folder.file}: {split}"
     for text in folder.splits[split]:
         place = _find(text, folder.bases)
         if place is None:
             looked = " and ".join(map(str, folder.bases))
-            raise DataError([f"{folder.file}: {split}: there is no {text!r} (looked in {looked})"])
+            raise unreadable(where, f"there is no {text!r} (looked in {looked})")
         if place.is_dir():
             inside = sorted(_walk_images(place))
-            problems += [] if inside else [f"{place}: no images inside"]
+            problems += [] if inside else [Problem("no images", str(place), "no images inside")]
             paths += inside
         else:
             has_all = False
             paths += _read_image_list(place, folder.bases, problems)
-    problems += [
-        f"{folder.file}: {split}: {path} is there twice" for path in find_duplicates(paths)
-    ]
+    problems += report_duplicates(paths, "image listed twice", where)
     return list(dict.fromkeys(paths)), has_all
 
 
 def _walk_images(folder: Path) -> Iterator[Path]:
-    """The images of a folder and those inside it; links are followed, once."""
+    """Walk the images of a folder and those inside it; links are followed, once."""
     seen = set()
     for parent, children, _ in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
@@ -292,19 +269,21 @@ def _walk_images(folder: Path) -> Iterator[Path]:
         yield from list_images(parent)
 
 
-def _read_image_list(file: Path, bases: Sequence[Path], problems: list[str]) -> list[Path]:
+def _read_image_list(file: Path, bases: Sequence[Path], problems: list[Problem]) -> list[Path]:
     paths = []
     for i, line in enumerate(read_lines(file), start=1):
         path = _find(line, [*bases, file.parent]) if line else None
         if path is not None:
             paths.append(path)
         elif line:
-            problems.append(f"{file}:{i}: there is no image {line!r}")
+            problems.append(Problem("missing image", f"{file}:{i}", f"there is no image {line!r}"))
     return paths
 
 
-def _find_labels(paths: Sequence[Path], has_all: bool, problems: list[str]) -> list[Path | None]:
-    """The label file of each image; None where it has none.
+def _find_labels(
+    paths: Sequence[Path], has_all: bool, problems: list[Problem]
+) -> list[Path | None]:
+    """Find the label file of each image; None where it has none.
 
     With ``has_all``, a label file without an image is a problem too.
     """
@@ -316,14 +295,17 @@ def _find_labels(paths: Sequence[Path], has_all: bool, problems: list[str]) -> l
         place, name = folders[path.parent], f"{path.stem}.txt"
         other = image_of.setdefault(place / name, path)
         if other != path:
-            problems.append(f"{path} and {other.name} would have one label file, {place / name}")
+            text = f"shares its label file {place / name} with {other.name}"
+            problems.append(Problem("shared label file", str(path), text))
         found.append(place / name if name in present[place] else None)
     if paths and not any(found):
         places = " and ".join(sorted(map(str, present)))
-        problems.append(f"{places}: no label file of any of the {len(paths)} images")
+        text = f"no label file of any of the {len(paths)} images"
+        problems.append(Problem("broken entry", places, text))
     if has_all:
+        text = "has labels, but there is no image of this name"
         problems += [
-            f"{file}: has labels, but there is no image of this name"
+            Problem("missing image", str(file), text)
             for place, names in present.items()
             for file in (place / name for name in sorted(names) if name.endswith(".txt"))
             if file not in image_of and file.name not in CLASS_FILES and _is_label_file(file)
@@ -332,7 +314,7 @@ def _find_labels(paths: Sequence[Path], has_all: bool, problems: list[str]) -> l
 
 
 def _label_folder(folder: Path) -> Path:
-    """The folder of the labels: ``labels`` for the last ``images`` of the path, or the same."""
+    """Find the folder of labels: ``labels`` for the path's last ``images``, or the same folder."""
     parts = folder.parts
     if "images" in parts:
         last = len(parts) - 1 - parts[::-1].index("images")
@@ -342,34 +324,30 @@ def _label_folder(folder: Path) -> Path:
 
 
 def _is_label_file(file: Path) -> bool:
-    lines = _read_or_problem(file)
+    lines, _ = _read_label_file(file)
     try:
-        return isinstance(lines, list) and bool(_parse_line(next(filter(None, lines)), False))
+        return bool(_parse_line(next(filter(None, lines)), False))
     except (StopIteration, ValueError):
         return False
 
 
-def _read_size_and_lines(
-    path: Path, label_file: Path | None
-) -> tuple[tuple[int, int] | None, list[str] | str]:
-    """An image's (height, width), None if it cannot be read, and ``_read_or_problem``."""
-    lines = _read_or_problem(label_file) if label_file else []
+def _read_size(path: Path) -> Size | None:
     try:
-        return read_size(path), lines
+        return read_size(path)
     except ImageError:
-        return None, lines
+        return None
 
 
-def _read_or_problem(file: Path) -> list[str] | str:
-    """The lines of a label file, or what is wrong with it."""
+def _read_label_file(file: Path | None) -> tuple[list[str], list[Problem]]:
+    """Read the lines of a label file, and what is wrong with it."""
     try:
-        return read_lines(file)
+        return read_lines(file) if file else [], []
     except DataError as error:
-        return str(error)
+        return [], [problem._replace(kind="broken entry") for problem in error.problems]
 
 
 def _shorten(file: Path | None, bases: Sequence[Path]) -> str:
-    """A label file as told in messages."""
+    """Make a label file's path relative to the data set, for messages."""
     text = str(file)
     for base in bases:
         text = text.removeprefix(f"{base}{os.sep}")
@@ -380,30 +358,33 @@ def _parse_lines(
     lines: Sequence[str],
     where: str,
     has_keypoints: bool,
-    problems: list[str],
-    bad_boxes: list[str],
+    problems: list[Problem],
+    bad_boxes: list[Problem],
 ) -> list[tuple[str, Line]]:
-    """The well-formed lines of a label file, each once, with their places."""
-    first: dict[Line, int] = {}
+    """Parse the lines of a label file; return each well-formed one once, with its place."""
+    first: dict[Line, str] = {}
     for i, text in enumerate(lines, start=1):
         if not text:
             continue
+        place = f"{where}:{i}"
         try:
             line = _parse_line(text, has_keypoints)
         except ValueError as error:
-            problems.append(f"{where}:{i}: {error}")
+            problems.append(Problem("broken entry", place, str(error)))
             continue
         if min(line.values) < -ROUNDING or max(line.values) > 1 + ROUNDING:
-            bad_boxes.append(f"{where}:{i}: {text!r} goes beyond 0 ... 1, the sides of the image")
+            text = f"{text!r} goes beyond 0 ... 1, the sides of the image"
+            bad_boxes.append(Problem("box outside the image", place, text))
         elif line in first:
-            bad_boxes.append(f"{where}:{i}: the same as line {first[line]}")
+            text = f"the same as line {first[line].rpartition(':')[2]}"
+            bad_boxes.append(Problem("box twice", place, text))
         else:
-            first[line] = i
-    return [(f"{where}:{i}", line) for line, i in first.items()]
+            first[line] = place
+    return [(place, line) for line, place in first.items()]
 
 
 def _parse_line(text: str, has_keypoints: bool) -> Line:
-    """A line of a label file.
+    """Parse a line of a label file.
 
     Raises:
         ValueError: says what is wrong with it.
@@ -426,21 +407,16 @@ def _parse_line(text: str, has_keypoints: bool) -> Line:
     return Line(number, tuple(values))
 
 
-def _list_box(
-    where: str, line: Line, size: tuple[int, int], classes: Mapping[float, tuple[int, str]]
+def _make_box(
+    where: str, line: Line, size: Size, classes: Mapping[float, tuple[int, str]]
 ) -> ListedBox:
     height, width = size
     if len(line.values) == 4:
         x, y, w, h = line.values
-        corners = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+        x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
     else:
         xs, ys = line.values[0::2], line.values[1::2]
-        corners = min(xs), min(ys), max(xs), max(ys)
-    x1, y1, x2, y2 = (
-        corners[0] * width,
-        corners[1] * height,
-        corners[2] * width,
-        corners[3] * height,
-    )
+        x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
     label, category = classes.get(line.number, (None, f"{line.number:g}"))
     return ListedBox(where, (x1, y1, x2, y2), label, category, 0, (x2 - x1) * (y2 - y1))

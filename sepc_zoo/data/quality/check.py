@@ -1,4 +1,4 @@
-"""What is wrong with a data set, by file and entry: every image is decoded, every box looked at.
+"""Problems of a data set, by file and entry: every image is decoded, every box checked.
 
 Errors are what a training would refuse at its start or stumble over later; warnings are what it
 would take as it is; notes are no faults.
@@ -6,7 +6,6 @@ would take as it is; notes are no faults.
 
 import hashlib
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,97 +15,46 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sepc_zoo.data.annotations import (
-    DataError,
+    ListedBox,
     ListedImage,
     Listing,
+    Size,
     build_annotations,
-    check_boxes,
+    clip_box,
     find_duplicates,
+    image_problem,
 )
 from sepc_zoo.data.formats.reader import find_format
 from sepc_zoo.data.images import ImageError, check_image, list_images, read_image, read_size
+from sepc_zoo.data.problems import SEVERITIES, SEVERITY_OF, DataError, Kind, Problem, Severity
 
-ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
-
-BORDER = 0.01  # pixels that a box may stick out by rounding
-TINY = 1.0  # pixels of the shorter side of a box that is but a slip of the mouse
-ELONGATED = 20.0  # long side over short side of a box worth a look
-
-# In the order of a report.
-KINDS = {
-    "unreadable annotations": ERROR,
-    "broken entry": ERROR,
-    "duplicate id": ERROR,
-    "shared label file": ERROR,
-    "no images": ERROR,
-    "missing image": ERROR,
-    "broken image": ERROR,
-    "size before EXIF rotation": ERROR,
-    "wrong size": ERROR,
-    "two classes of one name": ERROR,
-    "unknown category": ERROR,
-    "class unknown to train": ERROR,
-    "box not finite": ERROR,
-    "box without area": ERROR,
-    "box outside the image": ERROR,
-    "image listed twice": WARNING,
-    "picture in two splits": WARNING,
-    "picture twice in a split": WARNING,
-    "class names alike": WARNING,
-    "box over the border": WARNING,
-    "box of a pixel or less": WARNING,
-    "box twice": WARNING,
-    "elongated box": NOTE,
-    "class without boxes": NOTE,
-    "image without boxes": NOTE,
-    "unused image": NOTE,
-}
-
-# The kind of a problem that keeps a training from starting, by its words; else "broken entry".
-REFUSED = (
-    (r"the (image_)?id \S+ is there twice", "duplicate id"),
-    (r"is there twice", "image listed twice"),
-    (r"would have one label file", "shared label file"),
-    (r"no image of this name|there is no image '", "missing image"),
-    (r"annotated as .*the annotation has the size before it", "size before EXIF rotation"),
-    (r"annotated as ", "wrong size"),
-    (r"two classes are named ", "two classes of one name"),
-    (r"category .* is not among the ", "unknown category"),
-    (r"coordinates that are not finite", "box not finite"),
-    (r"no positive width and height", "box without area"),
-    (r"lies outside the|goes beyond 0", "box outside the image"),
-    (r"the same as line", "box twice"),
-)
-# "instances_train.json: annotations[3] (id 4)", "labels/1.txt:7", "Annotations/1.xml: object 2"
-PLACE = re.compile(
-    r"(.+?(?:: (?:\w+\[\d+\](?: \(id .*?\))?|(?:object|row) \d+|images|categories|annotations))*)"
-    r": (.*)",
-    re.DOTALL,
-)
+MAX_OVERHANG = 0.01  # pixels outside the image that are taken for rounding
+MIN_SIDE = 1.0  # pixels; smaller boxes are slips of the mouse
+MAX_ELONGATION = 20.0  # long side over short side
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong, or worth knowing."""
+    """A problem of a split, and how serious it is there."""
 
-    severity: str
-    kind: str
+    severity: Severity
+    kind: Kind
     split: str  # "": of the whole data set
     where: str  # file, and line or entry
     text: str
 
 
 class ImageFile(NamedTuple):
-    """What decoding an image file showed."""
+    """The result of decoding an image file."""
 
-    size: tuple[int, int] | None  # (height, width), upright; None: it cannot be decoded
-    stored: tuple[int, int] | None  # before its EXIF rotation
+    size: Size | None  # upright; None: it cannot be decoded
+    stored: Size | None  # before its EXIF rotation
     digest: bytes  # of the upright pixels
-    problem: str = ""
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class DataCheck:
-    """A data set and what was found in it."""
+    """A data set and its problems."""
 
     root: Path
     listings: Mapping[str, Listing]  # by split
@@ -114,7 +62,7 @@ class DataCheck:
     findings: tuple[Finding, ...]  # the worst first
 
     def has_errors(self) -> bool:
-        return any(finding.severity == ERROR for finding in self.findings)
+        return any(finding.severity == "error" for finding in self.findings)
 
 
 Progress = Callable[..., Iterable[Any]]  # like tqdm: (iterable, total=, desc=, unit=)
@@ -132,12 +80,11 @@ def check_data(
 ) -> DataCheck:
     """Read everything of a data set, decode all of its images, and list what is wrong.
 
-    One broken file never stops it. Images are held one for each thread, annotations all together.
+    A broken file never stops the check. Memory holds one image per thread and all annotations.
 
     Args:
         root: The data set, of any layout that ``find_format`` knows.
-        splits: Which to check, all by default. Only with all of them can be told which images no
-            split uses.
+        splits: The splits to check, by default all. Unused images are found with all of them only.
         progress: Shows how far it is; called and used like ``tqdm.tqdm``.
         format: As in ``read_data``.
 
@@ -152,7 +99,7 @@ def check_data(
         )
         files = dict(zip(paths, results, strict=True))
     joint = joint_splits(listings, files)
-    for split in sorted(listings, key=joint.__contains__):  # what both tell goes to the part
+    for split in sorted(listings, key=joint.__contains__):  # a part is named before its union
         findings += _check_split(split, listings[split], files)
     findings += _check_across(listings, files, joint)
     if splits is None and not any(finding.kind == "unreadable annotations" for finding in findings):
@@ -160,7 +107,7 @@ def check_data(
     once: dict[tuple[str, str, str], Finding] = {}  # in some layouts the splits share files
     for finding in findings:
         once.setdefault((finding.kind, finding.where, finding.text), finding)
-    order = {kind: i for i, kind in enumerate(KINDS)}
+    order = {kind: i for i, kind in enumerate(SEVERITY_OF)}
     worst_first = sorted(once.values(), key=lambda f: (SEVERITIES.index(f.severity), order[f.kind]))
     return DataCheck(root, listings, files, tuple(worst_first))
 
@@ -172,23 +119,24 @@ def inspect_image(path: Path) -> ImageFile:
         size, stored = read_size(path), read_size(path, upright=False)
         pixels = read_image(path).contiguous().numpy()
     except ImageError as error:
-        return ImageFile(None, None, b"", str(error).removeprefix(f"{path}: "))
-    except Exception as error:  # whatever a decoder may raise: one bad file never stops the others
-        return ImageFile(None, None, b"", f"{type(error).__name__}: {error}")
+        return ImageFile(None, None, b"", image_problem(path, error))
+    except Exception as error:  # decoders may raise anything; one bad file never stops the others
+        text = f"{type(error).__name__}: {error}"
+        return ImageFile(None, None, b"", Problem("broken image", str(path), text))
     digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
     digest.update(pixels.data)
     return ImageFile(size, stored, digest.digest())
 
 
 def picture_key(path: Path, files: Mapping[Path, ImageFile]) -> Hashable:
-    """The same for the same picture: by its pixels, or its path if it cannot be decoded."""
+    """Identify a picture by its pixels, or by its path if it cannot be decoded."""
     return files[path].digest or path
 
 
 def joint_splits(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile]
 ) -> dict[str, list[str]]:
-    """The splits that are nothing but others together, as VOC's ``trainval``, with these."""
+    """Find the splits that are unions of others, as VOC's ``trainval``, with their parts."""
     pictures = {
         split: {picture_key(image.path, files) for image in listing.images}
         for split, listing in listings.items()
@@ -202,12 +150,12 @@ def joint_splits(
 
 
 def find_train(splits: Iterable[str]) -> str | None:
-    """The split to train on, by its name."""
+    """Find the split to train on, by its name."""
     return min((split for split in splits if split.startswith("train")), key=len, default=None)
 
 
 def names_alike(listings: Iterable[Listing]) -> list[Counter[str]]:
-    """Class names that differ in case or spaces only, each group with their numbers of boxes."""
+    """Group class names that differ in case or spaces only, with their numbers of boxes."""
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for listing in listings:
         counts = count_boxes(listing)
@@ -217,10 +165,19 @@ def names_alike(listings: Iterable[Listing]) -> list[Counter[str]]:
 
 
 def count_boxes(listing: Listing) -> Counter[int]:
-    """The number of boxes by label, of those that have one."""
+    """Count the boxes of each label."""
     return Counter(
         box.label for image in listing.images for box in image.boxes if box.label is not None
     )
+
+
+def format_box(xyxy: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in xyxy) + ")"
+
+
+def _finding(split: str, problem: Problem, severity: Severity | None = None) -> Finding:
+    kind, where, text = problem
+    return Finding(severity or SEVERITY_OF[kind], kind, split, where, text)
 
 
 def _read_listings(
@@ -237,59 +194,39 @@ def _read_listings(
         try:
             listings[split] = data_format.list(root, split)
         except DataError as error:
-            findings += [
-                Finding(ERROR, "unreadable annotations", split, *split_place(problem, str(root)))
-                for problem in error.problems
-            ]
+            findings += [_finding(split, problem) for problem in error.problems]
     return listings, findings
-
-
-def split_place(problem: str, source: str) -> tuple[str, str]:
-    """Where a problem is, and what it is; without a place it is in ``source``."""
-    match = PLACE.fullmatch(problem)
-    return (match[1], match[2]) if match else (source, problem)
-
-
-def refused_kind(problem: str) -> str:
-    """The kind of a problem for which a training is refused."""
-    return next((kind for words, kind in REFUSED if re.search(words, problem)), "broken entry")
 
 
 def _check_split(
     split: str, listing: Listing, files: Mapping[Path, ImageFile]
 ) -> Iterator[Finding]:
-    images = {image.path: files[image.path] for image in listing.images}
-    for path, file in images.items():
-        if file.problem:
-            kind = "broken image" if os.path.exists(path) else "missing image"
-            yield Finding(ERROR, kind, split, str(path), file.problem)
-    refused = [
-        Finding(ERROR, refused_kind(problem), split, *split_place(problem, listing.source))
-        for problem in _refused(listing)
-    ]
-    told = {str(path) for path, file in images.items() if file.problem}
-    yield from (finding for finding in refused if finding.where not in told)
-    if not listing.images:
-        yield Finding(ERROR, "no images", split, listing.source, f"split {split!r} has no images")
-    if all(finding.kind != "image listed twice" for finding in refused):
-        for where in find_duplicates(str(image.path) for image in listing.images):
+    paths = dict.fromkeys(image.path for image in listing.images)
+    broken = {str(path): problem for path in paths if (problem := files[path].problem)}
+    refused = [problem for problem in _refused(listing) if problem.where not in broken]
+    for problem in (*broken.values(), *refused):  # a training refuses all of these
+        yield _finding(split, problem, "error")
+    problems: list[Problem] = []
+    kinds = {problem.kind for problem in refused}
+    if not listing.images and "no images" not in kinds:
+        text = f"split {split!r} has no images"
+        problems.append(Problem("no images", listing.source, text))
+    if "image listed twice" not in kinds:
+        for path in find_duplicates(image.path for image in listing.images):
             text = f"is listed more than once in {split}"
-            yield _finding("image listed twice", split, str(where), text)
+            problems.append(Problem("image listed twice", str(path), text))
     for image in listing.images:
-        yield from _check_image(split, image, files[image.path].size)
+        problems += _check_image(image, files[image.path].size)
     counts = count_boxes(listing)
     for label, name in enumerate(listing.label_names):
         if not counts[label]:
             text = f"class {name!r} has no boxes in {split}"
-            yield _finding("class without boxes", split, listing.source, text)
+            problems.append(Problem("class without boxes", listing.source, text))
+    yield from (_finding(split, problem) for problem in problems)
 
 
-def _finding(kind: str, split: str, where: str | Path, text: str) -> Finding:
-    return Finding(KINDS[kind], kind, split, str(where), text)
-
-
-def _refused(listing: Listing) -> Sequence[str]:
-    """What keeps a training from starting with this split."""
+def _refused(listing: Listing) -> Sequence[Problem]:
+    """List what keeps a training from starting with this split."""
     try:
         build_annotations(listing)
     except DataError as error:
@@ -297,70 +234,64 @@ def _refused(listing: Listing) -> Sequence[str]:
     return []
 
 
-def _check_image(split: str, image: ListedImage, size: tuple[int, int] | None) -> Iterator[Finding]:
-    """What a training takes as it is."""
+def _check_image(image: ListedImage, size: Size | None) -> Iterator[Problem]:
+    """List what is odd about an image, though a training takes it."""
     if not image.boxes:
-        yield _finding("image without boxes", split, image.path, "has no boxes")
+        yield Problem("image without boxes", str(image.path), "has no boxes")
     first: dict[Hashable, str] = {}
     for box in image.boxes:
-        told = first.setdefault((box.xyxy, box.category, box.iscrowd), box.where)
-        for clipped in check_boxes([box], size, []):  # none for a box that is refused
-            for kind, text in _describe_box(box.xyxy, clipped.xyxy, size):
-                yield _finding(kind, split, box.where, f"box {format_box(box.xyxy)} {text}")
-            if told != box.where:
-                text = f"box {format_box(box.xyxy)} of category {box.category} is the same as"
-                yield _finding("box twice", split, box.where, f"{text} {told}")
+        place = first.setdefault((box.xyxy, box.category, box.iscrowd), box.where)
+        clipped = clip_box(box, size)
+        if isinstance(clipped, Problem):
+            continue  # refused
+        for kind, text in _describe_box(box, clipped, size):
+            yield Problem(kind, box.where, f"box {format_box(box.xyxy)} {text}")
+        if place != box.where:
+            text = f"box {format_box(box.xyxy)} of category {box.category} is the same as {place}"
+            yield Problem("box twice", box.where, text)
 
 
 def _describe_box(
-    box: Sequence[float], clipped: Sequence[float], size: tuple[int, int] | None
-) -> Iterator[tuple[str, str]]:
-    """What is odd about a box that a training takes: kind and text."""
-    beyond = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-    width, height = clipped[2] - clipped[0], clipped[3] - clipped[1]
-    if size and beyond > BORDER:
+    box: ListedBox, clipped: ListedBox, size: Size | None
+) -> Iterator[tuple[Kind, str]]:
+    beyond = max(abs(a - b) for a, b in zip(box.xyxy, clipped.xyxy, strict=True))
+    x1, y1, x2, y2 = clipped.xyxy
+    width, height = x2 - x1, y2 - y1
+    if size and beyond > MAX_OVERHANG:
         text = f"sticks out of the {size[1]}x{size[0]} image by {beyond:.4g} pixels"
         yield "box over the border", text
-    if min(width, height) <= TINY:
+    if min(width, height) <= MIN_SIDE:
         yield "box of a pixel or less", f"covers {width:.3g}x{height:.3g} pixels of its image"
-    elif max(width, height) > ELONGATED * min(width, height):
+    elif max(width, height) > MAX_ELONGATION * min(width, height):
         yield "elongated box", f"is {width:.4g} pixels wide and {height:.4g} high"
-
-
-def format_box(xyxy: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in xyxy) + ")"
 
 
 def _check_across(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], joint: Container[str]
 ) -> Iterator[Finding]:
-    """What is wrong with the splits together."""
+    """List the problems between splits."""
     for group in names_alike(listings.values()):
         sources = dict.fromkeys(
             listing.source for listing in listings.values() if group.keys() & {*listing.label_names}
         )
-        names = ", ".join(f"{name!r} ({count} boxes)" for name, count in group.most_common())
+        names = ", ".join(f"{name!r} ({number} boxes)" for name, number in group.most_common())
         text = f"{names} differ in case or spaces only, and are classes of their own"
-        yield _finding("class names alike", "", " and ".join(sources), text)
-    yield from _unknown_to_train(listings)
+        yield _finding("", Problem("class names alike", " and ".join(sources), text))
+    if train := find_train(listings):
+        for split, listing in listings.items():
+            for label, number in sorted(count_boxes(listing).items()):
+                if (name := listing.label_names[label]) not in listings[train].label_names:
+                    text = f"{number} boxes are of class {name!r}, which {train} does not have"
+                    problem = Problem("class unknown to train", listing.source, text)
+                    yield _finding(split, problem)
     parts = {split: listing for split, listing in listings.items() if split not in joint}
     yield from _check_pictures(parts, files)
-
-
-def _unknown_to_train(listings: Mapping[str, Listing]) -> Iterator[Finding]:
-    train = find_train(listings)
-    known = {*listings[train].label_names} if train else set()
-    for split, listing in listings.items():
-        for label, count in sorted(count_boxes(listing).items()) if train else ():
-            if (name := listing.label_names[label]) not in known:
-                text = f"{count} boxes are of class {name!r}, which {train} does not have"
-                yield _finding("class unknown to train", split, listing.source, text)
 
 
 def _check_pictures(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile]
 ) -> Iterator[Finding]:
-    """Pictures that are there more than once, by their pixels."""
+    """Find the same pixels in several image files."""
     copies: dict[Hashable, dict[str, list[Path]]] = defaultdict(dict)
     for split, listing in listings.items():
         for path in dict.fromkeys(image.path for image in listing.images):
@@ -369,10 +300,10 @@ def _check_pictures(
         for split, (first, *others) in by_split.items():
             for path in others:
                 text = f"shows the same pixels as {first}"
-                yield _finding("picture twice in a split", split, path, text)
+                yield _finding(split, Problem("picture twice in a split", str(path), text))
         for (split, (first, *_)), (other, (path, *_)) in combinations(by_split.items(), 2):
             text = f"is in {other} too" + (f", as {path}" if path != first else "")
-            yield _finding("picture in two splits", split, first, text)
+            yield _finding(split, Problem("picture in two splits", str(first), text))
 
 
 def _unused_images(paths: Sequence[Path]) -> Iterator[Finding]:
@@ -380,4 +311,4 @@ def _unused_images(paths: Sequence[Path]) -> Iterator[Finding]:
     for folder in sorted({os.path.realpath(path.parent) for path in paths}):
         for path in list_images(folder) if os.path.isdir(folder) else ():
             if os.path.realpath(path) not in used:
-                yield _finding("unused image", "", path, "no split lists this file")
+                yield _finding("", Problem("unused image", str(path), "no split lists this file"))

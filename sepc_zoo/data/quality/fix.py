@@ -3,28 +3,30 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from sepc_zoo.data.annotations import (
-    DataError,
     ListedBox,
     ListedImage,
     Listing,
+    Size,
     build_annotations,
-    check_boxes,
+    clip_box,
     find_duplicates,
     relabel,
+    size_text,
+    unique_ids,
 )
 from sepc_zoo.data.formats.coco import write_coco
 from sepc_zoo.data.images import read_orientation
+from sepc_zoo.data.problems import Kind, Problem, unreadable
 from sepc_zoo.data.quality.check import (
-    BORDER,
-    TINY,
+    MAX_OVERHANG,
+    MIN_SIDE,
     DataCheck,
     ImageFile,
     Progress,
@@ -35,24 +37,20 @@ from sepc_zoo.data.quality.check import (
     names_alike,
     no_progress,
     picture_key,
-    refused_kind,
-    split_place,
 )
-from sepc_zoo.files import write_csv
+from sepc_zoo.files import new_folder, write_csv
 
-K = TypeVar("K", bound=Hashable)
-
-RESOLVED = {  # by giving new ids or joining what is there twice, not by leaving anything out
+RESOLVED: dict[Kind, str] = {  # without leaving anything out
     "duplicate id": "the ids were given anew",
     "two classes of one name": "the classes were joined",
     "image listed twice": "taken once",
     "shared label file": "both images kept the boxes",
 }
-KEEPING_ORDER = ("test", "val")  # of the splits with one picture the first keeps it; train never
+KEEPING_ORDER = ("test", "val")  # the first split of a shared picture keeps it; train comes last
 
 
 class Change(NamedTuple):
-    """One way in which the copy differs."""
+    """One difference of the copy."""
 
     split: str
     where: str  # file, and line or entry, of the original
@@ -64,15 +62,15 @@ def write_clean_copy(
 ) -> list[Change]:
     """Write what is usable of a checked data set as COCO, with ``changes.csv``.
 
-    Left out are broken images and entries, boxes without area or of a pixel or less, and what is
-    there twice; boxes are clipped to their images. Where the annotation has an image's size from
+    Left out are broken images and entries, boxes without area or of a pixel or less, and
+    duplicates; boxes are clipped to their images. Where the annotation has an image's size from
     before its EXIF rotation, the boxes are turned with the image; an image of another size than
     annotated is left out. A picture in two splits stays with the one to test or validate on. Class
     names that differ in case or spaces only become the most frequent of them. All splits have the
     same classes. Masks, keypoints and licences are not taken over.
 
     Args:
-        check: What ``check_data`` found, of all splits that the copy shall have.
+        check: The result of ``check_data``, of all splits that the copy shall have.
         target: The folder to make; it appears complete or not at all.
         link: Hard-link the image files instead of copying them, where the disk allows it.
         progress: As in ``check_data``.
@@ -84,27 +82,18 @@ def write_clean_copy(
         FileExistsError: ``target`` is there already.
         DataError: ``target`` is inside the data set, or nothing is left.
     """
-    if target.exists():
-        raise FileExistsError(f"{target} is there already")
     if is_inside(target, check.root):
-        raise DataError([f"{target}: is inside the data set itself; choose another folder"])
+        raise unreadable(target, "is inside the data set itself; choose another folder")
     changes: list[Change] = []
     listings = clean_listings(check, changes)
     if not listings:
-        raise DataError([f"{check.root}: no image is left to write"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+        raise unreadable(check.root, "no image is left to write")
+    with new_folder(target) as folder:
         for split, listing in listings.items():
-            copied = _copy_images(split, listing, temporary / split, link, progress, changes)
-            annotations = build_annotations(copied)  # what training will read, and its checks
-            write_coco(annotations, temporary / "annotations" / f"instances_{split}.json")
-        write_csv(temporary / "changes.csv", Change._fields, changes)
-        temporary.chmod(0o755)  # mkdtemp's is for the owner alone
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+            copied = _copy_images(split, listing, folder / split, link, progress, changes)
+            annotations = build_annotations(copied)  # with the checks of training
+            write_coco(annotations, folder / "annotations" / f"instances_{split}.json")
+        write_csv(folder / "changes.csv", Change._fields, changes)
     return changes
 
 
@@ -115,7 +104,7 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing]:
-    """The splits without all that is wrong with them; what is done goes to ``changes``."""
+    """Clean all splits; the differences go to ``changes``."""
     for finding in check.findings:
         if finding.kind == "unreadable annotations":
             changes.append(Change(finding.split, finding.where, f"split left out: {finding.text}"))
@@ -129,7 +118,7 @@ def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing
             changes.append(Change(split, listing.source, text))
         else:
             listings[split] = clean_listing(split, listing, check.files, changes)
-    listings = _part_splits(listings, check.files, changes)
+    listings = _separate_splits(listings, check.files, changes)
     for split, listing in listings.items():
         if not listing.images:
             changes.append(Change(split, listing.source, "split left out: no image is left"))
@@ -141,13 +130,12 @@ def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing
 def clean_listing(
     split: str, listing: Listing, files: Mapping[Path, ImageFile], changes: list[Change]
 ) -> Listing:
-    """One split without all that is wrong with it; what is done goes to ``changes``."""
+    """Clean one split; the differences go to ``changes``."""
     twice = find_duplicates(image.path for image in listing.images)
-    for problem in (*listing.problems, *listing.bad_boxes):
-        kind = refused_kind(problem)
-        if kind != "image listed twice" or not twice:  # told below, with the boxes
-            where, text = split_place(problem, listing.source)
-            changes.append(Change(split, where, f"{RESOLVED.get(kind, 'not taken over')}: {text}"))
+    for kind, where, text in (*listing.problems, *listing.bad_boxes):
+        if kind != "image listed twice" or not twice:  # reported below, with the boxes
+            what = RESOLVED.get(kind, "not taken over")
+            changes.append(Change(split, where, f"{what}: {text}"))
     by_path: dict[Path, ListedImage] = {}
     for image in listing.images:
         first = by_path.setdefault(image.path, image)
@@ -162,32 +150,27 @@ def clean_listing(
 def _clean_image(
     split: str, image: ListedImage, file: ImageFile, changes: list[Change]
 ) -> ListedImage | None:
-    """The image with its good boxes; None where the image is left out."""
+    """Clean an image and its boxes; None where the image is left out."""
     lost = f"image with {len(image.boxes)} boxes left out"
-    if file.size is None or file.stored is None:
-        changes.append(Change(split, str(image.path), f"{lost}: {file.problem}"))
+    if file.problem or file.size is None or file.stored is None:
+        text = file.problem.text if file.problem else "cannot be decoded"
+        changes.append(Change(split, str(image.path), f"{lost}: {text}"))
         return None
     if image.size not in (None, file.size):
-        told = f"annotated as {_size_text(image.size)}, but the file is {_size_text(file.size)}"
+        text = f"annotated as {size_text(image.size)}, but the file is {size_text(file.size)}"
         if image.size != file.stored and image.boxes:
-            changes.append(Change(split, str(image.path), f"{lost}: {told}"))
+            changes.append(Change(split, str(image.path), f"{lost}: {text}"))
             return None
         boxes = _turn_boxes(image, file.stored, file.size)
         turned = f", its {len(boxes)} boxes turned with it" if boxes != image.boxes else ""
-        changes.append(Change(split, str(image.path), f"size corrected{turned}: {told}"))
+        changes.append(Change(split, str(image.path), f"size corrected{turned}: {text}"))
         image = image._replace(boxes=boxes)
     boxes = _clean_boxes(split, image.boxes, file.size, changes)
     return image._replace(size=file.size, boxes=boxes)
 
 
-def _size_text(size: tuple[int, int] | None) -> str:
-    return f"{size[1]}x{size[0]}" if size else "unknown"
-
-
-def _turn_boxes(
-    image: ListedImage, stored: tuple[int, int], upright: tuple[int, int]
-) -> list[ListedBox]:
-    """The boxes of an image that is annotated as stored, in the upright image.
+def _turn_boxes(image: ListedImage, stored: Size, upright: Size) -> list[ListedBox]:
+    """Turn the boxes of an image that is annotated as stored into the upright image.
 
     Annotations are taken to agree with themselves, unless boxes fit into the upright image alone.
     """
@@ -195,19 +178,19 @@ def _turn_boxes(
         return image.boxes
     orientation = read_orientation(image.path)
     return [
-        _with_box(box, turn_box(box.xyxy, orientation, stored), box.area) for box in image.boxes
+        box._replace(xyxy=turn_box(box.xyxy, orientation, stored), bbox=None) for box in image.boxes
     ]
 
 
-def _fit(boxes: Sequence[ListedBox], size: tuple[int, int]) -> bool:
+def _fit(boxes: Sequence[ListedBox], size: Size) -> bool:
     """Whether boxes end inside an image, or not more than a pixel beyond."""
     return all(box.xyxy[2] <= size[1] + 1 and box.xyxy[3] <= size[0] + 1 for box in boxes)
 
 
 def turn_box(
-    xyxy: Sequence[float], orientation: int, stored: tuple[int, int]
+    xyxy: Sequence[float], orientation: int, stored: Size
 ) -> tuple[float, float, float, float]:
-    """A box in an image as stored, of (height, width), to the same box in the upright image.
+    """Turn a box of an image as stored into the upright image.
 
     ``orientation`` is EXIF's, 5...8: those that exchange height and width.
     """
@@ -221,27 +204,26 @@ def turn_box(
 
 
 def _clean_boxes(
-    split: str, boxes: Sequence[ListedBox], size: tuple[int, int], changes: list[Change]
+    split: str, boxes: Sequence[ListedBox], size: Size, changes: list[Change]
 ) -> list[ListedBox]:
-    """The good boxes, clipped to the image."""
     kept: dict[Hashable, ListedBox] = {}
     for box in boxes:
-        reasons: list[str] = []
+        clipped = clip_box(box, size)
         if box.label is None:
-            reasons.append(f"{box.where}: there is no category {box.category}")
-        for clipped in check_boxes([box], size, reasons):
+            reason = f"there is no category {box.category}"
+        elif isinstance(clipped, Problem):
+            reason = clipped.text
+        else:
             x1, y1, x2, y2 = clipped.xyxy
             key = clipped.xyxy, box.label, box.iscrowd
-            if min(x2 - x1, y2 - y1) <= TINY:
-                text = f"box {format_box(box.xyxy)} covers {x2 - x1:.3g}x{y2 - y1:.3g} pixels"
-                reasons.append(f"{box.where}: {text}")
+            if min(x2 - x1, y2 - y1) <= MIN_SIDE:
+                reason = f"box {format_box(box.xyxy)} covers {x2 - x1:.3g}x{y2 - y1:.3g} pixels"
             elif key in kept:
-                reasons.append(f"{box.where}: the same as {kept[key].where}")
-            elif not reasons:
+                reason = f"the same as {kept[key].where}"
+            else:
                 kept[key] = _clip(split, box, clipped.xyxy, changes)
-        if reasons:
-            text = reasons[0].removeprefix(f"{box.where}: ")
-            changes.append(Change(split, box.where, f"box left out: {text}"))
+                continue
+        changes.append(Change(split, box.where, f"box left out: {reason}"))
     return list(kept.values())
 
 
@@ -251,26 +233,22 @@ def _clip(
     if clipped == box.xyxy:
         return box
     x1, y1, x2, y2 = clipped
-    if max(abs(a - b) for a, b in zip(box.xyxy, clipped, strict=True)) > BORDER:
+    if max(abs(a - b) for a, b in zip(box.xyxy, clipped, strict=True)) > MAX_OVERHANG:
         text = f"box {format_box(box.xyxy)} clipped to its image: {format_box(clipped)}"
         changes.append(Change(split, box.where, text))
-    return _with_box(box, clipped, min(box.area, (x2 - x1) * (y2 - y1)))
+    return box._replace(xyxy=clipped, area=min(box.area, (x2 - x1) * (y2 - y1)), bbox=None)
 
 
-def _with_box(box: ListedBox, xyxy: tuple[float, float, float, float], area: float) -> ListedBox:
-    return ListedBox(box.where, xyxy, box.label, box.category, box.iscrowd, area)
-
-
-def _part_splits(
+def _separate_splits(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], changes: list[Change]
 ) -> dict[str, Listing]:
-    """Every picture in one split only."""
+    """Keep every picture in one split only."""
     keeper: dict[Hashable, tuple[str, Path]] = {}
     train = find_train(listings)
     for split in sorted(listings, key=lambda name: _keeping_rank(name, train)):
         for image in listings[split].images:
             keeper.setdefault(picture_key(image.path, files), (split, image.path))
-    parted = {}
+    separated = {}
     for split, listing in listings.items():
         images = []
         for image in listing.images:
@@ -281,8 +259,8 @@ def _part_splits(
                 text = f"image with {len(image.boxes)} boxes left out: it is in {other} too"
                 text += f", as {path}" if path != image.path else ""
                 changes.append(Change(split, str(image.path), text))
-        parted[split] = listing._replace(images=images)
-    return parted
+        separated[split] = listing._replace(images=images)
+    return separated
 
 
 def _keeping_rank(split: str, train: str | None) -> int:
@@ -291,38 +269,31 @@ def _keeping_rank(split: str, train: str | None) -> int:
 
 
 def _unite_classes(listings: Mapping[str, Listing], changes: list[Change]) -> dict[str, Listing]:
-    """The same classes, of names that are not alike, in all splits."""
+    """Give all splits the same classes; names that are alike become one."""
     groups = names_alike(listings.values())
     spelling = {name: group.most_common(1)[0][0] for group in groups for name in group}
-    renamed = {
-        split: _rename_classes(split, listing, spelling, changes)
-        for split, listing in listings.items()
-    }
+    renamed = {}
     wanted: dict[str, int | None] = {}
-    for listing in renamed.values():
-        for name, category_id in zip(listing.label_names, listing.category_ids, strict=True):
+    for split, listing in listings.items():
+        numbers = count_boxes(listing)
+        for label, name in enumerate(listing.label_names):
+            if (new := spelling.get(name, name)) != name:
+                text = f"class {name!r} of {numbers[label]} boxes became {new!r}"
+                changes.append(Change(split, listing.source, text))
+        names = [spelling.get(name, name) for name in listing.label_names]
+        renamed[split] = listing._replace(label_names=names)
+        for name, category_id in zip(names, listing.category_ids, strict=True):
             wanted.setdefault(name, category_id)
-    id_of = _unique_ids(wanted)
+    id_of = unique_ids(wanted)
     return {
         split: _give_classes(split, listing, id_of, changes) for split, listing in renamed.items()
     }
 
 
-def _rename_classes(
-    split: str, listing: Listing, spelling: Mapping[str, str], changes: list[Change]
-) -> Listing:
-    counts = count_boxes(listing)
-    for label, name in enumerate(listing.label_names):
-        if (new := spelling.get(name, name)) != name:
-            text = f"class {name!r} of {counts[label]} boxes became {new!r}"
-            changes.append(Change(split, listing.source, text))
-    return listing._replace(label_names=[spelling.get(name, name) for name in listing.label_names])
-
-
 def _give_classes(
     split: str, listing: Listing, id_of: Mapping[str, int], changes: list[Change]
 ) -> Listing:
-    """The split with these classes, by rising id."""
+    """Give a split these classes, by rising id."""
     for name, old in zip(listing.label_names, listing.category_ids, strict=True):
         if old not in (None, id_of[name]):
             text = f"category id {old} ({name!r}) became {id_of[name]}"
@@ -336,22 +307,9 @@ def _give_classes(
     return relabel(listing, names)._replace(category_ids=ids, problems=[])
 
 
-def _unique_ids(wanted: Mapping[K, int | None]) -> dict[K, int]:
-    """An id for each key: the one wanted, or a new one where an earlier key has it."""
-    owner: dict[int, K] = {}
-    for key, wish in wanted.items():
-        if wish is not None:
-            owner.setdefault(wish, key)
-    free = count(max(owner, default=0) + 1)
-    return {
-        key: wish if wish is not None and owner[wish] == key else next(free)
-        for key, wish in wanted.items()
-    }
-
-
 def _number_images(split: str, listing: Listing, changes: list[Change]) -> Listing:
-    """Images with ids of their own."""
-    id_of = _unique_ids({image.path: image.image_id for image in listing.images})
+    """Give each image an id of its own."""
+    id_of = unique_ids({image.path: image.image_id for image in listing.images})
     images = []
     for image in listing.images:
         if (new := id_of[image.path]) != image.image_id:
@@ -369,7 +327,7 @@ def _copy_images(
     progress: Progress,
     changes: list[Change],
 ) -> Listing:
-    """The split with its image files in ``folder``, each under a name of its own."""
+    """Copy the image files of a split to ``folder``, each under a name of its own."""
     folder.mkdir(parents=True)
     used: set[str] = set()
     images = []
@@ -383,7 +341,7 @@ def _copy_images(
 
 
 def _free_name(path: Path, used: set[str]) -> str:
-    """A file name that JSON can hold and no other file has, also where capitals do not count."""
+    """Find a file name that JSON can hold and no other file has, whatever its case."""
     stem, suffix = (re.sub("[\ud800-\udfff]", "_", part) for part in (path.stem, path.suffix))
     others = (f"{stem}_{i}{suffix}" for i in count(2))
     name = next(name for name in chain([stem + suffix], others) if name.casefold() not in used)
@@ -393,7 +351,7 @@ def _free_name(path: Path, used: set[str]) -> str:
 
 def _copy(source: Path, target: Path, link: bool) -> None:
     if link:
-        with suppress(OSError):  # another disk, or one that has no hard links
+        with suppress(OSError):  # another disk, or one without hard links
             os.link(source.resolve(), target)
             return
     shutil.copyfile(source, target)

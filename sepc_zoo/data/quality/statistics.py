@@ -1,4 +1,4 @@
-"""Figures of a data set: how many images and boxes, of which classes, sizes and shapes."""
+"""Statistics of a data set: numbers of images and boxes, by class, size and shape."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from sepc_zoo.config import AnchorConfig, FPNConfig
 from sepc_zoo.data.annotations import Listing
 from sepc_zoo.ops.anchors import cell_anchors
 
-SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of an annotated area, pixels
+SMALL, MEDIUM = 32**2, 96**2  # upper limits of COCO's annotated areas, pixels
 QUANTILES = {"min": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "max": 100}
-MIN_IOU = 0.5  # of an anchor that is positive
-SAMPLED_BOXES = 50_000  # for the reach of anchors
+MIN_IOU = 0.5  # of a positive anchor
+MAX_SAMPLE = 50_000  # boxes that the reach of anchors is computed from
 
-# What could be tried where the default anchors do not reach the boxes.
+# Proposed where the default anchors do not reach the boxes.
 OTHER_ANCHORS = {
     "anchors.base_scale=2": AnchorConfig(base_scale=2.0),
     "anchors.ratios=0.25,0.5,1,2,4": AnchorConfig(ratios=(0.25, 0.5, 1.0, 2.0, 4.0)),
@@ -25,7 +25,7 @@ class Columns(NamedTuple):
     """The boxes of a split as arrays: G boxes in N images."""
 
     image_sizes: np.ndarray  # (N, 2) height, width; pixels
-    image: np.ndarray  # (G,) index of the box's image
+    image: np.ndarray  # (G,) index of a box's image
     box_sizes: np.ndarray  # (G, 2) height, width; pixels
     area: np.ndarray  # (G,) as annotated, pixels
     labels: np.ndarray  # (G,)
@@ -33,7 +33,7 @@ class Columns(NamedTuple):
 
     @property
     def box_aspects(self) -> np.ndarray:
-        """Height over width, as anchors have it ``(G,)``."""
+        """Height over width ``(G,)``, like the ratios of anchors."""
         return self.box_sizes[:, 0] / self.box_sizes[:, 1]
 
     @property
@@ -46,7 +46,7 @@ class Columns(NamedTuple):
 
 
 def gather_columns(listing: Listing) -> Columns:
-    """The arrays of a clean listing, whose images all have a size and boxes a label."""
+    """Make arrays of a clean listing: all images have a size, all boxes a label."""
     boxes = [box for image in listing.images for box in image.boxes]
     counts = [len(image.boxes) for image in listing.images]
     xyxy = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
@@ -61,7 +61,7 @@ def gather_columns(listing: Listing) -> Columns:
 
 
 def describe(columns: Columns, listing: Listing) -> dict[str, Any]:
-    """The figures of a split, ready for JSON. Crowds are among the boxes, and counted besides."""
+    """Compute the statistics of a split for JSON. Crowds count as boxes, and by themselves."""
     sides = {"height": columns.image_sizes[:, 0], "width": columns.image_sizes[:, 1]}
     return {
         "images": len(columns.image_sizes),
@@ -79,7 +79,7 @@ def describe(columns: Columns, listing: Listing) -> dict[str, Any]:
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
-    """Quantiles and mean, rounded; empty for no values."""
+    """Compute quantiles and mean, rounded; empty for no values."""
     if not len(values):
         return {}
     found = np.percentile(values, list(QUANTILES.values()))
@@ -88,14 +88,14 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def anchor_reach(columns: Columns, image_size: tuple[int, int], anchors: AnchorConfig) -> float:
-    """The share of boxes with which some anchor of the same centre has an IoU of ``MIN_IOU``.
+    """Compute the share of boxes that some anchor of the same centre overlaps by ``MIN_IOU``.
 
-    The others can be positive for RetinaNet only as the best of a bad lot, however they lie.
-    ``image_size`` is the (short, long) side that photos are resized to. At most ``SAMPLED_BOXES``
-    boxes are looked at, evenly spread.
+    RetinaNet learns the others from their best anchor only, wherever they lie. ``image_size`` is
+    the (short, long) side that images are resized to. Of many boxes, ``MAX_SAMPLE`` are taken,
+    evenly spread.
     """
     chosen = np.flatnonzero(~columns.iscrowd)
-    chosen = chosen[:: -(-len(chosen) // SAMPLED_BOXES) or 1]
+    chosen = chosen[:: -(-len(chosen) // MAX_SAMPLE) or 1]
     if not len(chosen):
         return 1.0
     sizes = columns.image_sizes[columns.image[chosen]]
@@ -112,7 +112,7 @@ def anchor_reach(columns: Columns, image_size: tuple[int, int], anchors: AnchorC
 
 
 def anchor_reaches(columns: Columns, image_size: tuple[int, int]) -> dict[str, float]:
-    """``anchor_reach`` of the default anchors and of what could be tried in their place."""
+    """Compute ``anchor_reach`` of the default anchors and of alternatives."""
     configs = {"default": AnchorConfig(), **OTHER_ANCHORS}
     return {
         name: round(anchor_reach(columns, image_size, config), 4)
@@ -145,7 +145,7 @@ def _describe_classes(columns: Columns, listing: Listing) -> dict[str, dict[str,
 
 
 def class_counts(described: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-    """Boxes by class and split, the most frequent class first."""
+    """Count boxes by class and split, the most frequent class first."""
     names = dict.fromkeys(name for figures in described for name in figures["classes"])
     counts = {
         name: [figures["classes"].get(name, {}).get("boxes", 0) for figures in described]

@@ -1,4 +1,4 @@
-"""What is done to training photos, so that a model never sees the same one twice."""
+"""The options of augmentation: random changes of training images."""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ PROBABILITIES = ("hflip", "vflip", "crop", "mosaic", "mixup", "copy_paste")
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities are per photo; all but the mirror image is off unless asked for."""
+    """Random changes of training images; probabilities are per image."""
 
-    hflip: float = 0.5  # probability of a mirror image
-    vflip: float = 0.0  # of one upside down
+    hflip: float = 0.5  # probability of a horizontal flip
+    vflip: float = 0.0  # probability of a vertical flip
     color_jitter: bool = False  # photometric distortion
-    scale: tuple[float, float] = (1.0, 1.0)  # the sides are drawn between these, times their size
+    scale: tuple[float, float] = (1.0, 1.0)  # range of a random factor of the sides
     short_sides: tuple[int, ...] = ()  # multi-scale: pixels, one is drawn instead of the short side
-    crop: float = 0.0  # probability of a part that keeps the boxes whose centres lie in it
-    mosaic: float = 0.0  # of four photos in one (YOLOv4)
-    mixup: float = 0.0  # of two photos on top of each other (YOLOX)
-    copy_paste: float = 0.0  # of objects of another photo, with the box around them
-    mix_epochs: int | None = None  # only the first epochs mix photos; None: all
+    crop: float = 0.0  # probability of a random crop; boxes stay whose centres lie inside
+    mosaic: float = 0.0  # probability of four images in one (YOLOv4)
+    mixup: float = 0.0  # probability of a blend of two images (YOLOX)
+    copy_paste: float = 0.0  # probability of pasted objects of another image, cut out by their box
+    mix_epochs: int | None = None  # epochs with mosaic, mixup and copy-paste, the first; None: all
 
     def __post_init__(self) -> None:
         for name in PROBABILITIES:
@@ -37,14 +37,14 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether photos are mixed with others."""
+        """Whether images are combined with others."""
         return bool(self.mosaic or self.mixup or self.copy_paste)
 
     def factors(self, short: int) -> tuple[float, ...]:
-        """What the short side is multiplied with, before ``scale``."""
+        """Compute the factors of the short side that ``short_sides`` stands for."""
         return tuple(side / short for side in self.short_sides) or (1.0,)
 
     def largest(self, short: int, long: int) -> tuple[float, float]:
-        """What the sides of a photo are at most."""
-        most = self.scale[1] * max(self.factors(short))
-        return short * most, long * most
+        """Compute the largest short and long side of an image after augmentation."""
+        factor = self.scale[1] * max(self.factors(short))
+        return short * factor, long * factor

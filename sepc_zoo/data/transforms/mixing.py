@@ -1,7 +1,7 @@
-"""Several photos in one: mosaic, mixup, copy-paste; and parts of a photo.
+"""Combining images: mosaic, mixup, copy-paste; and crops.
 
 A sample is a uint8 image ``(3, H, W)`` with its target, whose boxes are xyxy pixels of the image.
-Everything random comes from torch's default generator.
+Random numbers come from torch's default generator.
 """
 
 import math
@@ -19,18 +19,18 @@ from sepc_zoo.ops.boxes import box_area, box_iof
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 
-COLUMNS = ("boxes", "labels", "iscrowd", "area")  # of a target, a row for each box
-GREY = 114  # where there is no photo
+COLUMNS = ("boxes", "labels", "iscrowd", "area")  # entries of a target with a row per box
+GREY = 114  # fills the canvas
 CROP_TRIES, PASTE_TRIES = 10, 10
-MOST_PASTED = 5  # objects
-MOST_COVERED = 0.3  # of an object, by all that is pasted over it
+MAX_PASTED = 5  # objects
+MAX_COVERED = 0.3  # share of an object that pasted ones may cover
 
 
 @dataclass(frozen=True)
 class Mixer:
-    """Puts a photo together with others, as ``augmentation`` says.
+    """Combines an image with others, as ``augmentation`` asks.
 
-    The result is at most ``short`` x ``long`` pixels, as the photo alone would be.
+    The result is at most ``short`` x ``long`` pixels, as the image alone would be.
     """
 
     augmentation: Augmentation
@@ -43,25 +43,24 @@ class Mixer:
         return self.augmentation.mixes and (last is None or epoch < last)
 
     def __call__(self, sample: Sample, another: Callable[[], Sample]) -> Sample:
-        """Mix ``sample`` with what ``another`` draws; ``image_id`` and the like stay its own."""
-        asked = self.augmentation
-        if chance(asked.mosaic):
+        """Mix ``sample`` with samples that ``another`` draws; it keeps its ``image_id``."""
+        if chance(self.augmentation.mosaic):
             sample = self.mosaic([sample, another(), another(), another()])
-        if chance(asked.copy_paste):
+        if chance(self.augmentation.copy_paste):
             other = self.fit(another(), uniform(0.5, 1.0))
             sample = paste_objects(self.fit(sample), other)
-        if chance(asked.mixup):
+        if chance(self.augmentation.mixup):
             sample = mixup(self.fit(sample), self.fit(another()))
         return sample
 
     def fit(self, sample: Sample, factor: float = 1.0) -> Sample:
-        """The sample at its size for training, times ``factor``."""
+        """Resize a sample to its size for training, times ``factor``."""
         height, width = sample[0].shape[-2:]
         size = resized_size(height, width, self.short * factor, self.long * factor)
         return resize(sample, size, self.antialias)
 
     def mosaic(self, samples: Sequence[Sample]) -> Sample:
-        """Four photos around a point, each a half to its whole size (Bochkovskiy et al. 2020)."""
+        """Put four images around a point, at half to full size (Bochkovskiy et al. 2020)."""
         height, width = samples[0][0].shape[-2:]
         height, width = resized_size(height, width, self.short, self.long)
         y, x = (round(side * uniform(0.3, 0.7)) for side in (height, width))
@@ -72,7 +71,7 @@ class Mixer:
             is_lower, is_right = divmod(i, 2)
             rows = min(image.shape[1], height - y if is_lower else y)
             columns = min(image.shape[2], width - x if is_right else x)
-            # The corner of the photo that meets the point stays, what reaches beyond is cut off.
+            # The corner of the image that meets the point stays, the far sides are cut off.
             part, target = crop(
                 sample,
                 0 if is_lower else image.shape[1] - rows,
@@ -87,7 +86,7 @@ class Mixer:
 
 
 def mixup(sample: Sample, other: Sample) -> Sample:
-    """A blend of two photos with the boxes of both (Zhang et al. 2019; as in YOLOX)."""
+    """Blend two images, with the boxes of both (Zhang et al. 2019; as in YOLOX)."""
     image, target = sample
     height, width = image.shape[-2:]
     other_image, other_target = crop(
@@ -101,17 +100,17 @@ def mixup(sample: Sample, other: Sample) -> Sample:
 
 
 def paste_objects(sample: Sample, other: Sample) -> Sample:
-    """Some objects of another photo, cut out with their boxes, where they hide no other object.
+    """Paste objects of another image, cut out by their boxes, where they hide no other object.
 
-    Crowds are not taken.
+    Crowds are not pasted.
     """
     image, target = sample
     objects = ((other[1]["iscrowd"] == 0) & (box_area(other[1]["boxes"]) >= 4)).nonzero().flatten()
-    count = min(len(objects), int(uniform(1, MOST_PASTED + 1)))
-    told = target["unreadable"] + other[1]["unreadable"]  # a photo that is not there has no objects
-    image, targets = image.clone(), [target | {"unreadable": told}]
-    hidden = torch.zeros(len(target["boxes"]))  # part of each, overlaps of pieces counted twice
-    for index in objects[torch.randperm(len(objects))[:count]].tolist():
+    number = min(len(objects), int(uniform(1, MAX_PASTED + 1)))
+    unreadable = target["unreadable"] + other[1]["unreadable"]
+    image, targets = image.clone(), [target | {"unreadable": unreadable}]
+    hidden = torch.zeros(len(target["boxes"]))  # share of each, overlaps of pieces counted twice
+    for index in objects[torch.randperm(len(objects))[:number]].tolist():
         piece, alone = cut_out(other, index)
         rows, columns = image.shape[-2] - piece.shape[-2], image.shape[-1] - piece.shape[-1]
         for _ in range(PASTE_TRIES if min(rows, columns) >= 0 else 0):
@@ -119,7 +118,7 @@ def paste_objects(sample: Sample, other: Sample) -> Sample:
             bottom, right = top + piece.shape[-2], left + piece.shape[-1]
             place = torch.tensor([[left, top, right, bottom]], dtype=torch.float32)
             now_hidden = hidden + box_iof(place, join(targets)["boxes"])[0]
-            if not (now_hidden > MOST_COVERED).any():
+            if not (now_hidden > MAX_COVERED).any():
                 image[:, top:bottom, left:right] = piece
                 targets.append(shift(alone, left, top))
                 hidden = torch.cat([now_hidden, torch.zeros(1)])
@@ -128,7 +127,7 @@ def paste_objects(sample: Sample, other: Sample) -> Sample:
 
 
 def cut_out(sample: Sample, index: int) -> Sample:
-    """The pixels of one box, with that box alone; what it overlaps with stays in the picture."""
+    """Crop a sample to one box, without the other boxes; their pixels stay."""
     x1, y1, x2, y2 = sample[1]["boxes"][index].tolist()
     top, left = math.floor(y1), math.floor(x1)
     alone = select(sample[1], torch.arange(len(sample[1]["boxes"])) == index)
@@ -136,7 +135,7 @@ def cut_out(sample: Sample, index: int) -> Sample:
 
 
 def random_crop(sample: Sample) -> Sample:
-    """A part of the photo of at least half its sides that keeps an object, where there is one."""
+    """Crop to at least half the sides at random, keeping an object where there is one."""
     image, target = sample
     height, width = image.shape[-2:]
     for _ in range(CROP_TRIES):
@@ -150,12 +149,12 @@ def random_crop(sample: Sample) -> Sample:
 
 
 def has_object(target: Target) -> bool:
-    """Whether there is anything but crowds."""
+    """Whether a target has a box that is no crowd."""
     return bool((target["iscrowd"] == 0).any())
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """A part of a sample. Boxes stay whose centres lie inside, cut at its border."""
+    """Crop a sample. Boxes stay whose centres lie inside, clipped to the crop."""
     image, target = sample
     part = image[:, top : top + height, left : left + width]
     moved = shift(target, -left, -top)
@@ -169,14 +168,14 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 
 
 def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:
-    """A sample of another size, (height, width)."""
+    """Resize a sample to ``size`` (height, width)."""
     image, target = sample
     y, x = size[0] / image.shape[-2], size[1] / image.shape[-1]
     return resize_image(image, size, antialias), scale(target, x, y)
 
 
 def scale(target: Target, x: float, y: float) -> Target:
-    """The target of an image whose sides are multiplied by ``x`` and ``y``."""
+    """Scale a target to an image whose sides are multiplied by ``x`` and ``y``."""
     boxes = target["boxes"] * target["boxes"].new_tensor([x, y, x, y])
     return target | {"boxes": boxes, "area": target["area"] * (x * y)}
 
@@ -186,12 +185,12 @@ def shift(target: Target, x: float, y: float) -> Target:
 
 
 def select(target: Target, kept: Tensor) -> Target:
-    """The target with some of its boxes ``(G,)`` only."""
+    """Keep some of the boxes of a target, chosen by a mask ``(G,)``."""
     return target | {name: target[name][kept] for name in COLUMNS}
 
 
 def join(targets: Sequence[Target]) -> Target:
-    """The first target with the boxes of all, and what could not be read of any."""
+    """Join targets: the first, with the boxes and unreadable files of all."""
     columns = {name: torch.cat([target[name] for target in targets]) for name in COLUMNS}
     unreadable = [message for target in targets for message in target["unreadable"]]
     return targets[0] | columns | {"unreadable": unreadable}

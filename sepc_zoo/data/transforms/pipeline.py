@@ -1,4 +1,4 @@
-"""From a photo and its boxes to what a detector is trained and validated on."""
+"""The transform of training images and their boxes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from sepc_zoo.data.images import resize_image, resized_size
 from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.data.transforms.mixing import Target, chance, random_crop, select, uniform
 
-MIRRORED = Augmentation()
-# image, target -> image, target; see ``make_target`` for what a target has
+FLIPPED = Augmentation()
+# image, target -> image, target; see ``make_target`` for the keys of a target
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 
@@ -23,12 +23,12 @@ def train_transform(
     long: int,
     *,
     antialias: bool,
-    augmentation: Augmentation = MIRRORED,
+    augmentation: Augmentation = FLIPPED,
 ) -> Transform:
     """Crop, resize and augment a uint8 image ``(3, H, W)``, its boxes with it.
 
-    The sides are at most ``short`` and ``long`` pixels, times what the augmentation says. Boxes of
-    less than a pixel are left out of the result, and their labels, crowd flags and areas with them.
+    The sides are at most ``short`` and ``long`` pixels, times the factors of the augmentation.
+    Boxes of less than a pixel are left out, with their labels, crowd flags and areas.
     """
     factors = augmentation.factors(short)
     steps: list[Transform | v2.Transform] = [
@@ -45,7 +45,7 @@ def train_transform(
 
 @dataclass(frozen=True)
 class Crop:
-    """A random part of the photo, at times."""
+    """Crops an image at random."""
 
     probability: float
 
@@ -56,12 +56,12 @@ class Crop:
 
 @dataclass(frozen=True)
 class ResizeWithBoxes:
-    """Resize image, boxes and areas by a random factor, and hand them on as tv_tensors."""
+    """Resizes image, boxes and areas by a random factor, and returns them as tv_tensors."""
 
     short: int
     long: int
-    factors: tuple[float, ...]  # one is drawn,
-    scale: tuple[float, float]  # and one between these
+    factors: tuple[float, ...]  # one is drawn
+    scale: tuple[float, float]  # range of a second factor
     antialias: bool
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -78,7 +78,7 @@ class ResizeWithBoxes:
 
 
 def clean_boxes(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Clip the boxes, leave out what is less than a pixel, and hand all on as plain tensors."""
+    """Clip the boxes, drop those of less than a pixel, and return plain tensors."""
     height, width = image.shape[-2:]
     boxes = target["boxes"].as_subclass(Tensor)
     boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height] * 2))

@@ -1,13 +1,9 @@
 """SIGINT and SIGTERM during a run: finish the step, save, say how to go on."""
 
-import atexit
-import multiprocessing
 import signal
 import time
 from types import FrameType
 from typing import Any
-
-from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO = 1.0  # seconds
@@ -52,25 +48,3 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-
-def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let workers outlive a signal to the whole process group (``timeout``, Slurm).
-
-    The step or validation that is being finished needs them; they end with this process.
-    """
-    loader.worker_init_fn = _ignore_signals
-    atexit.register(_kill_workers)
-    return loader
-
-
-def _ignore_signals(_: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _kill_workers() -> None:
-    """At exit Python would ask workers to end, which they ignore, and wait for them."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sepc_zoo.data.annotations import DataError
-from sepc_zoo.data.formats.coco import read_coco, read_coco_file, write_coco
+from sepc_zoo.data import DataError, read_data
+from sepc_zoo.data.annotations import build_annotations
+from sepc_zoo.data.formats.coco import list_coco_file, write_coco
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "owl"}]
 
@@ -32,13 +33,13 @@ def write_data(root, annotations=(), split="train", categories=CATEGORIES, folde
 
 def problems_of(root, split="train", **kwargs):
     with pytest.raises(DataError) as caught:
-        read_coco(root, split, **kwargs)
-    return caught.value.problems
+        read_data(root, split, **kwargs)
+    return tuple(map(str, caught.value.problems))
 
 
 def test_labels_follow_the_rising_category_ids(tmp_path):
     write_data(tmp_path, [annotation(1, 90), annotation(2, 3), annotation(3, 7)])
-    annotations = read_coco(tmp_path, "train")
+    annotations = read_data(tmp_path, "train")
     assert annotations.label_names == ("cat", "dog", "owl")
     assert annotations.category_ids == (3, 7, 90)
     assert annotations.records[0].labels.tolist() == [2, 0, 1]
@@ -46,7 +47,7 @@ def test_labels_follow_the_rising_category_ids(tmp_path):
 
 def test_given_names_decide_the_labels(tmp_path):
     write_data(tmp_path, [annotation(1, 90), annotation(2, 3)])
-    annotations = read_coco(tmp_path, "train", label_names=["owl", "yak", "cat"])
+    annotations = read_data(tmp_path, "train", label_names=["owl", "yak", "cat"])
     assert annotations.label_names == ("owl", "yak", "cat")
     assert annotations.category_ids == (90, None, 3)
     assert annotations.records[0].labels.tolist() == [0, 2]
@@ -70,40 +71,40 @@ def test_two_categories_of_one_name_are_a_problem(label_names, tmp_path):
 
 def test_two_categories_of_one_name_do_not_matter_where_the_name_is_not_asked_for(tmp_path):
     write_data(tmp_path, [annotation(1, 2)], categories=TWO_CATS)
-    assert read_coco(tmp_path, "train", label_names=["dog"]).category_ids == (2,)
+    assert read_data(tmp_path, "train", label_names=["dog"]).category_ids == (2,)
 
 
 def test_boxes_become_corners(tmp_path):
     write_data(tmp_path, [annotation(1, bbox=(1.5, 2.25, 10, 20))])
-    assert read_coco(tmp_path, "train").records[0].boxes.tolist() == [[1.5, 2.25, 11.5, 22.25]]
+    assert read_data(tmp_path, "train").records[0].boxes.tolist() == [[1.5, 2.25, 11.5, 22.25]]
 
 
 def test_crowds_are_kept_and_marked(tmp_path):
     write_data(tmp_path, [annotation(1, iscrowd=1), annotation(2, iscrowd=0), annotation(3)])
-    assert read_coco(tmp_path, "train").records[0].iscrowd.tolist() == [1, 0, 0]
+    assert read_data(tmp_path, "train").records[0].iscrowd.tolist() == [1, 0, 0]
 
 
 def test_the_area_is_the_annotations_or_the_boxs(tmp_path):
     write_data(tmp_path, [annotation(1, area=12.5), annotation(2)])
-    assert read_coco(tmp_path, "train").records[0].area.tolist() == [12.5, 200]
+    assert read_data(tmp_path, "train").records[0].area.tolist() == [12.5, 200]
 
 
 def test_images_without_boxes_are_kept(tmp_path):
     write_data(tmp_path, [annotation(1)])
-    records = read_coco(tmp_path, "train").records
+    records = read_data(tmp_path, "train").records
     assert [record.image_id for record in records] == [1, 2]
     assert [len(record.boxes) for record in records] == [1, 0]
 
 
 def test_a_split_is_found_by_its_beginning(tmp_path):
     write_data(tmp_path, split="train2017")
-    assert read_coco(tmp_path, "train").records[0].path == tmp_path / "train2017" / "1.png"
+    assert read_data(tmp_path, "train").records[0].path == tmp_path / "train2017" / "1.png"
 
 
 def test_an_exact_match_goes_before_a_longer_name(tmp_path):
     write_data(tmp_path, [annotation(1)], split="train")
     write_data(tmp_path, [], split="train2017")
-    assert len(read_coco(tmp_path, "train").records[0].boxes) == 1
+    assert len(read_data(tmp_path, "train").records[0].boxes) == 1
 
 
 def test_a_split_that_could_be_two_lists_them(tmp_path):
@@ -114,7 +115,7 @@ def test_a_split_that_could_be_two_lists_them(tmp_path):
 
 def test_the_images_may_be_in_a_folder_of_the_short_name(tmp_path):
     write_data(tmp_path, split="train2017", folder="train")
-    assert read_coco(tmp_path, "train").records[0].path.parent == tmp_path / "train"
+    assert read_data(tmp_path, "train").records[0].path.parent == tmp_path / "train"
 
 
 def test_a_missing_split_says_which_exist(tmp_path):
@@ -199,16 +200,16 @@ def test_a_malformed_file_is_named_with_the_reason(content, says, tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: No such file"):
-        read_coco_file(tmp_path / "none.json", tmp_path)
+        build_annotations(list_coco_file(tmp_path / "none.json", tmp_path))
 
 
 def test_what_is_written_is_read_back(tmp_path):
     boxes = [(0.1, 0.2, 33.3, 17.7), (5, 6, 7, 8)]
     entries = [annotation(i, 7, box, iscrowd=i % 2, area=3.3) for i, box in enumerate(boxes)]
     write_data(tmp_path, entries)
-    first = read_coco(tmp_path, "train")
+    first = read_data(tmp_path, "train")
     write_coco(first, tmp_path / "again.json")
-    again = read_coco_file(tmp_path / "again.json", tmp_path / "train")
+    again = build_annotations(list_coco_file(tmp_path / "again.json", tmp_path / "train"))
     assert (again.label_names, again.category_ids) == (first.label_names, first.category_ids)
     for a, b in zip(first.records, again.records, strict=True):
         assert (a.image_id, a.path, a.size) == (b.image_id, b.path, b.size)
@@ -218,7 +219,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 @pytest.mark.parametrize(("split", "counts"), [("train", (92, 829, 9)), ("val", (91, 715, 8))])
 def test_real_coco_is_read_completely(split, counts, shared_data):
-    annotations = read_coco(shared_data / "coco_by_sa", split)
+    annotations = read_data(shared_data / "coco_by_sa", split)
     records = annotations.records
     boxes = sum(len(record.boxes) for record in records)
     assert (len(records), boxes, sum(int(r.iscrowd.sum()) for r in records)) == counts

@@ -7,7 +7,9 @@ import pytest
 import torch
 from copies import WRITERS, write_copy
 
-from sepc_zoo.data import data_splits, make_target, read_data
+from sepc_zoo.data import read_data
+from sepc_zoo.data.dataset import make_target
+from sepc_zoo.data.formats.reader import find_format
 
 LAYOUTS = list(WRITERS)
 NEEDS_DATASETS = ("parquet", "saved")
@@ -74,7 +76,7 @@ def test_a_copy_of_real_voc_gives_the_same_targets(layout, shared_data, tmp_path
     needs(layout)
     data = {split: plain(read_data(shared_data / "bccd", split)) for split in ("val", "test")}
     write_copy(data, layout, tmp_path / layout)
-    assert data_splits(tmp_path / layout) == ["test", "val"]
+    assert find_format(tmp_path / layout).splits(tmp_path / layout) == ["test", "val"]
     for split, expected in data.items():
         assert_same(read_data(tmp_path / layout, split), expected)
 

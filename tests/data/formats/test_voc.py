@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from sepc_zoo.data.annotations import DataError
-from sepc_zoo.data.formats.voc import read_voc, voc_splits
+from sepc_zoo.data import DataError, read_data
+from sepc_zoo.data.formats.voc import voc_splits
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
     <part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>
@@ -31,14 +31,14 @@ def write_split(root, split, *stems):
 
 def problems_of(root, split="train", **kwargs):
     with pytest.raises(DataError) as caught:
-        read_voc(root, split, **kwargs)
-    return caught.value.problems
+        read_data(root, split, **kwargs)
+    return tuple(map(str, caught.value.problems))
 
 
 def test_boxes_count_from_one_and_include_their_last_pixel(tmp_path):
     write_image(tmp_path, "a", an_object(box=(1, 1, 64, 48)), an_object(box=(5, 6, 5, 6.5)))
     write_split(tmp_path, "train", "a")
-    record = read_voc(tmp_path, "train").records[0]
+    record = read_data(tmp_path, "train").records[0]
     assert record.boxes.tolist() == [[0, 0, 64, 48], [4, 5, 5, 6.5]]
     assert record.area.tolist() == [64 * 48, 1.5]
 
@@ -48,7 +48,7 @@ def test_classes_are_those_of_all_splits(tmp_path):
     write_image(tmp_path, "b", an_object("cat"))
     write_split(tmp_path, "train", "a")
     write_split(tmp_path, "val", "b")
-    train, val = read_voc(tmp_path, "train"), read_voc(tmp_path, "val")
+    train, val = read_data(tmp_path, "train"), read_data(tmp_path, "val")
     assert train.label_names == val.label_names == ("cat", "dog")
     assert train.category_ids == (1, 2)
     assert train.records[0].labels.tolist() == [1]
@@ -58,7 +58,7 @@ def test_given_names_leave_the_category_ids_of_the_data_set(tmp_path):
     write_image(tmp_path, "a", an_object("dog"))
     write_image(tmp_path, "b", an_object("cat"))
     write_split(tmp_path, "train", "a")
-    annotations = read_voc(tmp_path, "train", label_names=["dog", "yak", "cat"])
+    annotations = read_data(tmp_path, "train", label_names=["dog", "yak", "cat"])
     assert annotations.label_names == ("dog", "yak", "cat")
     assert annotations.category_ids == (2, None, 1)
 
@@ -66,7 +66,7 @@ def test_given_names_leave_the_category_ids_of_the_data_set(tmp_path):
 def test_given_names_decide_the_labels(tmp_path):
     write_image(tmp_path, "a", an_object("dog"))
     write_split(tmp_path, "train", "a")
-    annotations = read_voc(tmp_path, "train", label_names=["owl", "cat", "dog"])
+    annotations = read_data(tmp_path, "train", label_names=["owl", "cat", "dog"])
     assert annotations.records[0].labels.tolist() == [2]
     assert "category 'dog' is not among" in problems_of(tmp_path, label_names=["owl"])[0]
 
@@ -74,14 +74,14 @@ def test_given_names_decide_the_labels(tmp_path):
 def test_difficult_objects_become_crowds(tmp_path):
     write_image(tmp_path, "a", an_object(difficult=1), an_object())
     write_split(tmp_path, "train", "a")
-    assert read_voc(tmp_path, "train").records[0].iscrowd.tolist() == [1, 0]
+    assert read_data(tmp_path, "train").records[0].iscrowd.tolist() == [1, 0]
 
 
 def test_ids_are_positions_in_the_split_file(tmp_path):
     for stem in "abc":
         write_image(tmp_path, stem)
     write_split(tmp_path, "train", "c", "", "a")
-    records = read_voc(tmp_path, "train").records
+    records = read_data(tmp_path, "train").records
     assert [(r.image_id, r.path.name) for r in records] == [(1, "c.png"), (2, "a.png")]
 
 
@@ -89,28 +89,28 @@ def test_ids_are_positions_in_the_split_file(tmp_path):
 def test_the_image_is_found_by_the_stem_of_the_annotation(filename, tmp_path):
     write_image(tmp_path, "a.v2", filename=filename)
     write_split(tmp_path, "train", "a.v2")
-    assert read_voc(tmp_path, "train").records[0].path == tmp_path / "JPEGImages" / "a.v2.png"
+    assert read_data(tmp_path, "train").records[0].path == tmp_path / "JPEGImages" / "a.v2.png"
 
 
 def test_the_file_name_chooses_among_images_of_one_stem(tmp_path):
     write_image(tmp_path, "a", suffix=".bmp")
     write_image(tmp_path, "a", suffix=".png", filename="a.png")
     write_split(tmp_path, "train", "a")
-    assert read_voc(tmp_path, "train").records[0].path.name == "a.png"
+    assert read_data(tmp_path, "train").records[0].path.name == "a.png"
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
 def test_without_an_annotated_size_the_files_counts(size, tmp_path):
     write_image(tmp_path, "a", size=size)
     write_split(tmp_path, "train", "a")
-    assert read_voc(tmp_path, "train").records[0].size == (48, 64)
+    assert read_data(tmp_path, "train").records[0].size == (48, 64)
 
 
 def test_a_split_file_may_come_from_windows(tmp_path):
     write_image(tmp_path, "a")
     write_split(tmp_path, "train")
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xef\xbb\xbfa\r\n\r\n")
-    assert len(read_voc(tmp_path, "train").records) == 1
+    assert len(read_data(tmp_path, "train").records) == 1
 
 
 def test_a_missing_split_says_which_exist(tmp_path):
@@ -159,7 +159,7 @@ def test_lists_for_single_classes_are_no_splits(tmp_path):
 
 
 def test_real_voc_is_read_completely(shared_data):
-    splits = [read_voc(shared_data / "bccd", split) for split in ("train", "val", "test")]
+    splits = [read_data(shared_data / "bccd", split) for split in ("train", "val", "test")]
     assert [len(split.records) for split in splits] == [205, 87, 72]
     assert {split.label_names for split in splits} == {("Platelets", "RBC", "WBC")}
     assert sum(len(record.boxes) for split in splits for record in split.records) == 4888

@@ -13,7 +13,8 @@ from faulty import (
 )
 
 from sepc_zoo.data import DataError, read_data
-from sepc_zoo.data.quality.check import KINDS, check_data, inspect_image, split_place
+from sepc_zoo.data.problems import SEVERITY_OF
+from sepc_zoo.data.quality.check import check_data, inspect_image
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def kinds_of(check):
 
 
 def test_there_is_a_way_to_break_data_for_every_kind_of_finding():
-    assert {*KINDS} - {*FAULTS} == {"shared label file"}  # of YOLO alone
+    assert {*SEVERITY_OF} - {*FAULTS} == {"shared label file"}  # YOLO has these
 
 
 def test_good_data_has_no_findings(data):
@@ -81,7 +82,9 @@ def test_whatever_a_decoder_raises_is_a_finding(data, monkeypatch):
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr("sepc_zoo.data.quality.check.read_image", fail)
-    assert inspect_image(data / "train" / "train1.jpg").problem == "RuntimeError: no such luck"
+    problem = inspect_image(data / "train" / "train1.jpg").problem
+    assert problem.kind == "broken image"
+    assert problem.text == "RuntimeError: no such luck"
 
 
 def test_only_the_splits_asked_for_are_checked(data):
@@ -171,24 +174,6 @@ def test_progress_counts_every_image(data):
     assert seen == [5] * 5
 
 
-@pytest.mark.parametrize(
-    ("problem", "where", "text"),
-    [
-        ("a.json: annotations[3] (id 4): box (1, 2): bad", "a.json: annotations[3] (id 4)", "box"),
-        ("a.json: annotations: the id 1", "a.json: annotations", "the id"),
-        ("labels/1.txt:7: 'x' is not numbers: try", "labels/1.txt:7", "'x' is"),
-        ("Annotations/1.xml: object 2: bndbox", "Annotations/1.xml: object 2", "bndbox"),
-        ("train: row 3: objects[2]: has no 'bbox'", "train: row 3: objects[2]", "has no"),
-        ("/a/1.xml: not XML: line 3", "/a/1.xml", "not XML: line 3"),
-        ("nowhere", "its source", "nowhere"),
-    ],
-)
-def test_a_problem_is_parted_into_place_and_text(problem, where, text):
-    found = split_place(problem, "its source")
-    assert found[0] == where
-    assert found[1].startswith(text)
-
-
 def write_voc(root, split, **boxes):
     """Photos of 64 x 48 with a cat each, at (xmin, ymin, xmax, ymax)."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
@@ -214,6 +199,32 @@ def test_voc_is_checked_too(tmp_path):
         ("box over the border", "Annotations/b.xml: object 1"),
         ("box of a pixel or less", "Annotations/c.xml: object 1"),
     }
+
+
+NAMES = [
+    "annotated as bird",
+    "two classes are named x",
+    "is there twice",
+    "a; category b is not among the",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_in_a_file_name_do_not_change_the_kind_of_its_problems(name, tmp_path):
+    write_voc(tmp_path, "train", **{name: (1, 1, "wide", 30)})
+    (found,) = [f for f in check_data(tmp_path).findings if f.severity == "error"]
+    assert found.kind == "broken entry"
+    assert found.where == f"Annotations/{name}.xml: object 1"
+
+
+def test_a_label_file_that_two_images_share_is_an_error(tmp_path):
+    for suffix in ("jpg", "png"):
+        write_picture(tmp_path / f"a.{suffix}")
+    (tmp_path / "classes.txt").write_text("cat")
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (found,) = [f for f in check_data(tmp_path).findings if f.severity == "error"]
+    assert (found.kind, found.where) == ("shared label file", str(tmp_path / "a.png"))
+    assert found.text == f"shares its label file {tmp_path / 'a.txt'} with a.jpg"
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

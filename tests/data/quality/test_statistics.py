@@ -120,7 +120,7 @@ def test_crowds_need_no_anchor():
 
 
 def test_a_sample_of_very_many_boxes_has_their_reach(monkeypatch):
-    monkeypatch.setattr("sepc_zoo.data.quality.statistics.SAMPLED_BOXES", 10)
+    monkeypatch.setattr("sepc_zoo.data.quality.statistics.MAX_SAMPLE", 10)
     boxes = [(32, 32, 0, 1, 0)] * 50 + [(640, 20, 0, 1, 0)] * 50
     columns = gather_columns(make_listing(boxes, size=(800, 1333)))
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == 0.5

@@ -10,7 +10,8 @@ from difficulties import KINDS, make_up
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sepc_zoo.data import read_coco_file
+from sepc_zoo.data.annotations import build_annotations
+from sepc_zoo.data.formats.coco import list_coco_file
 from sepc_zoo.evaluation.report.diagnosis import (
     BACKGROUND,
     DUPLICATE,
@@ -98,7 +99,7 @@ def test_matching_is_that_of_pycocotools(names, shared_data):
     """One by one: matched, or ignored, or neither."""
     root = shared_data / "coco_by_sa"
     file = root / "annotations/instances_val2017.json"
-    annotations = read_coco_file(file, root / "val2017")
+    annotations = build_annotations(list_coco_file(file, root / "val2017"))
     rows = make_up(names, json.loads(file.read_text()))
     split = truth_of(annotations)
     kind = diagnose(found_in(rows, annotations), split, len(annotations.records)).kind

@@ -11,7 +11,7 @@ import torch
 from difficulties import make_up
 from PIL import Image
 
-from sepc_zoo.data import Annotations, Record, read_coco
+from sepc_zoo.data import Annotations, Record, read_data
 from sepc_zoo.evaluation.metrics import evaluate
 from sepc_zoo.evaluation.report import write_report
 from sepc_zoo.evaluation.results import found_in
@@ -197,7 +197,7 @@ def test_a_single_class_has_a_page(tmp_path):
 
 
 def test_the_curves_of_many_classes_are_in_groups_to_open(shared_data, tmp_path):
-    split = read_coco(shared_data / "coco_by_sa", "val")
+    split = read_data(shared_data / "coco_by_sa", "val")
     truth = shared_data / "coco_by_sa/annotations/instances_val2017.json"
     names = ["a_little_off", "wrong_class", "duplicates_that_are_surer", "crowd_hit_many_times"]
     rows = make_up(names, json.loads(truth.read_text()))

@@ -1,0 +1,87 @@
+"""Problems of a data set as plain data, from the readers to reports and fixes."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+from sepc_zoo.errors import UserError
+
+MAX_SHOWN = 50  # lines of an error message
+
+Severity = Literal["error", "warning", "note"]
+# Reports list the kinds in this order.
+ErrorKind = Literal[
+    "unreadable annotations",
+    "broken entry",
+    "duplicate id",
+    "shared label file",
+    "no images",
+    "missing image",
+    "broken image",
+    "size before EXIF rotation",
+    "wrong size",
+    "two classes of one name",
+    "unknown category",
+    "class unknown to train",
+    "box not finite",
+    "box without area",
+    "box outside the image",
+]
+WarningKind = Literal[
+    "image listed twice",
+    "picture in two splits",
+    "picture twice in a split",
+    "class names alike",
+    "box over the border",
+    "box of a pixel or less",
+    "box twice",
+]
+NoteKind = Literal["elongated box", "class without boxes", "image without boxes", "unused image"]
+Kind = Literal[ErrorKind, WarningKind, NoteKind]
+
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+SEVERITY_OF: dict[Kind, Severity] = {
+    kind: severity
+    for severity, kinds in zip(SEVERITIES, (ErrorKind, WarningKind, NoteKind), strict=True)
+    for kind in get_args(kinds)
+}
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a data set; its text is ``where: text``."""
+
+    kind: Kind
+    where: str  # file, and line or entry; "" where the text says it
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}" if self.where else self.text
+
+
+class DataError(UserError, ValueError):
+    """A data set that cannot be used as it is.
+
+    The message has a line for each problem, up to ``MAX_SHOWN``, and ends with the hint.
+
+    Args:
+        problems: One for each broken file or entry; a text alone is about unreadable annotations.
+        hint: What the user can do about it.
+    """
+
+    def __init__(self, problems: Sequence[Problem | str], hint: str = "") -> None:
+        super().__init__(problems, hint)
+        self.problems = tuple(
+            Problem("unreadable annotations", "", problem) if isinstance(problem, str) else problem
+            for problem in problems
+        )
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[:MAX_SHOWN]]
+        if len(self.problems) > MAX_SHOWN:
+            lines.append(f"... and {len(self.problems) - MAX_SHOWN} more problems")
+        return "\n".join([*lines, self.hint] if self.hint else lines)
+
+
+def unreadable(where: object, text: object, hint: str = "") -> DataError:
+    """Make the error for annotations that cannot be read at all."""
+    return DataError([Problem("unreadable annotations", str(where), str(text))], hint)

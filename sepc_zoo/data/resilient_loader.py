@@ -1,0 +1,126 @@
+"""Loading batches through interruptions: signals to the process group, and workers that die."""
+
+import atexit
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from accelerate import skip_first_batches
+from accelerate.data_loader import DataLoaderShard
+from torch.utils.data import DataLoader
+
+from sepc_zoo.data.dataset import Batch
+
+WORKER_DIED = "DataLoader worker"  # start of torch's message about a dead worker
+PASSED_ON = "Caught "  # start of its message about an error in a living worker
+
+
+class ResilientLoader:
+    """The batches of a loader; after the death of a worker, new workers go on at the next batch.
+
+    Torch's handler of SIGCHLD, which raises at any line of the main thread, is replaced by the
+    handler from before; a loader finds dead workers without it, within seconds.
+
+    Args:
+        loader: Of ``Batch`` as ``accelerator.prepare`` returns it, or of lists of items with a
+            text ``problem``.
+        on_worker_death: Gets torch's message; raises where the deaths are too many.
+        on_unreadable: Gets the messages of a batch's images that cannot be read.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        on_worker_death: Callable[[str], object],
+        on_unreadable: Callable[[list[str]], object],
+    ) -> None:
+        self.loader = loader
+        self.on_worker_death = on_worker_death
+        self.on_unreadable = on_unreadable
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """Load the batches of an epoch from ``start`` on; those before it are not read."""
+        loader = skip_first_batches(self.loader, start) if start else self.loader
+        handler = child_handler()
+        while True:
+            if isinstance(loader, DataLoaderShard):
+                loader.set_epoch(epoch)
+            first = start
+            try:
+                for batch in loader:
+                    if start == first:  # the workers have just been started
+                        restore_child_handler(handler)
+                    start += 1
+                    self.on_unreadable(unreadable_in(batch))
+                    yield batch
+                return
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if not is_worker_death(error):
+                    raise
+                self.on_worker_death(str(error) or repr(error))
+                self.loader = skip_first_batches(self.loader, 0)  # a copy without dead workers
+                loader = skip_first_batches(self.loader, start)
+
+
+def is_worker_death(error: Exception) -> bool:
+    """Whether a loader's error means a dead worker, perhaps one that was handing a batch over."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith(WORKER_DIED)
+    return not text.startswith(PASSED_ON)
+
+
+def unreadable_in(batch: Any) -> list[str]:
+    """Collect the messages of a batch's images that cannot be read."""
+    if isinstance(batch, Batch):
+        return batch.unreadable
+    return [item.problem for item in batch if item.problem]
+
+
+def child_handler() -> Any:
+    """Get this process's handler of SIGCHLD; None if it is torch's or cannot be changed here."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() != threading.main_thread():
+        return None  # torch sets no handler on Windows and in other threads
+    handler = signal.getsignal(signal.SIGCHLD)
+    return signal.SIG_DFL if _is_torchs(handler) else handler
+
+
+def restore_child_handler(handler: Any) -> None:
+    """Replace torch's handler of SIGCHLD by ``handler``; do nothing if torch's is not set."""
+    if handler is not None and _is_torchs(signal.getsignal(signal.SIGCHLD)):
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _is_torchs(handler: Any) -> bool:
+    return (getattr(handler, "__module__", None) or "").startswith("torch.")
+
+
+def shield_workers(loader: DataLoader) -> DataLoader:
+    """Let workers survive SIGINT and SIGTERM to the whole process group (Ctrl-C, timeout, Slurm).
+
+    The step or validation in progress needs them to finish. They end with this process.
+    """
+    loader.worker_init_fn = _ignore_signals
+    atexit.unregister(_kill_workers)
+    atexit.register(_kill_workers)
+    return loader
+
+
+def _ignore_signals(_: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """Kill workers at exit: Python would send them SIGTERM, which they ignore, and wait."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
