@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     for split, parts in joint.items():
         print(f"{split} is {' and '.join(parts)} together; figures and samples are of these")
     clean = {
-        split: clean_listing(split, listing, check.files, [])
+        split: clean_listing(listing, check.files)
         for split, listing in check.listings.items()
         if split not in joint
     }

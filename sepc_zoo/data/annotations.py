@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.data.images import ImageError, check_image, read_size
-from sepc_zoo.data.problems import DataError, Problem
+from sepc_zoo.data.problems import BAD_BOXES, DataError, Problem
 
 K = TypeVar("K", bound=Hashable)
 Size = tuple[int, int]  # height, width
@@ -73,7 +73,6 @@ class Listing(NamedTuple):
     category_ids: Sequence[int | None]  # its ids of them
     problems: list[Problem]  # one for each file or entry that cannot be listed
     source: str = ""  # the file that names the classes, for messages
-    bad_boxes: Sequence[Problem] = ()  # boxes that cannot be listed, but can be left out
 
 
 def build_annotations(
@@ -92,13 +91,13 @@ def build_annotations(
         DataError: with all problems of the listing, of image files and of boxes.
     """
     listing = relabel(listing, label_names)
-    problems, bad_boxes = list(listing.problems), list(listing.bad_boxes)
+    problems = list(listing.problems)
     with ThreadPoolExecutor() as pool:
         checks = list(pool.map(_check_file, listing.images))
-    kept: list[list[ListedBox]] = []
+    boxes: list[list[ListedBox]] = []
     for image, (size, problem) in zip(listing.images, checks, strict=True):
         problems += [problem] if problem else []
-        kept.append([])
+        boxes.append([])
         for box in image.boxes:
             if box.label is None:
                 text = (
@@ -107,15 +106,15 @@ def build_annotations(
                 problems.append(Problem("unknown category", box.where, text))
             clipped = clip_box(box, size)
             if isinstance(clipped, Problem):
-                bad_boxes.append(clipped)
+                problems.append(clipped)
             else:
-                kept[-1].append(clipped)
-    if not drop_bad_boxes:
-        problems += bad_boxes
-    if problems:
+                boxes[-1].append(clipped)
+    bad_boxes = [problem for problem in problems if problem.kind in BAD_BOXES]
+    refused = [problem for problem in problems if problem.kind not in BAD_BOXES]
+    if refused or (bad_boxes and not drop_bad_boxes):
         hint = "Boxes like these can be left out with drop_bad_boxes." if bad_boxes else ""
-        raise DataError(problems, hint)
-    records = _make_records(listing.images, [size or (0, 0) for size, _ in checks], kept)
+        raise DataError(refused if drop_bad_boxes else refused + bad_boxes, hint)
+    records = _make_records(listing.images, [size or (0, 0) for size, _ in checks], boxes)
     names, ids = tuple(listing.label_names), tuple(listing.category_ids)
     return Annotations(records, names, ids, tuple(bad_boxes))
 

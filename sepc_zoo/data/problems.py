@@ -46,6 +46,12 @@ SEVERITY_OF: dict[Kind, Severity] = {
 }
 
 
+# Boxes with these can be left out instead of refusing the data set.
+BAD_BOXES: frozenset[Kind] = frozenset(
+    ("box not finite", "box without area", "box outside the image", "box twice")
+)
+
+
 class Problem(NamedTuple):
     """One thing that is wrong with a data set; its text is ``where: text``."""
 

@@ -11,7 +11,7 @@ from sepc_zoo.data.annotations import (
     build_annotations,
     find_duplicates,
 )
-from sepc_zoo.data.problems import DataError
+from sepc_zoo.data.problems import DataError, Problem
 
 WHOLE = (0.0, 0.0, 64.0, 48.0)
 
@@ -88,10 +88,12 @@ def test_bad_boxes_can_be_dropped_and_are_told(photo):
 
 
 def test_boxes_that_a_reader_could_not_list_can_be_dropped_too(photo):
-    listing = Listing([listed(photo, WHOLE)], ["cat"], [1], [], bad_boxes=["a.txt:2: no box"])
+    listing = Listing(
+        [listed(photo, WHOLE)], ["cat"], [1], [Problem("box twice", "a.txt:2", "no box")]
+    )
     with pytest.raises(DataError, match=r"a\.txt:2: no box\nBoxes like these"):
         build_annotations(listing)
-    assert build_annotations(listing, drop_bad_boxes=True).dropped == ("a.txt:2: no box",)
+    assert build_annotations(listing, drop_bad_boxes=True).dropped == tuple(listing.problems)
 
 
 def test_dropping_boxes_does_not_excuse_missing_files(photo):
@@ -110,7 +112,7 @@ def test_all_problems_are_listed_at_once(photo):
         listed(photo, size=(100, 100)),
         listed(photo, WHOLE, label=None),
         listed(photo, BAD_BOXES["outside"]),
-        problems=["what the reader met"],
+        problems=[Problem("broken entry", "a.json", "odd")],
     )
     assert len(problems) == 6
 

@@ -1,7 +1,8 @@
 """The COCO layout: ``annotations/instances_<split>*.json`` beside ``<split>*/``."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
     json_path = Path(json_path)
     problems: list[Problem] = []
     tables = _read_tables(json_path, problems)
-    categories = sorted((entry for _, entry in tables["categories"]), key=lambda entry: entry["id"])
+    categories = sorted((category for _, category in tables["categories"]), key=itemgetter("id"))
     names_of: dict[int, set[str]] = {}
     for category in categories:
         names_of.setdefault(category["id"], set()).add(category["name"])
@@ -58,7 +59,12 @@ def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
     label_of = {c["id"]: i for i, c in enumerate(categories) if len(names_of[c["id"]]) == 1}
     text_of = {i: f"{i} ({' or '.join(map(repr, sorted(own)))})" for i, own in names_of.items()}
 
-    listed = _list_images(tables["images"], Path(image_folder))
+    listed: dict[int, list[ListedImage]] = {}  # by id, each file once
+    for _, entry in tables["images"]:
+        path, size = Path(image_folder) / entry["file_name"], (entry["height"], entry["width"])
+        same_id = listed.setdefault(entry["id"], [])
+        if all(image.path != path for image in same_id):
+            same_id.append(ListedImage(entry["id"], path, size, []))
     for where, annotation in tables["annotations"]:
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         if image_id not in listed:
@@ -106,16 +112,6 @@ def write_coco(annotations: Annotations, json_path: str | Path) -> None:
     write_json(json_path, content, indent=None)
 
 
-def _list_images(images: Sequence[Entry], folder: Path) -> dict[int, list[ListedImage]]:
-    """Group the images by id, each file once; a good data set has one image for each id."""
-    listed: dict[int, dict[Path, ListedImage]] = {}
-    for _, image in images:
-        path, size = folder / image["file_name"], (image["height"], image["width"])
-        entry = ListedImage(image["id"], path, size, [])
-        listed.setdefault(image["id"], {}).setdefault(path, entry)
-    return {image_id: list(files.values()) for image_id, files in listed.items()}
-
-
 def _drop_ambiguous(
     listed: Mapping[int, list[ListedImage]], source: str, problems: list[Problem]
 ) -> list[ListedImage]:
@@ -125,12 +121,13 @@ def _drop_ambiguous(
     """
     chosen = []
     for image_id, images in listed.items():
-        if len(images) == 1 or not images[0].boxes:
+        first, *others = images
+        if not others or not first.boxes:
             chosen += images
             continue
         text = (
             f"{' and '.join(image.path.name for image in images)} share the id {image_id}, and "
-            f"which of them its {len(images[0].boxes)} boxes belong to cannot be told"
+            f"which of them its {len(first.boxes)} boxes belong to is unknown"
         )
         problems.append(Problem("broken entry", f"{source}: images", text))
     return chosen

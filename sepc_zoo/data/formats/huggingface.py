@@ -256,50 +256,48 @@ def _read_rows(file: Path, problems: list[Problem]) -> list[tuple[int, dict[str,
     Raises:
         DataError: not a text file, or not CSV.
     """
-    is_csv = file.suffix == ".csv"
-    rows = []
-    for line, entry in _csv_entries(file) if is_csv else _json_lines(file):
+    text = read_text(file)
+    entries: list[tuple[int, Any]]
+    if file.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
-            rows.append((line, _parse_csv_row(entry) if is_csv else _parse_json_row(entry)))
+            entries = [(reader.line_num, entry) for entry in reader]
+        except csv.Error as error:
+            raise unreadable(f"{file}:{reader.line_num + 1}", error) from error
+    else:
+        entries = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = []
+    for line, entry in entries:
+        try:
+            rows.append((line, _parse_row(entry)))
         except ValueError as error:
             problems.append(Problem("broken entry", f"{file}:{line}", str(error)))
     return rows
 
 
-def _csv_entries(file: Path) -> list[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
-    try:
-        return [(reader.line_num, entry) for entry in reader]
-    except csv.Error as error:
-        raise unreadable(f"{file}:{reader.line_num + 1}", error) from error
-
-
-def _json_lines(file: Path) -> list[tuple[int, Any]]:
-    lines = enumerate(read_text(file).split("\n"), start=1)
-    return [(i, line) for i, line in lines if line.strip()]
-
-
-def _parse_json_row(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    return row
-
-
-def _parse_csv_row(entry: Mapping[str, str]) -> dict[str, Any]:
-    row: dict[str, Any] = dict(entry)
+def _parse_row(entry: str | Mapping[str, str]) -> dict[str, Any]:
+    """Parse a line of JSON, or a row of CSV with JSON in its cell ``objects``."""
+    if isinstance(entry, str):
+        row = _parse_json(entry)
+        if not isinstance(row, dict):
+            raise ValueError("not a JSON object")
+        return row
+    row = dict(entry)
     for key in ("image_id", "height", "width"):
         if (entry.get(key) or "").isdecimal():
             row[key] = int(entry[key])
     if "objects" in entry:
-        try:
-            row["objects"] = json.loads(entry["objects"]) if entry["objects"] else None
-        except ValueError as error:
-            raise ValueError(f"'objects' is not JSON: {error}") from error
+        row["objects"] = (
+            _parse_json(entry["objects"], "'objects' is ") if entry["objects"] else None
+        )
     return row
+
+
+def _parse_json(text: str, name: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name}not JSON: {error}") from error
 
 
 # ------------------------------------------------------------------------------------- tables

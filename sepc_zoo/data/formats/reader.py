@@ -134,16 +134,14 @@ def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Lis
     id_of = unique_ids(wanted)
     problems = _case_problems(listings, sources)
     images: list[ListedImage] = []
-    bad_boxes: list[Problem] = []
     for source, listing in zip(sources, listings, strict=True):
         listing = relabel(listing, list(id_of))
         problems += [_name_source(source, problem) for problem in listing.problems]
-        bad_boxes += [_name_source(source, problem) for problem in listing.bad_boxes]
         for image in listing.images:
             boxes = [box._replace(where=_with_source(source, box.where)) for box in image.boxes]
             images.append(image._replace(image_id=len(images) + 1, boxes=boxes))
     together = ", ".join(os.fspath(source) for source in sources)
-    return Listing(images, list(id_of), list(id_of.values()), problems, together, bad_boxes)
+    return Listing(images, list(id_of), list(id_of.values()), problems, together)
 
 
 def _with_source(source: Source, where: str) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,28 +79,24 @@ def list_yolo(root: Source, split: str) -> Listing:
         raise unreadable(root, "no YOLO data set: it has no data.yaml and no classes.txt")
     split = choose_split(split, list(folder.splits), folder.file, "split {}")
     problems: list[Problem] = []
-    bad_boxes: list[Problem] = []
     paths, has_all = _find_images(folder, split, problems)
     label_files = _find_labels(paths, has_all, problems)
     with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(_read_size, paths))
-        contents = list(pool.map(_read_label_file, label_files))
+        sizes = pool.map(_read_size, paths)
+        contents = pool.map(partial(_read_label_file, problems=problems), label_files)
 
-    classes: dict[float, tuple[int, str]] = {
-        number: (label, f"{number} ({name!r})")
-        for label, (number, name) in enumerate(folder.names.items())
-    }
-    images = []
-    files = zip(paths, label_files, sizes, contents, strict=True)
-    for image_id, (path, label_file, size, (lines, broken)) in enumerate(files, start=1):
-        problems += broken
-        where = _shorten(label_file, folder.bases)
-        parsed = _parse_lines(lines, where, folder.has_keypoints, problems, bad_boxes)
-        # An image that cannot be read is found by the checks; until then its boxes have no pixels.
-        boxes = [_make_box(place, line, size, classes) for place, line in parsed] if size else []
-        images.append(ListedImage(image_id, path, size, boxes))
     names, ids = list(folder.names.values()), list(folder.names)
-    return Listing(images, names, ids, problems, folder.file.name, bad_boxes)
+    classes: dict[float, tuple[int, str]] = {
+        i: (label, f"{i} ({names[label]!r})") for label, i in enumerate(ids)
+    }
+    images: list[ListedImage] = []
+    for path, label_file, size, lines in zip(paths, label_files, sizes, contents, strict=True):
+        where = _shorten(label_file, folder.bases)
+        places = _parse_lines(lines, where, folder.has_keypoints, problems)
+        # An image that cannot be read is found by the checks; until then its boxes have no pixels.
+        boxes = [_make_box(place, line, size, classes) for line, place in places.items() if size]
+        images.append(ListedImage(len(images) + 1, path, size, boxes))
+    return Listing(images, names, ids, problems, folder.file.name)
 
 
 def _describe(root: Path) -> YoloFolder | None:
@@ -324,9 +321,9 @@ def _label_folder(folder: Path) -> Path:
 
 
 def _is_label_file(file: Path) -> bool:
-    lines, _ = _read_label_file(file)
+    lines = filter(None, _read_label_file(file, []))
     try:
-        return bool(_parse_line(next(filter(None, lines)), False))
+        return bool(_parse_line(next(lines), False))
     except (StopIteration, ValueError):
         return False
 
@@ -338,12 +335,12 @@ def _read_size(path: Path) -> Size | None:
         return None
 
 
-def _read_label_file(file: Path | None) -> tuple[list[str], list[Problem]]:
-    """Read the lines of a label file, and what is wrong with it."""
+def _read_label_file(file: Path | None, problems: list[Problem]) -> list[str]:
     try:
-        return read_lines(file) if file else [], []
+        return read_lines(file) if file else []
     except DataError as error:
-        return [], [problem._replace(kind="broken entry") for problem in error.problems]
+        problems += [problem._replace(kind="broken entry") for problem in error.problems]
+        return []
 
 
 def _shorten(file: Path | None, bases: Sequence[Path]) -> str:
@@ -355,14 +352,10 @@ def _shorten(file: Path | None, bases: Sequence[Path]) -> str:
 
 
 def _parse_lines(
-    lines: Sequence[str],
-    where: str,
-    has_keypoints: bool,
-    problems: list[Problem],
-    bad_boxes: list[Problem],
-) -> list[tuple[str, Line]]:
+    lines: Sequence[str], where: str, has_keypoints: bool, problems: list[Problem]
+) -> dict[Line, str]:
     """Parse the lines of a label file; return each well-formed one once, with its place."""
-    first: dict[Line, str] = {}
+    places: dict[Line, str] = {}
     for i, text in enumerate(lines, start=1):
         if not text:
             continue
@@ -374,13 +367,13 @@ def _parse_lines(
             continue
         if min(line.values) < -ROUNDING or max(line.values) > 1 + ROUNDING:
             text = f"{text!r} goes beyond 0 ... 1, the sides of the image"
-            bad_boxes.append(Problem("box outside the image", place, text))
-        elif line in first:
-            text = f"the same as line {first[line].rpartition(':')[2]}"
-            bad_boxes.append(Problem("box twice", place, text))
+            problems.append(Problem("box outside the image", place, text))
+        elif line in places:
+            text = f"the same as line {places[line].rpartition(':')[2]}"
+            problems.append(Problem("box twice", place, text))
         else:
-            first[line] = place
-    return [(place, line) for line, place in first.items()]
+            places[line] = place
+    return places
 
 
 def _parse_line(text: str, has_keypoints: bool) -> Line:
@@ -396,10 +389,8 @@ def _parse_line(text: str, has_keypoints: bool) -> Line:
     if has_keypoints:
         values = values[:4]
     if len(values) == 5:
-        raise ValueError(
-            f"{text!r} has a sixth column, as predictions with their confidence have; "
-            f"expected {COLUMNS}"
-        )
+        reason = "has a sixth column, as predictions with their confidence have"
+        raise ValueError(f"{text!r} {reason}; expected {COLUMNS}")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise ValueError(f"{len(values) + 1} columns in {text!r}; expected {COLUMNS}")
     if not number.is_integer():

@@ -235,20 +235,28 @@ def _refused(listing: Listing) -> Sequence[Problem]:
 
 
 def _check_image(image: ListedImage, size: Size | None) -> Iterator[Problem]:
-    """List what is odd about an image, though a training takes it."""
     if not image.boxes:
         yield Problem("image without boxes", str(image.path), "has no boxes")
+    for _, _, problems in review_boxes(image.boxes, size):
+        yield from problems
+
+
+def review_boxes(
+    boxes: Iterable[ListedBox], size: Size | None
+) -> Iterator[tuple[ListedBox, ListedBox, list[Problem]]]:
+    """Clip the boxes of an image; yield each as listed, as clipped, and its problems."""
     first: dict[Hashable, str] = {}
-    for box in image.boxes:
-        place = first.setdefault((box.xyxy, box.category, box.iscrowd), box.where)
+    for box in boxes:
         clipped = clip_box(box, size)
         if isinstance(clipped, Problem):
-            continue  # refused
-        for kind, text in _describe_box(box, clipped, size):
-            yield Problem(kind, box.where, f"box {format_box(box.xyxy)} {text}")
-        if place != box.where:
-            text = f"box {format_box(box.xyxy)} of category {box.category} is the same as {place}"
-            yield Problem("box twice", box.where, text)
+            yield box, box, [clipped]
+            continue
+        found = list(_describe_box(box, clipped, size))
+        key = clipped.xyxy, box.category, box.iscrowd
+        if (place := first.setdefault(key, box.where)) != box.where:
+            found.append(("box twice", f"of category {box.category} is the same as {place}"))
+        name = f"box {format_box(box.xyxy)}"
+        yield box, clipped, [Problem(kind, box.where, f"{name} {text}") for kind, text in found]
 
 
 def _describe_box(

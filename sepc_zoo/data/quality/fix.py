@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
@@ -15,7 +15,6 @@ from sepc_zoo.data.annotations import (
     Listing,
     Size,
     build_annotations,
-    clip_box,
     find_duplicates,
     relabel,
     size_text,
@@ -23,10 +22,8 @@ from sepc_zoo.data.annotations import (
 )
 from sepc_zoo.data.formats.coco import write_coco
 from sepc_zoo.data.images import read_orientation
-from sepc_zoo.data.problems import Kind, Problem, unreadable
+from sepc_zoo.data.problems import BAD_BOXES, Kind, unreadable
 from sepc_zoo.data.quality.check import (
-    MAX_OVERHANG,
-    MIN_SIDE,
     DataCheck,
     ImageFile,
     Progress,
@@ -37,6 +34,7 @@ from sepc_zoo.data.quality.check import (
     names_alike,
     no_progress,
     picture_key,
+    review_boxes,
 )
 from sepc_zoo.files import new_folder, write_csv
 
@@ -46,7 +44,11 @@ RESOLVED: dict[Kind, str] = {  # without leaving anything out
     "image listed twice": "taken once",
     "shared label file": "both images kept the boxes",
 }
+LEFT_OUT: frozenset[Kind] = BAD_BOXES | {"box of a pixel or less"}
 KEEPING_ORDER = ("test", "val")  # the first split of a shared picture keeps it; train comes last
+
+
+Note = Callable[[object, str], None]  # place and text of a change
 
 
 class Change(NamedTuple):
@@ -90,7 +92,8 @@ def write_clean_copy(
         raise unreadable(check.root, "no image is left to write")
     with new_folder(target) as folder:
         for split, listing in listings.items():
-            copied = _copy_images(split, listing, folder / split, link, progress, changes)
+            note = _noting(split, changes)
+            copied = _copy_images(listing, folder / split, link, progress, note)
             annotations = build_annotations(copied)  # with the checks of training
             write_coco(annotations, folder / "annotations" / f"instances_{split}.json")
         write_csv(folder / "changes.csv", Change._fields, changes)
@@ -110,63 +113,63 @@ def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing
             changes.append(Change(finding.split, finding.where, f"split left out: {finding.text}"))
         elif finding.kind == "unused image":
             changes.append(Change("", finding.where, f"file not taken over: {finding.text}"))
+    notes = {split: _noting(split, changes) for split in check.listings}
     listings = {}
     joint = joint_splits(check.listings, check.files)
     for split, listing in check.listings.items():
         if split in joint:
             text = f"split left out: it is {' and '.join(joint[split])} together"
-            changes.append(Change(split, listing.source, text))
+            notes[split](listing.source, text)
         else:
-            listings[split] = clean_listing(split, listing, check.files, changes)
-    listings = _separate_splits(listings, check.files, changes)
+            listings[split] = clean_listing(listing, check.files, notes[split])
+    listings = _separate_splits(listings, check.files, notes)
     for split, listing in listings.items():
         if not listing.images:
-            changes.append(Change(split, listing.source, "split left out: no image is left"))
+            notes[split](listing.source, "split left out: no image is left")
     listings = {split: listing for split, listing in listings.items() if listing.images}
-    listings = _unite_classes(listings, changes)
-    return {split: _number_images(split, listing, changes) for split, listing in listings.items()}
+    listings = _unite_classes(listings, notes)
+    return {split: _number_images(listing, notes[split]) for split, listing in listings.items()}
+
+
+def _noting(split: str, changes: list[Change]) -> Note:
+    return lambda where, text: changes.append(Change(split, str(where), text))
 
 
 def clean_listing(
-    split: str, listing: Listing, files: Mapping[Path, ImageFile], changes: list[Change]
+    listing: Listing, files: Mapping[Path, ImageFile], note: Note = lambda *_: None
 ) -> Listing:
-    """Clean one split; the differences go to ``changes``."""
+    """Clean one split; ``note`` gets place and text of each difference."""
     twice = find_duplicates(image.path for image in listing.images)
-    for kind, where, text in (*listing.problems, *listing.bad_boxes):
-        if kind != "image listed twice" or not twice:  # reported below, with the boxes
-            what = RESOLVED.get(kind, "not taken over")
-            changes.append(Change(split, where, f"{what}: {text}"))
+    for kind, where, text in listing.problems:
+        if kind != "image listed twice" or not twice:  # noted below, with the boxes
+            note(where, f"{RESOLVED.get(kind, 'not taken over')}: {text}")
     by_path: dict[Path, ListedImage] = {}
     for image in listing.images:
         first = by_path.setdefault(image.path, image)
         if first is not image:
             text = f"listed again: its {len(image.boxes)} boxes joined those of the first time"
-            changes.append(Change(split, str(image.path), text))
+            note(image.path, text)
             by_path[image.path] = first._replace(boxes=first.boxes + image.boxes)
-    cleaned = (_clean_image(split, i, files[i.path], changes) for i in by_path.values())
-    return listing._replace(images=[image for image in cleaned if image], problems=[], bad_boxes=())
+    cleaned = (_clean_image(image, files[path], note) for path, image in by_path.items())
+    return listing._replace(images=[image for image in cleaned if image], problems=[])
 
 
-def _clean_image(
-    split: str, image: ListedImage, file: ImageFile, changes: list[Change]
-) -> ListedImage | None:
+def _clean_image(image: ListedImage, file: ImageFile, note: Note) -> ListedImage | None:
     """Clean an image and its boxes; None where the image is left out."""
     lost = f"image with {len(image.boxes)} boxes left out"
-    if file.problem or file.size is None or file.stored is None:
-        text = file.problem.text if file.problem else "cannot be decoded"
-        changes.append(Change(split, str(image.path), f"{lost}: {text}"))
+    if file.size is None or file.stored is None:
+        note(image.path, f"{lost}: {file.problem.text if file.problem else ''}")
         return None
     if image.size not in (None, file.size):
         text = f"annotated as {size_text(image.size)}, but the file is {size_text(file.size)}"
         if image.size != file.stored and image.boxes:
-            changes.append(Change(split, str(image.path), f"{lost}: {text}"))
+            note(image.path, f"{lost}: {text}")
             return None
         boxes = _turn_boxes(image, file.stored, file.size)
         turned = f", its {len(boxes)} boxes turned with it" if boxes != image.boxes else ""
-        changes.append(Change(split, str(image.path), f"size corrected{turned}: {text}"))
+        note(image.path, f"size corrected{turned}: {text}")
         image = image._replace(boxes=boxes)
-    boxes = _clean_boxes(split, image.boxes, file.size, changes)
-    return image._replace(size=file.size, boxes=boxes)
+    return image._replace(size=file.size, boxes=_clean_boxes(image.boxes, file.size, note))
 
 
 def _turn_boxes(image: ListedImage, stored: Size, upright: Size) -> list[ListedBox]:
@@ -203,44 +206,29 @@ def turn_box(
     return y1, x1, y2, x2
 
 
-def _clean_boxes(
-    split: str, boxes: Sequence[ListedBox], size: Size, changes: list[Change]
-) -> list[ListedBox]:
-    kept: dict[Hashable, ListedBox] = {}
-    for box in boxes:
-        clipped = clip_box(box, size)
+def _clean_boxes(boxes: Sequence[ListedBox], size: Size, note: Note) -> list[ListedBox]:
+    kept = []
+    for box, clipped, problems in review_boxes(boxes, size):
+        texts = {problem.kind: problem.text for problem in problems}
+        reasons = [text for kind, text in texts.items() if kind in LEFT_OUT]
         if box.label is None:
-            reason = f"there is no category {box.category}"
-        elif isinstance(clipped, Problem):
-            reason = clipped.text
-        else:
+            reasons = [f"there is no category {box.category}"]
+        if reasons:
+            note(box.where, f"box left out: {reasons[0]}")
+            continue
+        if "box over the border" in texts:
+            text = f"box {format_box(box.xyxy)} clipped to its image: {format_box(clipped.xyxy)}"
+            note(box.where, text)
+        if clipped.xyxy != box.xyxy:
             x1, y1, x2, y2 = clipped.xyxy
-            key = clipped.xyxy, box.label, box.iscrowd
-            if min(x2 - x1, y2 - y1) <= MIN_SIDE:
-                reason = f"box {format_box(box.xyxy)} covers {x2 - x1:.3g}x{y2 - y1:.3g} pixels"
-            elif key in kept:
-                reason = f"the same as {kept[key].where}"
-            else:
-                kept[key] = _clip(split, box, clipped.xyxy, changes)
-                continue
-        changes.append(Change(split, box.where, f"box left out: {reason}"))
-    return list(kept.values())
-
-
-def _clip(
-    split: str, box: ListedBox, clipped: tuple[float, float, float, float], changes: list[Change]
-) -> ListedBox:
-    if clipped == box.xyxy:
-        return box
-    x1, y1, x2, y2 = clipped
-    if max(abs(a - b) for a, b in zip(box.xyxy, clipped, strict=True)) > MAX_OVERHANG:
-        text = f"box {format_box(box.xyxy)} clipped to its image: {format_box(clipped)}"
-        changes.append(Change(split, box.where, text))
-    return box._replace(xyxy=clipped, area=min(box.area, (x2 - x1) * (y2 - y1)), bbox=None)
+            area = min(box.area, (x2 - x1) * (y2 - y1))
+            box = box._replace(xyxy=clipped.xyxy, area=area, bbox=None)
+        kept.append(box)
+    return kept
 
 
 def _separate_splits(
-    listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], changes: list[Change]
+    listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
     """Keep every picture in one split only."""
     keeper: dict[Hashable, tuple[str, Path]] = {}
@@ -257,8 +245,7 @@ def _separate_splits(
                 images.append(image)
             else:
                 text = f"image with {len(image.boxes)} boxes left out: it is in {other} too"
-                text += f", as {path}" if path != image.path else ""
-                changes.append(Change(split, str(image.path), text))
+                notes[split](image.path, text + (f", as {path}" if path != image.path else ""))
         separated[split] = listing._replace(images=images)
     return separated
 
@@ -268,7 +255,9 @@ def _keeping_rank(split: str, train: str | None) -> int:
     return ranks[0] if ranks else len(KEEPING_ORDER) + split.startswith(train or "train")
 
 
-def _unite_classes(listings: Mapping[str, Listing], changes: list[Change]) -> dict[str, Listing]:
+def _unite_classes(
+    listings: Mapping[str, Listing], notes: Mapping[str, Note]
+) -> dict[str, Listing]:
     """Give all splits the same classes; names that are alike become one."""
     groups = names_alike(listings.values())
     spelling = {name: group.most_common(1)[0][0] for group in groups for name in group}
@@ -279,62 +268,52 @@ def _unite_classes(listings: Mapping[str, Listing], changes: list[Change]) -> di
         for label, name in enumerate(listing.label_names):
             if (new := spelling.get(name, name)) != name:
                 text = f"class {name!r} of {numbers[label]} boxes became {new!r}"
-                changes.append(Change(split, listing.source, text))
+                notes[split](listing.source, text)
         names = [spelling.get(name, name) for name in listing.label_names]
         renamed[split] = listing._replace(label_names=names)
         for name, category_id in zip(names, listing.category_ids, strict=True):
             wanted.setdefault(name, category_id)
     id_of = unique_ids(wanted)
     return {
-        split: _give_classes(split, listing, id_of, changes) for split, listing in renamed.items()
+        split: _give_classes(listing, id_of, notes[split]) for split, listing in renamed.items()
     }
 
 
-def _give_classes(
-    split: str, listing: Listing, id_of: Mapping[str, int], changes: list[Change]
-) -> Listing:
+def _give_classes(listing: Listing, id_of: Mapping[str, int], note: Note) -> Listing:
     """Give a split these classes, by rising id."""
     for name, old in zip(listing.label_names, listing.category_ids, strict=True):
         if old not in (None, id_of[name]):
-            text = f"category id {old} ({name!r}) became {id_of[name]}"
-            changes.append(Change(split, listing.source, text))
+            note(listing.source, f"category id {old} ({name!r}) became {id_of[name]}")
     names = sorted(id_of, key=id_of.__getitem__)
     for name in names:
         if name not in listing.label_names:
-            text = f"class {name!r} added, as another split has it"
-            changes.append(Change(split, listing.source, text))
+            note(listing.source, f"class {name!r} added, as another split has it")
     ids = [id_of[name] for name in names]
     return relabel(listing, names)._replace(category_ids=ids, problems=[])
 
 
-def _number_images(split: str, listing: Listing, changes: list[Change]) -> Listing:
+def _number_images(listing: Listing, note: Note) -> Listing:
     """Give each image an id of its own."""
     id_of = unique_ids({image.path: image.image_id for image in listing.images})
-    images = []
     for image in listing.images:
         if (new := id_of[image.path]) != image.image_id:
-            text = f"image id {image.image_id} became {new}"
-            changes.append(Change(split, str(image.path), text))
-        images.append(image._replace(image_id=new))
+            note(image.path, f"image id {image.image_id} became {new}")
+    images = [image._replace(image_id=id_of[image.path]) for image in listing.images]
     return listing._replace(images=images)
 
 
 def _copy_images(
-    split: str,
-    listing: Listing,
-    folder: Path,
-    link: bool,
-    progress: Progress,
-    changes: list[Change],
+    listing: Listing, folder: Path, link: bool, progress: Progress, note: Note
 ) -> Listing:
     """Copy the image files of a split to ``folder``, each under a name of its own."""
     folder.mkdir(parents=True)
     used: set[str] = set()
     images = []
-    for image in progress(listing.images, total=len(listing.images), desc=split, unit="image"):
+    total = len(listing.images)
+    for image in progress(listing.images, total=total, desc=folder.name, unit="image"):
         name = _free_name(image.path, used)
         if name != image.path.name:
-            changes.append(Change(split, str(image.path), f"file name became {name}"))
+            note(image.path, f"file name became {name}")
         _copy(image.path, folder / name, link)
         images.append(image._replace(path=folder / name))
     return listing._replace(images=images)
