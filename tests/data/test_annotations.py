@@ -17,8 +17,8 @@ WHOLE = (0.0, 0.0, 64.0, 48.0)
 
 
 @pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / "photo.png"
+def image_path(tmp_path):
+    path = tmp_path / "image.png"
     Image.new("RGB", (64, 48)).save(path)
     return path
 
@@ -41,16 +41,16 @@ def problems_of(*images, **kwargs):
     return tuple(map(str, caught.value.problems))
 
 
-def test_boxes_over_the_border_are_clipped_and_keep_their_area(photo):
-    annotations = build(listed(photo, (-5.0, 40.0, 10.0, 99.0)))
+def test_boxes_over_the_border_are_clipped_and_keep_their_area(image_path):
+    annotations = build(listed(image_path, (-5.0, 40.0, 10.0, 99.0)))
     assert annotations.records[0].boxes.tolist() == [[0, 40, 10, 48]]
     assert annotations.records[0].area.tolist() == [7]
     assert annotations.records[0].bbox.tolist() == [[-5, 40, 15, 59]]
     assert annotations.dropped == ()
 
 
-def test_records_have_the_documented_types(photo):
-    record = build(listed(photo, WHOLE), listed(photo)).records[1]
+def test_records_have_the_documented_types(image_path):
+    record = build(listed(image_path, WHOLE), listed(image_path)).records[1]
     assert record.size == (48, 64)
     assert (record.boxes.shape, record.boxes.dtype) == ((0, 4), torch.float32)
     assert (record.labels.shape, record.labels.dtype) == ((0,), torch.int64)
@@ -74,51 +74,51 @@ BAD_BOXES = {
 
 
 @pytest.mark.parametrize("reason", BAD_BOXES)
-def test_a_bad_box_is_a_problem_that_names_it(reason, photo):
-    (problem,) = problems_of(listed(photo, WHOLE, BAD_BOXES[reason]))
+def test_a_bad_box_is_a_problem_that_names_it(reason, image_path):
+    (problem,) = problems_of(listed(image_path, WHOLE, BAD_BOXES[reason]))
     assert problem.startswith("box 2: ")
     assert reason in problem
 
 
-def test_bad_boxes_can_be_dropped_and_are_told(photo):
-    image = listed(photo, *BAD_BOXES.values(), WHOLE)
+def test_bad_boxes_can_be_dropped_and_are_reported(image_path):
+    image = listed(image_path, *BAD_BOXES.values(), WHOLE)
     annotations = build(image, drop_bad_boxes=True)
     assert annotations.records[0].boxes.tolist() == [list(WHOLE)]
     assert len(annotations.dropped) == len(BAD_BOXES)
 
 
-def test_boxes_that_a_reader_could_not_list_can_be_dropped_too(photo):
+def test_boxes_that_a_reader_could_not_list_can_be_dropped_too(image_path):
     listing = Listing(
-        [listed(photo, WHOLE)], ["cat"], [1], [Problem("box twice", "a.txt:2", "no box")]
+        [listed(image_path, WHOLE)], ["cat"], [1], [Problem("box twice", "a.txt:2", "no box")]
     )
     with pytest.raises(DataError, match=r"a\.txt:2: no box\nBoxes like these"):
         build_annotations(listing)
     assert build_annotations(listing, drop_bad_boxes=True).dropped == tuple(listing.problems)
 
 
-def test_dropping_boxes_does_not_excuse_missing_files(photo):
-    missing = photo.with_name("missing.png")
+def test_dropping_boxes_still_reports_missing_files(image_path):
+    missing = image_path.with_name("missing.png")
     problems = problems_of(listed(missing, BAD_BOXES["outside"]), drop_bad_boxes=True)
     assert problems == (f"{missing}: No such file or directory",)
 
 
-def test_all_problems_are_listed_at_once(photo):
-    truncated = photo.with_name("truncated.jpg")
+def test_all_problems_are_listed_at_once(image_path):
+    truncated = image_path.with_name("truncated.jpg")
     Image.effect_noise((64, 48), 50).save(truncated)
     truncated.write_bytes(truncated.read_bytes()[:-500])
     problems = problems_of(
-        listed(photo.with_name("missing.png")),
+        listed(image_path.with_name("missing.png")),
         listed(truncated),
-        listed(photo, size=(100, 100)),
-        listed(photo, WHOLE, label=None),
-        listed(photo, BAD_BOXES["outside"]),
+        listed(image_path, size=(100, 100)),
+        listed(image_path, WHOLE, label=None),
+        listed(image_path, BAD_BOXES["outside"]),
         problems=[Problem("broken entry", "a.json", "odd")],
     )
     assert len(problems) == 6
 
 
-def test_an_unknown_category_is_a_problem_even_when_bad_boxes_are_dropped(photo):
-    (problem,) = problems_of(listed(photo, WHOLE, label=None), drop_bad_boxes=True)
+def test_an_unknown_category_is_a_problem_even_when_bad_boxes_are_dropped(image_path):
+    (problem,) = problems_of(listed(image_path, WHOLE, label=None), drop_bad_boxes=True)
     assert problem == "box 1: category 'cat' is not among the 1 classes"
 
 

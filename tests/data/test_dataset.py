@@ -89,7 +89,7 @@ def test_targets_are_copies(dataset):
     assert torch.equal(dataset.annotations.records[0].boxes, before)
 
 
-def test_workers_that_live_on_see_what_the_main_process_sees(dataset):
+def test_persistent_workers_load_the_same_batches_as_the_main_process(dataset):
     alone, helped = load(dataset), load(dataset, workers=1)
     seen = []
     for epoch in (0, 1):
@@ -165,15 +165,15 @@ def test_a_batch_is_padded_to_a_multiple_and_keeps_the_sizes():
     assert batch.targets == [target, target]
 
 
-def test_a_normalised_batch_is_zero_where_no_photo_is():
+def test_padding_is_zero_after_normalising():
     target = {"boxes": torch.zeros(0, 4)}
     samples = [(torch.ones(3, *size, dtype=torch.uint8), target) for size in ((10, 40), (33, 5))]
     batch = collate(samples, multiple=32).normalized((0.5,) * 3, (0.25,) * 3)
     assert batch.images.dtype == torch.float32
     for image, (height, width) in zip(batch.images, batch.image_sizes, strict=True):
-        photo = image[:, :height, :width]
-        torch.testing.assert_close(photo, torch.full_like(photo, (1 / 255 - 0.5) / 0.25))
-        assert (image != 0).sum() == photo.numel()
+        inside = image[:, :height, :width]
+        torch.testing.assert_close(inside, torch.full_like(inside, (1 / 255 - 0.5) / 0.25))
+        assert (image != 0).sum() == inside.numel()
 
 
 def test_only_the_images_of_a_batch_go_to_the_device():
@@ -189,7 +189,7 @@ def test_only_the_images_of_a_batch_go_to_the_device():
     [((96, 128), (24, 32)), ((96, 128), (25, 32)), ((96, 126), (25, 32)), ((48, 64), (48, 64))],
 )
 @pytest.mark.parametrize("hflip", [0.0, 1.0])
-def test_a_photo_decoded_at_a_fraction_of_its_size_has_the_same_boxes(size, side, hflip, tmp_path):
+def test_an_image_decoded_at_a_fraction_of_its_size_has_the_same_boxes(size, side, hflip, tmp_path):
     root = write_shapes(tmp_path / "shapes", train=3, val=0, size=size)
     annotations = read_data(root, "train")
     asked = Augmentation(hflip=hflip, scale=(0.7, 1.0))
@@ -205,7 +205,7 @@ def test_a_photo_decoded_at_a_fraction_of_its_size_has_the_same_boxes(size, side
         assert (image.float() - other.float()).abs().mean() < 4  # of 255
 
 
-def test_a_photo_is_decoded_at_the_smallest_size_that_will_do(tmp_path):
+def test_an_image_is_decoded_at_the_smallest_sufficient_size(tmp_path):
     root = write_shapes(tmp_path / "shapes", train=1, val=0, size=(96, 128))
     annotations = read_data(root, "train")
     for largest, size in (
@@ -222,7 +222,7 @@ def test_a_photo_is_decoded_at_the_smallest_size_that_will_do(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_vanished_is_grey_and_named(workers, tmp_path):
+def test_a_missing_image_becomes_grey_and_its_target_names_it(workers, tmp_path):
     root = write_shapes(tmp_path / "shapes", train=2, val=0, size=(48, 64))
     annotations = read_data(root, "train")
     dataset = DetectionDataset(annotations, train_transform(48, 64, antialias=True))
@@ -248,14 +248,14 @@ def mixed_dataset(annotations):
     return DetectionDataset(annotations, transform, seed=3, mix=mix)
 
 
-def test_mixed_photos_are_the_same_with_any_number_of_workers(mixed_dataset):
+def test_mixed_images_are_the_same_with_any_number_of_workers(mixed_dataset):
     for alone, helped in zip(load(mixed_dataset), load(mixed_dataset, workers=2), strict=True):
         assert torch.equal(alone.images, helped.images)
         for one, other in zip(alone.targets, helped.targets, strict=True):
             assert torch.equal(one["boxes"], other["boxes"])
 
 
-def test_a_mixed_photo_is_a_function_of_seed_epoch_and_index(mixed_dataset, annotations):
+def test_a_mixed_image_is_a_function_of_seed_epoch_and_index(mixed_dataset, annotations):
     first, target = mixed_dataset[2]
     torch.manual_seed(99)
     mixed_dataset[1]
@@ -271,7 +271,7 @@ def test_a_mixed_photo_is_a_function_of_seed_epoch_and_index(mixed_dataset, anno
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste"])
-def test_an_unreadable_photo_that_is_mixed_in_is_told(kind, tmp_path):
+def test_an_unreadable_image_is_named_in_the_target_of_a_mix(kind, tmp_path):
     root = write_shapes(tmp_path / "shapes", train=2, val=0, size=(48, 64))
     annotations = read_data(root, "train")
     asked = Augmentation(**{kind: 1.0})
@@ -279,14 +279,14 @@ def test_an_unreadable_photo_that_is_mixed_in_is_told(kind, tmp_path):
     mix = Mixer(asked, 48, 64, antialias=True)
     dataset = DetectionDataset(annotations, transform, mix=mix)
     annotations.records[1].path.unlink()
-    told = []
+    messages = []
     for epoch in range(10):  # with itself at times
         dataset.set_epoch(epoch)
-        told += dataset[0][1]["unreadable"]
-    assert set(told) == {f"{annotations.records[1].path}: No such file or directory"}
+        messages += dataset[0][1]["unreadable"]
+    assert set(messages) == {f"{annotations.records[1].path}: No such file or directory"}
 
 
-def test_mixed_photos_differ_by_epoch_and_stop_being_mixed(mixed_dataset):
+def test_mixed_images_differ_by_epoch_and_stop_being_mixed(mixed_dataset):
     first = mixed_dataset[0][0]
     mixed_dataset.set_epoch(1)
     second = mixed_dataset[0][0]
@@ -305,7 +305,7 @@ def test_mixing_keeps_to_the_largest_size(mixed_dataset):
             assert len(target["boxes"]) == len(target["labels"]) == len(target["area"])
 
 
-def test_a_single_photo_is_mixed_with_itself(mixed_dataset):
+def test_a_single_image_is_mixed_with_itself(mixed_dataset):
     alone = mixed_dataset.subset([0])
     for alone.seed in range(5):
         image, target = alone[0]

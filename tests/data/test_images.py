@@ -27,7 +27,7 @@ ORIENTATION = 0x0112
 
 
 @pytest.fixture(scope="module")
-def photo() -> Image.Image:
+def original() -> Image.Image:
     blocks = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3))
     return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8))
 
@@ -64,9 +64,9 @@ MODES = {
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_every_mode_comes_as_pils_rgb(name, photo, tmp_path):
+def test_every_mode_equals_pils_conversion_to_rgb(name, original, tmp_path):
     path = tmp_path / name
-    MODES[name](photo).save(path)
+    MODES[name](original).save(path)
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB")).astype(int)
     read = read_image(path)
@@ -75,10 +75,10 @@ def test_every_mode_comes_as_pils_rgb(name, photo, tmp_path):
     assert np.abs(read.permute(1, 2, 0).numpy() - expected).max() <= 2  # decoders may round apart
 
 
-def test_a_cmyk_jpeg_keeps_its_colours(photo, tmp_path):
-    photo.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+def test_a_cmyk_jpeg_keeps_its_colours(original, tmp_path):
+    original.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     read = read_image(tmp_path / "cmyk.jpg").permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(read - np.asarray(photo)).mean() < 3
+    assert np.abs(read - np.asarray(original)).mean() < 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -91,19 +91,19 @@ def test_16_bits_keep_the_high_byte(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
-def test_an_animation_gives_its_first_frame(suffix, photo, tmp_path):
+def test_an_animation_gives_its_first_frame(suffix, original, tmp_path):
     path = tmp_path / f"animation.{suffix}"
-    frames = [ImageOps.mirror(photo)]
-    photo.save(path, save_all=True, append_images=frames, lossless=True)
+    frames = [ImageOps.mirror(original)]
+    original.save(path, save_all=True, append_images=frames, lossless=True)
     read = read_image(path).permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(read - np.asarray(photo)).mean() < 3
+    assert np.abs(read - np.asarray(original)).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_exif_orientation_is_applied(suffix, orientation, photo, tmp_path):
+def test_exif_orientation_is_applied(suffix, orientation, original, tmp_path):
     path = tmp_path / f"turned.{suffix}"
-    photo.save(path, exif=rotated_by_exif(orientation), quality=100)
+    original.save(path, exif=rotated_by_exif(orientation), quality=100)
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
     read = read_image(path)
@@ -111,35 +111,35 @@ def test_exif_orientation_is_applied(suffix, orientation, photo, tmp_path):
     assert read_size(path) == check_image(path) == tuple(read.shape[-2:])
 
 
-def test_the_size_as_stored_knows_no_exif(photo, tmp_path):
-    photo.save(tmp_path / "turned.jpg", exif=rotated_by_exif(6))
+def test_the_stored_size_ignores_exif(original, tmp_path):
+    original.save(tmp_path / "turned.jpg", exif=rotated_by_exif(6))
     assert read_size(tmp_path / "turned.jpg") == (WIDTH, HEIGHT)
     assert read_size(tmp_path / "turned.jpg", upright=False) == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_broken_exif_leaves_the_image_upright(suffix, photo, tmp_path):
+def test_broken_exif_leaves_the_image_upright(suffix, original, tmp_path):
     path = tmp_path / f"odd.{suffix}"
-    photo.save(path, exif=b"Exif\x00\x00nonsense")
+    original.save(path, exif=b"Exif\x00\x00nonsense")
     assert read_size(path) == (HEIGHT, WIDTH)
     assert read_image(path).shape == (3, HEIGHT, WIDTH)
 
 
-def test_an_orientation_in_xmp_alone_turns_neither_image_nor_size(photo, tmp_path):
+def test_an_orientation_in_xmp_only_is_ignored_for_image_and_size(original, tmp_path):
     xmp = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
     info = PngImagePlugin.PngInfo()
     info.add_itxt("XML:com.adobe.xmp", xmp)
-    photo.save(tmp_path / "xmp.png", pnginfo=info)
+    original.save(tmp_path / "xmp.png", pnginfo=info)
     assert read_size(tmp_path / "xmp.png") == (HEIGHT, WIDTH)
     assert read_image(tmp_path / "xmp.png").shape == (3, HEIGHT, WIDTH)
 
 
-def test_transparency_of_a_palette_is_dropped_without_a_warning(photo, tmp_path):
-    photo.quantize(16).save(tmp_path / "palette.png", transparency=bytes(range(16)))
+def test_transparency_of_a_palette_is_dropped_without_a_warning(original, tmp_path):
+    original.quantize(16).save(tmp_path / "palette.png", transparency=bytes(range(16)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read = read_image(tmp_path / "palette.png")
-    expected = np.asarray(photo.quantize(16).convert("RGB"))
+    expected = np.asarray(original.quantize(16).convert("RGB"))
     assert torch.equal(read.permute(1, 2, 0), torch.from_numpy(expected.copy()))
 
 
@@ -165,9 +165,9 @@ def test_reading_a_truncated_file_is_an_error_that_names_it(suffix, kept, tmp_pa
         read_image(path)
 
 
-def test_a_png_with_damaged_pixels_is_an_error_that_names_it(photo, tmp_path):
+def test_a_png_with_damaged_pixels_is_an_error_that_names_it(original, tmp_path):
     path = tmp_path / "damaged.png"
-    photo.save(path)
+    original.save(path)
     data = path.read_bytes()
     pixels, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
     path.write_bytes(data[:pixels] + bytes(end - pixels) + data[end:])
@@ -185,8 +185,8 @@ def test_checking_finds_truncated_files(suffix, kept, tmp_path):
         check_image(path)
 
 
-def test_a_thumbnails_end_does_not_hide_a_truncation(photo, tmp_path):
-    photo.save(tmp_path / "thumbnail.jpg")
+def test_a_thumbnails_end_does_not_hide_a_truncation(original, tmp_path):
+    original.save(tmp_path / "thumbnail.jpg")
     thumbnail = (tmp_path / "thumbnail.jpg").read_bytes()
     path = tmp_path / "short.jpg"
     Image.effect_noise((200, 100), 50).save(path, comment=thumbnail)
@@ -197,9 +197,9 @@ def test_a_thumbnails_end_does_not_hide_a_truncation(photo, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_bytes_behind_the_end_are_tolerated(suffix, size, photo, tmp_path):
+def test_bytes_behind_the_end_are_tolerated(suffix, size, original, tmp_path):
     path = tmp_path / f"long.{suffix}"
-    photo.save(path)
+    original.save(path)
     path.write_bytes(path.read_bytes() + bytes(size))
     assert check_image(path) == (HEIGHT, WIDTH)
     assert read_image(path).shape == (3, HEIGHT, WIDTH)
@@ -209,7 +209,7 @@ def test_bytes_behind_the_end_are_tolerated(suffix, size, photo, tmp_path):
 @pytest.mark.parametrize(
     "content", [None, b"", b"some text", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]
 )
-def test_what_is_no_image_is_an_error_that_names_it(function, content, tmp_path):
+def test_a_file_that_is_no_image_is_an_error_that_names_it(function, content, tmp_path):
     path = tmp_path / "bad.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -278,7 +278,7 @@ def test_normalising_equals_torchvisions_to_the_last_bit():
     assert torch.equal(normalize(images, [(3, 256), (4, 200)], mean, std), expected)
 
 
-def test_normalised_images_have_the_default_dtype_or_that_asked_for():
+def test_normalised_images_have_the_default_or_the_given_dtype():
     image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     assert normalize(image, [(2, 2)], (0.5,) * 3, (0.5,) * 3, torch.float16).dtype == torch.float16
     torch.set_default_dtype(torch.float64)
@@ -293,10 +293,10 @@ def test_normalised_images_have_the_default_dtype_or_that_asked_for():
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 def test_a_jpeg_can_be_read_at_a_fraction_of_its_size(
-    reduction, mode, orientation, photo, tmp_path
+    reduction, mode, orientation, original, tmp_path
 ):
-    path = tmp_path / "photo.jpg"
-    smooth = photo.resize((8 * WIDTH, 8 * HEIGHT), Image.Resampling.BICUBIC)
+    path = tmp_path / "image.jpg"
+    smooth = original.resize((8 * WIDTH, 8 * HEIGHT), Image.Resampling.BICUBIC)
     smooth.convert(mode).save(path, exif=rotated_by_exif(orientation), quality=95)
     whole, small = read_image(path), read_image(path, reduction)
     assert [reduction * side for side in small.shape[-2:]] == [*whole.shape[-2:]]
@@ -304,9 +304,9 @@ def test_a_jpeg_can_be_read_at_a_fraction_of_its_size(
     assert (small - expected).abs().mean() < 1  # of 255
 
 
-def test_other_formats_come_whole(photo, tmp_path):
-    photo.save(tmp_path / "photo.png")
-    assert read_image(tmp_path / "photo.png", 2).shape == (3, HEIGHT, WIDTH)
+def test_other_formats_ignore_the_reduction(original, tmp_path):
+    original.save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png", 2).shape == (3, HEIGHT, WIDTH)
 
 
 def test_a_truncated_jpeg_is_an_error_at_a_fraction_of_its_size(tmp_path):
@@ -329,7 +329,7 @@ def test_a_truncated_jpeg_is_an_error_at_a_fraction_of_its_size(tmp_path):
         ((20, 30), (800, 1200), 1),
     ],
 )
-def test_a_reduction_divides_the_sides_and_leaves_enough(size, least, reduction):
+def test_a_reduction_divides_the_sides_and_keeps_the_minimum(size, least, reduction):
     assert fitting_reduction(size, least) == reduction
 
 
@@ -341,6 +341,6 @@ def test_stacking_pads_with_zeros_to_the_right_and_below():
     assert stacked.sum() == 3 * (10 * 40 + 33 * 5)
 
 
-def test_nothing_cannot_be_stacked():
+def test_stacking_no_images_is_an_error():
     with pytest.raises(ValueError, match="no images"):
         pad_and_stack([], multiple=32)

@@ -22,7 +22,7 @@ SIZE = (96, 128)
 
 
 def sample(*objects, size=SIZE, image_id=1, unreadable=()):
-    """A black photo with a rectangle ``(x1, y1, x2, y2, label)`` for each object."""
+    """A black image with a rectangle ``(x1, y1, x2, y2, label)`` for each object."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     boxes = torch.tensor([o[:4] for o in objects], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor([o[4] for o in objects], dtype=torch.int64)
@@ -34,13 +34,12 @@ def sample(*objects, size=SIZE, image_id=1, unreadable=()):
         "iscrowd": torch.zeros(len(boxes), dtype=torch.int64),
         "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
         "image_id": image_id,
-        "photo_size": size,
         "unreadable": list(unreadable),
     }
 
 
 def one_of_each():
-    """Four photos, each with an object of its own class."""
+    """Four images, each with an object of its own class."""
     places = [(10, 10, 40, 40), (60, 20, 110, 70), (30, 30, 90, 80), (5, 50, 45, 90)]
     return [sample((*box, label), image_id=label + 1) for label, box in enumerate(places)]
 
@@ -78,7 +77,7 @@ def drawing(samples):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_mosaic_frames_what_it_shows(seed):
+def test_the_boxes_of_a_mosaic_frame_their_pixels(seed):
     torch.manual_seed(seed)
     first, *others = one_of_each()
     mixed = mixer(mosaic=1.0)(first, drawing(others))
@@ -100,7 +99,7 @@ def test_a_mosaic_keeps_boxes_with_their_pixels():
         assert_boxes_frame_their_pixels(mixed)
 
 
-def test_a_mosaic_of_large_and_small_photos_has_the_size_of_the_first():
+def test_a_mosaic_of_large_and_small_images_has_the_size_of_the_first():
     samples = [sample(size=size) for size in ((400, 300), (10, 10), (50, 700), (96, 128))]
     image, _ = mixer(short=60, long=90, mosaic=1.0)(samples[0], drawing(samples[1:]))
     assert image.shape == (3, 80, 60) or image.shape == (3, 90, 68)
@@ -117,10 +116,10 @@ def test_mixup_blends_and_keeps_both_sets_of_boxes():
     assert image.shape == first[0].shape
     assert 90 < image[0, 20, 20] < 170  # a half of the object, a half of black
     assert 90 < image[1, 60, 70] < 170
-    assert (image[:, :, 120] <= GREY).all()  # where the second photo ends
+    assert (image[:, :, 120] <= GREY).all()  # where the second image ends
 
 
-def test_a_box_that_the_smaller_photo_does_not_hold_is_cut_or_left_out():
+def test_mixup_clips_or_drops_boxes_outside_the_first_image():
     _, target = mixup(sample(), sample((50, 10, 300, 60, 1), (250, 10, 290, 60, 2), size=(96, 300)))
     assert target["labels"].tolist() == []
     _, target = mixup(sample(), sample((50, 10, 150, 60, 1), size=(96, 300)))
@@ -129,7 +128,7 @@ def test_a_box_that_the_smaller_photo_does_not_hold_is_cut_or_left_out():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_pasted_objects_come_with_their_pixels_and_hide_nobody(seed):
+def test_pasted_objects_keep_their_pixels_and_hide_no_object(seed):
     torch.manual_seed(seed)
     first = sample((10, 10, 50, 50, 0))
     mixed = paste_objects(first, sample((70, 20, 90, 35, 1)))
@@ -140,7 +139,7 @@ def test_pasted_objects_come_with_their_pixels_and_hide_nobody(seed):
     assert (inside == COLORS[1][:, None, None]).all()
     red = (mixed[0] == COLORS[0][:, None, None]).all(dim=0).sum()
     assert red >= 0.7 * 1600
-    assert (first[0][1] == 0).all()  # the photo itself stays as it is
+    assert (first[0][1] == 0).all()  # the image itself stays as it is
 
 
 def test_crowds_and_specks_are_not_pasted():
@@ -150,7 +149,7 @@ def test_crowds_and_specks_are_not_pasted():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_all_that_is_pasted_hides_no_object_together(seed):
+def test_pasted_objects_together_hide_no_object(seed):
     torch.manual_seed(seed)
     first = sample((4, 4, 124, 92, 0))
     other = sample(*((x, 10, x + 30, 70, 1) for x in range(0, 100, 20)))
@@ -160,7 +159,7 @@ def test_all_that_is_pasted_hides_no_object_together(seed):
     assert len(target["boxes"]) > 1
 
 
-def test_pasted_objects_come_in_several_sizes():
+def test_pasted_objects_have_several_sizes():
     other = sample((60, 20, 100, 60, 1))
     sides = []
     for seed in range(20):
@@ -175,7 +174,7 @@ def test_pasted_objects_come_in_several_sizes():
 
 @pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste", "crop"])
 def test_crowds_stay_crowds(kind):
-    """Of each photo the second box is a crowd, and labels 2 and 3 are crowds' alone."""
+    """Of each image the second box is a crowd, and labels 2 and 3 are crowds' alone."""
     seen = set()
     for seed in range(10):
         torch.manual_seed(seed)
@@ -202,7 +201,7 @@ def test_crowds_stay_crowds(kind):
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste"])
-def test_photos_of_crowds_alone_can_be_mixed(kind):
+def test_images_of_crowds_alone_can_be_mixed(kind):
     crowd = sample((10, 10, 60, 60, 0))
     crowd[1]["iscrowd"][0] = 1
     mixed = mixer(**{kind: 1.0})(crowd, lambda: crowd)
@@ -211,7 +210,7 @@ def test_photos_of_crowds_alone_can_be_mixed(kind):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 3)])
-def test_photos_of_any_shape_can_be_mixed(size):
+def test_images_of_any_shape_can_be_mixed(size):
     height, width = size
     asked = mixer(64, 96, mosaic=1.0, mixup=1.0, copy_paste=1.0)
     for seed in range(5):
@@ -223,7 +222,7 @@ def test_photos_of_any_shape_can_be_mixed(size):
         assert max(mixed[0].shape[1:]) <= 96
 
 
-def test_an_object_larger_than_the_photo_is_not_pasted():
+def test_an_object_larger_than_the_image_is_not_pasted():
     small = sample(size=(20, 20))
     assert len(paste_objects(small, sample((0, 0, 100, 90, 1)))[1]["boxes"]) == 0
 
@@ -243,7 +242,7 @@ def test_a_crop_keeps_boxes_whose_centres_lie_inside():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_random_crop_keeps_an_object_at_least(seed):
+def test_a_random_crop_keeps_at_least_one_object(seed):
     torch.manual_seed(seed)
     part, target = random_crop(sample((2, 2, 12, 12, 0)))
     assert target["labels"].tolist() == [0]
@@ -255,12 +254,12 @@ def test_a_random_crop_keeps_an_object_at_least(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_random_crop_keeps_more_than_a_crowd(seed):
     torch.manual_seed(seed)
-    photo = sample((2, 2, 12, 12, 0), (20, 20, 120, 90, 1))
-    photo[1]["iscrowd"][1] = 1
-    assert 0 in random_crop(photo)[1]["labels"].tolist()
+    mixed = sample((2, 2, 12, 12, 0), (20, 20, 120, 90, 1))
+    mixed[1]["iscrowd"][1] = 1
+    assert 0 in random_crop(mixed)[1]["labels"].tolist()
 
 
-def test_resizing_takes_boxes_and_areas_along():
+def test_resizing_scales_boxes_and_areas():
     image, target = resize(sample((10, 10, 50, 50, 0)), (192, 64), antialias=True)
     assert image.shape == (3, 192, 64)
     assert target["boxes"].tolist() == [[5, 20, 25, 100]]
@@ -269,19 +268,19 @@ def test_resizing_takes_boxes_and_areas_along():
 
 @pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste"])
 @pytest.mark.parametrize("objects", [[], [(10, 10, 40, 40, 0)]], ids=["none", "one"])
-def test_photos_without_objects_can_be_mixed(kind, objects):
+def test_images_without_objects_can_be_mixed(kind, objects):
     mixed = mixer(**{kind: 1.0})(sample(*objects), lambda: sample())
     assert_sound(mixed)
     assert len(mixed[1]["boxes"]) <= len(objects)
 
 
-def test_what_could_not_be_read_of_any_photo_is_told():
-    photos = [sample(unreadable=[name]) for name in "abcd"]
-    _, target = mixer(mosaic=1.0)(photos[0], drawing(photos[1:]))
+def test_unreadable_files_of_all_mixed_images_are_named():
+    samples = [sample(unreadable=[name]) for name in "abcd"]
+    _, target = mixer(mosaic=1.0)(samples[0], drawing(samples[1:]))
     assert target["unreadable"] == list("abcd")
 
 
-def test_photos_are_mixed_in_the_first_epochs_alone():
+def test_images_are_mixed_in_the_first_epochs_only():
     asked = mixer(mosaic=0.5, mix_epochs=3)
     assert [asked.is_on(epoch) for epoch in (0, 2, 3)] == [True, True, False]
     assert mixer(mosaic=0.5).is_on(1000)
@@ -300,6 +299,6 @@ def test_photos_are_mixed_in_the_first_epochs_alone():
         ("mix_epochs", -1),
     ],
 )
-def test_an_augmentation_that_makes_no_sense_is_refused(name, value):
+def test_an_augmentation_outside_its_range_is_refused(name, value):
     with pytest.raises(ConfigError, match=name):
         Augmentation(**{name: value})

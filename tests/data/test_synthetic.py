@@ -19,7 +19,7 @@ def test_the_data_set_is_read_without_a_problem(root):
     assert train.records[0].size == (192, 192)
 
 
-def test_all_classes_and_very_different_sizes_are_there(root):
+def test_all_classes_and_very_different_sizes_occur(root):
     records = read_data(root, "train").records
     assert {label for record in records for label in record.labels.tolist()} == {0, 1, 2, 3}
     sides = [side for r in records for side in (r.boxes[:, 2:] - r.boxes[:, :2]).amax(1).tolist()]
@@ -45,7 +45,7 @@ def test_a_seed_draws_the_same_again(root, tmp_path):
     assert not filecmp.cmp(root / picture, tmp_path / "other" / picture, shallow=False)
 
 
-def test_what_is_there_is_not_overwritten(root):
+def test_an_existing_folder_is_not_overwritten(root):
     with pytest.raises(FileExistsError, match="is there already"):
         write_shapes(root)
 

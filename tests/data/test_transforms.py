@@ -7,8 +7,8 @@ from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.data.transforms.pipeline import train_transform
 
 
-def photo_with(*boxes, size=(100, 160)):
-    """A dark photo with a bright rectangle in each box, and its target."""
+def image_with(*boxes, size=(100, 160)):
+    """A dark image with a bright rectangle in each box, and its target."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     for x1, y1, x2, y2 in boxes:
         image[:, y1:y2, x1:x2] = 255
@@ -20,7 +20,6 @@ def photo_with(*boxes, size=(100, 160)):
         "iscrowd": torch.arange(count) % 2,
         "area": 100.0 + torch.arange(count),
         "image_id": 5,
-        "photo_size": size,
         "unreadable": [],
     }
     return image, target
@@ -41,20 +40,20 @@ def test_boxes_move_with_their_pixels(hflip, limits):
     )
     torch.manual_seed(0)
     for box in [(20, 10, 60, 50), (0, 0, 30, 100), (120, 60, 160, 100)]:
-        image, target = transform(*photo_with(box))
+        image, target = transform(*image_with(box))
         torch.testing.assert_close(target["boxes"][0], bright_box(image), atol=1.0, rtol=0)
 
 
 def test_a_flip_mirrors_the_box():
     transform = train_transform(100, 160, antialias=True, augmentation=Augmentation(hflip=1.0))
-    _, target = transform(*photo_with((20, 10, 60, 50)))
+    _, target = transform(*image_with((20, 10, 60, 50)))
     assert target["boxes"].tolist() == [[100, 10, 140, 50]]
 
 
-def test_a_photo_upside_down_takes_its_box_along():
+def test_a_vertical_flip_mirrors_the_box():
     asked = Augmentation(hflip=0.0, vflip=1.0)
     transform = train_transform(100, 160, antialias=True, augmentation=asked)
-    _, target = transform(*photo_with((20, 10, 60, 50)))
+    _, target = transform(*image_with((20, 10, 60, 50)))
     assert target["boxes"].tolist() == [[20, 50, 60, 90]]
 
 
@@ -62,55 +61,55 @@ def test_one_of_the_short_sides_is_drawn():
     asked = Augmentation(short_sides=(40, 50, 60))
     transform = train_transform(50, 1000, antialias=True, augmentation=asked)
     torch.manual_seed(0)
-    sides = {transform(*photo_with())[0].shape[-2] for _ in range(50)}
+    sides = {transform(*image_with())[0].shape[-2] for _ in range(50)}
     assert sides == {40, 50, 60}
 
 
-def test_the_sides_keep_to_their_limits_times_the_factor():
+def test_the_sides_stay_within_their_limits_times_the_factor():
     transform = train_transform(
         50, 1000, antialias=False, augmentation=Augmentation(scale=(0.5, 2.0))
     )
     torch.manual_seed(0)
-    sides = [transform(*photo_with())[0].shape[-2] for _ in range(50)]
+    sides = [transform(*image_with())[0].shape[-2] for _ in range(50)]
     assert 25 <= min(sides) < 35
     assert 80 < max(sides) <= 100
 
 
 def test_the_area_is_scaled_with_the_image():
     transform = train_transform(50, 80, antialias=True)
-    _, target = transform(*photo_with((20, 10, 60, 50)))
+    _, target = transform(*image_with((20, 10, 60, 50)))
     assert target["area"].tolist() == [25.0]
 
 
-def test_what_belongs_to_a_box_goes_with_it():
+def test_labels_crowds_and_areas_of_dropped_boxes_are_dropped():
     transform = train_transform(50, 80, antialias=True)
     boxes = (0, 0, 9, 9), (10, 10, 11, 90), (20, 20, 80, 80), (30, 30, 31, 31)
-    _, target = transform(*photo_with(*boxes))  # at half the size, two are thinner than a pixel
+    _, target = transform(*image_with(*boxes))  # at half the size, two are thinner than a pixel
     assert target["labels"].tolist() == [0, 2]
     assert target["iscrowd"].tolist() == [0, 0]
     assert target["area"].tolist() == [25, 25.5]
 
 
-def test_photos_without_boxes_pass():
+def test_images_without_boxes_are_transformed():
     transform = train_transform(
         50, 80, antialias=True, augmentation=Augmentation(color_jitter=True)
     )
-    image, target = transform(*photo_with())
+    image, target = transform(*image_with())
     assert image.shape == (3, 50, 80)
     assert target["boxes"].shape == (0, 4)
 
 
 def test_colour_jitter_changes_colours_only():
     torch.manual_seed(0)
-    photo, target = photo_with((20, 10, 60, 50))
-    photo = photo // 2 + 50
+    original, target = image_with((20, 10, 60, 50))
+    original = original // 2 + 50
     plain = train_transform(100, 160, antialias=True, augmentation=Augmentation(hflip=0.0))
     jittered = train_transform(
         100, 160, antialias=True, augmentation=Augmentation(hflip=0.0, color_jitter=True)
     )
-    image, moved = jittered(photo, target)
+    image, moved = jittered(original, target)
     assert torch.equal(moved["boxes"], target["boxes"])
-    assert not torch.equal(image, plain(photo, target)[0])
+    assert not torch.equal(image, plain(original, target)[0])
 
 
 TRANSFORMS = {
@@ -123,18 +122,21 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_results_are_plain_tensors(name):
-    image, target = TRANSFORMS[name](*photo_with((20, 10, 60, 50)))
+    image, target = TRANSFORMS[name](*image_with((20, 10, 60, 50)))
     assert image.dtype == torch.uint8
     assert {type(image), type(target["boxes"]), type(target["labels"])} == {torch.Tensor}
-    assert (target["image_id"], target["photo_size"]) == (5, (100, 160))
+    assert target["image_id"] == 5
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_the_input_is_left_as_it_was(name):
-    photo, target = photo_with((20, 10, 60, 50), (-5, 0, 200, 50))
-    before = photo.clone(), {key: torch.as_tensor(value).clone() for key, value in target.items()}
-    TRANSFORMS[name](photo, target)
-    assert torch.equal(photo, before[0])
+    original, target = image_with((20, 10, 60, 50), (-5, 0, 200, 50))
+    before = (
+        original.clone(),
+        {key: torch.as_tensor(value).clone() for key, value in target.items()},
+    )
+    TRANSFORMS[name](original, target)
+    assert torch.equal(original, before[0])
     assert all(torch.equal(torch.as_tensor(target[key]), before[1][key]) for key in target)
 
 

@@ -69,7 +69,7 @@ def test_two_categories_of_one_name_are_a_problem(label_names, tmp_path):
     assert problem == "instances_train.json: two classes are named 'cat'"
 
 
-def test_two_categories_of_one_name_do_not_matter_where_the_name_is_not_asked_for(tmp_path):
+def test_two_categories_of_one_name_are_fine_where_no_label_has_the_name(tmp_path):
     write_data(tmp_path, [annotation(1, 2)], categories=TWO_CATS)
     assert read_data(tmp_path, "train", label_names=["dog"]).category_ids == (2,)
 
@@ -101,13 +101,13 @@ def test_a_split_is_found_by_its_beginning(tmp_path):
     assert read_data(tmp_path, "train").records[0].path == tmp_path / "train2017" / "1.png"
 
 
-def test_an_exact_match_goes_before_a_longer_name(tmp_path):
+def test_an_exact_match_wins_over_a_longer_name(tmp_path):
     write_data(tmp_path, [annotation(1)], split="train")
     write_data(tmp_path, [], split="train2017")
     assert len(read_data(tmp_path, "train").records[0].boxes) == 1
 
 
-def test_a_split_that_could_be_two_lists_them(tmp_path):
+def test_an_ambiguous_split_lists_the_matches(tmp_path):
     write_data(tmp_path, split="train2014")
     write_data(tmp_path, split="train2017")
     assert "train2014, train2017" in problems_of(tmp_path)[0]
@@ -169,7 +169,7 @@ def test_an_image_id_that_is_there_twice_is_a_problem(tmp_path):
     assert "images: the id 1 is there twice" in problems_of(tmp_path)[0]
 
 
-def test_boxes_of_an_id_that_two_files_share_are_nobodys(tmp_path):
+def test_boxes_of_an_id_that_two_files_share_are_a_problem(tmp_path):
     files = [{"id": 1, "file_name": f"{i}.png", "height": 48, "width": 64} for i in (1, 2)]
     write_data(tmp_path, [annotation(1), annotation(2)], images=files)
     problem = problems_of(tmp_path)[1]

@@ -74,7 +74,7 @@ def test_one_file_may_have_the_rows_of_all_splits(tmp_path):
     assert record.path == tmp_path / "test" / "b.png"
 
 
-def test_texts_name_the_classes_the_same_in_all_splits(tmp_path):
+def test_categories_as_texts_name_the_same_classes_in_all_splits(tmp_path):
     write_metadata(tmp_path / "train", row("a.png", "dog", "owl"))
     write_metadata(tmp_path / "test", row("a.png", "cat", "dog"))
     train, test = (read_data(tmp_path, split) for split in ("train", "test"))
@@ -90,7 +90,7 @@ def test_numbers_are_named_by_classes_txt(tmp_path):
     assert annotations.records[0].labels.tolist() == [1, 0]
 
 
-def test_numbers_without_names_are_their_own(tmp_path):
+def test_numbers_without_names_become_names(tmp_path):
     write_metadata(tmp_path / "train", row("a.png", 7))
     write_metadata(tmp_path / "test", row("a.png", 3))
     annotations = read_data(tmp_path, "train")
@@ -119,7 +119,7 @@ def test_an_image_may_have_no_objects(value, tmp_path):
     assert len(read_data(tmp_path, "train").records[0].boxes) == 0
 
 
-def test_what_is_known_of_boxes_and_images_is_kept(tmp_path):
+def test_ids_sizes_areas_and_crowds_are_kept(tmp_path):
     known = objects("dog", "cat", area=[7.0, 8.0], iscrowd=[0, 1])
     entry = {"file_name": "a.png", "objects": known, "image_id": 99, "width": 64, "height": 48}
     write_metadata(tmp_path / "train", entry)
@@ -138,7 +138,7 @@ def test_metadata_may_be_csv_with_json_inside(tmp_path):
     assert (record.image_id, record.boxes.tolist()) == (5, [CORNERS])
 
 
-def test_a_cell_that_is_too_long_for_csv_is_named_by_line(tmp_path):
+def test_a_cell_too_long_for_csv_is_named_by_line(tmp_path):
     write_image(tmp_path / "train" / "a.png")
     text = "file_name,objects\na.png," + "1" * 200_000
     (tmp_path / "train" / "metadata.csv").write_text(text)
@@ -146,7 +146,7 @@ def test_a_cell_that_is_too_long_for_csv_is_named_by_line(tmp_path):
     assert "metadata.csv:2: field larger than field limit" in problem
 
 
-def test_a_byte_order_mark_windows_lines_and_empty_ones_do_not_matter(tmp_path):
+def test_byte_order_marks_windows_lines_and_empty_lines_are_ignored(tmp_path):
     line = json.dumps(row("a.png", "d\u2028g"), ensure_ascii=False)
     write_metadata(tmp_path / "train", text=f"\ufeff{line}\r\n\r\n")
     assert read_data(tmp_path, "train").label_names == ("d\u2028g",)
@@ -194,7 +194,7 @@ def test_a_bad_box_is_named_and_can_be_dropped(tmp_path):
     assert len(read_data(tmp_path, "train", drop_bad_boxes=True).records[0].boxes) == 1
 
 
-def test_a_category_that_classes_txt_does_not_name_is_a_problem(tmp_path):
+def test_a_category_missing_in_classes_txt_is_a_problem(tmp_path):
     write_metadata(tmp_path / "train", row("a.png", 2))
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     (problem,) = problems_of(tmp_path)
@@ -213,18 +213,18 @@ def datasets(tmp_path, monkeypatch):
 
 def make_table(datasets, tmp_path, *categories, label=None):
     """Two rows, the first with boxes of ``categories``."""
-    path = tmp_path / "source" / "photo.png"
+    path = tmp_path / "source" / "image.png"
     write_image(path)
     value = {"bytes": path.read_bytes(), "path": None}
     category = label or datasets.Value("int64")
     features = {
-        "photo": datasets.Image(),
+        "picture": datasets.Image(),
         "objects": {
             "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
             "category": datasets.List(category),
         },
     }
-    rows = [{"photo": value, "objects": objects(*cats)} for cats in (categories, ())]
+    rows = [{"picture": value, "objects": objects(*cats)} for cats in (categories, ())]
     return datasets.Dataset.from_list(rows, features=datasets.Features(features))
 
 
@@ -245,7 +245,7 @@ def test_parquet_files_are_found_by_split(name, split, datasets, tmp_path):
     assert annotations.records[0].boxes.tolist()[0] == CORNERS
 
 
-def test_the_shards_of_a_split_are_read_in_their_order(datasets, tmp_path):
+def test_the_shards_of_a_split_are_read_in_order(datasets, tmp_path):
     (tmp_path / "set").mkdir()
     for i in (1, 0):
         table = make_table(datasets, tmp_path, *range(i + 1))
@@ -274,18 +274,18 @@ def test_images_inside_a_table_are_written_once_to_the_cache(datasets, tmp_path)
     make_table(datasets, tmp_path, 0).save_to_disk(tmp_path / "set")
     first = read_data(tmp_path / "set", "train").records[0].path
     assert first.is_relative_to(tmp_path / "cache")
-    assert first.read_bytes() == (tmp_path / "source" / "photo.png").read_bytes()
+    assert first.read_bytes() == (tmp_path / "source" / "image.png").read_bytes()
     written = first.stat().st_mtime_ns
     assert read_data(tmp_path / "set", "train").records[0].path == first
     assert first.stat().st_mtime_ns == written
 
 
-def test_images_beside_a_table_stay_where_they_are(datasets, tmp_path):
-    write_image(tmp_path / "set" / "photos" / "a.png")
-    table = datasets.Dataset.from_list([{"image": "photos/a.png", "objects": objects(0)}])
+def test_images_beside_a_table_are_not_copied(datasets, tmp_path):
+    write_image(tmp_path / "set" / "pictures" / "a.png")
+    table = datasets.Dataset.from_list([{"image": "pictures/a.png", "objects": objects(0)}])
     table.to_parquet(tmp_path / "set" / "train.parquet")
     (record,) = read_data(tmp_path / "set", "train").records
-    assert record.path == tmp_path / "set" / "photos" / "a.png"
+    assert record.path == tmp_path / "set" / "pictures" / "a.png"
     assert record.boxes.tolist() == [CORNERS]
 
 
@@ -328,12 +328,12 @@ def test_a_data_set_of_the_hub_is_loaded_by_name_and_revision(datasets, tmp_path
         return datasets.DatasetDict(train=make_table(datasets, tmp_path, 0, 1))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    annotations = read_data("hf-hub:someone/photos@v2", "train")
-    assert set(asked) == {("someone/photos", "v2")}
+    annotations = read_data("hf-hub:someone/cells@v2", "train")
+    assert set(asked) == {("someone/cells", "v2")}
     assert annotations.records[0].labels.tolist() == [0, 1]
 
 
-def test_a_hub_that_cannot_be_reached_is_an_error_with_the_way_out(datasets, monkeypatch):
+def test_an_unreachable_hub_is_an_error_that_says_what_to_do(datasets, monkeypatch):
     def load_dataset(*_, **__):
         raise ConnectionError("Couldn't reach 'someone/cells' on the Hub")
 

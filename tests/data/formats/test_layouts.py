@@ -71,6 +71,7 @@ def test_a_copy_of_the_shapes_gives_the_same_targets(layout, shapes, tmp_path):
     assert_same(read_data(tmp_path / layout, "train"), data["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_copy_of_real_voc_gives_the_same_targets(layout, shared_data, tmp_path):
     needs(layout)

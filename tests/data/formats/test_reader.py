@@ -40,22 +40,22 @@ def problems_of(*args, **kwargs):
     return tuple(map(str, caught.value.problems))
 
 
-def test_the_layout_tells_coco(tmp_path):
+def test_coco_is_recognised(tmp_path):
     write_shapes(tmp_path / "shapes", train=2, val=1, size=(48, 64))
     assert len(read_data(tmp_path / "shapes", "train").records) == 2
 
 
-def test_the_layout_tells_voc(shared_data):
+def test_voc_is_recognised(shared_data):
     assert len(read_data(shared_data / "bccd", "val").records) == 87
 
 
-def test_an_unknown_layout_says_what_was_looked_for_and_what_is_there(tmp_path):
-    (tmp_path / "photos").mkdir()
+def test_an_unknown_layout_lists_the_known_ones_and_the_files_present(tmp_path):
+    (tmp_path / "pictures").mkdir()
     (tmp_path / "labels.csv").touch()
     (problem,) = problems_of(tmp_path, "train")
     for name, data_format in FORMATS.items():
         assert f"{data_format.layout} ({name})" in problem
-    assert "labels.csv, photos/" in problem
+    assert "labels.csv, pictures/" in problem
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -79,11 +79,11 @@ def test_a_folder_of_two_layouts_asks_for_the_format(tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_format_that_is_insisted_upon_says_what_is_missing(name, tmp_path):
-    (tmp_path / "photos").mkdir()
+def test_a_requested_format_says_what_is_missing(name, tmp_path):
+    (tmp_path / "pictures").mkdir()
     (problem,) = problems_of(tmp_path, "train", format=name)
     assert f"not in the layout of {name}. Looked for {FORMATS[name].layout}" in problem
-    assert "There is: photos/" in problem
+    assert "There is: pictures/" in problem
 
 
 def test_an_unknown_format_says_which_there_are(tmp_path):
@@ -103,7 +103,7 @@ def test_several_sources_are_joined_by_class_name(tmp_path):
     assert [record.path.name for record in annotations.records] == ["a.png", "b.png"]
 
 
-def test_images_of_several_sources_are_numbered_anew_and_of_one_are_not(tmp_path):
+def test_images_get_new_ids_from_several_sources_only(tmp_path):
     sources = [write_coco(tmp_path / name, {1: "cat"}) for name in ("one", "two")]
     ids = [record.image_id for record in read_data(sources, "train").records]
     assert ids == [1, 2]
@@ -133,7 +133,7 @@ def test_names_that_differ_in_case_only_are_a_problem_that_names_both_sources(tm
     assert problem == f"{two}: class 'Cat' is 'cat' in {one}; write them alike"
 
 
-def test_names_that_differ_in_case_only_inside_one_source_are_its_own_affair(tmp_path):
+def test_names_that_differ_in_case_only_are_allowed_inside_one_source(tmp_path):
     one = write_coco(tmp_path / "one", {1: "cat", 2: "Cat"})
     two = write_coco(tmp_path / "two", {1: "dog"})
     assert read_data([one, two], "train").label_names == ("cat", "Cat", "dog")
@@ -158,13 +158,13 @@ def test_every_source_without_the_split_is_named(tmp_path):
     assert str(sources[2]) in problems[1]
 
 
-def test_broken_lines_of_several_sources_tell_their_source(tmp_path):
+def test_broken_lines_of_several_sources_name_their_source(tmp_path):
     sources = [write_yolo(tmp_path / name, numbers=[5]) for name in ("one", "two")]
     for source, problem in zip(sources, problems_of(sources, "train"), strict=True):
         assert problem.startswith(f"{source}: labels/train/a.txt:1: category 5")
 
 
-def test_dropped_boxes_of_several_sources_are_told(tmp_path):
+def test_dropped_boxes_of_several_sources_name_their_source(tmp_path):
     sources = [write_yolo(tmp_path / name, numbers=[0, 0]) for name in ("one", "two")]
     annotations = read_data(sources, "train", drop_bad_boxes=True)
     assert tuple(map(str, annotations.dropped)) == tuple(

@@ -100,13 +100,13 @@ def test_the_file_name_chooses_among_images_of_one_stem(tmp_path):
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
-def test_without_an_annotated_size_the_files_counts(size, tmp_path):
+def test_without_an_annotated_size_the_file_decides(size, tmp_path):
     write_image(tmp_path, "a", size=size)
     write_split(tmp_path, "train", "a")
     assert read_data(tmp_path, "train").records[0].size == (48, 64)
 
 
-def test_a_split_file_may_come_from_windows(tmp_path):
+def test_a_split_file_of_windows_is_read(tmp_path):
     write_image(tmp_path, "a")
     write_split(tmp_path, "train")
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xef\xbb\xbfa\r\n\r\n")

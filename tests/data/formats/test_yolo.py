@@ -70,7 +70,7 @@ ONE = [("a.png", [MIDDLE], [0])]
         ("\ufefftrain: images/train\r\nnames: [cat]\r\n", "images/train", "labels/train"),
     ],
 )
-def test_data_yaml_is_read_as_it_is_found_in_the_wild(text, images, texts, tmp_path):
+def test_data_yaml_is_read_in_all_its_variants(text, images, texts, tmp_path):
     root = tmp_path / "set"
     write_text(root / "data.yaml", text)
     write_split(root, {"a": HALF}, images, texts)
@@ -91,7 +91,7 @@ def test_the_yaml_file_itself_may_be_given(tmp_path):
     assert len(read_data(tmp_path / "cats.yaml", "train").records) == 1
 
 
-def test_several_folders_are_read_in_their_order(root):
+def test_several_folders_are_read_in_order(root):
     write_text(root / "data.yaml", "train: [images/b, images/a]\nnames: [cat]")
     write_split(root, {"2": HALF, "1": HALF}, "images/a", "labels/a")
     write_split(root, {"3": None}, "images/b", "labels/b")
@@ -99,7 +99,7 @@ def test_several_folders_are_read_in_their_order(root):
 
 
 @pytest.mark.parametrize("prefix", ["./", "", "images/../", "..\\", "data/", "{root}/"])
-def test_a_list_of_images_is_read_in_its_order(prefix, tmp_path):
+def test_a_list_of_images_is_read_in_order(prefix, tmp_path):
     root = tmp_path / "set"
     write_text(root / "data.yaml", "train: train.txt\nnames: [cat]")
     write_split(root, {"a": HALF, "b": None, "unlisted": HALF})
@@ -240,7 +240,7 @@ def test_a_line_may_be_written_in_many_ways(text, root):
     assert boxes_of(root) == ONE
 
 
-def test_keypoints_are_passed_over_where_the_yaml_tells_of_them(root):
+def test_keypoints_declared_in_the_yaml_are_ignored(root):
     write_text(root / "data.yaml", YAML + "kpt_shape: [1, 2]")
     write_split(root, {"a": f"{HALF} 0.1 0.9"})
     assert boxes_of(root) == ONE
@@ -307,7 +307,7 @@ def test_given_names_decide_the_labels(root):
     assert annotations.category_ids == (1, None, 0)
 
 
-def test_class_numbers_need_not_be_without_gaps(root):
+def test_class_numbers_may_have_gaps(root):
     write_text(root / "data.yaml", "train: images/train\nnames: {7: dog, 2: cat}")
     write_split(root, {"a": HALF.replace("0", "7", 1)})
     annotations = read_data(root, "train")
@@ -362,7 +362,7 @@ def test_a_broken_class_file_is_named_with_the_line(text, says, tmp_path):
     assert says in problem
 
 
-def test_labels_of_a_missing_image_are_a_problem_but_notes_are_not(root):
+def test_labels_without_an_image_are_a_problem_but_notes_are_not(root):
     write_split(root, {"a": HALF})
     for stem, text in {"b": f"\n{HALF}", "notes": "by me", "empty": "", "classes": "c"}.items():
         write_text(root / "labels" / "train" / f"{stem}.txt", text)

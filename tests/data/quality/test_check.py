@@ -49,7 +49,7 @@ def test_a_fault_is_found_and_named(kind, data):
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_an_error_is_what_a_training_would_refuse_or_stumble_over(kind, data):
+def test_errors_are_exactly_what_training_refuses_or_fails_on(kind, data):
     FAULTS[kind].break_data(data)
     refused = False
     try:
@@ -62,7 +62,7 @@ def test_an_error_is_what_a_training_would_refuse_or_stumble_over(kind, data):
     assert check_data(data).has_errors() == refused
 
 
-def test_faults_come_worst_first(data):
+def test_findings_are_sorted_worst_first(data):
     for kind in ("elongated box", "box twice", "unknown category"):
         FAULTS[kind].break_data(data)
     severities = [finding.severity for finding in check_data(data).findings]
@@ -70,14 +70,14 @@ def test_faults_come_worst_first(data):
     assert {*severities} == {"error", "warning", "note"}
 
 
-def test_a_truncated_photo_does_not_stop_the_others(data):
+def test_a_truncated_image_does_not_stop_the_check(data):
     truncate(data / "train" / "train1.jpg")
     truncate(data / "val" / "val2.jpg")
     found = [finding.where for finding in check_data(data).findings]
     assert found == [str(data / "train" / "train1.jpg"), str(data / "val" / "val2.jpg")]
 
 
-def test_whatever_a_decoder_raises_is_a_finding(data, monkeypatch):
+def test_any_exception_of_a_decoder_is_a_finding(data, monkeypatch):
     def fail(_):
         raise RuntimeError("no such luck")
 
@@ -98,7 +98,7 @@ def test_a_split_that_is_not_there_is_refused(data):
         check_data(data, ["test"])
 
 
-def test_a_picture_is_known_by_its_pixels(data):
+def test_a_picture_is_identified_by_its_pixels(data):
     path = data / "train" / "train1.jpg"
     digest = inspect_image(path).digest
     path.write_bytes(path.read_bytes() + b"appended")
@@ -107,14 +107,14 @@ def test_a_picture_is_known_by_its_pixels(data):
     assert inspect_image(path).digest != digest
 
 
-def test_many_copies_of_a_picture_are_told_once_each(data):
+def test_many_copies_of_a_picture_are_reported_once_each(data):
     FAULTS["picture in two splits"].break_data(data)
     FAULTS["picture twice in a split"].break_data(data)
     found = [f.kind for f in check_data(data).findings]
     assert sorted(found) == ["picture in two splits", "picture twice in a split"]
 
 
-def test_a_split_of_others_together_is_no_leak(data):
+def test_a_union_of_splits_is_no_leak(data):
     tables = [read_tables(data, split) for split in ("train", "val")]
     joint = {"categories": tables[0]["categories"], "images": [], "annotations": []}
     (data / "trainval").mkdir()
@@ -126,7 +126,7 @@ def test_a_split_of_others_together_is_no_leak(data):
     assert "picture in two splits" not in kinds_of(check_data(data))
 
 
-def test_an_image_is_used_whatever_the_way_to_it(data):
+def test_an_image_is_used_whatever_its_path(data):
     editing(lambda t: t["images"][0].update(file_name="../val/../train/train1.jpg"))(data)
     assert check_data(data).findings == ()
 
@@ -157,7 +157,7 @@ def test_boxes_of_a_category_id_with_two_names_are_refused(data):
     assert "category 1 ('cat' or 'owl')" in found[0]
 
 
-def test_a_border_that_is_crossed_by_rounding_is_no_finding(data):
+def test_a_box_outside_by_rounding_is_no_finding(data):
     adding_box([0.1, 0.2, 63.9001, 47.8])(data)
     assert check_data(data).findings == ()
 
@@ -175,7 +175,7 @@ def test_progress_counts_every_image(data):
 
 
 def write_voc(root, split, **boxes):
-    """Photos of 64 x 48 with a cat each, at (xmin, ymin, xmax, ymax)."""
+    """Images of 64 x 48 with a cat each, at (xmin, ymin, xmax, ymax)."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for stem, box in boxes.items():
@@ -228,7 +228,7 @@ def test_a_label_file_that_two_images_share_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_unreadable_file_is_told_for_its_split(split, data):
+def test_an_unreadable_file_is_reported_for_its_split(split, data):
     json_path(data, split).write_text("[]")
     (found,) = [f for f in check_data(data).findings if f.kind == "unreadable annotations"]
     assert found.split == split
@@ -243,6 +243,7 @@ def test_real_coco_has_notes_only(shared_data):
     ]
 
 
+@pytest.mark.slow
 def test_real_blood_cells_have_two_boxes_of_a_single_pixel(shared_data):
     found = check_data(shared_data / "bccd").findings
     assert [(f.kind, f.split, f.where) for f in found] == [

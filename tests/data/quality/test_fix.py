@@ -52,7 +52,7 @@ def boxes_of(data, split="train"):
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_the_copy_is_without_the_fault_and_says_so(kind, data):
+def test_the_copy_lacks_the_fault_and_reports_the_change(kind, data):
     fault = FAULTS[kind]
     fault.break_data(data)
     target, changes = copy_of(data)
@@ -72,7 +72,7 @@ def test_data_with_every_fault_at_once_gives_a_copy_without_errors(data):
     break_everything(data)
     before = check_data(data)
     missed = {*FAULTS} - {finding.kind for finding in before.findings}
-    assert missed == {"unused image"}  # not told while it is not known what a split uses
+    assert missed == {"unused image"}  # reported only where the images of all splits are known
     target, _ = copy_of(data)
     after = check_data(target)
     left = {f.kind for f in after.findings}
@@ -121,7 +121,7 @@ def test_every_change_is_in_the_list_beside_the_copy(data):
     assert rows[0]["where"] == str(data / "train" / "train1.jpg")
 
 
-def test_the_files_of_a_copy_are_its_own(data):
+def test_the_files_of_a_copy_are_no_links(data):
     target, _ = copy_of(data)
     copied = target / "train" / "train1.jpg"
     assert not copied.is_symlink()
@@ -137,7 +137,7 @@ def test_a_linked_copy_shares_the_files(data):
         assert (target / "train" / copied).samefile(data / "train" / original)
 
 
-def test_where_links_are_not_to_be_had_files_are_copied(data, monkeypatch):
+def test_files_are_copied_where_links_fail(data, monkeypatch):
     def refuse(*_):
         raise OSError("Invalid cross-device link")
 
@@ -153,7 +153,7 @@ def test_a_copy_does_not_go_into_the_data(place, data):
     assert not (data / "clean").exists()
 
 
-def test_what_is_there_is_not_overwritten(data):
+def test_an_existing_folder_is_not_overwritten(data):
     data.with_name("clean").mkdir()
     with pytest.raises(FileExistsError):
         copy_of(data)
@@ -228,7 +228,7 @@ def test_boxes_of_an_image_listed_twice_are_joined(data):
     ("splits", "keeper"),
     [(("train", "val"), "val"), (("val", "test"), "test"), (("extra", "train"), "extra")],
 )
-def test_a_picture_in_two_splits_stays_where_models_are_compared(splits, keeper, data):
+def test_a_picture_in_two_splits_stays_in_the_one_to_evaluate_on(splits, keeper, data):
     shutil.rmtree(data / "annotations")
     for i, split in enumerate(splits):
         (data / split).mkdir(exist_ok=True)
@@ -255,7 +255,7 @@ def test_class_names_become_the_most_frequent_spelling_in_all_splits(data):
     assert len(read_data(target, "val", ["cat", "dog"]).records) == 2
 
 
-def test_splits_that_number_their_classes_otherwise_agree_in_the_copy(data):
+def test_splits_with_other_class_numbers_agree_in_the_copy(data):
     def swap(tables):
         tables["categories"] = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
 
@@ -277,7 +277,7 @@ def test_images_without_boxes_that_share_an_id_get_ids_of_their_own(data):
     assert "image id 1 became 4" in changes
 
 
-def test_images_whose_boxes_cannot_be_told_apart_are_left_out(data):
+def test_images_with_ambiguous_boxes_are_left_out(data):
     editing(give_two_files_one_id)(data)
     target, changes = copy_of(data)
     assert set(boxes_of(target)) == {"train3.jpg"}
@@ -300,7 +300,7 @@ def test_files_of_one_name_get_names_of_their_own(data):
     ).read_bytes()
 
 
-def test_a_file_name_that_is_no_utf8_is_written_otherwise(data):
+def test_a_file_name_that_is_not_utf8_is_replaced(data):
     name = os.fsdecode(b"caf\xe9.jpg")
     (data / "train" / "train1.jpg").rename(data / "train" / name)
     editing(lambda t: t["images"][0].update(file_name=name))(data)

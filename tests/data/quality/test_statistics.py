@@ -79,7 +79,7 @@ def test_quantiles_have_their_bounds_and_mean():
     }
 
 
-def test_data_without_boxes_or_images_has_figures_too():
+def test_data_without_boxes_or_images_has_statistics():
     for listing in (make_listing([]), make_listing()):
         figures = describe(gather_columns(listing), listing)
         assert figures["boxes"] == 0
@@ -87,7 +87,7 @@ def test_data_without_boxes_or_images_has_figures_too():
         json.dumps(figures, allow_nan=False)
 
 
-def test_class_counts_are_by_split_and_the_most_frequent_come_first():
+def test_class_counts_are_by_split_the_most_frequent_first():
     listing = make_listing([(1, 1, 1, 1, 0)], [(1, 1, 1, 1, 0)])
     figures = describe(gather_columns(listing), listing)
     other = {"classes": {"owl": {"boxes": 5}, "cat": {"boxes": 1}}}
@@ -108,7 +108,7 @@ def test_a_box_is_reached_where_some_anchor_of_its_centre_overlaps_by_half(width
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == reached
 
 
-def test_the_reach_is_that_at_the_size_photos_are_resized_to():
+def test_the_reach_is_computed_at_the_resized_size():
     columns = gather_columns(make_listing([(16, 16, 0, 1, 0)], size=(400, 600)))
     assert anchor_reach(columns, (400, 1333), AnchorConfig()) == 0
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == 1
@@ -119,7 +119,7 @@ def test_crowds_need_no_anchor():
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == 1
 
 
-def test_a_sample_of_very_many_boxes_has_their_reach(monkeypatch):
+def test_a_sample_of_many_boxes_has_their_reach(monkeypatch):
     monkeypatch.setattr("sepc_zoo.data.quality.statistics.MAX_SAMPLE", 10)
     boxes = [(32, 32, 0, 1, 0)] * 50 + [(640, 20, 0, 1, 0)] * 50
     columns = gather_columns(make_listing(boxes, size=(800, 1333)))
