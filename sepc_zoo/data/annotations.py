@@ -100,9 +100,8 @@ def build_annotations(
         boxes.append([])
         for box in image.boxes:
             if box.label is None:
-                text = (
-                    f"category {box.category} is not among the {len(listing.label_names)} classes"
-                )
+                known = f"the {len(listing.label_names)} classes"
+                text = f"category {box.category} is not among {known}"
                 problems.append(Problem("unknown category", box.where, text))
             clipped = clip_box(box, size)
             if isinstance(clipped, Problem):
@@ -187,6 +186,8 @@ def clip_box(box: ListedBox, size: Size | None) -> ListedBox | Problem:
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         text = f"box {box.xyxy} lies outside the {width}x{height} image"
         return Problem("box outside the image", box.where, text)
+    if clipped == box.xyxy and box.bbox:
+        return box
     # x + width - x is not exactly the width, and metrics compare overlaps with a threshold
     return box._replace(xyxy=clipped, bbox=box.bbox or (x1, y1, x2 - x1, y2 - y1))
 

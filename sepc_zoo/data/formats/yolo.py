@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,14 +82,16 @@ def list_yolo(root: Source, split: str) -> Listing:
     label_files = _find_labels(paths, has_all, problems)
     with ThreadPoolExecutor() as pool:
         sizes = pool.map(_read_size, paths)
-        contents = pool.map(partial(_read_label_file, problems=problems), label_files)
+        contents = pool.map(_read_label_file, label_files)
 
     names, ids = list(folder.names.values()), list(folder.names)
     classes: dict[float, tuple[int, str]] = {
         i: (label, f"{i} ({names[label]!r})") for label, i in enumerate(ids)
     }
     images: list[ListedImage] = []
-    for path, label_file, size, lines in zip(paths, label_files, sizes, contents, strict=True):
+    files = zip(paths, label_files, sizes, contents, strict=True)
+    for path, label_file, size, (lines, broken) in files:
+        problems += broken
         where = _shorten(label_file, folder.bases)
         places = _parse_lines(lines, where, folder.has_keypoints, problems)
         # An image that cannot be read is found by the checks; until then its boxes have no pixels.
@@ -321,9 +322,9 @@ def _label_folder(folder: Path) -> Path:
 
 
 def _is_label_file(file: Path) -> bool:
-    lines = filter(None, _read_label_file(file, []))
+    lines, _ = _read_label_file(file)
     try:
-        return bool(_parse_line(next(lines), False))
+        return bool(_parse_line(next(filter(None, lines)), False))
     except (StopIteration, ValueError):
         return False
 
@@ -335,12 +336,11 @@ def _read_size(path: Path) -> Size | None:
         return None
 
 
-def _read_label_file(file: Path | None, problems: list[Problem]) -> list[str]:
+def _read_label_file(file: Path | None) -> tuple[list[str], list[Problem]]:
     try:
-        return read_lines(file) if file else []
+        return read_lines(file) if file else [], []
     except DataError as error:
-        problems += [problem._replace(kind="broken entry") for problem in error.problems]
-        return []
+        return [], [problem._replace(kind="broken entry") for problem in error.problems]
 
 
 def _shorten(file: Path | None, bases: Sequence[Path]) -> str:
