@@ -45,7 +45,7 @@ def one_of_each():
 
 
 def assert_boxes_frame_their_pixels(mixed, tolerance=2.0):
-    """Each box is the extent of its class's colour; classes come once."""
+    """Check that each box is the extent of its class's colour; each class occurs once."""
     image, target = mixed
     assert len(set(target["labels"].tolist())) == len(target["labels"])
     for box, label in zip(target["boxes"], target["labels"].tolist(), strict=True):
@@ -72,7 +72,7 @@ def mixer(short=96, long=128, **changes):
 
 
 def drawing(samples):
-    """Draws them one after the other."""
+    """Return the samples one after the other."""
     return iter(samples).__next__
 
 
@@ -89,7 +89,7 @@ def test_the_boxes_of_a_mosaic_frame_their_pixels(seed):
 
 
 def test_a_mosaic_keeps_boxes_with_their_pixels():
-    """Where no object is cut: small ones next to the corners that meet."""
+    """Small objects next to the corners that meet are not cut."""
     near = [(100, 70, 120, 90, 0), (8, 70, 28, 90, 1), (100, 6, 120, 26, 2), (8, 6, 28, 26, 3)]
     for seed in range(10):
         torch.manual_seed(seed)
@@ -114,7 +114,7 @@ def test_mixup_blends_and_keeps_both_sets_of_boxes():
     image, target = mixup(first, second)
     assert target["labels"].tolist() == [0, 1]
     assert image.shape == first[0].shape
-    assert 90 < image[0, 20, 20] < 170  # a half of the object, a half of black
+    assert 90 < image[0, 20, 20] < 170  # half object, half black
     assert 90 < image[1, 60, 70] < 170
     assert (image[:, :, 120] <= GREY).all()  # where the second image ends
 
@@ -174,7 +174,7 @@ def test_pasted_objects_have_several_sizes():
 
 @pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_paste", "crop"])
 def test_crowds_stay_crowds(kind):
-    """Of each image the second box is a crowd, and labels 2 and 3 are crowds' alone."""
+    """The second box of each image is a crowd; only crowds have the labels 2 and 3."""
     seen = set()
     for seed in range(10):
         torch.manual_seed(seed)

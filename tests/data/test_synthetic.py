@@ -29,7 +29,7 @@ def test_all_classes_and_very_different_sizes_occur(root):
 
 
 def test_boxes_fit_their_shapes(root):
-    """Just inside each side of a box is another colour than just outside, somewhere along it."""
+    """Along each side of a box, the colours inside and outside differ somewhere."""
     record = next(r for r in read_data(root, "train").records if len(r.boxes) == 1)
     pixels = np.asarray(Image.open(record.path)).astype(int)
     x1, y1, x2, y2 = (int(value) for value in record.boxes[0])

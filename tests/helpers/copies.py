@@ -11,7 +11,7 @@ from sepc_zoo.data import Annotations
 
 
 def write_copy(annotations: dict[str, Annotations], layout: str, root: Path) -> Path:
-    """The splits of a data set in another layout; crowds and areas cannot be held by each."""
+    """Write the splits of a data set in another layout; not every layout holds crowds and areas."""
     WRITERS[layout](annotations, root)
     return root
 

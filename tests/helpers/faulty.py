@@ -68,14 +68,14 @@ def adding_box(bbox: list, image_id: int = 1, category_id: int = 1) -> Callable[
 
 
 class Fault(NamedTuple):
-    """What is broken, where it is named, and what becomes of it in a clean copy."""
+    """A way to break data, the finding that names it, and the change of a clean copy."""
 
     break_data: Callable[[Path], object]
     severity: str
-    where: str  # in the finding's place
-    text: str  # in the finding's text
-    fixed: str  # in a change of the clean copy; "": nothing is changed
-    splits: str = "train val"  # of the copy
+    where: str  # part of the finding's place
+    text: str  # part of the finding's text
+    fixed: str  # part of a change of the clean copy; "": no change
+    splits: str = "train val"  # splits of the copy
 
 
 def truncate(path: Path) -> None:
@@ -83,7 +83,7 @@ def truncate(path: Path) -> None:
 
 
 def damage_pixels(root: Path) -> None:
-    """A PNG that is broken inside, and whole at its ends."""
+    """Break a PNG inside; its ends stay whole."""
     path = root / "train" / "train1.png"
     Image.effect_noise((WIDTH, HEIGHT), 60).convert("RGB").save(path)
     content = bytearray(path.read_bytes())
@@ -97,7 +97,7 @@ def turn_picture(root: Path) -> None:
 
 
 def share_picture(root: Path) -> None:
-    """The first picture to validate on is among those to train on, under another name."""
+    """Copy the first picture of val to train, under another name."""
     shutil.copyfile(root / "val" / "val1.jpg", root / "train" / "train1.jpg")
 
 
@@ -230,7 +230,7 @@ FAULTS = {
 
 
 def break_everything(root: Path) -> None:
-    """All that can be wrong at once; what would hide another fault is in pictures of its own."""
+    """Break data in all ways at once; faults that would hide others get images of their own."""
     names = ("missing", "truncated", "turned", "resized", "leak", "copy")
     for i, name in enumerate(names, start=10):
         write_picture(root / "train" / f"{name}.jpg", orientation=6 if name == "turned" else 1)

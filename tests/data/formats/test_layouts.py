@@ -30,7 +30,7 @@ def needs(layout):
 
 
 def plain(annotations):
-    """What every layout can hold: images sorted by name, no crowds, the area of the box."""
+    """Reduce annotations to what every layout holds: no crowds, areas of boxes, sorted by name."""
     records = []
     for record in sorted(annotations.records, key=lambda record: record.path.name):
         keep = record.iscrowd == 0
@@ -42,7 +42,7 @@ def plain(annotations):
 
 
 def sorted_classes(annotations):
-    """Labels in the order of the names, as VOC, which has no other, gives them."""
+    """Sort the classes by name, the only order that VOC has."""
     names = annotations.label_names
     order = sorted(range(len(names)), key=names.__getitem__)
     new = torch.tensor([order.index(label) for label in range(len(names))])

@@ -413,3 +413,20 @@ def test_every_broken_file_and_line_is_listed_at_once(root):
 def test_a_folder_of_another_layout_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no data\.yaml and no classes\.txt"):
         list_yolo(tmp_path, "train")
+
+
+def test_problems_have_kinds(root):
+    good = "1 0.5 0.5 0.5 0.5"
+    write_split(root, {"a": f"{good}\n{good}\n0 9 9 9 9\n7 0.5 0.5 0.5 0.5\nx", "b": b"\xff"})
+    write_text(root / "labels" / "train" / "c.txt", HALF)
+    with pytest.raises(DataError) as caught:
+        read_data(root, "train")
+    found = {(problem.kind, problem.where.rpartition("/")[2]) for problem in caught.value.problems}
+    assert found == {
+        ("box twice", "a.txt:2"),
+        ("box outside the image", "a.txt:3"),
+        ("unknown category", "a.txt:4"),
+        ("broken entry", "a.txt:5"),
+        ("broken entry", "b.txt:1"),
+        ("missing image", "c.txt"),
+    }

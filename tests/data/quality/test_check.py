@@ -27,7 +27,7 @@ def kinds_of(check):
 
 
 def test_there_is_a_way_to_break_data_for_every_kind_of_finding():
-    assert {*SEVERITY_OF} - {*FAULTS} == {"shared label file"}  # YOLO has these
+    assert {*SEVERITY_OF} - {*FAULTS} == {"shared label file"}  # only YOLO has these
 
 
 def test_good_data_has_no_findings(data):
@@ -175,7 +175,7 @@ def test_progress_counts_every_image(data):
 
 
 def write_voc(root, split, **boxes):
-    """Images of 64 x 48 with a cat each, at (xmin, ymin, xmax, ymax)."""
+    """Write images of 64 x 48 with a cat each, at (xmin, ymin, xmax, ymax)."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for stem, box in boxes.items():

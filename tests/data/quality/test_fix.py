@@ -34,13 +34,13 @@ def data(tmp_path):
 
 
 def copy_of(data, **kwargs):
-    """The clean copy and its changes as texts."""
+    """Write a clean copy; return its folder and the texts of its changes."""
     target = data.with_name("clean")
     return target, [change.text for change in write_clean_copy(check_data(data), target, **kwargs)]
 
 
 def state_of(folder):
-    """What is in a folder: names, contents and when they were written."""
+    """Get the names, contents and times of the files in a folder."""
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
         for path in sorted(folder.rglob("*"))
