@@ -26,7 +26,15 @@ from sepc_zoo.data.annotations import (
 )
 from sepc_zoo.data.formats.reader import find_format
 from sepc_zoo.data.images import ImageError, check_image, list_images, read_image, read_size
-from sepc_zoo.data.problems import SEVERITIES, SEVERITY_OF, DataError, Kind, Problem, Severity
+from sepc_zoo.data.problems import (
+    SEVERITIES,
+    SEVERITY_OF,
+    DataError,
+    Kind,
+    Problem,
+    Severity,
+    unreadable,
+)
 
 MAX_OVERHANG = 0.01  # pixels outside the image that are taken for rounding
 MIN_SIDE = 1.0  # pixels; smaller boxes are slips of the mouse
@@ -187,7 +195,7 @@ def _read_listings(
     present = data_format.splits(root)
     for split in splits or ():
         if not any(name.startswith(split) for name in present):
-            raise DataError([f"{root}: no split {split!r}; there are: {', '.join(present)}"])
+            raise unreadable(root, f"no split {split!r}; there are: {', '.join(present)}")
     listings: dict[str, Listing] = {}
     findings: list[Finding] = []
     for split in dict.fromkeys(splits or present):
