@@ -1,23 +1,24 @@
-"""One-stage detectors on any timm backbone, with the scale-equalizing pyramid convolution."""
+"""Object detectors on any timm backbone, with the scale-equalizing pyramid convolution (SEPC).
 
-__version__ = "0.1.0"  # before the imports, which read it
+Names are imported when they are used, so that ``import sepc_zoo`` takes no time.
+"""
 
-from sepc_zoo.checkpoints import convert
-from sepc_zoo.checkpoints.folder import save_model
-from sepc_zoo.checkpoints.hub import push_to_hub
-from sepc_zoo.errors import HubError
-from sepc_zoo.factory import ModelInfo, create_model, load_model, model_info
-from sepc_zoo.inference.detections import Detections
-from sepc_zoo.models.detector import Detector
-from sepc_zoo.outputs import Predictions
-from sepc_zoo.registry import (
-    is_model,
-    list_backbones,
-    list_models,
-    register_method,
-    register_model,
-    register_neck,
-)
+from typing import TYPE_CHECKING
+
+from sepc_zoo.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sepc_zoo.checkpoints import convert
+    from sepc_zoo.checkpoints.folder import save_model
+    from sepc_zoo.checkpoints.hub import push_to_hub
+    from sepc_zoo.errors import HubError
+    from sepc_zoo.factory import ModelInfo, create_model, load_model, model_info
+    from sepc_zoo.inference.detections import Detections
+    from sepc_zoo.models.detector import Detector
+    from sepc_zoo.outputs import Predictions
+    from sepc_zoo.registry import is_model, list_backbones, list_models, register_model
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Detections",
@@ -34,8 +35,24 @@ __all__ = [
     "load_model",
     "model_info",
     "push_to_hub",
-    "register_method",
     "register_model",
-    "register_neck",
     "save_model",
 ]
+_HOMES = {
+    "Detections": "sepc_zoo.inference.detections",
+    "Detector": "sepc_zoo.models.detector",
+    "HubError": "sepc_zoo.errors",
+    "ModelInfo": "sepc_zoo.factory",
+    "Predictions": "sepc_zoo.outputs",
+    "convert": "sepc_zoo.checkpoints",
+    "create_model": "sepc_zoo.factory",
+    "is_model": "sepc_zoo.registry",
+    "list_backbones": "sepc_zoo.registry",
+    "list_models": "sepc_zoo.registry",
+    "load_model": "sepc_zoo.factory",
+    "model_info": "sepc_zoo.factory",
+    "push_to_hub": "sepc_zoo.checkpoints.hub",
+    "register_model": "sepc_zoo.registry",
+    "save_model": "sepc_zoo.checkpoints.folder",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

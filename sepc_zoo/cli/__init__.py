@@ -1,61 +1,83 @@
-"""The command line: ``sepc-zoo COMMAND``, with a module of the same name for each command.
+"""The command line: ``sepc-zoo COMMAND``, with a module for each command.
 
-A module has ``add_arguments(parser)`` and ``run(args) -> exit status``; its docstring is the help.
+A module has ``Arguments``, a class of options, and ``run(arguments) -> exit status``; its docstring
+is the help. Heavy libraries are imported by ``run``, so that ``--help`` is quick.
 """
 
-import argparse
+import difflib
 import importlib
 import keyword
 import sys
 from collections.abc import Sequence
 
+import sepc_zoo
+from sepc_zoo.cli.arguments import flag_of, make_parser, parse
 from sepc_zoo.errors import UserError
+from sepc_zoo.options import OptionError
 
 COMMANDS = {
     "train": "train a model on your own data",
-    "validate": "COCO mAP of a model on a data set",
-    "predict": "boxes on photos",
-    "convert": "a checkpoint of the SEPC authors to a model folder",
-    "import": "what the SEPC authors published, for pretrained=True",
-    "push": "a model folder to the Hugging Face Hub",
-    "publish": "model folders, with a page for their organisation",
-    "list": "names of models",
-    "info": "what is known of a model",
-    "check-data": "what is wrong with a data set, and a clean copy of it",
-    "benchmark": "speed and memory of models, each beside the others",
+    "validate": "measure the COCO mAP of a model on a data set",
+    "predict": "detect objects in images",
+    "convert": "convert a checkpoint of the SEPC authors to a model folder",
+    "import": "fetch and convert published weights, for pretrained=True",
+    "push": "upload a model folder to the Hugging Face Hub",
+    "publish": "upload model folders and a page that lists them",
+    "list": "list the names of models",
+    "info": "show parameters, operations, classes and AP of a model",
+    "check-data": "find what is wrong with a data set, and write a clean copy",
+    "benchmark": "measure speed and memory of models side by side",
 }
-DONE, PARTLY_DONE, WRONG_INPUT = 0, 1, 2
+DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: ``main(["predict", "street.jpg", "--model", "runs/best"])``.
 
+    Args:
+        arguments: those of the process by default.
+
     Returns:
         0 done, 1 done but for what is listed, 2 wrong usage or input, 130 or 143 interrupted.
     """
-    # not list(…): importing the command of that name puts its module in the builtin's place here
-    arguments = [*(sys.argv[1:] if arguments is None else arguments)]
-    if not arguments or arguments[0] not in COMMANDS:
-        asked_for_help = arguments[:1] in (["-h"], ["--help"])
-        print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
-        return DONE if asked_for_help else WRONG_INPUT
-    name, *rest = arguments
+    # not list(…): the module of the command "list" takes the builtin's place here
+    name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or [""]
+    if name in ("-h", "--help"):
+        print(usage())
+        return DONE
+    if name == "--version":
+        print(f"sepc-zoo {sepc_zoo.__version__}")
+        return DONE
+    if name not in COMMANDS:
+        print(refusal(name), file=sys.stderr)
+        return WRONG_INPUT
     module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     command = importlib.import_module(f"sepc_zoo.cli.{module}")
-    parser = argparse.ArgumentParser(f"sepc-zoo {name}", description=command.__doc__)
-    command.add_arguments(parser)
-    args = parser.parse_args(rest)
+    parser = make_parser(f"sepc-zoo {name}", command.__doc__ or "", command.Arguments)
     try:
-        return command.run(args)
+        return command.run(parse(parser, command.Arguments, rest))
+    except OptionError as error:
+        problem = f"{flag_of(error.name)} {error.text}"
     except (UserError, OSError) as error:
-        print(f"sepc-zoo {name}: {error}", file=sys.stderr)
-        return WRONG_INPUT
+        problem = str(error)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    print(f"sepc-zoo {name}: {problem}", file=sys.stderr)
+    return WRONG_INPUT
 
 
-def _usage() -> str:
+def usage() -> str:
+    """The help of the program."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-    more = "sepc-zoo COMMAND --help tells the options of a command."
+    more = "sepc-zoo COMMAND --help lists the options of a command, sepc-zoo --version the version."
     return "\n".join(["usage: sepc-zoo COMMAND [OPTION ...]", "", *rows, "", more])
+
+
+def refusal(name: str) -> str:
+    """The message for a command that does not exist, with the nearest one."""
+    if not name:
+        return usage()
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"sepc-zoo: no command {name!r}{hint}\ncommands: {', '.join(COMMANDS)}"

@@ -1,130 +1,163 @@
-"""Arguments that commands share."""
+"""From options to command-line arguments, and options that several commands share."""
 
 import argparse
 import ast
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal, NamedTuple
 
-import torch
-from accelerate import PartialState
+from sepc_zoo.options import (
+    OptionError,
+    OptionInfo,
+    Options,
+    default_of,
+    option,
+    option_groups,
+    strip_none,
+    type_hints,
+)
 
-from sepc_zoo.config import ConfigError
-from sepc_zoo.errors import HubError
-from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.inference.tta import Views
-from sepc_zoo.models.detector import Detector
-from sepc_zoo.training.accelerator import start_processes
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(Options):
+    """Loading of images."""
+
+    batch_size: int = option(4, help="images per process and batch", ge=1, metavar="N")
+    workers: int = option(2, help="processes that read images", ge=0, metavar="N")
 
 
-def key_value(text: str) -> tuple[str, Any]:
-    """``key=value``, the value read as Python where it can be: ``bn_eps=1e-3 pad_type=same``."""
+@dataclass(frozen=True, kw_only=True)
+class TTAOptions(Options):
+    """Test-time augmentation."""
+
+    tta_flip: bool = option(False, help="also detect in the mirror image of each image")
+    tta_scales: tuple[float, ...] = option(
+        (1.0,),
+        help="detect in each of these sizes, as factors of the model's image size, such as "
+        "0.8 1.0 1.25",
+        ge=0.1,
+        le=10,
+        metavar="X",
+    )
+
+
+def flag_of(name: str) -> str:
+    """``--batch-size`` of ``batch_size``."""
+    return "--" + name.replace("_", "-")
+
+
+def make_parser(program: str, description: str, cls: type[Options]) -> argparse.ArgumentParser:
+    """The parser of a command: the options of a class in groups.
+
+    An option that is not given is absent from the result. Where ``cls`` has ``passes_on``, another
+    class of options, its options are on the command line too, none of them required.
+    """
+    parser = argparse.ArgumentParser(program, description=description)
+    exclusive: dict[str, Any] = {}
+    required: list[str] = []
+    for source in filter(None, (getattr(cls, "passes_on", None), cls)):
+        for title, entries in option_groups(source):
+            group = parser.add_argument_group(title)
+            for entry in entries:
+                key, target = entry.metadata["option"].exclusive, group
+                if key is not None:
+                    if key not in exclusive:
+                        exclusive[key] = group.add_mutually_exclusive_group()
+                    target = exclusive[key]
+                names, arguments = describe(entry, type_hints(source)[entry.name])
+                if source is not cls:
+                    arguments.pop("required", None)
+                action = target.add_argument(*names, default=argparse.SUPPRESS, **arguments)
+                if action.required:
+                    flag = [] if entry.metadata["option"].positional else names[:1]
+                    required.append(" ".join([*flag, str(action.metavar)]))
+    parser.usage = " ".join(["%(prog)s", *required, "[OPTION ...]"])
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[str]) -> Options:
+    """The options of a command line; those of ``passes_on`` are in the dict ``given``.
+
+    Raises:
+        OptionError: a value does not fit.
+    """
+    values = vars(parser.parse_args(texts))
+    for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(item, KeyValue) for item in value):
+            values[name] = nested(name, value)
+    if not hasattr(cls, "passes_on"):
+        return cls(**values)
+    own = {name: values.pop(name) for name in type_hints(cls) if name in values}
+    return cls(**own, given=values)  # type: ignore[call-arg]
+
+
+def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, Any]]:
+    """The names and the other arguments of ``add_argument`` for an option."""
+    info: OptionInfo = entry.metadata["option"]
+    hint, default = strip_none(hint), default_of(entry)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    is_required = default is MISSING
+    text = info.help.replace("%", "%%")
+    if not (default is MISSING or default is None or default is False or default in ((), {})):
+        shown = default if isinstance(default, tuple) else (default,)
+        text += f" (default {' '.join(map(str, shown))})"
+    names = [entry.name] if info.positional else [flag_of(entry.name), *info.aliases]
+    result: dict[str, Any] = {"help": text, "metavar": info.metavar}
+    if not info.positional:
+        result |= {"dest": entry.name, "required": is_required}
+    if hint is bool:
+        del result["metavar"]
+        optional = default is None
+        return names, result | {
+            "action": argparse.BooleanOptionalAction if optional else "store_true"
+        }
+    if origin is dict:
+        return names, result | {"nargs": "+", "type": key_value}
+    if origin is tuple and args[-1] is Ellipsis:
+        may_be_empty = info.may_be_empty or (info.positional and not is_required)
+        result["nargs"] = "*" if may_be_empty else "+"
+    elif origin is tuple:
+        result["nargs"] = len(args)
+    elif info.bare is not None or (info.positional and not is_required):
+        result |= {"nargs": "?", "const": info.bare}
+    kind = args[0] if origin is tuple else hint
+    is_choice = typing.get_origin(kind) is Literal
+    return names, result | ({"choices": typing.get_args(kind)} if is_choice else {"type": kind})
+
+
+class KeyValue(NamedTuple):
+    """A pair on the command line."""
+
+    key: str
+    value: Any
+
+
+def key_value(text: str) -> KeyValue:
+    """Split ``key=value``; the value is read as Python where it can be, as in ``bn_eps=1e-3``."""
     key, separator, value = text.partition("=")
     if not key or not separator:
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
     try:
-        return key, ast.literal_eval(value)
+        return KeyValue(key, ast.literal_eval(value))
     except (ValueError, SyntaxError):
-        return key, value
+        return KeyValue(key, value)
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an argument that counts something."""
+def nested(name: str, pairs: Sequence[KeyValue]) -> Mapping[str, Any]:
+    """Make a dict of key and value pairs; ``neck.padding=0`` goes into a dict of its own.
 
-    def count(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
-        return int(text)
-
-    return count
-
-
-def nested(pairs: list[tuple[str, Any]] | None) -> dict[str, Any]:
-    """A dict of ``key=value`` pairs; ``neck.padding=0`` goes into a dict of its own."""
+    Args:
+        name: of the option, for messages.
+    """
     result: dict[str, Any] = {}
-    for key, value in pairs or []:
-        *groups, name = key.split(".")
+    for key, value in pairs:
+        *groups, last = key.split(".")
         inner = result
         for group in groups:
             inner = inner.setdefault(group, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"{key}={value}: {group} has a value already")
-        inner[name] = value
+                raise OptionError(name, f"has {key}={value}, but {group} has a value already")
+        inner[last] = value
     return result
-
-
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="NAME_OR_DIR",
-        help="model folder, hf-hub:org/repo, or the name of a model with published weights",
-    )
-    parser.add_argument("--device", help="cuda, mps or cpu; the best there is by default")
-
-
-def add_loader_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=4, metavar="N", help="per process, %(default)s"
-    )
-    parser.add_argument(
-        "--workers", type=at_least(0), default=2, metavar="N", help="that read photos, %(default)s"
-    )
-
-
-def add_views_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tta-flip", action="store_true", help="look at the mirror image of each photo too"
-    )
-    parser.add_argument(
-        "--tta-scales",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="X",
-        help="look at each photo in these sizes, as factors of the model's own: 0.8 1.0 1.25",
-    )
-
-
-def views_of(args: argparse.Namespace) -> Views:
-    """The views that the command line asks for."""
-    return Views(args.tta_flip, tuple(args.tta_scales))
-
-
-def model_with_weights(source: str) -> Detector:
-    """The model of a folder, a hub id, or a name whose published weights are loaded."""
-    if Path(source).expanduser().is_dir() or ":" in source:
-        return load_model(source)
-    if "/" in source:
-        raise HubError(f"{source}: no such folder; a model on the hub is hf-hub:org/name")
-    return create_model(source, pretrained=True)
-
-
-def model_name(source: str) -> str:
-    """The name that ``create_model`` knows a model folder or name by."""
-    return f"local-dir:{source}" if Path(source).expanduser().is_dir() else source
-
-
-def start_on_device(asked: str | None) -> tuple[PartialState, torch.device]:
-    """Join the processes that a launcher has started, if any; with the device of this one."""
-    processes = start_processes(cpu=asked == "cpu")
-    if processes.num_processes == 1:
-        return processes, best_device(asked)
-    if asked not in (None, processes.device.type):
-        raise ConfigError(
-            f"--device {asked}: the {processes.num_processes} processes have one device each, of "
-            f"type {processes.device.type}"
-        )
-    return processes, processes.device
-
-
-def best_device(asked: str | None) -> torch.device:
-    """The device asked for, or the best there is."""
-    if asked:
-        try:
-            return torch.empty(0, device=asked).device
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"no device {asked!r} here: {error}") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,145 +1,110 @@
-"""Speed and memory of models, each beside the others: inference, training, and their parts."""
+"""Measure speed and memory of models side by side: inference, training, and their parts."""
 
-import argparse
-import itertools
-import platform
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import timm
-import torch
-import torchvision
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.options import OptionError, Options, option
 
-from sepc_zoo.cli.arguments import at_least
-from sepc_zoo.config import ConfigError
-from sepc_zoo.evaluation.speed import PARTS, WHOLE, Result, compare
-from sepc_zoo.evaluation.speed_subjects import (
-    FUSED_PREFIX,
-    PLAIN_PREFIX,
-    PRECISIONS,
-    TORCHVISION_NAME,
-    Setting,
-)
-from sepc_zoo.files import write_csv
-
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+if TYPE_CHECKING:
+    from sepc_zoo.evaluation.speed import Result
 
 
-def image_size(text: str) -> tuple[int, int]:
-    height, separator, width = text.partition("x")
-    if not separator or int(height) < 1 or int(width) < 1:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in pixels, got {text!r}")
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Options):
+    """Measurement."""
+
+    model: tuple[str, ...] = option(
+        help="names of models, measured with random weights and compared with the first; "
+        "plain:NAME is its plain reading, fused:NAME has the fused kernel on a GPU, "
+        "torchvision:retinanet_resnet50_fpn is torchvision's",
+        metavar="NAME",
+    )
+    batch_size: tuple[int, ...] = option((1,), help="images per batch", ge=1, metavar="N")
+    image_size: tuple[str, ...] = option(
+        ("640x640",), help="height and width of the images in pixels", metavar="HxW"
+    )
+    precision: tuple[Literal["float32", "bf16", "fp16"], ...] = option(
+        ("float32",), help="number format, by autocast"
+    )
+    train: bool = option(False, help="also measure training steps")
+    parts: bool = option(False, help="also measure the parts of a model, such as backbone and neck")
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = option(
+        None,
+        help="compile with torch.compile in this mode; reduce-overhead captures CUDA graphs",
+        bare="default",
+    )
+    channels_last: bool = option(False, help="use the channels-last memory format")
+    device: Literal["cpu", "cuda"] | None = option(
+        None, help="device (default: a GPU where there is one)"
+    )
+    threads: int | None = option(
+        None, help="threads of the CPU (default: one for each core)", ge=1, metavar="N"
+    )
+    rounds: int = option(
+        10, help="number of rounds; in each, every model has its turn", ge=1, metavar="N"
+    )
+    memory: bool = option(False, help="also measure peak memory")
+    output: str | None = option(None, help="table of the results to write", metavar="FILE.csv")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.sizes
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image size."""
+        return [parse_size(text) for text in self.image_size]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of ``HxW``.
+
+    Raises:
+        OptionError: the text is no size.
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise OptionError("image_size", f"is {text!r}; it must be HEIGHTxWIDTH in pixels")
     return int(height), int(width)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--model",
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help="models with made-up weights; the others are related to the first. "
-        f"{PLAIN_PREFIX}NAME is the plain reading of one, {FUSED_PREFIX}NAME has the fused kernel "
-        f"on a GPU, and {TORCHVISION_NAME} is torchvision's",
-    )
-    add("--batch-size", nargs="+", type=at_least(1), default=[1], metavar="N")
-    add("--image-size", nargs="+", type=image_size, default=[(640, 640)], metavar="HxW")
-    add("--precision", nargs="+", choices=list(PRECISIONS), default=["float32"])
-    add("--train", action="store_true", help="measure training steps too")
-    add("--parts", action="store_true", help=f"measure parts apart: {', '.join(PARTS)}")
-    add(
-        "--compile",
-        nargs="?",
-        const="default",
-        default="",
-        choices=COMPILE_MODES,
-        help="with torch.compile; reduce-overhead captures CUDA graphs",
-    )
-    add("--channels-last", action="store_true")
-    add("--device", choices=["cpu", "cuda"], help="the GPU where there is one")
-    add("--threads", type=at_least(1), help="of the CPU; all of its cores if not given")
-    add("--rounds", type=at_least(1), default=10, help="in each of which every model has its turn")
-    add("--memory", action="store_true", help="measure peak memory too")
-    add("--output", type=Path, metavar="FILE.csv", help="where the rows go")
+def run(arguments: Arguments) -> int:
+    """Measure each combination of batch size, image size and precision; print tables."""
+    import itertools
+    from pathlib import Path
 
+    import torch
 
-def run(args: argparse.Namespace) -> int:
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    from sepc_zoo.cli.speed_table import show, write_results
+    from sepc_zoo.evaluation.speed import PARTS, WHOLE, compare
+    from sepc_zoo.evaluation.speed_subjects import Setting
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    parts = [*WHOLE[:2], *(["step"] if args.train else []), *(PARTS if args.parts else [])]
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    parts = [
+        *WHOLE[:2],
+        *(["step"] if arguments.train else []),
+        *(PARTS if arguments.parts else []),
+    ]
     results: list[Result] = []
-    cases = itertools.product(args.batch_size, args.image_size, args.precision)
+    cases = itertools.product(arguments.batch_size, arguments.sizes, arguments.precision)
     for batch_size, (height, width), precision in cases:
         setting = Setting(
-            batch_size, height, width, precision, args.compile, args.channels_last, device
+            batch_size=batch_size,
+            height=height,
+            width=width,
+            precision=precision,
+            compile=arguments.compile or "",
+            channels_last=arguments.channels_last,
+            device=device,
         )
-        found = compare(args.model, setting, parts, args.rounds, args.memory)
-        show(found, setting)
-        results += found
-        if args.output:  # after each setting, as the next may not fit into the memory
-            write_results(args.output, results, args.rounds)
+        new = compare(arguments.model, setting, parts, arguments.rounds, arguments.memory)
+        show(new, setting)
+        results += new
+        if arguments.output:  # after each setting, because the next may run out of memory
+            write_results(Path(arguments.output), results, arguments.rounds)
     return 0
-
-
-def show(results: list[Result], setting: Setting) -> None:
-    table = Table(title=describe(setting), box=SIMPLE_HEAD)
-    for name in ("part", "model", "ms", "ratio", "img/s", "MiB"):
-        table.add_column(name, justify="left" if name in ("part", "model") else "right")
-    for result in results:
-        timing = result.timing
-        table.add_row(
-            result.part,
-            result.model,
-            f"{1e3 * timing.median:.{1 if timing.median < 1 else 0}f}",
-            f"{timing.ratio:.2f}" if timing.ratio < 100 else "",  # to next to nothing
-            f"{setting.batch_size / timing.median:.1f}",
-            "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
-        )
-    Console().print(table)
-
-
-def describe(setting: Setting) -> str:
-    said = [f"{setting.batch_size} x {setting.height}x{setting.width}", setting.precision]
-    if setting.compile:
-        said.append(f"compiled ({setting.compile})")
-    if setting.channels_last:
-        said.append("channels last")
-    return ", ".join([*said, device_name(setting.device)])
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def write_results(path: Path, results: list[Result], rounds: int) -> None:
-    versions = {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-    }
-    rows = [
-        {
-            "part": result.part,
-            "model": result.model,
-            "median_ms": f"{1e3 * result.timing.median:.2f}",
-            "low_ms": f"{1e3 * result.timing.low:.2f}",
-            "high_ms": f"{1e3 * result.timing.high:.2f}",
-            "ratio": f"{result.timing.ratio:.3f}",
-            "peak_mib": "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
-            "rounds": rounds,
-            **asdict(result.setting),
-            "device": device_name(result.setting.device),
-            **versions,
-        }
-        for result in results
-    ]
-    write_csv(path, list(rows[0]), [list(row.values()) for row in rows])

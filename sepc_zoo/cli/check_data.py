@@ -1,82 +1,56 @@
-"""Read all of a data set, say what is wrong with it and what is in it, and write a clean copy.
+"""Check a data set: report what is wrong and what is in it, and write a clean copy.
 
-Every image is decoded and every box looked at; findings.csv, statistics.json and pictures go to
---output. An error is what a training would refuse, a warning what it would take as it is. The
-status is 1 where there are errors. The data set itself is never touched.
+Every image is decoded and every box is checked; findings.csv, statistics.json and pictures go to
+--output. An error is a problem that training would refuse, a warning one that it would accept. The
+exit status is 1 if there are errors. The data set itself is never changed.
 """
 
-import argparse
-import random
-from collections import Counter
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from PIL import Image
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from sepc_zoo.cli.arguments import at_least
-from sepc_zoo.config import ConfigError, WeightsConfig
-from sepc_zoo.data.annotations import ListedImage, Listing
-from sepc_zoo.data.formats.reader import FORMATS
-from sepc_zoo.data.images import read_image, resize_image, resized_size
-from sepc_zoo.data.quality.check import (
-    SEVERITIES,
-    DataCheck,
-    Finding,
-    check_data,
-    find_train,
-    joint_splits,
-)
-from sepc_zoo.data.quality.fix import clean_listing, is_inside, write_clean_copy
-from sepc_zoo.data.quality.statistics import (
-    anchor_reaches,
-    class_counts,
-    describe,
-    gather_columns,
-)
-from sepc_zoo.files import printable, write_atomically, write_csv, write_json
-from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes, plot_statistics
-from sepc_zoo.inference.progress import progress_bar
-
-COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
-SHOWN_CLASSES = 20
-MOST_CAPTIONS = 15  # of a sample; more would hide what is under them
-TILE = 480  # longest side of a sample, pixels
-IMAGE_SIZE = WeightsConfig().image_size
-GOOD_REACH = 0.95  # of anchors; below it other ones are proposed
-NOTABLE_GAIN = 0.02
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.options import Options, option
+from sepc_zoo.training.options import DataFormat
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DIR", help="data set, of any layout that train reads")
-    parser.add_argument(
-        "--split", nargs="+", metavar="NAME", help="which splits to check, all by default"
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Options):
+    """Check."""
+
+    data: str = option(
+        help="data set, in any layout that train reads", metavar="DIR", positional=True
     )
-    parser.add_argument("--format", choices=list(FORMATS), help="where the folder does not tell")
-    parser.add_argument("--output", default="data_check", metavar="DIR", help="%(default)s")
-    parser.add_argument("--fix", metavar="OUT", help="write a clean COCO copy to this new folder")
-    parser.add_argument(
-        "--link", action="store_true", help="the copy's images are hard links where possible"
+    split: tuple[str, ...] | None = option(
+        None, help="names of the splits to check (default: all)", metavar="NAME"
     )
-    parser.add_argument(
-        "--shown", type=at_least(0), default=5, metavar="N", help="lines of a kind, %(default)s"
+    format: DataFormat | None = option(
+        None, help="format of the data (default: recognized by its files)"
     )
-    parser.add_argument(
-        "--samples", type=at_least(0), default=12, metavar="N", help="in samples.png, %(default)s"
+    output: str = option("data_check", help="folder to write", metavar="DIR")
+    fix: str | None = option(
+        None, help="new folder for a clean copy of the data in COCO format", metavar="OUT"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of samples, %(default)s")
+    link: bool = option(False, help="hard-link the images of the clean copy where possible")
+    shown: int = option(5, help="number of lines to print for each kind of finding", ge=0)
+    samples: int = option(12, help="number of images in samples.png", ge=0)
+    seed: int = option(0, help="seed of the choice of samples", ge=0)
 
 
-def run(args: argparse.Namespace) -> int:
-    root, output = Path(args.data), Path(args.output)
-    target = Path(args.fix) if args.fix else None
+def run(arguments: Arguments) -> int:
+    """Check the data, write the results, and print a summary."""
+    from rich.console import Console
+
+    from sepc_zoo.cli.data_report import show_findings, write_samples, write_statistics
+    from sepc_zoo.data.quality.check import Finding, check_data, joint_splits
+    from sepc_zoo.data.quality.fix import clean_listing, write_clean_copy
+    from sepc_zoo.files import write_csv
+    from sepc_zoo.inference.progress import progress_bar
+
+    root, output = Path(arguments.data), Path(arguments.output)
+    target = Path(arguments.fix) if arguments.fix else None
     check_places(root, output, target)
     console = Console()
-    check = check_data(root, args.split, progress_bar, args.format)
+    check = check_data(root, arguments.split, progress_bar, arguments.format)
     write_csv(output / "findings.csv", Finding._fields, check.findings)
     joint = joint_splits(check.listings, check.files)
     for split, parts in joint.items():
@@ -87,144 +61,27 @@ def run(args: argparse.Namespace) -> int:
         if split not in joint
     }
     written = ["findings.csv", *write_statistics(clean, output, console)]
-    if args.samples and write_samples(clean, output / "samples.png", args.samples, args.seed):
+    samples = output / "samples.png"
+    if arguments.samples and write_samples(clean, samples, arguments.samples, arguments.seed):
         written.append("samples.png")
-    show_findings(check, args.shown, console)
+    show_findings(check, arguments.shown, console)
     print(f"{', '.join(written)} are in {output}")
     if target:
-        changes = write_clean_copy(check, target, args.link, progress_bar)
+        changes = write_clean_copy(check, target, arguments.link, progress_bar)
         print(f"{target} is a clean copy; its changes.csv lists {len(changes)} changes")
     return 1 if check.has_errors() else 0
 
 
 def check_places(root: Path, output: Path, target: Path | None) -> None:
-    """Refuse to write into the data set, or over anything."""
+    """Refuse to write into the data set or over anything.
+
+    Raises:
+        ConfigError: a folder to write is in the wrong place.
+    """
+    from sepc_zoo.data.quality.fix import is_inside
+
     for flag, path in (("--output", output), ("--fix", target)):
         if path and root.exists() and is_inside(path, root):
             raise ConfigError(f"{flag} {path} is inside the data set; choose another folder")
     if target and (target.exists() or target.resolve() == output.resolve()):
-        raise ConfigError(f"--fix {target} is there already, or is --output; choose a new folder")
-
-
-def write_statistics(clean: Mapping[str, Listing], output: Path, console: Console) -> list[str]:
-    """Figures to the console and to ``statistics.json`` and ``.png``; the files' names."""
-    columns = {split: gather_columns(listing) for split, listing in clean.items()}
-    figures: dict[str, Any] = {split: describe(own, clean[split]) for split, own in columns.items()}
-    train = find_train(columns)
-    reaches = anchor_reaches(columns[train], IMAGE_SIZE) if train else {}
-    content = {"splits": figures, "anchor_reach": {"image_size": IMAGE_SIZE, **reaches}}
-    write_json(output / "statistics.json", content)
-    console.print(splits_table(figures))
-    counts = class_counts(list(figures.values()))
-    console.print(classes_table(figures, counts))
-    for line in describe_reach(reaches):
-        console.print(line, markup=False, highlight=False)
-    try:
-        plot_statistics(columns, counts, output / "statistics.png")
-    except ImportError as error:
-        print(f"no statistics.png: {error}")
-        return ["statistics.json"]
-    return ["statistics.json", "statistics.png"]
-
-
-def splits_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The figures of each split in a column."""
-    table = _table("what can be read", *figures)
-    for key in ("images", "images_without_boxes", "boxes", "crowds", "small", "medium", "large"):
-        table.add_row(key.replace("_", " "), *(str(own[key]) for own in figures.values()))
-    spreads = {
-        "boxes per image": [own["boxes_per_image"] for own in figures.values()],
-        "image height": [own["image_sizes"]["height"] for own in figures.values()],
-        "image width": [own["image_sizes"]["width"] for own in figures.values()],
-        "box side": [own["box_sides"] for own in figures.values()],
-        "box height / width": [own["box_aspects"] for own in figures.values()],
-    }
-    for name, found in spreads.items():
-        table.add_row(name, *map(_spread, found))
-    table.caption = "three figures: 5%, median, 95%; crowds are among the boxes\n"
-    return table
-
-
-def _spread(found: Mapping[str, float]) -> str:
-    return "  ".join(f"{found[key]:.3g}" for key in ("5%", "median", "95%")) if found else "-"
-
-
-def classes_table(
-    figures: Mapping[str, Mapping[str, Any]], counts: Mapping[str, list[int]]
-) -> Table:
-    """Boxes (and images) of each class, the most frequent first."""
-    sizes = ("small", "medium", "large")
-    table = _table("class", *figures, *sizes)
-    for name in list(counts)[:SHOWN_CLASSES]:
-        rows = [own["classes"].get(name) for own in figures.values()]
-        cells = [f"{row['boxes']} ({row['images']})" if row else "-" for row in rows]
-        total = [str(sum(row[size] for row in rows if row)) for size in sizes]
-        table.add_row(escape(name), *cells, *total)
-    more = len(counts) - SHOWN_CLASSES
-    rest = f"; {more} more classes in statistics.json" if more > 0 else ""
-    table.caption = f"boxes (images with them){rest}\n"
-    return table
-
-
-def _table(*header: str) -> Table:
-    table = Table(box=None, pad_edge=False, caption_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if i else "left")
-    return table
-
-
-def describe_reach(reaches: Mapping[str, float]) -> list[str]:
-    """Whether the anchors fit the boxes, and which would fit better."""
-    if not reaches or reaches["default"] >= GOOD_REACH:
-        return []
-    lines = [
-        f"{1 - reaches['default']:.0%} of the boxes to train on can have no IoU of 0.5 with an "
-        f"anchor of RetinaNet or FreeAnchor at --image-size {IMAGE_SIZE[0]} {IMAGE_SIZE[1]}."
-    ]
-    return lines + [
-        f"With --model-kwargs {name} it is {1 - reach:.0%}."
-        for name, reach in reaches.items()
-        if reach >= reaches["default"] + NOTABLE_GAIN
-    ]
-
-
-def write_samples(clean: Mapping[str, Listing], path: Path, count: int, seed: int) -> bool:
-    """Some images of all splits with their boxes; false where there is none."""
-    names = dict.fromkeys(name for listing in clean.values() for name in listing.label_names)
-    label_of = {name: label for label, name in enumerate(names)}
-    images = [(image, listing) for listing in clean.values() for image in listing.images]
-    chosen = random.Random(seed).sample(images, min(count, len(images)))
-    tiles = [draw_sample(image, listing, label_of) for image, listing in chosen]
-    if tiles:
-        write_atomically(path, contact_sheet(tiles, side=TILE).save)
-    return bool(tiles)
-
-
-def draw_sample(image: ListedImage, listing: Listing, label_of: Mapping[str, int]) -> Image.Image:
-    """A small copy of an image with its boxes in the colours of their classes."""
-    pixels = read_image(image.path)
-    height, width = pixels.shape[1:]
-    size = resized_size(height, width, TILE * 3 / 4, TILE)
-    boxes = torch.tensor([box.xyxy for box in image.boxes]).reshape(-1, 4)
-    boxes *= torch.tensor([size[1] / width, size[0] / height] * 2)
-    names = [listing.label_names[box.label] for box in image.boxes if box.label is not None]
-    colors = [class_color(label_of[name]) for name in names]
-    captions = names if len(names) <= MOST_CAPTIONS else [""] * len(names)
-    return draw_boxes(resize_image(pixels, size, antialias=True), boxes, captions, colors)
-
-
-def show_findings(check: DataCheck, shown: int, console: Console) -> None:
-    """The findings by kind, the first of each."""
-    counts = Counter((finding.severity, finding.kind) for finding in check.findings)
-    for (severity, kind), count in counts.items():
-        color = COLORS[severity]
-        console.print(f"[bold {color}]{severity}[/] {kind}: {count}", highlight=False)
-        own = [f for f in check.findings if (f.severity, f.kind) == (severity, kind)]
-        lines = [f"  {finding.where}: {finding.text}" for finding in own[:shown]]
-        if shown and count > shown:
-            lines.append(f"  ... and {count - shown} more in findings.csv")
-        for line in lines:
-            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-    totals = Counter(finding.severity for finding in check.findings)
-    told = ", ".join(f"{totals[severity]} {severity}s" for severity in SEVERITIES)
-    console.print(f"{check.root}: {told}", markup=False, highlight=False)
+        raise ConfigError(f"--fix {target} exists already, or is --output; choose a new folder")

@@ -1,20 +1,29 @@
-"""A checkpoint that the SEPC authors published (mmdetection 1.1) to a model folder."""
+"""Convert a checkpoint that the SEPC authors published (mmdetection 1.1) to a model folder."""
 
-import argparse
+from dataclasses import dataclass
 
-from sepc_zoo.checkpoints.convert.sepc_authors import from_authors, read_authors_checkpoint
-from sepc_zoo.checkpoints.folder import save_model
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT.pth", help="as the authors published it")
-    parser.add_argument("--model", required=True, metavar="NAME", help="such as fsaf_r50_sepc")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the model folder")
+from sepc_zoo.options import Options, option
 
 
-def run(args: argparse.Namespace) -> int:
-    model = from_authors(read_authors_checkpoint(args.checkpoint, args.model), args.model)
-    folder = save_model(model, args.output)
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Options):
+    """Conversion."""
+
+    checkpoint: str = option(
+        help="checkpoint as its authors published it", metavar="CHECKPOINT.pth", positional=True
+    )
+    model: str = option(help="name of its model, such as fsaf_r50_sepc", metavar="NAME")
+    output: str = option(help="model folder to write", metavar="DIR")
+
+
+def run(arguments: Arguments) -> int:
+    """Convert the checkpoint."""
+    from sepc_zoo.checkpoints.convert.sepc_authors import from_authors, read_authors_checkpoint
+    from sepc_zoo.checkpoints.folder import save_model
+
+    state = read_authors_checkpoint(arguments.checkpoint, arguments.model)
+    model = from_authors(state, arguments.model)
+    folder = save_model(model, arguments.output)
     print(f"{folder}: {model.config.architecture}, {len(model.state_dict())} tensors")
-    print(f"use it: sepc-zoo predict PHOTO --model {folder}")
+    print(f"use it: sepc-zoo predict IMAGE --model {folder}")
     return 0

@@ -1,34 +1,44 @@
-"""Fetch what the SEPC authors published, convert it, and keep it for ``pretrained=True``."""
+"""Download published weights, convert them, and keep them for ``pretrained=True``."""
 
-import argparse
 import sys
+from dataclasses import dataclass
 
-from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
-from sepc_zoo.checkpoints.sources import import_model
-from sepc_zoo.cli.push import push_or_say_how
-from sepc_zoo.errors import UserError
-from sepc_zoo.registry import AUTHORS_WEIGHTS, DRIVE_URL
+from sepc_zoo.errors import ConfigError, UserError
+from sepc_zoo.options import Options, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="NAME", help="such as fsaf_r50_sepc; or all")
-    parser.add_argument("--file", metavar="CHECKPOINT.pth", help="that was downloaded before")
-    parser.add_argument(
-        "--url",
-        default=DRIVE_URL,
-        help="to download from, with {id} or {name} (default %(default)s)",
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Options):
+    """Import."""
+
+    model: str = option(
+        help="name of a model, such as fsaf_r50_sepc, or all", metavar="NAME", positional=True
     )
-    parser.add_argument("--push", metavar="ORG", help="put it on the hub as ORG/NAME.coco_1x, too")
+    file: str | None = option(
+        None, help="checkpoint that was downloaded before", metavar="CHECKPOINT.pth"
+    )
+    url: str | None = option(
+        None,
+        help="address to download from, with {id} or {name} in it (default: Google Drive's)",
+    )
+    push: str | None = option(
+        None, help="organisation on the hub to upload the model to", metavar="ORG"
+    )
 
 
-def run(args: argparse.Namespace) -> int:
-    names = list(AUTHORS_WEIGHTS) if args.model == "all" else [args.model]
-    if args.file is not None and len(names) > 1:
-        raise CheckpointError("--file is one checkpoint; name its model")
+def run(arguments: Arguments) -> int:
+    """Import one model or all; one that fails does not stop the others."""
+    from sepc_zoo.checkpoints.sources import import_model
+    from sepc_zoo.cli.publishing import push_or_say_how
+    from sepc_zoo.registry import AUTHORS_WEIGHTS, DRIVE_URL
+
+    names = list(AUTHORS_WEIGHTS) if arguments.model == "all" else [arguments.model]
+    if arguments.file is not None and len(names) > 1:
+        raise ConfigError("--file is one checkpoint; give the name of its model instead of all")
     done, failed = [], []
     for name in names:
         try:
-            folder = import_model(name, args.file, args.url)
+            folder = import_model(name, arguments.file, arguments.url or DRIVE_URL)
         except UserError as error:
             if len(names) == 1:
                 raise
@@ -36,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
             continue
         done.append(name)
         print(f"{name}: {folder}", flush=True)
-        if args.push is not None:
-            problem = push_or_say_how(folder, f"{args.push}/{folder.name}")
+        if arguments.push is not None:
+            problem = push_or_say_how(folder, f"{arguments.push}/{folder.name}")
             failed += [f"{name}: {problem}"] if problem else []
     if done:
-        print(f"use it: sepc-zoo predict PHOTO --model {done[0]}")
+        print(f"use it: sepc-zoo predict IMAGE --model {done[0]}")
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0

@@ -1,17 +1,27 @@
-"""Names of models. Any other timm backbone with strides 8, 16 and 32 works by its own name."""
+"""List names of models. Any timm backbone with strides 8, 16 and 32 works by its own name, too."""
 
-import argparse
+from dataclasses import dataclass
 
-from sepc_zoo.registry import list_models
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("filter", nargs="*", help="wildcard patterns, such as '*_r50_sepc*'")
-    parser.add_argument("--exclude", nargs="+", default=[], help="patterns of what to leave out")
-    parser.add_argument("--pretrained", action="store_true", help="only with published weights")
+from sepc_zoo.options import Options, option
 
 
-def run(args: argparse.Namespace) -> int:
-    for name in list_models(args.filter, args.pretrained, args.exclude):
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Options):
+    """Selection."""
+
+    filter: tuple[str, ...] = option(
+        (), help="wildcard patterns, such as '*_r50_sepc*'", positional=True, metavar="PATTERN"
+    )
+    exclude: tuple[str, ...] = option(
+        (), help="wildcard patterns of names to leave out", metavar="PATTERN"
+    )
+    pretrained: bool = option(False, help="list only models with published weights")
+
+
+def run(arguments: Arguments) -> int:
+    """Print the names, one a line."""
+    from sepc_zoo.registry import list_models
+
+    for name in list_models(arguments.filter, arguments.pretrained, arguments.exclude):
         print(name)
     return 0

@@ -1,49 +1,52 @@
-"""Boxes on photos: a picture for each, and a JSON file of COCO results."""
+"""Detect objects in images: writes each image with its boxes, and a JSON file of COCO results."""
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sepc_zoo.cli.arguments import (
-    add_loader_arguments,
-    add_model_argument,
-    add_views_arguments,
-    model_with_weights,
-    start_on_device,
-    views_of,
-)
-from sepc_zoo.config import ConfigError, DetectorConfig
-from sepc_zoo.data.images import ImageError, list_images
-from sepc_zoo.files import write_json
-from sepc_zoo.inference.bulk import DETECTIONS_FILE, FileResult, predict_files
-from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
+from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.options import Options, option
+
+if TYPE_CHECKING:
+    from sepc_zoo.config import DetectorConfig
+    from sepc_zoo.inference.bulk import FileResult
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a photo, or a folder of photos")
-    add_model_argument(parser)
-    parser.add_argument("--output", default="predictions", metavar="DIR", help="%(default)s")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="X", help="least score, %(default)s"
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(Options):
+    """Prediction."""
+
+    source: str = option(help="image, or folder of images", metavar="SOURCE", positional=True)
+    model: str = option(
+        help="model folder, hf-hub:org/repo, or name of a model with published weights",
+        metavar="NAME_OR_DIR",
     )
-    add_loader_arguments(parser)
-    add_views_arguments(parser)
+    output: str = option("predictions", help="folder to write", metavar="DIR")
+    score_threshold: float = option(
+        0.3, help="minimum score of a detection", ge=0, le=1, metavar="X"
+    )
+    device: str | None = option(None, help="cuda, mps or cpu (default: a GPU where there is one)")
 
 
-def run(args: argparse.Namespace) -> int:
-    source, output = Path(args.source), Path(args.output)
-    if not source.exists():
-        raise ImageError(f"{source}: no such file or folder")
-    if source.resolve() == output.resolve():
-        raise ConfigError("--output is the folder of the photos; choose another")
-    files = list_images(source) if source.is_dir() else [source]
-    if not files:
-        raise ImageError(f"{source}: no photos in this folder")
-    views = views_of(args)
-    processes, device = start_on_device(args.device)
-    model = model_with_weights(args.model).to(device)
+@dataclass(frozen=True, kw_only=True)
+class Arguments(PredictOptions, LoaderOptions, TTAOptions):
+    """Arguments of the command."""
+
+
+def run(arguments: Arguments) -> int:
+    """Predict all images of the source; an unreadable one is reported at the end."""
+    from sepc_zoo.cli.runtime import model_with_weights, start_on_device
+    from sepc_zoo.files import write_json
+    from sepc_zoo.inference.bulk import DETECTIONS_FILE, predict_files
+    from sepc_zoo.inference.tta import Views
+    from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
+
+    files, output = find_images(arguments), Path(arguments.output)
+    processes, device = start_on_device(arguments.device)
+    model = model_with_weights(arguments.model).to(device)
     interrupt = Interrupt()
 
     def stop_on_signal(done: int) -> None:
@@ -59,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
                 model,
                 files,
                 output,
-                args.score_threshold,
-                batch_size=args.batch_size,
-                workers=args.workers,
-                views=views,
+                arguments.score_threshold,
+                batch_size=arguments.batch_size,
+                workers=arguments.workers,
+                views=Views(arguments.tta_flip, arguments.tta_scales),
                 after_batch=stop_on_signal,
             )
     except Interrupted as interrupted:
@@ -74,18 +77,38 @@ def run(args: argparse.Namespace) -> int:
         content = coco_file(files, done, model.config)
         write_json(output / DETECTIONS_FILE, content)
         if len(files) == 1 and not unreadable:
-            print(f"{source}: {done[0].text}")
-        pictures, boxes = len(content["images"]), len(content["annotations"])
-        print(f"{output}: {pictures} pictures and {DETECTIONS_FILE} with {boxes} boxes")
+            print(f"{arguments.source}: {done[0].text}")
+        images, boxes = len(content["images"]), len(content["annotations"])
+        print(f"{output}: {images} images and {DETECTIONS_FILE} with {boxes} boxes")
         for problem in unreadable:
             print(f"not done: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
+def find_images(arguments: Arguments) -> list[Path]:
+    """The files of the source.
+
+    Raises:
+        ImageError: there are none.
+        ConfigError: the output would be written among them.
+    """
+    from sepc_zoo.data.images import ImageError, list_images
+
+    source = Path(arguments.source)
+    if not source.exists():
+        raise ImageError(f"{source}: no such file or folder")
+    if source.resolve() == Path(arguments.output).resolve():
+        raise ConfigError("--output is the folder of the images; choose another")
+    files = list_images(source) if source.is_dir() else [source]
+    if not files:
+        raise ImageError(f"{source}: no images in this folder")
+    return files
+
+
 def coco_file(
-    files: Sequence[Path], done: Sequence[FileResult], config: DetectorConfig
+    files: Sequence[Path], done: Sequence["FileResult"], config: "DetectorConfig"
 ) -> dict[str, Any]:
-    """All results beside the photos and the classes that they are of."""
+    """All results with the images and classes that their ids mean."""
     names = zip(config.category_ids, config.label_names, strict=True)
     return {
         "images": [

@@ -1,90 +1,143 @@
-"""COCO mAP of a model, or of saved detections, on a data set."""
+"""Measure the COCO mAP of a model, or of saved detections, on a data set."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.options import Options, option
+from sepc_zoo.training.options import DataFormat
 
-from sepc_zoo.cli.arguments import (
-    add_loader_arguments,
-    add_views_arguments,
-    model_with_weights,
-    views_of,
-)
-from sepc_zoo.config import ConfigError
-from sepc_zoo.data import read_data
-from sepc_zoo.data.formats.reader import FORMATS
-from sepc_zoo.evaluation.metrics import evaluate, metrics_table
-from sepc_zoo.evaluation.report import write_report
-from sepc_zoo.evaluation.results import found_in, read_results
-from sepc_zoo.evaluation.validate import validate_model, validation_loader
-from sepc_zoo.files import write_json
-from sepc_zoo.training.accelerator import make_accelerator
-from sepc_zoo.training.logging import told_dropped
+if TYPE_CHECKING:
+    from sepc_zoo.data import Annotations
+    from sepc_zoo.evaluation.metrics import Evaluation
+
+Rows = list[dict[str, Any]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", metavar="NAME_OR_DIR", help="model folder, hf-hub:org/repo or published name"
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions(Options):
+    """Validation."""
+
+    model: str | None = option(
+        None,
+        help="model folder, hf-hub:org/repo, or name of a model with published weights",
+        metavar="NAME_OR_DIR",
     )
-    parser.add_argument(
-        "--from-json",
+    from_json: str | None = option(
+        None,
+        help="saved detections instead of a model: COCO results, or what sepc-zoo predict wrote",
         metavar="FILE",
-        help="saved detections in its stead: COCO results, or what predict wrote",
     )
-    parser.add_argument(
-        "--data", required=True, nargs="+", metavar="DIR", help="data set, or several to be joined"
+    data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
+    format: DataFormat | None = option(
+        None, help="format of the data (default: recognized by its files)"
     )
-    parser.add_argument("--format", choices=list(FORMATS), help="where the folder does not tell")
-    parser.add_argument("--split", default="val", help="%(default)s")
-    parser.add_argument("--output", default="validation", metavar="DIR", help="%(default)s")
-    add_loader_arguments(parser)
-    add_views_arguments(parser)
-    parser.add_argument("--amp", choices=["bf16", "fp16"], help="mixed precision")
-    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
-    parser.add_argument(
-        "--drop-bad-boxes", action="store_true", help="leave out boxes without area"
+    split: str = option("val", help="name of the split", metavar="NAME")
+    drop_bad_boxes: bool = option(
+        False, help="leave out boxes without area and report them, instead of refusing the data"
     )
-    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
+    output: str = option("validation", help="folder to write", metavar="DIR")
+    no_report: bool = option(False, help="do not write report.html")
+    amp: Literal["bf16", "fp16"] | None = option(None, help="mixed precision (default: float32)")
+    cpu: bool = option(False, help="use the CPU even if there is a GPU")
 
 
-def run(args: argparse.Namespace) -> int:
-    output = Path(args.output)
-    if args.model is None and args.from_json is None:
-        raise ConfigError("--model or --from-json is missing")
-    if args.from_json is not None:
-        annotations = read_data(args.data, args.split, None, args.drop_bad_boxes, args.format)
-        results, elsewhere = read_results(Path(args.from_json), annotations)
-        if elsewhere:
-            print(f"left out {elsewhere} detections in photos that the split does not have")
-        evaluation = evaluate(found_in(results, annotations, args.from_json), annotations)
-    else:
-        accelerator = make_accelerator(args.amp, args.cpu)
-        views = views_of(args)
-        model = model_with_weights(args.model)
-        names = model.config.label_names
-        annotations = read_data(args.data, args.split, names, args.drop_bad_boxes, args.format)
-        loader = validation_loader(annotations, model, args.batch_size, args.workers, views)
-        model.to(accelerator.device)
-        evaluation, results = validate_model(accelerator, model, loader, annotations)
-        if not accelerator.is_main_process:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ValidateOptions, LoaderOptions, TTAOptions):
+    """Arguments of the command."""
+
+
+def run(arguments: Arguments) -> int:
+    """Validate, write ``metrics.json``, ``detections.json`` and the report, print a table."""
+    from rich.console import Console
+
+    from sepc_zoo.evaluation.metrics import metrics_table
+    from sepc_zoo.training.logging import told_dropped
+
+    if arguments.from_json is not None:
+        annotations, evaluation, results = evaluate_file(arguments)
+    elif arguments.model is not None:
+        validated = validate(arguments)
+        if validated is None:
             return 0
-    saved = output / "detections.json"
-    if args.from_json is None or saved.resolve() != Path(args.from_json).resolve():
-        write_json(saved, results, indent=None)
-    write_json(output / "metrics.json", evaluation.metrics)
-    written = ["metrics.json", "detections.json"]
-    if not args.no_report:
-        source = args.model or f"Detections of {Path(args.from_json).name}"
-        facts = {"model": source, "data": ", ".join(args.data), "split": args.split}
-        found = found_in(results, annotations, args.from_json or "detections")
-        try:
-            write_report(output / "report.html", annotations, found, evaluation, facts)
-            written.append("report.html")
-        except ImportError as error:
-            print(f"no report.html: {error}")
+        annotations, evaluation, results = validated
+    else:
+        raise ConfigError("--model or --from-json is missing")
+    written = write_results(arguments, annotations, evaluation, results)
     for line in told_dropped(annotations):
         print(line)
     Console().print(metrics_table(evaluation.metrics))
-    print(f"{len(annotations.records)} images; {', '.join(written)} are in {output}")
+    images = len(annotations.records)
+    print(f"{images} images; {', '.join(written)} are in {arguments.output}")
     return 0
+
+
+def evaluate_file(arguments: Arguments) -> tuple["Annotations", "Evaluation", Rows]:
+    """Evaluate saved detections; those in images of other splits are left out."""
+    from sepc_zoo.evaluation.metrics import evaluate
+    from sepc_zoo.evaluation.results import found_in, read_results
+
+    annotations = read_split(arguments, None)
+    file = str(arguments.from_json)
+    results, elsewhere = read_results(Path(file), annotations)
+    if elsewhere:
+        print(f"left out {elsewhere} detections in images that are not in the split")
+    return annotations, evaluate(found_in(results, annotations, file), annotations), results
+
+
+def validate(arguments: Arguments) -> tuple["Annotations", "Evaluation", Rows] | None:
+    """Validate the model; None in all processes but the main one."""
+    from sepc_zoo.cli.runtime import model_with_weights
+    from sepc_zoo.evaluation.validate import validate_model, validation_loader
+    from sepc_zoo.inference.tta import Views
+    from sepc_zoo.training.accelerator import make_accelerator
+
+    accelerator = make_accelerator(arguments.amp, arguments.cpu)
+    views = Views(arguments.tta_flip, arguments.tta_scales)
+    model = model_with_weights(str(arguments.model))
+    annotations = read_split(arguments, model.config.label_names)
+    loader = validation_loader(annotations, model, arguments.batch_size, arguments.workers, views)
+    model.to(accelerator.device)
+    evaluation, results = validate_model(accelerator, model, loader, annotations)
+    return (annotations, evaluation, results) if accelerator.is_main_process else None
+
+
+def read_split(arguments: Arguments, label_names: tuple[str, ...] | None) -> "Annotations":
+    """Read the annotations of the split, with the labels of a model where there is one."""
+    from sepc_zoo.data import read_data
+
+    return read_data(
+        arguments.data, arguments.split, label_names, arguments.drop_bad_boxes, arguments.format
+    )
+
+
+def write_results(
+    arguments: Arguments, annotations: "Annotations", evaluation: "Evaluation", results: Rows
+) -> list[str]:
+    """Write all files and return their names; the file of ``--from-json`` stays as it is."""
+    from sepc_zoo.evaluation.report import write_report
+    from sepc_zoo.evaluation.results import found_in
+    from sepc_zoo.files import write_json
+
+    output, file = Path(arguments.output), arguments.from_json
+    saved = output / "detections.json"
+    if file is None or saved.resolve() != Path(file).resolve():
+        write_json(saved, results, indent=None)
+    write_json(output / "metrics.json", evaluation.metrics)
+    written = ["metrics.json", "detections.json"]
+    if arguments.no_report:
+        return written
+    facts = {
+        "model": arguments.model or f"Detections of {Path(str(file)).name}",
+        "data": ", ".join(arguments.data),
+        "split": arguments.split,
+    }
+    found = found_in(results, annotations, file or "detections")
+    try:
+        write_report(output / "report.html", annotations, found, evaluation, facts)
+    except ImportError as error:
+        print(f"no report.html: {error}")
+        return written
+    return [*written, "report.html"]

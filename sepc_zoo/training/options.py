@@ -1,31 +1,20 @@
-"""What a run is asked for, and the file that keeps it."""
+"""Options of a training run, and the file that keeps them."""
 
 import dataclasses
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX
-from sepc_zoo.config import ConfigError, DetectorConfig, from_plain
-from sepc_zoo.data import Augmentation
-from sepc_zoo.errors import UserError
+from sepc_zoo.config import DetectorConfig
+from sepc_zoo.data.transforms.augmentation import Augmentation
+from sepc_zoo.errors import ConfigError, UserError
 from sepc_zoo.files import write_atomically
+from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, option_fields
 
 OPTIONS_FILE = "config.yaml"
-# Least and largest value of an option that is a number.
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("epochs", "max_steps", "batch_size", "grad_accum_steps"), (1, math.inf)),
-    **dict.fromkeys(("val_interval", "log_interval", "save_interval", "patience"), (1, math.inf)),
-    **dict.fromkeys(("lr", "weight_decay", "warmup_steps", "workers"), (0, math.inf)),
-    **dict.fromkeys(("max_faults", "draw_batches"), (0, math.inf)),
-    **dict.fromkeys(("layer_decay", "model_ema_decay"), (0, 1)),
-    "clip_grad": (1e-6, math.inf),
-    "freeze_stages": (0, 4),
-    "seed": (0, 2**32 - 1),
-}
+DataFormat = Literal["coco", "voc", "yolo", "hf"]
 # Entries of a model's config that come from the data or have a flag of their own.
 NOT_MODEL_KWARGS = {"num_classes", "label_names", "category_ids", "backbone_kwargs", "weights"}
 
@@ -34,93 +23,224 @@ class TrainError(UserError, RuntimeError):
     """A run that cannot start or go on; the message says why and what may help."""
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a run is asked for; None leaves it to the model and its recipe."""
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """Data."""
 
-    data: tuple[str, ...]  # folders, joined by class name; one may stand alone
-    model: str
-    output: str
-    train_split: str = "train"
-    val_split: str = "val"
-    format: str | None = None  # of the data; None: as the folders tell
-    drop_bad_boxes: bool = False
+    data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
+    format: DataFormat | None = option(
+        None, help="format of the data (default: recognized by its files)"
+    )
+    train_split: str = option("train", help="name of the training split", metavar="NAME")
+    val_split: str = option("val", help="name of the validation split", metavar="NAME")
+    drop_bad_boxes: bool = option(
+        False, help="leave out boxes without area and report them, instead of refusing the data"
+    )
+    image_size: tuple[int, int] | None = option(
+        None,
+        help="short side and maximum long side of the resized images in pixels (default: the "
+        "model's, usually 800 1333)",
+        ge=1,
+        metavar=("SHORT", "LONG"),
+    )
+    mean: tuple[float, float, float] | None = option(
+        None,
+        help="mean of the RGB values in 0..1 for normalization (default: the backbone's)",
+        metavar=("R", "G", "B"),
+    )
+    std: tuple[float, float, float] | None = option(
+        None,
+        help="standard deviation of the RGB values for normalization (default: the backbone's)",
+        gt=0,
+        metavar=("R", "G", "B"),
+    )
 
-    epochs: int | None = None
-    max_steps: int | None = None
-    patience: int | None = None  # validations without a better AP
-    batch_size: int = 4  # images per process and backward pass
-    grad_accum_steps: int = 1  # backward passes per step
-    image_size: tuple[int, int] | None = None
 
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
-    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
-    pretrained: bool = False  # start from the published weights of the model's name
-    pretrained_backbone: bool = False
-    backbone_checkpoint: str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Model and initial weights."""
 
-    opt: str | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    layer_decay: float | None = None
-    sched: str | None = None
-    warmup_steps: int | None = None
-    clip_grad: float | None = None
-    freeze_stages: int | None = None
-    freeze_bn: bool | None = None
-    sync_bn: bool | None = None  # None: where a process holds fewer than 4 images
-    model_ema: bool = False
-    model_ema_decay: float = 0.9998
+    model: str = option(
+        help="name of a model (see sepc-zoo list), or a model folder or hf-hub:org/repo to "
+        "fine-tune",
+        metavar="NAME_OR_DIR",
+        exclusive="model",
+    )
+    model_kwargs: dict[str, Any] = option(
+        factory=dict,
+        help="entries of the model's config, such as channels=128 anchors.octaves=4",
+        metavar="KEY=VALUE",
+    )
+    pretrained: bool = option(False, help="start from the published weights of the model's name")
+    pretrained_backbone: bool = option(
+        False, help="start from timm's ImageNet weights (downloaded)", exclusive="backbone"
+    )
+    backbone_checkpoint: str | None = option(
+        None,
+        help="start the backbone from this safetensors file of timm's",
+        metavar="FILE",
+        aliases=("--init-from",),
+        exclusive="backbone",
+    )
+    backbone_kwargs: dict[str, Any] = option(
+        factory=dict,
+        help="arguments of timm.create_model, such as drop_path_rate=0.1",
+        metavar="KEY=VALUE",
+    )
+    freeze_stages: int | None = option(
+        None,
+        help="freeze the stem and the first N stages of the backbone (default: the recipe's; 0 "
+        "without pretrained weights)",
+        ge=0,
+        le=4,
+        metavar="N",
+    )
+    freeze_bn: bool | None = option(
+        None,
+        help="freeze the statistics of the backbone's batch norms (default: the recipe's; not "
+        "frozen without pretrained weights)",
+    )
+    sync_bn: bool | None = option(
+        None,
+        help="synchronize batch norms over all processes (default: with fewer than 4 images per "
+        "process)",
+    )
 
-    hflip: float = 0.5
-    vflip: float = 0.0
-    color_jitter: bool = False
-    scale: tuple[float, float] = (1.0, 1.0)
-    short_sides: tuple[int, ...] = ()
-    crop: float = 0.0
-    mosaic: float = 0.0
-    mixup: float = 0.0
-    copy_paste: float = 0.0
-    mix_epochs: int | None = None
 
-    amp: str | None = None  # bf16 or fp16
-    channels_last: bool = False
-    compile: bool = False
-    deterministic: bool = False
-    cpu: bool = False
-    workers: int = 2
-    seed: int = 0
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions(Options):
+    """Optimizer and schedule."""
 
-    val_interval: int = 1  # epochs
-    log_interval: int = 10  # steps
-    save_interval: int = 500  # steps
-    max_faults: int = 10  # unreadable images, and workers that die, that a run survives
-    draw_batches: int = 0  # batches that are drawn as the network sees them
-    log_with: tuple[str, ...] = ("tensorboard",)  # trackers of accelerate
+    epochs: int | None = option(
+        None, help="number of epochs (default 12)", ge=1, metavar="N", exclusive="length"
+    )
+    max_steps: int | None = option(
+        None,
+        help="number of optimizer steps, instead of --epochs",
+        ge=1,
+        metavar="N",
+        exclusive="length",
+    )
+    patience: int | None = option(
+        None,
+        help="stop early after N validations without a better AP (default: never)",
+        ge=1,
+        metavar="N",
+    )
+    batch_size: int = option(4, help="images per process and backward pass", ge=1, metavar="N")
+    grad_accum_steps: int = option(1, help="backward passes per optimizer step", ge=1, metavar="N")
+    opt: str | None = option(
+        None, help="sgd, adamw or another optimizer of timm (default: the recipe's)", metavar="NAME"
+    )
+    lr: float | None = option(
+        None,
+        help="learning rate (default: the recipe's, scaled to the batch size)",
+        ge=0,
+        metavar="X",
+    )
+    weight_decay: float | None = option(
+        None, help="weight decay (default: the recipe's)", ge=0, metavar="X"
+    )
+    layer_decay: float | None = option(
+        None,
+        help="factor on the learning rate from each stage to the one before (default 1)",
+        ge=0,
+        le=1,
+        metavar="X",
+    )
+    sched: Literal["multistep", "cosine"] | None = option(
+        None, help="learning rate schedule (default: the recipe's)"
+    )
+    warmup_steps: int | None = option(
+        None,
+        help="steps of linear warm-up (default 500, at most a tenth of the run)",
+        ge=0,
+        metavar="N",
+    )
+    clip_grad: float | None = option(
+        None, help="maximum norm of the gradient (default: the recipe's)", gt=0, metavar="X"
+    )
+    model_ema: bool = option(False, help="keep and validate a moving average of the weights")
+    model_ema_decay: float = option(
+        0.9998, help="decay of the moving average, after its warm-up", ge=0, le=1, metavar="X"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions(Options):
+    """Hardware and speed."""
+
+    amp: Literal["bf16", "fp16"] | None = option(None, help="mixed precision (default: float32)")
+    workers: int = option(2, help="processes that read images", ge=0, metavar="N")
+    channels_last: bool = option(
+        False, help="channels-last memory format, often faster with --amp on a GPU"
+    )
+    compile: bool = option(False, help="compile the model with torch.compile")
+    cpu: bool = option(False, help="use the CPU even if there is a GPU")
+    deterministic: bool = option(
+        False, help="use deterministic algorithms, so that runs repeat each other (slower)"
+    )
+    seed: int = option(
+        0, help="seed of weights, order and augmentation", ge=0, le=2**32 - 1, metavar="N"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """Run folder, validation and logging."""
+
+    output: str = option(help="run folder to write (default: a new folder in runs/)", metavar="RUN")
+    val_interval: int = option(1, help="epochs between validations", ge=1, metavar="EPOCHS")
+    log_interval: int = option(10, help="steps between rows of log.csv", ge=1, metavar="STEPS")
+    save_interval: int = option(
+        500, help="steps between saved states to resume from", ge=1, metavar="STEPS"
+    )
+    max_faults: int = option(
+        10,
+        help="stop the run after more than N unreadable images or dead workers",
+        ge=0,
+        metavar="N",
+    )
+    draw_batches: int = option(
+        0,
+        help="number of first batches to draw as the network sees them",
+        ge=0,
+        metavar="N",
+    )
+    log_with: tuple[str, ...] = option(
+        ("tensorboard",),
+        help="trackers of accelerate, such as tensorboard or wandb; without a name, none",
+        metavar="TRACKER",
+        may_be_empty=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(
+    DataOptions, ModelOptions, ScheduleOptions, Augmentation, HardwareOptions, RunOptions
+):
+    """Options of a training run.
+
+    None leaves an option to the model and its recipe.
+    """
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, str):
-            object.__setattr__(self, "data", (self.data,))
-        for name, (least, most) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise ConfigError(f"{name} is {value}, but must lie in {least}..{most}")
-        _ = self.augmentation  # which checks its entries
-        entries = {entry.name for entry in dataclasses.fields(DetectorConfig)} - NOT_MODEL_KWARGS
+        super().__post_init__()
+        entries = set(DetectorConfig.__annotations__) - NOT_MODEL_KWARGS
         unknown = sorted(set(self.model_kwargs) - entries)
         if unknown:
-            raise ConfigError(f"model_kwargs has {unknown}; it may have {sorted(entries)}")
+            raise OptionError("model_kwargs", f"has {unknown}; it may have {sorted(entries)}")
 
     @property
     def augmentation(self) -> Augmentation:
-        names = [entry.name for entry in dataclasses.fields(Augmentation)]
-        return Augmentation(**{name: getattr(self, name) for name in names})
+        """The options of the augmentation alone."""
+        return Augmentation(**{e.name: getattr(self, e.name) for e in option_fields(Augmentation)})
 
     @property
     def has_learned(self) -> bool:
-        """Whether the backbone starts from weights that have learned."""
+        """Whether the backbone starts from trained weights."""
+        from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX
+
         return (
             self.pretrained
             or self.pretrained_backbone
@@ -130,21 +250,22 @@ class TrainOptions:
 
 
 def write_options(options: TrainOptions) -> None:
-    text = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
+    """Write the options to ``config.yaml`` in the run folder."""
+    text = yaml.safe_dump(as_dict(options), sort_keys=False, allow_unicode=True)
     path = Path(options.output) / OPTIONS_FILE
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_options(run: str | Path) -> TrainOptions:
-    """The options that a run was started with; its folder may have moved since.
+    """Read the options that a run was started with; its folder may have moved since.
 
     Raises:
-        TrainError: the folder holds no run.
+        TrainError: the folder holds no run, or an entry of its ``config.yaml`` does not fit.
     """
     path = Path(run) / OPTIONS_FILE
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        options = from_plain(TrainOptions, content, str(path))
-    except (OSError, yaml.YAMLError, ConfigError) as error:
+        options = from_dict(TrainOptions, content, str(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
         raise TrainError(f"{run} is no run folder to resume: {error}") from error
     return dataclasses.replace(options, output=str(run))

@@ -1,50 +1,75 @@
-"""The options of augmentation: random changes of training images."""
+"""Options of the augmentation of training images."""
 
-import math
 from dataclasses import dataclass
 
-from sepc_zoo.config import ConfigError
-
-PROBABILITIES = ("hflip", "vflip", "crop", "mosaic", "mixup", "copy_paste")
+from sepc_zoo.options import OptionError, Options, option
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of training images; probabilities are per image."""
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(Options):
+    """Augmentation of the training images.
 
-    hflip: float = 0.5  # probability of a horizontal flip
-    vflip: float = 0.0  # probability of a vertical flip
-    color_jitter: bool = False  # photometric distortion
-    scale: tuple[float, float] = (1.0, 1.0)  # range of a random factor of the sides
-    short_sides: tuple[int, ...] = ()  # multi-scale: pixels, one is drawn instead of the short side
-    crop: float = 0.0  # probability of a random crop; boxes stay whose centres lie inside
-    mosaic: float = 0.0  # probability of four images in one (YOLOv4)
-    mixup: float = 0.0  # probability of a blend of two images (YOLOX)
-    copy_paste: float = 0.0  # probability of pasted objects of another image, cut out by their box
-    mix_epochs: int | None = None  # epochs with mosaic, mixup and copy-paste, the first; None: all
+    Probabilities are per image; all but the horizontal flip is off by default.
+    """
+
+    hflip: float = option(0.5, help="probability of a horizontal flip", ge=0, le=1, metavar="P")
+    vflip: float = option(0.0, help="probability of a vertical flip", ge=0, le=1, metavar="P")
+    color_jitter: bool = option(False, help="change brightness, contrast, saturation and hue")
+    scale: tuple[float, float] = option(
+        (1.0, 1.0),
+        help="range of the random factor on the image size",
+        gt=0,
+        metavar=("LOW", "HIGH"),
+    )
+    short_sides: tuple[int, ...] = option(
+        (),
+        help="short sides in pixels to draw from, for multi-scale training (default: image size)",
+        ge=1,
+        metavar="PIXELS",
+    )
+    crop: float = option(
+        0.0,
+        help="probability of a random crop, which keeps the boxes whose centres are inside",
+        ge=0,
+        le=1,
+        metavar="P",
+    )
+    mosaic: float = option(
+        0.0, help="probability of a mosaic of four images (YOLOv4)", ge=0, le=1, metavar="P"
+    )
+    mixup: float = option(
+        0.0, help="probability of blending two images (YOLOX)", ge=0, le=1, metavar="P"
+    )
+    copy_paste: float = option(
+        0.0,
+        help="probability of pasting objects of another image with their boxes",
+        ge=0,
+        le=1,
+        metavar="P",
+    )
+    mix_epochs: int | None = option(
+        None,
+        help="number of first epochs with mosaic, mixup and copy-paste (default: all)",
+        ge=0,
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
-        for name in PROBABILITIES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but must lie in 0..1")
+        super().__post_init__()
         low, high = self.scale
-        if not 0 < low <= high < math.inf:
-            raise ConfigError(f"scale is {self.scale}, but must be 0 < low <= high")
-        if any(side < 1 for side in self.short_sides):
-            raise ConfigError(f"short_sides is {self.short_sides}, but must be pixels")
-        if self.mix_epochs is not None and self.mix_epochs < 0:
-            raise ConfigError(f"mix_epochs is {self.mix_epochs}, but must be at least 0")
+        if low > high:
+            raise OptionError("scale", f"is {self.scale}; it must be 0 < low <= high")
 
     @property
     def mixes(self) -> bool:
-        """Whether images are combined with others."""
+        """Whether images are mixed with others."""
         return bool(self.mosaic or self.mixup or self.copy_paste)
 
     def factors(self, short: int) -> tuple[float, ...]:
-        """Compute the factors of the short side that ``short_sides`` stands for."""
+        """Factors of the short side that multi-scale training draws from, before ``scale``."""
         return tuple(side / short for side in self.short_sides) or (1.0,)
 
     def largest(self, short: int, long: int) -> tuple[float, float]:
-        """Compute the largest short and long side of an image after augmentation."""
+        """Upper limits of the short and the long side of an augmented image, in pixels."""
         factor = self.scale[1] * max(self.factors(short))
         return short * factor, long * factor

@@ -1,0 +1,148 @@
+"""Uploads of checked model folders, and the page that lists them."""
+
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from sepc_zoo.checkpoints.card import LOCAL_SOURCE
+from sepc_zoo.checkpoints.folder import CARD_FILE, METRICS_FILE, read_config, save_model
+from sepc_zoo.checkpoints.hub import push_folder
+from sepc_zoo.errors import HubError
+from sepc_zoo.factory import load_model
+from sepc_zoo.files import write_json
+from sepc_zoo.options import OptionError
+from sepc_zoo.registry import neck_name
+
+RUN_FOLDERS = ("best", "last")  # model folders that take the name of their run
+PAGE = """\
+---
+title: README
+sdk: static
+pinned: false
+---
+
+# Detectors of {org}
+
+Built with sepc_zoo; `sepc_zoo.create_model("hf-hub:{org}/NAME")` loads one. AP is ours, measured \
+with `sepc-zoo validate`; the authors' AP is the one that they published.
+
+| model | method | backbone | neck | classes | AP | AP50 | authors' AP |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def check_repository(option_name: str, repo_id: str) -> None:
+    """Check the name of a repository before anything is done for it.
+
+    Raises:
+        OptionError: it is not of the form ``org/name``.
+    """
+    try:
+        validate_repo_id(repo_id)
+        problem = None if "/" in repo_id else "expected ORG/NAME"
+    except HFValidationError as error:
+        problem = str(error)
+    if problem:
+        raise OptionError(option_name, f"is {repo_id!r}, no name of a repository: {problem}")
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    metrics: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+    **options: Any,
+) -> str:
+    """Upload a model folder after loading it as a check; its card gets its new address.
+
+    Args:
+        metrics: for the card; by default it stays as training wrote it.
+        dataset: the data set of the metrics.
+        license: of the weights, by its id on the hub, for the card.
+        options: of ``push_folder``.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HubError: the folder is not a model folder, or the hub refuses.
+    """
+    model = load_model(f"local-dir:{folder}")
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        save_model(model, copy, metrics=metrics, dataset=dataset, repo_id=repo_id)
+        card, metrics_file = folder / CARD_FILE, folder / METRICS_FILE
+        if metrics is not None:
+            write_json(copy / METRICS_FILE, metrics)
+        elif card.is_file():
+            text = card.read_text(encoding="utf-8").replace(LOCAL_SOURCE, f"hf-hub:{repo_id}")
+            (copy / CARD_FILE).write_text(text, encoding="utf-8")
+            if metrics_file.is_file():
+                shutil.copy(metrics_file, copy)
+        if license is not None:
+            new_card = ModelCard.load(copy / CARD_FILE)
+            new_card.data.license = license
+            new_card.save(copy / CARD_FILE)
+        return push_folder(copy, repo_id, **options)
+
+
+def push_or_say_how(folder: Path, repo_id: str) -> str | None:
+    """Upload a new model and print its address; on failure, return how to do it later."""
+    try:
+        print(f"on the hub: {push(folder, repo_id)}")
+    except (HubError, OSError) as error:
+        later = f"sepc-zoo push {shlex.quote(str(folder))} {repo_id}"
+        return f"not on the hub: {error}\nthe model is kept; push it later: {later}"
+    return None
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a ``metrics.json`` of ``validate``.
+
+    Raises:
+        HubError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HubError(
+            f"{path} has no metrics: {error}; `sepc-zoo validate` writes them"
+        ) from error
+
+
+def repository_name(folder: Path) -> str:
+    """The name of a model folder on the hub: its own, or that of its run."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name in RUN_FOLDERS else folder.name
+
+
+def organisation_page(org: str, folders: list[Path]) -> str:
+    """The README of an organisation: a table of its models, the highest AP first."""
+    rows = []
+    for folder in folders:
+        config, metrics_file = read_config(folder), folder / METRICS_FILE
+        metrics = read_metrics(metrics_file) if metrics_file.exists() else {}
+        name = repository_name(folder)
+        figures = [metrics.get("AP", -1), metrics.get("AP50", -1)]
+        cells = [
+            f"[{name}]({constants.ENDPOINT}/{org}/{name})",
+            config.method.name,
+            config.backbone.name,
+            neck_name(config.neck),
+            str(config.num_classes),
+            *(f"{value:.3f}" if value >= 0 else "not measured" for value in figures),
+            str(config.weights.authors_ap or "-"),
+        ]
+        rows.append((figures[0], f"| {' | '.join(cells)} |"))
+    ordered = [row for _, row in sorted(rows, key=lambda item: -item[0])]
+    return PAGE.format(org=org, rows="\n".join(ordered))

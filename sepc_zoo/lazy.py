@@ -1,0 +1,33 @@
+"""Names of a package that are imported when they are used (PEP 562)."""
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The functions ``__getattr__`` and ``__dir__`` of a package's ``__init__.py``.
+
+    Args:
+        package: its ``__name__``.
+        homes: the module that each name lives in; of a submodule, its package.
+    """
+
+    def get_attribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = import_module(homes[name])
+        try:
+            value = getattr(home, name)
+        except AttributeError:
+            value = import_module(f"{homes[name]}.{name}")
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def list_names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return get_attribute, list_names

@@ -1,0 +1,229 @@
+"""Options stated once: a dataclass field with its type, default, range and help.
+
+The command line (``cli/arguments.py``), all checks, a run's ``config.yaml`` and the reference pages
+are made from these fields.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, TypeVar, Union
+
+import msgspec
+
+from sepc_zoo.errors import ConfigError
+
+T = TypeVar("T", bound="Options")
+
+
+class OptionError(ConfigError):
+    """An option with a value that does not fit.
+
+    Attributes:
+        name: the field's name.
+        text: what is wrong, to be read after the name: ``is 0; it must be at least 1``.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name} {text}")
+        self.name, self.text = name, text
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """The facts of an option beyond its type and default.
+
+    Attributes:
+        help: one phrase that can be read alone.
+        ge, gt, le: bounds of a number, or of each number of a list.
+        metavar: placeholders of the values on the command line.
+        aliases: further flags.
+        positional: an argument without a flag.
+        exclusive: options with the same word here exclude each other on the command line.
+        bare: value of a flag that is given without one.
+        may_be_empty: whether the flag of a list may be given without a value.
+    """
+
+    help: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    metavar: str | tuple[str, ...] | None = None
+    aliases: tuple[str, ...] = ()
+    positional: bool = False
+    exclusive: str | None = None
+    bare: Any = None
+    may_be_empty: bool = False
+
+
+def option(
+    default: Any = MISSING, *, help: str, factory: Callable[[], Any] | None = None, **facts: Any
+) -> Any:
+    """A dataclass field that is an option; without ``default`` and ``factory`` it is required.
+
+    Args:
+        factory: a function that makes the default, such as ``dict``.
+        facts: as in ``OptionInfo``.
+    """
+    metadata = {"option": OptionInfo(help, **facts)}
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all options: checks types and ranges when it is built.
+
+    Lists become tuples, paths strings, and a single string stands for a list of one.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    def __post_init__(self) -> None:
+        hints = type_hints(type(self))
+        for entry in option_fields(type(self)):
+            value = _convert(entry.name, getattr(self, entry.name), hints[entry.name])
+            _check_range(entry.name, value, entry.metadata["option"])
+            object.__setattr__(self, entry.name, value)
+
+
+def option_groups(cls: type[Options]) -> Iterator[tuple[str, list[dataclasses.Field]]]:
+    """The options of a class by the base class that states them, with the title of each group.
+
+    The title is the first line of that class's docstring; groups come in the order of the bases.
+    """
+    known = {entry.name: entry for entry in fields(cls)}
+    for base in cls.__mro__:
+        names = [name for name in vars(base).get("__annotations__", {}) if name in known]
+        entries = [known.pop(name) for name in names]
+        if options := [entry for entry in entries if "option" in entry.metadata]:
+            yield (base.__doc__ or "").splitlines()[0].rstrip("."), options
+
+
+def option_fields(cls: type[Options]) -> list[dataclasses.Field]:
+    """The options of a class in the order of their groups."""
+    return [entry for _, entries in option_groups(cls) for entry in entries]
+
+
+def type_hints(cls: type[Options]) -> dict[str, Any]:
+    """The types of the options by name."""
+    return typing.get_type_hints(cls)
+
+
+def default_of(entry: dataclasses.Field) -> Any:
+    """The default of an option; ``dataclasses.MISSING`` where it is required."""
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def as_dict(options: Options) -> dict[str, Any]:
+    """The options in plain types, in the order of their groups; lists for tuples."""
+    return {e.name: _plain(getattr(options, e.name)) for e in option_fields(type(options))}
+
+
+def from_dict(cls: type[T], content: Any, where: str) -> T:
+    """The inverse of ``as_dict``.
+
+    Args:
+        where: name of the file, for messages.
+
+    Raises:
+        ConfigError: an entry is missing, unknown, of the wrong type or out of range.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of options, got {content!r:.80}")
+    known = {entry.name: entry for entry in option_fields(cls)}
+    for name in content:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            raise ConfigError(
+                f"{where}: unknown option {name!r:.80}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    missing = [n for n, e in known.items() if default_of(e) is MISSING and n not in content]
+    if missing:
+        raise ConfigError(f"{where}: missing options {missing}")
+    try:
+        return cls(**content)
+    except OptionError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def strip_none(hint: Any) -> Any:
+    """``X`` of ``X | None``."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def type_name(hint: Any) -> str:
+    """A type in words: ``int``, ``2 x float``, ``list of str``, ``sgd or adamw``."""
+    hint = strip_none(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is tuple:
+        count = "list of" if args[-1] is Ellipsis else f"{len(args)} x"
+        return f"{count} {type_name(args[0])}"
+    return {bool: "true or false", dict: "mapping"}.get(origin or hint, (origin or hint).__name__)
+
+
+def range_name(info: OptionInfo) -> str:
+    """The bounds of an option in words, or nothing: ``at least 1``, ``above 0, at most 1``."""
+    bounds = {"at least": info.ge, "above": info.gt, "at most": info.le}
+    return ", ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+
+
+def markdown_table(cls: type[Options]) -> str:
+    """The options of a class as a Markdown table."""
+    hints = type_hints(cls)
+    rows = ["| option | type | range | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    for entry in option_fields(cls):
+        info, default = entry.metadata["option"], default_of(entry)
+        shown = "required" if default is MISSING else _plain(default)
+        cells = [type_name(hints[entry.name]), range_name(info), _default_text(shown), info.help]
+        rows.append(
+            f"| `{entry.name}` | {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |"
+        )
+    return "\n".join(rows)
+
+
+def _default_text(value: Any) -> str:
+    if value in (None, [], {}):
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, str) and typing.get_origin(strip_none(hint)) is tuple:
+        value = (value,)
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise OptionError(name, f"is {value!r:.80}; it must be {type_name(hint)}") from error
+
+
+def _check_range(name: str, value: Any, info: OptionInfo) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        is_low = (info.ge is not None and number < info.ge) or (
+            info.gt is not None and number <= info.gt
+        )
+        is_high = info.le is not None and number > info.le
+        if is_low or is_high or not math.isfinite(number):
+            wanted = range_name(info) or "finite"
+            raise OptionError(name, f"is {number}; it must be {wanted}")
