@@ -1,0 +1,138 @@
+"""The command line itself: commands by name, help, errors, exit status, start-up."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import assert_refused, call
+
+from sepc_zoo import __version__
+from sepc_zoo.cli import COMMANDS, main
+from sepc_zoo.errors import UserError
+from sepc_zoo.options import option_fields
+from sepc_zoo.training.options import TrainOptions
+
+REPO = Path(__file__).parents[2]
+HEAVY = {"torch", "numpy", "timm", "torchvision", "accelerate", "huggingface_hub", "rich", "PIL"}
+# The fixed flags of `sepc-zoo train`.
+TRAIN_FLAGS = [
+    *("--data", "--train-split", "--val-split", "--model", "--output", "--epochs", "--max-steps"),
+    *("--batch-size", "--image-size", "--opt", "--lr", "--sched", "--amp", "--pretrained-backbone"),
+    *("--backbone-checkpoint", "--backbone-kwargs", "--mean", "--std", "--freeze-stages"),
+    *("--freeze-bn", "--no-freeze-bn", "--seed", "--workers", "--log-interval"),
+    *("--save-interval", "--resume", "--finetune", "--init-from", "--sync-bn", "--no-sync-bn"),
+]
+
+
+def help_of(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_no_command_is_wrong_usage(capsys):
+    assert main([]) == 2
+    assert_refused(capsys, "usage: sepc-zoo COMMAND", *COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"), [("trian", "train"), ("check_data", "check-data"), ("prdict", "predict")]
+)
+def test_a_mistyped_command_is_named_with_the_nearest_one(typed, nearest, capsys):
+    assert main([typed]) == 2
+    assert_refused(capsys, f"no command {typed!r}; did you mean {nearest!r}?", *COMMANDS)
+
+
+def test_a_command_like_no_other_is_refused_without_a_guess(capsys):
+    assert main(["xyz"]) == 2
+    error = capsys.readouterr().err
+    assert "no command 'xyz'\n" in error
+    assert "did you mean" not in error
+
+
+def test_help_and_version_are_no_errors(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in COMMANDS if name not in text] == []
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sepc-zoo {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_and_refuses_unknown_flags(command, capsys):
+    assert f"usage: sepc-zoo {command}" in help_of(command, capsys)
+    with pytest.raises(SystemExit) as end:
+        main([command, "--bogus"])
+    assert end.value.code == 2
+    assert_refused(capsys, f"usage: sepc-zoo {command}")
+
+
+def test_help_of_train_comes_in_groups_and_has_every_flag(capsys):
+    text = help_of("train", capsys)
+    titles = ("Data:", "Model and initial weights:", "Optimizer and schedule:", "Hardware")
+    positions = [text.index(f"\n{title}") for title in (*titles, "Run folder", "Start, resume")]
+    assert positions == sorted(positions)
+    options = [f"--{entry.name.replace('_', '-')}" for entry in option_fields(TrainOptions)]
+    assert [flag for flag in (*TRAIN_FLAGS, *options) if f" {flag}" not in text] == []
+    assert "number of epochs (default 12)" in text
+
+
+def test_help_and_a_mistyped_command_load_no_heavy_library():
+    code = """
+import contextlib, sys
+from sepc_zoo.cli import COMMANDS, main
+for command in (["--help"], ["--version"], ["trian"], *([name, "--help"] for name in COMMANDS)):
+    with contextlib.suppress(SystemExit):
+        main(command)
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY & {*done.stdout.splitlines()[-1].split()} == set()
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "sepc_zoo", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"sepc-zoo {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (UserError("so"), 2), (OSError("so"), 2)]
+)
+def test_the_exit_status_says_how_a_command_ended(error, status, monkeypatch, capsys):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("sepc_zoo.cli.list.run", fail)
+    assert main(["list"]) == status
+    assert capsys.readouterr().err == ("sepc-zoo list: so\n" if status == 2 else "")
+
+
+@pytest.mark.parametrize(
+    "script", ["train", "validate", "predict", "convert", "check_data", "benchmark"]
+)
+def test_a_script_is_the_command_of_its_name(script, monkeypatch, capsys):
+    path = REPO / "scripts" / f"{script}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 0
+    assert f"usage: sepc-zoo {script.replace('_', '-')}" in capsys.readouterr().out
+
+
+def test_a_script_runs_from_any_folder(tmp_path):
+    command = [sys.executable, REPO / "scripts" / "train.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: sepc-zoo train" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [("--batch-size", 0), ("--workers", -1), ("--tta-scales", 0)])
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_a_value_out_of_range_ends_with_2_and_names_the_flag(command, flags, capsys):
+    source = ("--data", "d") if command == "validate" else ("d",)
+    assert call(command, *source, "--model", "m", *flags) == 2
+    assert_refused(capsys, f"sepc-zoo {command}: {flags[0]} is {flags[1]}", "it must be at least")

@@ -1,0 +1,101 @@
+"""`sepc-zoo predict`: from images to pictures and a file of detections."""
+
+import json
+from unittest.mock import Mock
+
+import pytest
+from commands import SHAPES, assert_refused, call
+from PIL import Image
+
+from sepc_zoo.factory import load_model
+from sepc_zoo.inference.tta import Views
+from sepc_zoo.training.resilience.signals import Interrupted
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+def test_predict_draws_a_image_and_writes_its_boxes(model, images, tmp_path, capsys):
+    flags = ("--output", tmp_path / "out", "--score-threshold", 0.5, "--device", "cpu")
+    assert call("predict", images / "a.jpg", "--model", model, *flags) == 0
+    with Image.open(tmp_path / "out" / "a_boxes.jpg") as picture:
+        assert picture.size == (64, 64)
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert content["images"] == [{"id": 1, "file_name": "a.jpg"}]
+    assert content["categories"] == [{"id": i, "name": n} for i, n in enumerate(SHAPES, start=1)]
+    found = load_model(model).predict(images / "a.jpg", 0.5)
+    assert content["annotations"] == found.to_coco(1)
+    assert len(found) > 0
+    assert "a.jpg: Detections(" in capsys.readouterr().out
+
+
+def test_views_and_batches_reach_predict(model, images, tmp_path, monkeypatch):
+    predict = Mock(return_value=[])
+    monkeypatch.setattr("sepc_zoo.inference.predictor.predict_files", predict)
+    flags = ("--tta-flip", "--tta-scales", 0.8, 1, "--batch-size", 7, "--workers", 3)
+    assert call("predict", images, "--model", model, "--output", tmp_path / "out", *flags) == 0
+    expected = {"batch_size": 7, "workers": 3, "views": Views(True, (0.8, 1.0))}
+    assert predict.call_args.kwargs == expected
+
+
+def test_an_interrupted_prediction_ends_with_the_status_of_the_signal(
+    model, images, tmp_path, monkeypatch, capsys
+):
+    stop = Mock(side_effect=Interrupted("stopped", 143))
+    monkeypatch.setattr("sepc_zoo.inference.predictor.predict_files", stop)
+    assert call("predict", images, "--model", model, "--output", tmp_path / "out") == 143
+    assert_refused(capsys, "stopped")
+
+
+def test_more_views_change_the_metrics(model, shapes, tmp_path):
+    found = []
+    for flags in ((), ("--tta-flip",), ("--tta-scales", 1), ("--tta-scales", 1, 1.5)):
+        where = ("--data", shapes, "--workers", 0, "--cpu", "--output", tmp_path, "--no-report")
+        assert call("validate", "--model", model, *where, *flags) == 0
+        found.append((tmp_path / "detections.json").read_text())
+    assert found[0] == found[2]
+    assert len(set(found)) == 3
+
+
+def test_an_unreadable_image_is_reported_and_the_others_are_done(model, images, tmp_path, capsys):
+    (images / "aa.jpg").write_bytes(b"no image")
+    assert call("predict", images, "--model", model, "--output", tmp_path / "out") == 1
+    assert_refused(capsys, f"not done: {images / 'aa.jpg'}")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a_boxes.jpg", "b_boxes.jpg", "detections.json"]
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [row["file_name"] for row in content["images"]] == ["a.jpg", "b.jpg"]
+
+
+def test_a_single_unreadable_image_ends_with_1(model, images, tmp_path, capsys):
+    (images / "a.jpg").write_bytes(b"no image")
+    flags = ("--model", model, "--output", tmp_path / "out")
+    assert call("predict", images / "a.jpg", *flags) == 1
+    assert_refused(capsys, "not done: ", "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "empty"])
+def test_a_source_without_images_ends_with_2(name, model, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    flags = ("--model", model, "--output", tmp_path / "out")
+    assert call("predict", tmp_path / name, *flags) == 2
+    assert_refused(capsys, tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_named(model, images, tmp_path, capsys):
+    flags = ("--model", model, "--output", tmp_path / "out", "--device", "bogus")
+    assert call("predict", images, *flags) == 2
+    assert_refused(capsys, "no device 'bogus'")
+
+
+def test_a_image_of_an_uncommon_format_gives_a_png(model, shapes, tmp_path):
+    Image.open(shapes / "val" / "000001.jpg").save(tmp_path / "image.ppm")
+    assert (
+        call("predict", tmp_path / "image.ppm", "--model", model, "--output", tmp_path / "o") == 0
+    )
+    assert (tmp_path / "o" / "image_boxes.png").exists()
+
+
+def test_pictures_are_not_written_among_the_images(model, images, capsys):
+    assert call("predict", images, "--model", model, "--output", images) == 2
+    assert_refused(capsys, "--output")

@@ -1,0 +1,186 @@
+"""`sepc-zoo train`: from flags to a run."""
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from commands import assert_refused, call
+
+from sepc_zoo.training.options import TrainOptions, read_options
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+def train_flags(data, output, *more):
+    small = ("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1")
+    size = ("--image-size", 64, 64, "--workers", 0, "--cpu")
+    return ("train", "--data", data, "--output", output, *small, *size, *more)
+
+
+@pytest.fixture
+def options_of(monkeypatch, tmp_path):
+    """From flags to the options that ``train`` is called with, in an empty folder."""
+    train = Mock(return_value={"best_AP": 0.5})
+    monkeypatch.setattr("sepc_zoo.training.trainer.train", train)
+    monkeypatch.chdir(tmp_path)
+
+    def options(*flags):
+        assert call("train", *flags) == 0
+        return train.call_args.args[0]
+
+    return options
+
+
+def test_flags_reach_the_options(options_of):
+    options = options_of(
+        *("--data", "d", "--model", "fsaf_r18_sepc", "--train-split", "a", "--val-split", "b"),
+        *("--epochs", 3, "--batch-size", 5, "--image-size", 64, 96, "--opt", "lamb", "--lr", 0.1),
+        *("--model-kwargs", "channels=16", "anchors.ratios=(1.0,2.0)", "anchors.octaves=1"),
+        *("--backbone-kwargs", "drop_path_rate=0.1", "pad_type=same", "--amp", "bf16"),
+        *("--mean", 0.1, 0.2, 0.3, "--std", 1, 1, 1, "--no-freeze-bn", "--freeze-stages", 2),
+        *("--scale", 0.5, 2, "--hflip", 0, "--color-jitter", "--drop-bad-boxes", "--cpu"),
+        *("--sched", "cosine", "--clip-grad", 1, "--warmup-steps", 7, "--weight-decay", 0),
+        *("--log-interval", 1, "--save-interval", 2, "--val-interval", 3, "--pretrained-backbone"),
+        *("--seed", 4, "--workers", 6),
+    )
+    assert options == TrainOptions(
+        data="d",
+        model="fsaf_r18_sepc",
+        output="runs/fsaf_r18_sepc",
+        train_split="a",
+        val_split="b",
+        epochs=3,
+        batch_size=5,
+        image_size=(64, 96),
+        opt="lamb",
+        lr=0.1,
+        model_kwargs={"channels": 16, "anchors": {"ratios": (1.0, 2.0), "octaves": 1}},
+        backbone_kwargs={"drop_path_rate": 0.1, "pad_type": "same"},
+        amp="bf16",
+        mean=(0.1, 0.2, 0.3),
+        std=(1.0, 1.0, 1.0),
+        freeze_bn=False,
+        freeze_stages=2,
+        scale=(0.5, 2.0),
+        hflip=0.0,
+        color_jitter=True,
+        drop_bad_boxes=True,
+        cpu=True,
+        sched="cosine",
+        clip_grad=1.0,
+        warmup_steps=7,
+        weight_decay=0.0,
+        log_interval=1,
+        save_interval=2,
+        val_interval=3,
+        pretrained_backbone=True,
+        seed=4,
+        workers=6,
+    )
+
+
+def test_flags_that_are_not_given_leave_the_defaults(options_of):
+    options = options_of("--data", "d", "--model", "fsaf_r18_sepc")
+    assert options == TrainOptions(data="d", model="fsaf_r18_sepc", output="runs/fsaf_r18_sepc")
+
+
+def test_a_run_without_a_folder_of_its_own_gets_a_new_one(options_of):
+    flags = ("--data", "d", "--model", "fsaf_r18_sepc")
+    for output in ("runs/fsaf_r18_sepc", "runs/fsaf_r18_sepc-2", "runs/fsaf_r18_sepc-3"):
+        assert options_of(*flags).output == output
+        Path(output).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--freeze-bn", True), ("--no-freeze-bn", False)])
+def test_frozen_batch_norm_is_a_choice(flag, value, options_of):
+    options = options_of("--data", "d", "--model", "m", flag)
+    assert options.freeze_bn is value
+
+
+def test_a_folder_is_a_model_to_start_from(model, options_of):
+    options = options_of("--data", "d", "--model", model)
+    assert options.model == f"local-dir:{model}"
+    assert options.output == "runs/model"
+
+
+def test_without_arguments_train_shows_itself_on_shapes(options_of, monkeypatch, capsys):
+    written = []
+    monkeypatch.setattr("sepc_zoo.data.synthetic.write_shapes", written.append)
+    options = options_of()
+    assert [str(path) for path in written] == list(options.data)
+    assert {Path(path).parts[0] for path in (*options.data, options.output)} == {"runs"}
+    assert "writing a small data set" in capsys.readouterr().out
+
+
+def test_data_without_a_model_is_refused(capsys):
+    assert call("train", "--data", "d") == 2
+    assert_refused(capsys, "--model is missing", "sepc-zoo list")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--epochs", 1, "--max-steps", 1),
+        ("--pretrained-backbone", "--backbone-checkpoint", "f"),
+        ("--sched", "bogus"),
+        ("--amp", "fp8"),
+        ("--image-size", 64),
+        ("--model-kwargs", "channels"),
+    ],
+)
+def test_flags_that_do_not_fit_are_wrong_usage(flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        call("train", "--data", "d", "--model", "m", *flags)
+    assert end.value.code == 2
+    assert_refused(capsys, flags[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--model", "retinanet_r05_sepc"), "did you mean"),
+        (("--opt", "bogus"), "no optimizer 'bogus'"),
+        (("--batch-size", 0), "--batch-size is 0; it must be at least 1"),
+        (("--model-kwargs", "chanels=16"), "chanels"),
+        (
+            ("--model-kwargs", "neck=1", "neck.blocks=2"),
+            "--model-kwargs has neck.blocks=2, but neck has a value already",
+        ),
+        (("--hflip", 2), "--hflip is 2.0; it must be at least 0, at most 1"),
+        (("--train-split", "bogus"), "bogus"),
+        (("--backbone-checkpoint", "missing.safetensors"), "missing.safetensors"),
+        (("--image-size", 64, 32), "image_size"),
+        (("--std", 0, 1, 1), "std"),
+    ],
+)
+def test_input_that_does_not_fit_ends_with_2_and_names_it(flags, named, shapes, tmp_path, capsys):
+    assert call(*train_flags(shapes, tmp_path / "run"), *flags) == 2
+    assert_refused(capsys, "sepc-zoo train: ", named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_not_there_ends_with_2(tmp_path, capsys):
+    assert call(*train_flags(tmp_path / "no", tmp_path / "run")) == 2
+    assert_refused(capsys, f"{tmp_path / 'no'}: no such folder")
+
+
+def test_train_runs_and_goes_on(shapes, tmp_path, capsys):
+    flags = train_flags(shapes, tmp_path / "run", "--max-steps", 1, "--no-freeze-bn")
+    assert call(*flags) == 0
+    out = capsys.readouterr().out
+    assert "AP50" in out
+    assert "star" in out
+    assert f"sepc-zoo predict IMAGE --model {tmp_path / 'run' / 'best'}" in out
+    assert call(*flags) == 2
+    assert_refused(capsys, "holds a run", f"--resume {tmp_path / 'run'}")
+    assert call("train", "--resume", tmp_path / "run") == 0
+    assert call(*flags, "--resume", tmp_path / "run") == 0
+    capsys.readouterr()
+    assert call("train", "--resume", tmp_path / "run", "--lr", 0.1, "--no-freeze-bn") == 2
+    assert_refused(capsys, "the options that the run was started with, which --lr would change")
+    assert read_options(tmp_path / "run").freeze_bn is False
+
+
+def test_a_folder_that_holds_no_run_cannot_be_resumed(tmp_path, capsys):
+    assert call("train", "--resume", tmp_path) == 2
+    assert_refused(capsys, f"{tmp_path} is no run folder to resume")
