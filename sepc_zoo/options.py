@@ -180,24 +180,26 @@ def range_name(info: OptionInfo) -> str:
     return ", ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
 
 
-def markdown_table(cls: type[Options]) -> str:
-    """The options of a class as a Markdown table."""
+def markdown_tables(cls: type[Options]) -> Iterator[tuple[str, str]]:
+    """A Markdown table for each group of options, with the title of the group."""
     hints = type_hints(cls)
-    rows = ["| option | type | range | default | meaning |", "| --- | --- | --- | --- | --- |"]
-    for entry in option_fields(cls):
-        info, default = entry.metadata["option"], default_of(entry)
-        shown = "required" if default is MISSING else _plain(default)
-        cells = [type_name(hints[entry.name]), range_name(info), _default_text(shown), info.help]
-        rows.append(
-            f"| `{entry.name}` | {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |"
-        )
-    return "\n".join(rows)
+    for title, entries in option_groups(cls):
+        rows = ["| option | type | range | default | meaning |", "| --- | --- | --- | --- | --- |"]
+        for entry in entries:
+            info, default = entry.metadata["option"], default_of(entry)
+            shown = "required" if default is MISSING else _default_text(_plain(default))
+            cells = [type_name(hints[entry.name]), range_name(info), shown, info.help]
+            escaped = (cell.replace("|", r"\|") for cell in cells)
+            rows.append(f"| `{entry.name}` | {' | '.join(escaped)} |")
+        yield title, "\n".join(rows)
 
 
 def _default_text(value: Any) -> str:
-    if value in (None, [], {}):
+    if value is None or value in ([], {}):
         return ""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A function for each curated model, as torch.hub wants them."""
+"""Entry points of torch.hub: a function for each curated model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,22 +7,22 @@ from sepc_zoo.factory import create_model
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import AUTHORS_WEIGHTS, list_models, model_config, neck_name
 
-DOC = """A detector: method {method}, backbone {backbone} of timm, neck {neck}; {weights}.
+DOC = """Build a detector: method {method}, timm backbone {backbone}, neck {neck}; {weights}.
 
 Args:
-    pretrained: load the published weights; classes of ``label_names`` with the same name keep what
-        they know.
-    num_classes, label_names: of your classes; COCO's 80 by default.
-    kwargs: whatever else ``sepc_zoo.create_model`` takes: ``pretrained_backbone=True``,
-        ``checkpoint="model.safetensors"``, ``backbone_kwargs``, ``channels=128`` and the like.
+    pretrained: load the published weights; classes of ``label_names`` with a published name keep
+        their weights.
+    num_classes, label_names: number and names of your classes; COCO's 80 by default.
+    kwargs: further arguments of ``sepc_zoo.create_model``, such as ``pretrained_backbone=True``,
+        ``checkpoint="model.safetensors"``, ``backbone_kwargs`` or ``channels=128``.
 
 Returns:
-    ``sepc_zoo.Detector`` in eval mode: ``model.predict("photo.jpg")``.
+    A ``sepc_zoo.Detector`` in eval mode: ``model.predict("image.jpg")``.
 """
 
 
 def make_entry_points() -> dict[str, Callable[..., Detector]]:
-    """Functions by name of the model that they build."""
+    """Make the entry points, by the name of the model that each builds."""
     return {name: _entry_point(name) for name in list_models()}
 
 

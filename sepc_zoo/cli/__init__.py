@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(refusal(name), file=sys.stderr)
         return WRONG_INPUT
-    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
-    command = importlib.import_module(f"sepc_zoo.cli.{module}")
+    command = importlib.import_module(module_of(name))
     parser = make_parser(f"sepc-zoo {name}", command.__doc__ or "", command.Arguments)
     try:
         return command.run(parse(parser, command.Arguments, rest))
@@ -64,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     print(f"sepc-zoo {name}: {problem}", file=sys.stderr)
     return WRONG_INPUT
+
+
+def module_of(command: str) -> str:
+    """The module of a command."""
+    name = command.replace("-", "_")
+    return f"sepc_zoo.cli.{name}_" if keyword.iskeyword(name) else f"sepc_zoo.cli.{name}"
 
 
 def usage() -> str:

@@ -1,5 +1,6 @@
 """The command line itself: commands by name, help, errors, exit status, start-up."""
 
+import importlib
 import runpy
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 from commands import assert_refused, call
 
 from sepc_zoo import __version__
-from sepc_zoo.cli import COMMANDS, main
+from sepc_zoo.cli import COMMANDS, main, module_of
+from sepc_zoo.cli.reference import reference
 from sepc_zoo.errors import UserError
 from sepc_zoo.options import option_fields
 from sepc_zoo.training.options import TrainOptions
@@ -80,10 +82,20 @@ def test_help_of_train_comes_in_groups_and_has_every_flag(capsys):
     assert "number of epochs (default 12)" in text
 
 
+def test_the_reference_has_every_command_and_option():
+    text = reference()
+    for name in COMMANDS:
+        section = text.partition(f"\n## sepc-zoo {name}\n")[2].partition("\n## ")[0]
+        options = option_fields(importlib.import_module(module_of(name)).Arguments)
+        assert [e.name for e in options if f"| `{e.name}` |" not in section] == []
+    assert all(f"| `{entry.name}` |" in text for entry in option_fields(TrainOptions))
+
+
 def test_help_and_a_mistyped_command_load_no_heavy_library():
     code = """
 import contextlib, sys
-from sepc_zoo.cli import COMMANDS, main
+from sepc_zoo.cli import COMMANDS, main, module_of
+from sepc_zoo.cli.reference import reference
 for command in (["--help"], ["--version"], ["trian"], *([name, "--help"] for name in COMMANDS)):
     with contextlib.suppress(SystemExit):
         main(command)

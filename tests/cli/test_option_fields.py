@@ -14,7 +14,7 @@ from sepc_zoo.options import (
     Options,
     as_dict,
     from_dict,
-    markdown_table,
+    markdown_tables,
     option,
     option_fields,
     option_groups,
@@ -114,8 +114,10 @@ def test_a_dict_of_options_reads_back_strictly():
 
 
 def test_the_table_of_the_docs_has_a_row_for_each_option():
-    rows = markdown_table(Bread).splitlines()
-    assert len(rows) == 2 + len(option_fields(Bread))
+    tables = dict(markdown_tables(Bread))
+    rows = [row for table in tables.values() for row in table.splitlines()]
+    assert list(tables) == ["Bread and its flour", "Oven"]
+    assert len(rows) == 2 * len(tables) + len(option_fields(Bread))
     assert "| `heat` | int | at least 0, at most 300 | required | degrees |" in rows
     assert "| `flours` | list of str |  | rye | flours, 100% or less each |" in rows
 
@@ -139,9 +141,9 @@ def test_every_option_of_a_run_is_in_one_group_with_a_help_of_its_own():
 
 
 def test_choices_are_those_of_the_code():
-    table = markdown_table(TrainOptions)
-    assert f"| `format` | {' or '.join(FORMATS)} |" in table
-    assert f"| `sched` | {' or '.join(SCHEDULES)} |" in table
+    table = dict(markdown_tables(TrainOptions))
+    assert f"| `format` | {' or '.join(FORMATS)} |" in table["Data"]
+    assert f"| `sched` | {' or '.join(SCHEDULES)} |" in table["Optimizer and schedule"]
 
 
 def test_the_file_of_a_run_reads_back_strictly(tmp_path):

@@ -20,7 +20,7 @@ INSTANCES = "coco_by_sa/annotations/instances_val2017.json"
 
 
 def figures_of(coco, evaluator, annotations_file, rows):
-    """The twelve figures that an evaluator itself computes from a file of annotations and results."""
+    """The twelve figures that an evaluator computes from annotations and results."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = coco(str(annotations_file))
         # loadRes refuses an empty list of results
@@ -28,7 +28,7 @@ def figures_of(coco, evaluator, annotations_file, rows):
         if not rows:
             found.dataset = ground_truth.dataset | {"annotations": []}
             found.createIndex()
-        evaluation = evaluator(truth, found, "bbox")
+        evaluation = evaluator(ground_truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
