@@ -228,4 +228,4 @@ def _check_range(name: str, value: Any, info: OptionInfo) -> None:
         is_high = info.le is not None and number > info.le
         if is_low or is_high or not math.isfinite(number):
             wanted = range_name(info) or "finite"
-            raise OptionError(name, f"is {number}; it must be {wanted}")
+            raise OptionError(name, f"is {value}; it must be {wanted}")

@@ -54,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = importlib.import_module(module_of(name))
     parser = make_parser(f"sepc-zoo {name}", command.__doc__ or "", command.Arguments)
     try:
-        return command.run(parse(parser, command.Arguments, rest))
+        options = parse(parser, command.Arguments, rest)
+    except OptionError as error:
+        parser.error(f"{flag_of(error.name)} {error.text}")
+    try:
+        return command.run(options)
     except OptionError as error:
         problem = f"{flag_of(error.name)} {error.text}"
     except (UserError, OSError) as error:

@@ -65,7 +65,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise OptionError("image_size", f"is {text!r}; it must be HEIGHTxWIDTH in pixels")
+        raise OptionError("image_size", f"is {text!r}; expected HEIGHTxWIDTH in pixels")
     return int(height), int(width)
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, constants
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from sepc_zoo.checkpoints.card import LOCAL_SOURCE
 from sepc_zoo.checkpoints.folder import CARD_FILE, METRICS_FILE, read_config, save_model
@@ -18,7 +16,6 @@ from sepc_zoo.checkpoints.hub import push_folder
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import load_model
 from sepc_zoo.files import write_json
-from sepc_zoo.options import OptionError
 from sepc_zoo.registry import neck_name
 
 RUN_FOLDERS = ("best", "last")  # model folders that take the name of their run
@@ -38,21 +35,6 @@ with `sepc-zoo validate`; the authors' AP is the one that they published.
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 """
-
-
-def check_repository(option_name: str, repo_id: str) -> None:
-    """Check the name of a repository before anything is done for it.
-
-    Raises:
-        OptionError: it is not of the form ``org/name``.
-    """
-    try:
-        validate_repo_id(repo_id)
-        problem = None if "/" in repo_id else "expected ORG/NAME"
-    except HFValidationError as error:
-        problem = str(error)
-    if problem:
-        raise OptionError(option_name, f"is {repo_id!r}, no name of a repository: {problem}")
 
 
 def push(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sepc_zoo.options import Options, option
+from sepc_zoo.options import OptionError, Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,15 @@ class Arguments(Options):
     )
     message: str = option("Upload a detector", help="commit message")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_repository("repo_id", self.repo_id)
+
 
 def run(arguments: Arguments) -> int:
     """Upload the folder and print its address."""
-    from sepc_zoo.cli.publishing import check_repository, push, read_metrics
+    from sepc_zoo.cli.publishing import push, read_metrics
 
-    check_repository("repo_id", arguments.repo_id)
     metrics = None if arguments.metrics is None else read_metrics(Path(arguments.metrics))
     address = push(
         Path(arguments.model),
@@ -54,3 +57,21 @@ def run(arguments: Arguments) -> int:
     )
     print(f"{address}\nuse it: sepc-zoo predict IMAGE --model hf-hub:{arguments.repo_id}")
     return 0
+
+
+def check_repository(option_name: str, repo_id: str) -> None:
+    """Check the name of a repository before anything is done for it.
+
+    Raises:
+        OptionError: it is not of the form ``org/name``.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        problem = None if "/" in repo_id else "expected ORG/NAME"
+    except HFValidationError as error:
+        problem = str(error)
+    if problem:
+        raise OptionError(option_name, f"is {repo_id!r}, no name of a repository: {problem}")

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sepc_zoo.cli.push import check_repository
 from sepc_zoo.options import Options, option
 from sepc_zoo.training.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
 
@@ -49,6 +50,11 @@ class Arguments(Options):
     )
     given: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.push_to_hub is not None:
+            check_repository("push_to_hub", self.push_to_hub)
+
 
 def run(arguments: Arguments) -> int:
     """Train, or estimate what it takes; print where the results are."""
@@ -57,10 +63,6 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.training.resilience.signals import Interrupted
     from sepc_zoo.training.trainer import train
 
-    if arguments.push_to_hub is not None:
-        from sepc_zoo.cli.publishing import check_repository
-
-        check_repository("push_to_hub", arguments.push_to_hub)
     given = dict(arguments.given)
     if arguments.finetune is not None:
         given |= {"model": arguments.finetune, "pretrained": True}

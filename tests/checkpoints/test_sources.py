@@ -18,7 +18,7 @@ from sepc_zoo.checkpoints.convert.sepc_authors import (
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.checkpoints.hub import imported_folder
 from sepc_zoo.checkpoints.sources import import_model
-from sepc_zoo.cli import import_, main
+from sepc_zoo.cli import main
 from sepc_zoo.registry import AUTHORS_WEIGHTS
 
 NAME = "fsaf_r50_pconv"
@@ -174,11 +174,12 @@ def test_an_import_that_the_hub_does_not_take_is_kept_and_can_be_pushed_later(
     hub, tmp_path, monkeypatch, capsys
 ):
     small = create_model("retinanet_mnv4s_pconv", channels=8, num_classes=3)
-    monkeypatch.setattr(import_, "import_model", lambda *_: save_model(small, tmp_path / "kept"))
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(authors, "import_model", lambda *_: save_model(small, kept))
     monkeypatch.setenv("HF_TOKEN", hub.add_user("mallory"))
     assert main(["import", NAME, "--push", "zoo"]) == 1
     out, err = capsys.readouterr()
-    assert f"use it: sepc-zoo predict PHOTO --model {NAME}" in out
+    assert f"use it: sepc-zoo predict IMAGE --model {NAME}" in out
     assert f"{NAME}: not on the hub: zoo/kept is not yours to write to" in err
     assert f"push it later: sepc-zoo push {tmp_path / 'kept'} zoo/kept" in err
 

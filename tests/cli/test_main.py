@@ -146,5 +146,7 @@ def test_a_script_runs_from_any_folder(tmp_path):
 @pytest.mark.parametrize("command", ["validate", "predict"])
 def test_a_value_out_of_range_ends_with_2_and_names_the_flag(command, flags, capsys):
     source = ("--data", "d") if command == "validate" else ("d",)
-    assert call(command, *source, "--model", "m", *flags) == 2
-    assert_refused(capsys, f"sepc-zoo {command}: {flags[0]} is {flags[1]}", "it must be at least")
+    with pytest.raises(SystemExit) as end:
+        call(command, *source, "--model", "m", *flags)
+    assert end.value.code == 2
+    assert_refused(capsys, f"sepc-zoo {command}: error: {flags[0]} is ", "; it must be at least")

@@ -82,6 +82,8 @@ def test_a_hub_in_trouble_costs_a_run_nothing(hub, train, capsys):
 @pytest.mark.parametrize("name", ["shapes", "zoo/sha pes", "zoo/a/b", "/shapes"])
 def test_a_name_of_no_repository_is_refused_before_a_run(name, tmp_path, capsys):
     output = tmp_path / "run"
-    assert main(["train", "--output", str(output), "--push-to-hub", name]) == 2
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--output", str(output), "--push-to-hub", name])
+    assert end.value.code == 2
     assert f"--push-to-hub is {name!r}, no name of a repository" in capsys.readouterr().err
     assert not output.exists()
