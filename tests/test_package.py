@@ -19,7 +19,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"training"},
     {"evaluation", "export"},
-    {"factory", "model_info", "torch_hub"},
+    {"factory", "torch_hub"},
     {"checkpoints"},
     {"models"},
     {"inference", "methods"},
@@ -35,22 +35,14 @@ TO_GO: set[tuple[str, str]] = {
     ("checkpoints.convert.sepc_authors", "factory.build"),
     ("checkpoints.sources", "factory.load_model"),
     ("evaluation.speed", "training.dry_run.synchronize"),
-    ("evaluation.validate", "training.logging.progress_bar"),
-    ("inference.loader", "models.dense.Detector"),
     ("inference.loader", "training.resilience.signals.shield_workers"),
-    ("inference.predictor", "models.dense.Detector"),
-    ("inference.predictor", "training.logging.progress_bar"),
-    ("inference.predictor", "training.resilience.signals.Interrupt"),
-    ("inference.predictor", "training.resilience.signals.Interrupted"),
-    ("registry", "methods.METHODS"),
 }
 # Gaps in the documentation of public functions that are to go.
 UNTOLD: set[str] = {
-    "Detector.forward: shapes",
-    "Detector.pad_small: shapes",
+    "Detector.loss_counts: shapes",
+    "Detector.loss_terms: shapes",
     "Detector.pad_small: errors",
-    "Detector.loss_sums: shapes",
-    "Detector.loss_sums: errors",
+    "Detector.pad_small: shapes",
 }
 
 # Libraries that a model does not need.
@@ -198,7 +190,7 @@ def test_public_functions_tell_shapes_and_errors():
         has_tensors = "Tensor" in str(inspect.get_annotations(function))
         if has_tensors and not re.search(r"\([A-Z0-9]\w*,[^)]*\)", text):
             untold.add(f"{name}: shapes")
-        if "raise " in source and "Raises:" not in text:
+        if re.search(r"raise (?!NotImplemented)", source) and "Raises:" not in text:
             untold.add(f"{name}: errors")
         if not text:
             untold.add(f"{name}: everything")
