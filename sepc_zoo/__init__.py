@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from sepc_zoo.inference.detections import Detections
     from sepc_zoo.models.detector import Detector
     from sepc_zoo.outputs import Predictions
-    from sepc_zoo.registry import is_model, list_backbones, list_models, register_model
+    from sepc_zoo.registry import (
+        is_model,
+        list_backbones,
+        list_models,
+        register_method,
+        register_model,
+        register_neck,
+    )
 
 __version__ = "0.1.0"
 
@@ -35,7 +42,9 @@ __all__ = [
     "load_model",
     "model_info",
     "push_to_hub",
+    "register_method",
     "register_model",
+    "register_neck",
     "save_model",
 ]
 _HOMES = {
@@ -52,7 +61,9 @@ _HOMES = {
     "load_model": "sepc_zoo.factory",
     "model_info": "sepc_zoo.factory",
     "push_to_hub": "sepc_zoo.checkpoints.hub",
+    "register_method": "sepc_zoo.registry",
     "register_model": "sepc_zoo.registry",
+    "register_neck": "sepc_zoo.registry",
     "save_model": "sepc_zoo.checkpoints.folder",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

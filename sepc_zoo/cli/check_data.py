@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
-from sepc_zoo.training.options import DataFormat
+from sepc_zoo.training.options import FormatName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Arguments(Options):
     split: tuple[str, ...] | None = option(
         None, help="names of the splits to check (default: all)", metavar="NAME"
     )
-    format: DataFormat | None = option(
+    format: FormatName | None = option(
         None, help="format of the data (default: recognized by its files)"
     )
     output: str = option("data_check", help="folder to write", metavar="DIR")

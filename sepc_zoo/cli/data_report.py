@@ -154,5 +154,5 @@ def show_findings(check: DataCheck, shown: int, console: Console) -> None:
         for line in lines:
             console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     totals = Counter(finding.severity for finding in check.findings)
-    told = ", ".join(f"{totals[severity]} {severity}s" for severity in SEVERITIES)
-    console.print(f"{check.root}: {told}", markup=False, highlight=False)
+    summary = ", ".join(f"{totals[severity]} {severity}s" for severity in SEVERITIES)
+    console.print(f"{check.root}: {summary}", markup=False, highlight=False)

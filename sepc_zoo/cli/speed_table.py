@@ -17,6 +17,7 @@ from sepc_zoo.files import write_csv
 
 
 def show(results: list[Result], setting: Setting) -> None:
+    """Print the results of a setting as a table."""
     table = Table(title=describe(setting), box=SIMPLE_HEAD)
     for name in ("part", "model", "ms", "ratio", "img/s", "MiB"):
         table.add_column(name, justify="left" if name in ("part", "model") else "right")
@@ -26,7 +27,7 @@ def show(results: list[Result], setting: Setting) -> None:
             result.part,
             result.model,
             f"{1e3 * timing.median:.{1 if timing.median < 1 else 0}f}",
-            f"{timing.ratio:.2f}" if timing.ratio < 100 else "",  # to next to nothing
+            f"{timing.ratio:.2f}" if timing.ratio < 100 else "",  # relative to almost nothing
             f"{setting.batch_size / timing.median:.1f}",
             "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
         )
@@ -34,21 +35,24 @@ def show(results: list[Result], setting: Setting) -> None:
 
 
 def describe(setting: Setting) -> str:
-    said = [f"{setting.batch_size} x {setting.height}x{setting.width}", setting.precision]
+    """A setting in words: ``8 x 640x640, bf16, …``."""
+    words = [f"{setting.batch_size} x {setting.height}x{setting.width}", setting.precision]
     if setting.compile:
-        said.append(f"compiled ({setting.compile})")
+        words.append(f"compiled ({setting.compile})")
     if setting.channels_last:
-        said.append("channels last")
-    return ", ".join([*said, device_name(setting.device)])
+        words.append("channels last")
+    return ", ".join([*words, device_name(setting.device)])
 
 
 def device_name(device: str) -> str:
+    """The name of the GPU, or the CPU with its number of threads."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def write_results(path: Path, results: list[Result], rounds: int) -> None:
+    """Write the results of all settings as CSV, with the versions of the libraries."""
     versions = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
-from sepc_zoo.training.options import DataFormat
+from sepc_zoo.training.options import FormatName
 
 if TYPE_CHECKING:
     from sepc_zoo.data import Annotations
@@ -31,7 +31,7 @@ class ValidateOptions(Options):
         metavar="FILE",
     )
     data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
-    format: DataFormat | None = option(
+    format: FormatName | None = option(
         None, help="format of the data (default: recognized by its files)"
     )
     split: str = option("val", help="name of the split", metavar="NAME")

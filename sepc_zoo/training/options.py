@@ -14,7 +14,7 @@ from sepc_zoo.files import write_atomically
 from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, option_fields
 
 OPTIONS_FILE = "config.yaml"
-DataFormat = Literal["coco", "voc", "yolo", "hf"]
+FormatName = Literal["coco", "voc", "yolo", "hf"]
 # Entries of a model's config that come from the data or have a flag of their own.
 NOT_MODEL_KWARGS = {"num_classes", "label_names", "category_ids", "backbone_kwargs", "weights"}
 
@@ -28,7 +28,7 @@ class DataOptions(Options):
     """Data."""
 
     data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
-    format: DataFormat | None = option(
+    format: FormatName | None = option(
         None, help="format of the data (default: recognized by its files)"
     )
     train_split: str = option("train", help="name of the training split", metavar="NAME")
@@ -176,6 +176,9 @@ class HardwareOptions(Options):
         False, help="channels-last memory format, often faster with --amp on a GPU"
     )
     compile: bool = option(False, help="compile the model with torch.compile")
+    grad_checkpointing: bool = option(
+        False, help="recompute activations of the backbone in the backward pass, to save memory"
+    )
     cpu: bool = option(False, help="use the CPU even if there is a GPU")
     deterministic: bool = option(
         False, help="use deterministic algorithms, so that runs repeat each other (slower)"

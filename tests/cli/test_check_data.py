@@ -11,7 +11,8 @@ from PIL import Image
 from sepc_zoo.cli import main
 from sepc_zoo.cli.arguments import key_value, nested
 from sepc_zoo.cli.data_report import describe_reach, write_samples
-from sepc_zoo.data import list_data, read_data
+from sepc_zoo.data import read_data
+from sepc_zoo.data.formats.reader import list_data
 from sepc_zoo.data.quality.statistics import OTHER_ANCHORS
 from sepc_zoo.factory import create_model
 
@@ -53,7 +54,7 @@ def test_good_data_ends_with_0_and_has_figures_and_pictures(shapes, call, capsys
     assert Image.open(output / "statistics.png").width > 1000
 
 
-def test_errors_end_with_1_and_are_told_by_file_and_entry(broken, call, capsys):
+def test_errors_end_with_1_and_name_file_and_entry(broken, call, capsys):
     status, output = call(broken)
     assert status == 1
     printed = capsys.readouterr().out
@@ -128,7 +129,7 @@ def test_a_seed_chooses_the_samples(shapes, tmp_path):
     assert samples(0) == samples(0) != samples(1)
 
 
-def test_data_without_any_readable_image_is_told_and_has_no_samples(broken, call):
+def test_data_without_any_readable_image_ends_with_1_and_has_no_samples(broken, call):
     for path in broken.glob("*/*.jpg"):
         path.write_bytes(b"no image")
     status, output = call(broken)
@@ -147,7 +148,7 @@ def test_without_matplotlib_all_but_the_histograms_is_there(shapes, call, monkey
     }
 
 
-def test_a_file_name_that_is_no_utf8_is_told(broken, call, capsys):
+def test_a_file_name_that_is_not_utf8_is_escaped(broken, call, capsys):
     (broken / "val" / os.fsdecode(b"caf\xe9.jpg")).touch()
     _, output = call(broken)
     assert r"caf\udce9.jpg: no split lists this file" in capsys.readouterr().out
