@@ -41,7 +41,7 @@ class OptionInfo:
     Attributes:
         help: one phrase that can be read alone.
         ge, gt, le: bounds of a number, or of each number of a list.
-        metavar: placeholders of the values on the command line.
+        metavar: placeholder of the value on the command line; by default N, X or the name.
         aliases: further flags.
         positional: an argument without a flag.
         exclusive: options with the same word here exclude each other on the command line.
@@ -62,7 +62,11 @@ class OptionInfo:
 
 
 def option(
-    default: Any = MISSING, *, help: str, factory: Callable[[], Any] | None = None, **facts: Any
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    factory: Callable[[], Any] | None = None,
+    **facts: Any,
 ) -> Any:
     """A dataclass field that is an option; without ``default`` and ``factory`` it is required.
 
@@ -97,14 +101,16 @@ class Options:
 def option_groups(cls: type[Options]) -> Iterator[tuple[str, list[dataclasses.Field]]]:
     """The options of a class by the base class that states them, with the title of each group.
 
-    The title is the first line of that class's docstring; groups come in the order of the bases.
+    The title is the first line of that class's docstring, and may be that of several classes;
+    groups come in the order of the bases.
     """
-    known = {entry.name: entry for entry in fields(cls)}
+    known = {entry.name: entry for entry in fields(cls) if "option" in entry.metadata}
+    groups: dict[str, list[dataclasses.Field]] = {}
     for base in cls.__mro__:
+        title = (base.__doc__ or "").partition("\n")[0].rstrip(".")
         names = [name for name in vars(base).get("__annotations__", {}) if name in known]
-        entries = [known.pop(name) for name in names]
-        if options := [entry for entry in entries if "option" in entry.metadata]:
-            yield (base.__doc__ or "").splitlines()[0].rstrip("."), options
+        groups.setdefault(title, []).extend(known.pop(name) for name in names)
+    yield from ((title, entries) for title, entries in groups.items() if entries)
 
 
 def option_fields(cls: type[Options]) -> list[dataclasses.Field]:

@@ -18,28 +18,26 @@ from sepc_zoo.options import (
     strip_none,
     type_hints,
 )
+from sepc_zoo.training.options import WorkerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderOptions(Options):
-    """Loading of images."""
+class LoaderOptions(WorkerOptions):
+    """Hardware and speed."""
 
-    batch_size: int = option(4, help="images per process and batch", ge=1, metavar="N")
-    workers: int = option(2, help="processes that read images", ge=0, metavar="N")
+    batch_size: int = option(4, "images per process and batch", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TTAOptions(Options):
     """Test-time augmentation."""
 
-    tta_flip: bool = option(False, help="also detect in the mirror image of each image")
+    tta_flip: bool = option(False, "also detect in the mirror image of each image")
     tta_scales: tuple[float, ...] = option(
         (1.0,),
-        help="detect in each of these sizes, as factors of the model's image size, such as "
-        "0.8 1.0 1.25",
+        "detect in each of these sizes, as factors of the model's image size, such as 0.8 1.0 1.25",
         ge=0.1,
         le=10,
-        metavar="X",
     )
 
 
@@ -104,7 +102,9 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
         shown = default if isinstance(default, tuple) else (default,)
         text += f" (default {' '.join(map(str, shown))})"
     names = [entry.name] if info.positional else [flag_of(entry.name), *info.aliases]
-    result: dict[str, Any] = {"help": text, "metavar": info.metavar}
+    kind = args[0] if origin is tuple else hint
+    metavar = info.metavar or {int: "N", float: "X"}.get(kind)
+    result: dict[str, Any] = {"help": text, "metavar": metavar}
     if not info.positional:
         result |= {"dest": entry.name, "required": is_required}
     if hint is bool:
@@ -122,7 +122,6 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
         result["nargs"] = len(args)
     elif info.bare is not None or (info.positional and not is_required):
         result |= {"nargs": "?", "const": info.bare}
-    kind = args[0] if origin is tuple else hint
     is_choice = typing.get_origin(kind) is Literal
     return names, result | ({"choices": typing.get_args(kind)} if is_choice else {"type": kind})
 

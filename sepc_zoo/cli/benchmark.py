@@ -20,32 +20,28 @@ class Arguments(Options):
         "torchvision:retinanet_resnet50_fpn is torchvision's",
         metavar="NAME",
     )
-    batch_size: tuple[int, ...] = option((1,), help="images per batch", ge=1, metavar="N")
+    batch_size: tuple[int, ...] = option((1,), "images per batch", ge=1)
     image_size: tuple[str, ...] = option(
-        ("640x640",), help="height and width of the images in pixels", metavar="HxW"
+        ("640x640",), "height and width of the images in pixels", metavar="HxW"
     )
     precision: tuple[Literal["float32", "bf16", "fp16"], ...] = option(
-        ("float32",), help="number format, by autocast"
+        ("float32",), "number format, by autocast"
     )
-    train: bool = option(False, help="also measure training steps")
-    parts: bool = option(False, help="also measure the parts of a model, such as backbone and neck")
+    train: bool = option(False, "also measure training steps")
+    parts: bool = option(False, "also measure the parts of a model, such as backbone and neck")
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = option(
         None,
-        help="compile with torch.compile in this mode; reduce-overhead captures CUDA graphs",
+        "compile with torch.compile in this mode; reduce-overhead captures CUDA graphs",
         bare="default",
     )
-    channels_last: bool = option(False, help="use the channels-last memory format")
+    channels_last: bool = option(False, "use the channels-last memory format")
     device: Literal["cpu", "cuda"] | None = option(
-        None, help="device (default: a GPU where there is one)"
+        None, "device (default: a GPU where there is one)"
     )
-    threads: int | None = option(
-        None, help="threads of the CPU (default: one for each core)", ge=1, metavar="N"
-    )
-    rounds: int = option(
-        10, help="number of rounds; in each, every model has its turn", ge=1, metavar="N"
-    )
-    memory: bool = option(False, help="also measure peak memory")
-    output: str | None = option(None, help="table of the results to write", metavar="FILE.csv")
+    threads: int | None = option(None, "threads of the CPU (default: one for each core)", ge=1)
+    rounds: int = option(10, "number of rounds; in each, every model has its turn", ge=1)
+    memory: bool = option(False, "also measure peak memory")
+    output: str | None = option(None, "table of the results to write", metavar="FILE.csv")
 
     def __post_init__(self) -> None:
         super().__post_init__()

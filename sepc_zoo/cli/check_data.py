@@ -9,31 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepc_zoo.errors import ConfigError
-from sepc_zoo.options import Options, option
-from sepc_zoo.training.options import FormatName
+from sepc_zoo.options import option
+from sepc_zoo.training.options import FormatOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Options):
+class Arguments(FormatOptions):
     """Check."""
 
     data: str = option(
         help="data set, in any layout that train reads", metavar="DIR", positional=True
     )
     split: tuple[str, ...] | None = option(
-        None, help="names of the splits to check (default: all)", metavar="NAME"
+        None, "names of the splits to check (default: all)", metavar="NAME"
     )
-    format: FormatName | None = option(
-        None, help="format of the data (default: recognized by its files)"
-    )
-    output: str = option("data_check", help="folder to write", metavar="DIR")
+    output: str = option("data_check", "folder to write", metavar="DIR")
     fix: str | None = option(
-        None, help="new folder for a clean copy of the data in COCO format", metavar="OUT"
+        None, "new folder for a clean copy of the data in COCO format", metavar="OUT"
     )
-    link: bool = option(False, help="hard-link the images of the clean copy where possible")
-    shown: int = option(5, help="number of lines to print for each kind of finding", ge=0)
-    samples: int = option(12, help="number of images in samples.png", ge=0)
-    seed: int = option(0, help="seed of the choice of samples", ge=0)
+    link: bool = option(False, "hard-link the images of the clean copy where possible")
+    shown: int = option(5, "number of lines to print for each kind of finding", ge=0)
+    samples: int = option(12, "number of images in samples.png", ge=0)
+    seed: int = option(0, "seed of the choice of samples", ge=0)
 
 
 def run(arguments: Arguments) -> int:

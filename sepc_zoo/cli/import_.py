@@ -15,15 +15,12 @@ class Arguments(Options):
         help="name of a model, such as fsaf_r50_sepc, or all", metavar="NAME", positional=True
     )
     file: str | None = option(
-        None, help="checkpoint that was downloaded before", metavar="CHECKPOINT.pth"
+        None, "checkpoint that was downloaded before", metavar="CHECKPOINT.pth"
     )
     url: str | None = option(
-        None,
-        help="address to download from, with {id} or {name} in it (default: Google Drive's)",
+        None, "address to download from, with {id} or {name} in it (default: Google Drive's)"
     )
-    push: str | None = option(
-        None, help="organisation on the hub to upload the model to", metavar="ORG"
-    )
+    push: str | None = option(None, "organisation on the hub to upload the model to", metavar="ORG")
 
 
 def run(arguments: Arguments) -> int:

@@ -10,12 +10,12 @@ class Arguments(Options):
     """Selection."""
 
     filter: tuple[str, ...] = option(
-        (), help="wildcard patterns, such as '*_r50_sepc*'", positional=True, metavar="PATTERN"
+        (), "wildcard patterns, such as '*_r50_sepc*'", positional=True, metavar="PATTERN"
     )
     exclude: tuple[str, ...] = option(
-        (), help="wildcard patterns of names to leave out", metavar="PATTERN"
+        (), "wildcard patterns of names to leave out", metavar="PATTERN"
     )
-    pretrained: bool = option(False, help="list only models with published weights")
+    pretrained: bool = option(False, "list only models with published weights")
 
 
 def run(arguments: Arguments) -> int:

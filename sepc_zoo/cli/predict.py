@@ -24,11 +24,9 @@ class PredictOptions(Options):
         help="model folder, hf-hub:org/repo, or name of a model with published weights",
         metavar="NAME_OR_DIR",
     )
-    output: str = option("predictions", help="folder to write", metavar="DIR")
-    score_threshold: float = option(
-        0.3, help="minimum score of a detection", ge=0, le=1, metavar="X"
-    )
-    device: str | None = option(None, help="cuda, mps or cpu (default: a GPU where there is one)")
+    output: str = option("predictions", "folder to write", metavar="DIR")
+    score_threshold: float = option(0.3, "minimum score of a detection", ge=0, le=1)
+    device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
 
 
 @dataclass(frozen=True, kw_only=True)

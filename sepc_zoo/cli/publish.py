@@ -14,9 +14,9 @@ class Arguments(Options):
     models: tuple[str, ...] = option(help="model folders", metavar="DIR", positional=True)
     org: str = option(help="organisation or user on the hub", metavar="ORG")
     private: bool | None = option(
-        None, help="make new repositories private (default: as the owner's settings say)"
+        None, "make new repositories private (default: as the owner's settings say)"
     )
-    title: str = option("sepc_zoo detectors", help="title of the collection")
+    title: str = option("sepc_zoo detectors", "title of the collection")
 
 
 def run(arguments: Arguments) -> int:

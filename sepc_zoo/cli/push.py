@@ -17,22 +17,20 @@ class Arguments(Options):
         help="repository, created if it does not exist", metavar="ORG/NAME", positional=True
     )
     private: bool | None = option(
-        None, help="make a new repository private (default: as the owner's settings say)"
+        None, "make a new repository private (default: as the owner's settings say)"
     )
-    revision: str | None = option(
-        None, help="branch to commit to (default: main)", metavar="BRANCH"
-    )
-    create_pr: bool = option(False, help="open a pull request instead of committing")
+    revision: str | None = option(None, "branch to commit to (default: main)", metavar="BRANCH")
+    create_pr: bool = option(False, "open a pull request instead of committing")
     metrics: str | None = option(
-        None, help="metrics.json of sepc-zoo validate, for the model card", metavar="FILE"
+        None, "metrics.json of sepc-zoo validate, for the model card", metavar="FILE"
     )
     dataset: str | None = option(
-        None, help="data set of the metrics, for the model card", metavar="NAME"
+        None, "data set of the metrics, for the model card", metavar="NAME"
     )
     license: str | None = option(
-        None, help="licence of the weights for the model card, such as apache-2.0", metavar="ID"
+        None, "licence of the weights for the model card, such as apache-2.0", metavar="ID"
     )
-    message: str = option("Upload a detector", help="commit message")
+    message: str = option("Upload a detector", "commit message")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,20 +33,19 @@ class Arguments(Options):
 
     finetune: str | None = option(
         None,
-        help="start from trained weights: name of a model with published weights, model folder "
+        "start from trained weights: name of a model with published weights, model folder "
         "or hf-hub:org/repo",
         metavar="MODEL",
         exclusive="model",
     )
     resume: str | None = option(
-        None, help="run folder to resume, with the options it was started with", metavar="RUN"
+        None, "run folder to resume, with the options it was started with", metavar="RUN"
     )
     dry_run: bool = option(
-        False,
-        help="only estimate memory and time, by two steps with the largest batch; write nothing",
+        False, "only estimate memory and time, by two steps with the largest batch; write nothing"
     )
     push_to_hub: str | None = option(
-        None, help="repository on the hub for the best model", metavar="ORG/NAME"
+        None, "repository on the hub for the best model", metavar="ORG/NAME"
     )
     given: dict[str, Any] = field(default_factory=dict)
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
-from sepc_zoo.training.options import FormatName
+from sepc_zoo.training.options import DeviceOptions, SourceOptions
 
 if TYPE_CHECKING:
     from sepc_zoo.data import Annotations
@@ -22,30 +22,21 @@ class ValidateOptions(Options):
 
     model: str | None = option(
         None,
-        help="model folder, hf-hub:org/repo, or name of a model with published weights",
+        "model folder, hf-hub:org/repo, or name of a model with published weights",
         metavar="NAME_OR_DIR",
     )
     from_json: str | None = option(
         None,
-        help="saved detections instead of a model: COCO results, or what sepc-zoo predict wrote",
+        "saved detections instead of a model: COCO results, or what sepc-zoo predict wrote",
         metavar="FILE",
     )
-    data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
-    format: FormatName | None = option(
-        None, help="format of the data (default: recognized by its files)"
-    )
-    split: str = option("val", help="name of the split", metavar="NAME")
-    drop_bad_boxes: bool = option(
-        False, help="leave out boxes without area and report them, instead of refusing the data"
-    )
-    output: str = option("validation", help="folder to write", metavar="DIR")
-    no_report: bool = option(False, help="do not write report.html")
-    amp: Literal["bf16", "fp16"] | None = option(None, help="mixed precision (default: float32)")
-    cpu: bool = option(False, help="use the CPU even if there is a GPU")
+    split: str = option("val", "name of the split", metavar="NAME")
+    output: str = option("validation", "folder to write", metavar="DIR")
+    no_report: bool = option(False, "do not write report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(ValidateOptions, LoaderOptions, TTAOptions):
+class Arguments(ValidateOptions, SourceOptions, DeviceOptions, LoaderOptions, TTAOptions):
     """Arguments of the command."""
 
 

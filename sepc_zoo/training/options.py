@@ -24,33 +24,45 @@ class TrainError(UserError, RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Options):
+class FormatOptions(Options):
+    """Data."""
+
+    format: FormatName | None = option(
+        None, "format of the data (default: recognized by its files)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(FormatOptions):
     """Data."""
 
     data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
-    format: FormatName | None = option(
-        None, help="format of the data (default: recognized by its files)"
-    )
-    train_split: str = option("train", help="name of the training split", metavar="NAME")
-    val_split: str = option("val", help="name of the validation split", metavar="NAME")
     drop_bad_boxes: bool = option(
-        False, help="leave out boxes without area and report them, instead of refusing the data"
+        False, "leave out boxes without area and report them, instead of refusing the data"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Options):
+    """Data."""
+
+    train_split: str = option("train", "name of the training split", metavar="NAME")
+    val_split: str = option("val", "name of the validation split", metavar="NAME")
     image_size: tuple[int, int] | None = option(
         None,
-        help="short side and maximum long side of the resized images in pixels (default: the "
+        "short side and maximum long side of the resized images in pixels (default: the "
         "model's, usually 800 1333)",
         ge=1,
         metavar=("SHORT", "LONG"),
     )
     mean: tuple[float, float, float] | None = option(
         None,
-        help="mean of the RGB values in 0..1 for normalization (default: the backbone's)",
+        "mean of the RGB values in 0..1 for normalization (default: the backbone's)",
         metavar=("R", "G", "B"),
     )
     std: tuple[float, float, float] | None = option(
         None,
-        help="standard deviation of the RGB values for normalization (default: the backbone's)",
+        "standard deviation of the RGB values for normalization (default: the backbone's)",
         gt=0,
         metavar=("R", "G", "B"),
     )
@@ -71,13 +83,13 @@ class ModelOptions(Options):
         help="entries of the model's config, such as channels=128 anchors.octaves=4",
         metavar="KEY=VALUE",
     )
-    pretrained: bool = option(False, help="start from the published weights of the model's name")
+    pretrained: bool = option(False, "start from the published weights of the model's name")
     pretrained_backbone: bool = option(
-        False, help="start from timm's ImageNet weights (downloaded)", exclusive="backbone"
+        False, "start from timm's ImageNet weights (downloaded)", exclusive="backbone"
     )
     backbone_checkpoint: str | None = option(
         None,
-        help="start the backbone from this safetensors file of timm's",
+        "start the backbone from this safetensors file of timm's",
         metavar="FILE",
         aliases=("--init-from",),
         exclusive="backbone",
@@ -89,20 +101,19 @@ class ModelOptions(Options):
     )
     freeze_stages: int | None = option(
         None,
-        help="freeze the stem and the first N stages of the backbone (default: the recipe's; 0 "
+        "freeze the stem and the first N stages of the backbone (default: the recipe's; 0 "
         "without pretrained weights)",
         ge=0,
         le=4,
-        metavar="N",
     )
     freeze_bn: bool | None = option(
         None,
-        help="freeze the statistics of the backbone's batch norms (default: the recipe's; not "
+        "freeze the statistics of the backbone's batch norms (default: the recipe's; not "
         "frozen without pretrained weights)",
     )
     sync_bn: bool | None = option(
         None,
-        help="synchronize batch norms over all processes (default: with fewer than 4 images per "
+        "synchronize batch norms over all processes (default: with fewer than 4 images per "
         "process)",
     )
 
@@ -111,81 +122,73 @@ class ModelOptions(Options):
 class ScheduleOptions(Options):
     """Optimizer and schedule."""
 
-    epochs: int | None = option(
-        None, help="number of epochs (default 12)", ge=1, metavar="N", exclusive="length"
-    )
+    epochs: int | None = option(None, "number of epochs (default 12)", ge=1, exclusive="length")
     max_steps: int | None = option(
-        None,
-        help="number of optimizer steps, instead of --epochs",
-        ge=1,
-        metavar="N",
-        exclusive="length",
+        None, "number of optimizer steps, instead of --epochs", ge=1, exclusive="length"
     )
     patience: int | None = option(
-        None,
-        help="stop early after N validations without a better AP (default: never)",
-        ge=1,
-        metavar="N",
+        None, "stop early after N validations without a better AP (default: never)", ge=1
     )
-    batch_size: int = option(4, help="images per process and backward pass", ge=1, metavar="N")
-    grad_accum_steps: int = option(1, help="backward passes per optimizer step", ge=1, metavar="N")
+    batch_size: int = option(4, "images per process and backward pass", ge=1)
+    grad_accum_steps: int = option(1, "backward passes per optimizer step", ge=1)
     opt: str | None = option(
-        None, help="sgd, adamw or another optimizer of timm (default: the recipe's)", metavar="NAME"
+        None, "sgd, adamw or another optimizer of timm (default: the recipe's)", metavar="NAME"
     )
     lr: float | None = option(
-        None,
-        help="learning rate (default: the recipe's, scaled to the batch size)",
-        ge=0,
-        metavar="X",
+        None, "learning rate (default: the recipe's, scaled to the batch size)", ge=0
     )
-    weight_decay: float | None = option(
-        None, help="weight decay (default: the recipe's)", ge=0, metavar="X"
-    )
+    weight_decay: float | None = option(None, "weight decay (default: the recipe's)", ge=0)
     layer_decay: float | None = option(
         None,
-        help="factor on the learning rate from each stage to the one before (default 1)",
+        "factor on the learning rate from each stage to the one before (default 1)",
         ge=0,
         le=1,
-        metavar="X",
     )
     sched: Literal["multistep", "cosine"] | None = option(
-        None, help="learning rate schedule (default: the recipe's)"
+        None, "learning rate schedule (default: the recipe's)"
     )
     warmup_steps: int | None = option(
-        None,
-        help="steps of linear warm-up (default 500, at most a tenth of the run)",
-        ge=0,
-        metavar="N",
+        None, "steps of linear warm-up (default 500, at most a tenth of the run)", ge=0
     )
     clip_grad: float | None = option(
-        None, help="maximum norm of the gradient (default: the recipe's)", gt=0, metavar="X"
+        None, "maximum norm of the gradient (default: the recipe's)", gt=0
     )
-    model_ema: bool = option(False, help="keep and validate a moving average of the weights")
+    model_ema: bool = option(False, "keep and validate a moving average of the weights")
     model_ema_decay: float = option(
-        0.9998, help="decay of the moving average, after its warm-up", ge=0, le=1, metavar="X"
+        0.9998, "decay of the moving average, after its warm-up", ge=0, le=1
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardwareOptions(Options):
+class DeviceOptions(Options):
     """Hardware and speed."""
 
-    amp: Literal["bf16", "fp16"] | None = option(None, help="mixed precision (default: float32)")
-    workers: int = option(2, help="processes that read images", ge=0, metavar="N")
+    amp: Literal["bf16", "fp16"] | None = option(None, "mixed precision (default: float32)")
+    cpu: bool = option(False, "use the CPU even if there is a GPU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(Options):
+    """Hardware and speed."""
+
+    workers: int = option(2, "processes that read images", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions(Options):
+    """Hardware and speed."""
+
     channels_last: bool = option(
-        False, help="channels-last memory format, often faster with --amp on a GPU"
+        False, "channels-last memory format, often faster with --amp on a GPU"
     )
-    compile: bool = option(False, help="compile the model with torch.compile")
+    compile: bool = option(False, "compile the model with torch.compile")
     grad_checkpointing: bool = option(
-        False, help="recompute activations of the backbone in the backward pass, to save memory"
+        False, "recompute activations of the backbone in the backward pass, to save memory"
     )
-    cpu: bool = option(False, help="use the CPU even if there is a GPU")
     deterministic: bool = option(
-        False, help="use deterministic algorithms, so that runs repeat each other (slower)"
+        False, "use deterministic algorithms, so that runs repeat each other (slower)"
     )
-    seed: int = option(
-        0, help="seed of weights, order and augmentation", ge=0, le=2**32 - 1, metavar="N"
-    )
+    seed: int = option(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,26 +196,18 @@ class RunOptions(Options):
     """Run folder, validation and logging."""
 
     output: str = option(help="run folder to write (default: a new folder in runs/)", metavar="RUN")
-    val_interval: int = option(1, help="epochs between validations", ge=1, metavar="EPOCHS")
-    log_interval: int = option(10, help="steps between rows of log.csv", ge=1, metavar="STEPS")
+    val_interval: int = option(1, "epochs between validations", ge=1, metavar="EPOCHS")
+    log_interval: int = option(10, "steps between rows of log.csv", ge=1, metavar="STEPS")
     save_interval: int = option(
-        500, help="steps between saved states to resume from", ge=1, metavar="STEPS"
+        500, "steps between saved states to resume from", ge=1, metavar="STEPS"
     )
     max_faults: int = option(
-        10,
-        help="stop the run after more than N unreadable images or dead workers",
-        ge=0,
-        metavar="N",
+        10, "stop the run after more than N unreadable images or dead workers", ge=0
     )
-    draw_batches: int = option(
-        0,
-        help="number of first batches to draw as the network sees them",
-        ge=0,
-        metavar="N",
-    )
+    draw_batches: int = option(0, "number of first batches to draw as the network sees them", ge=0)
     log_with: tuple[str, ...] = option(
         ("tensorboard",),
-        help="trackers of accelerate, such as tensorboard or wandb; without a name, none",
+        "trackers of accelerate, such as tensorboard or wandb; without a name, none",
         metavar="TRACKER",
         may_be_empty=True,
     )
@@ -220,7 +215,15 @@ class RunOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(
-    DataOptions, ModelOptions, ScheduleOptions, Augmentation, HardwareOptions, RunOptions
+    SourceOptions,
+    InputOptions,
+    ModelOptions,
+    ScheduleOptions,
+    Augmentation,
+    DeviceOptions,
+    WorkerOptions,
+    SpeedOptions,
+    RunOptions,
 ):
     """Options of a training run.
 

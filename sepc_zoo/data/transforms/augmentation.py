@@ -12,46 +12,31 @@ class Augmentation(Options):
     Probabilities are per image; all but the horizontal flip is off by default.
     """
 
-    hflip: float = option(0.5, help="probability of a horizontal flip", ge=0, le=1, metavar="P")
-    vflip: float = option(0.0, help="probability of a vertical flip", ge=0, le=1, metavar="P")
-    color_jitter: bool = option(False, help="change brightness, contrast, saturation and hue")
+    hflip: float = option(0.5, "probability of a horizontal flip", ge=0, le=1)
+    vflip: float = option(0.0, "probability of a vertical flip", ge=0, le=1)
+    color_jitter: bool = option(False, "change brightness, contrast, saturation and hue")
     scale: tuple[float, float] = option(
-        (1.0, 1.0),
-        help="range of the random factor on the image size",
-        gt=0,
-        metavar=("LOW", "HIGH"),
+        (1.0, 1.0), "range of the random factor on the image size", gt=0, metavar=("LOW", "HIGH")
     )
     short_sides: tuple[int, ...] = option(
         (),
-        help="short sides in pixels to draw from, for multi-scale training (default: image size)",
+        "short sides in pixels to draw from, for multi-scale training (default: image size)",
         ge=1,
         metavar="PIXELS",
     )
     crop: float = option(
         0.0,
-        help="probability of a random crop, which keeps the boxes whose centres are inside",
+        "probability of a random crop, which keeps the boxes whose centres are inside",
         ge=0,
         le=1,
-        metavar="P",
     )
-    mosaic: float = option(
-        0.0, help="probability of a mosaic of four images (YOLOv4)", ge=0, le=1, metavar="P"
-    )
-    mixup: float = option(
-        0.0, help="probability of blending two images (YOLOX)", ge=0, le=1, metavar="P"
-    )
+    mosaic: float = option(0.0, "probability of a mosaic of four images (YOLOv4)", ge=0, le=1)
+    mixup: float = option(0.0, "probability of blending two images (YOLOX)", ge=0, le=1)
     copy_paste: float = option(
-        0.0,
-        help="probability of pasting objects of another image with their boxes",
-        ge=0,
-        le=1,
-        metavar="P",
+        0.0, "probability of pasting objects of another image with their boxes", ge=0, le=1
     )
     mix_epochs: int | None = option(
-        None,
-        help="number of first epochs with mosaic, mixup and copy-paste (default: all)",
-        ge=0,
-        metavar="N",
+        None, "number of first epochs with mosaic, mixup and copy-paste (default: all)", ge=0
     )
 
     def __post_init__(self) -> None:
