@@ -8,8 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sepc_zoo.cli.arguments import flag_of
 from sepc_zoo.cli.push import check_repository
-from sepc_zoo.options import Options, option
+from sepc_zoo.options import Options, as_dict, option
 from sepc_zoo.training.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
 
 DEMO_DATA = Path("runs/shapes")
@@ -169,10 +170,8 @@ def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
     options = read_options(run)
     if "model" in given:
         given = given | {"model": model_name(given["model"])}
-    asked = dataclasses.replace(options, **given)
-    changed = [
-        f"--{n.replace('_', '-')}" for n in given if getattr(asked, n) != getattr(options, n)
-    ]
+    asked, known = as_dict(dataclasses.replace(options, **given)), as_dict(options)
+    changed = [flag_of(name) for name in given if asked[name] != known[name]]
     if changed:
         raise TrainError(
             f"--resume takes the options that the run was started with, which {', '.join(changed)} "

@@ -104,7 +104,7 @@ def test_nothing_is_written_into_the_data(broken, call, capsys):
     assert sorted(broken.rglob("*")) == before
 
 
-def test_a_folder_that_is_there_is_not_written_over(broken, call, tmp_path, capsys):
+def test_an_existing_folder_is_not_overwritten(broken, call, tmp_path, capsys):
     (tmp_path / "clean").mkdir()
     status, output = call(broken, "--fix", tmp_path / "clean")
     assert status == 2
@@ -113,7 +113,7 @@ def test_a_folder_that_is_there_is_not_written_over(broken, call, tmp_path, caps
 
 
 @pytest.mark.parametrize("flags", [["nowhere"], ["--split", "test"]])
-def test_data_that_is_not_there_ends_with_2(flags, shapes, call, capsys):
+def test_missing_data_ends_with_2(flags, shapes, call, capsys):
     data = flags.pop(0) if flags[0] == "nowhere" else shapes
     assert call(data, *flags)[0] == 2
     assert "Traceback" not in capsys.readouterr().err
@@ -155,7 +155,7 @@ def test_a_file_name_that_is_not_utf8_is_escaped(broken, call, capsys):
     assert r"caf\udce9.jpg" in (output / "findings.csv").read_text()
 
 
-def test_anchors_that_fit_are_not_discussed():
+def test_anchors_that_fit_need_no_advice():
     assert describe_reach({"default": 0.96, "anchors.base_scale=2": 1.0}) == []
 
 
@@ -172,7 +172,7 @@ def test_the_anchors_proposed_are_flags_of_train(flag):
     assert model.config.anchors == OTHER_ANCHORS[flag]
 
 
-def test_the_format_asked_for_is_insisted_on(shapes, tmp_path, capsys):
+def test_data_of_another_format_than_the_given_one_is_refused(shapes, tmp_path, capsys):
     command = ["check-data", str(shapes), "--format", "voc", "--output", str(tmp_path / "out")]
     assert main(command) == 2
     assert "not in the layout of voc" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_a_checkpoint_of_another_variant_is_refused_by_its_tensors(checkpoint, t
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_no_checkpoint_ends_with_2(tmp_path, capsys):
+def test_a_file_that_is_not_a_checkpoint_ends_with_2(tmp_path, capsys):
     (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
     for name in ("bad.pth", "missing.pth"):
         flags = ("--model", "retinanet_r50_pconv", "--output", tmp_path / "out")
@@ -61,7 +61,7 @@ def test_list_prints_what_list_models_gives(capsys):
     assert capsys.readouterr().out.split() == list_models(pretrained=True)
 
 
-def test_info_tells_parameters_and_the_authors_ap(capsys):
+def test_info_shows_parameters_and_the_authors_ap(capsys):
     assert call("info", "fsaf_r50_sepc_lite") == 0
     out = capsys.readouterr().out
     for text in ("resnet50.tv_in1k", "GMACs at 800x1344", "40.5", "not measured yet"):
@@ -73,7 +73,7 @@ def test_info_reads_a_model_folder(model, capsys):
     assert "64x64" in capsys.readouterr().out
 
 
-def test_info_of_an_unknown_name_tells_the_nearest(capsys):
+def test_info_of_an_unknown_name_suggests_the_nearest(capsys):
     assert call("info", "fsaf_r50_spec") == 2
     assert_refused(capsys, "fsaf_r50_sepc")
 

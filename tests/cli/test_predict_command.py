@@ -16,7 +16,7 @@ from sepc_zoo.inference.tta import Views
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
-def test_predict_draws_a_image_and_writes_its_boxes(model, images, tmp_path, capsys):
+def test_predict_draws_an_image_and_writes_its_boxes(model, images, tmp_path, capsys):
     flags = ("--output", tmp_path / "out", "--score-threshold", 0.5, "--device", "cpu")
     assert call("predict", images / "a.jpg", "--model", model, *flags) == 0
     with Image.open(tmp_path / "out" / "a_boxes.jpg") as picture:
@@ -92,7 +92,7 @@ def test_a_source_without_images_ends_with_2(name, model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_device_that_is_not_there_is_named(model, images, tmp_path, capsys):
+def test_a_missing_device_is_named(model, images, tmp_path, capsys):
     flags = ("--model", model, "--output", tmp_path / "out", "--device", "bogus")
     assert call("predict", images, *flags) == 2
     assert_refused(capsys, "no device 'bogus'")

@@ -6,7 +6,8 @@ from unittest.mock import Mock
 import pytest
 from commands import assert_refused, call
 
-from sepc_zoo.training.options import TrainOptions, read_options
+from sepc_zoo.options import as_dict
+from sepc_zoo.training.options import TrainOptions, read_options, write_options
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -103,7 +104,7 @@ def test_a_folder_is_a_model_to_start_from(model, options_of):
     assert options.output == "runs/model"
 
 
-def test_without_arguments_train_shows_itself_on_shapes(options_of, monkeypatch, capsys):
+def test_without_arguments_train_runs_a_demonstration_on_shapes(options_of, monkeypatch, capsys):
     written = []
     monkeypatch.setattr("sepc_zoo.data.synthetic.write_shapes", written.append)
     options = options_of()
@@ -156,12 +157,12 @@ def test_input_that_does_not_fit_ends_with_2_and_names_it(flags, named, shapes, 
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_is_not_there_ends_with_2(tmp_path, capsys):
+def test_missing_data_ends_with_2(tmp_path, capsys):
     assert call(*train_flags(tmp_path / "no", tmp_path / "run")) == 2
     assert_refused(capsys, f"{tmp_path / 'no'}: no such folder")
 
 
-def test_train_runs_and_goes_on(shapes, tmp_path, capsys):
+def test_train_runs_and_resumes(shapes, tmp_path, capsys):
     flags = train_flags(shapes, tmp_path / "run", "--max-steps", 1, "--no-freeze-bn")
     assert call(*flags) == 0
     out = capsys.readouterr().out
@@ -178,6 +179,13 @@ def test_train_runs_and_goes_on(shapes, tmp_path, capsys):
     assert read_options(tmp_path / "run").freeze_bn is False
 
 
-def test_a_folder_that_holds_no_run_cannot_be_resumed(tmp_path, capsys):
+def test_options_beside_resume_may_repeat_those_of_the_run(options_of, tmp_path):
+    flags = ("--data", "d", "--model", "m", "--model-kwargs", "anchors.ratios=(1.0,2.0)")
+    options = options_of(*flags, "--output", tmp_path)
+    write_options(options)
+    assert as_dict(options_of(*flags, "--resume", tmp_path)) == as_dict(options)
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, capsys):
     assert call("train", "--resume", tmp_path) == 2
     assert_refused(capsys, f"{tmp_path} is no run folder to resume")

@@ -145,7 +145,7 @@ def test_no_detections_at_all_have_metrics(shapes, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["validate", "predict"])
-def test_a_model_that_is_not_to_be_had_is_named(command, shapes, tmp_path, capsys):
+def test_a_model_that_does_not_exist_is_named(command, shapes, tmp_path, capsys):
     source = ("--data", shapes) if command == "validate" else (shapes / "val",)
     for name in ("retinanet_r18_pconv", "fsaf_bogus_sepc", f"local-dir:{tmp_path}"):
         flags = ("--model", name, "--output", tmp_path / "out")
