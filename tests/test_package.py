@@ -35,7 +35,6 @@ TO_GO: set[tuple[str, str]] = {
     ("checkpoints.convert.sepc_authors", "factory.build"),
     ("checkpoints.sources", "factory.load_model"),
     ("evaluation.speed", "training.dry_run.synchronize"),
-    ("inference.loader", "training.resilience.signals.shield_workers"),
 }
 # Gaps in the documentation of public functions that are to go.
 UNDOCUMENTED: set[str] = {

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from sepc_zoo.data.transforms.pipeline import train_transform
 
 __all__ = [
+    "FORMATS",
     "Annotations",
     "Augmentation",
     "Batch",
     "DataError",
     "DetectionDataset",
-    "FORMATS",
     "Mixer",
     "Record",
     "collate",
