@@ -24,8 +24,9 @@ import pycocotools.cocoeval
 import torch
 
 from sepc_zoo.data import Annotations, Record
-from sepc_zoo.evaluation.metrics import METRIC_KEYS, evaluate
-from sepc_zoo.evaluation.results import found_in
+from sepc_zoo.evaluation.metrics import evaluate
+from sepc_zoo.evaluation.results import collect_detections
+from sepc_zoo.metric_names import METRICS
 
 TABLE = Path(__file__).with_suffix(".csv")
 IMAGES, CLASSES, BOXES, DETECTIONS = 5000, 80, 7, 100
@@ -72,8 +73,8 @@ def main() -> None:
 
 
 def ours(rows: list[dict[str, Any]], annotations: Annotations) -> list[float]:
-    metrics = evaluate(found_in(rows, annotations), annotations).metrics
-    return [metrics[key] for key in METRIC_KEYS]
+    metrics = evaluate(collect_detections(rows, annotations), annotations).metrics
+    return [metrics[key] for key in METRICS]
 
 
 def judge(coco: Any, evaluator: Any, truth: dict[str, Any], rows: list[Any]) -> Evaluator:

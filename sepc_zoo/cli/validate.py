@@ -16,7 +16,7 @@ from sepc_zoo.data import read_data
 from sepc_zoo.data.formats.reader import FORMATS
 from sepc_zoo.evaluation.metrics import evaluate, metrics_table
 from sepc_zoo.evaluation.report import write_report
-from sepc_zoo.evaluation.results import found_in, read_results
+from sepc_zoo.evaluation.results import collect_detections, read_results
 from sepc_zoo.evaluation.validate import validate_model, validation_loader
 from sepc_zoo.files import write_json
 from sepc_zoo.training.accelerator import make_accelerator
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         results, elsewhere = read_results(Path(args.from_json), annotations)
         if elsewhere:
             print(f"left out {elsewhere} detections in photos that the split does not have")
-        evaluation = evaluate(found_in(results, annotations, args.from_json), annotations)
+        evaluation = evaluate(collect_detections(results, annotations, args.from_json), annotations)
     else:
         accelerator = make_accelerator(args.amp, args.cpu)
         views = views_of(args)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_report:
         source = args.model or f"Detections of {Path(args.from_json).name}"
         facts = {"model": source, "data": ", ".join(args.data), "split": args.split}
-        found = found_in(results, annotations, args.from_json or "detections")
+        found = collect_detections(results, annotations, args.from_json or "detections")
         try:
             write_report(output / "report.html", annotations, found, evaluation, facts)
             written.append("report.html")

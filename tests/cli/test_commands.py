@@ -19,10 +19,10 @@ from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.cli import COMMANDS, main
 from sepc_zoo.cli import predict as predict_command
 from sepc_zoo.cli import train as train_command
-from sepc_zoo.evaluation.metrics import METRIC_KEYS
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.inference.detections import Detections
 from sepc_zoo.inference.tta import Views
+from sepc_zoo.metric_names import METRICS
 from sepc_zoo.registry import list_models
 from sepc_zoo.training.options import TrainOptions, read_options
 
@@ -339,7 +339,7 @@ def validation(model, shapes, tmp_path, capsys):
 
 def test_validate_writes_metrics_and_detections(validation):
     metrics = json.loads((validation / "metrics.json").read_text())
-    assert list(metrics) == [*METRIC_KEYS, "per_class"]
+    assert list(metrics) == [*METRICS, "per_class"]
     assert list(metrics["per_class"]) == SHAPES
     results = json.loads((validation / "detections.json").read_text())
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}

@@ -11,7 +11,7 @@ import pytest
 from difficulties import KINDS, make_up
 
 from sepc_zoo.cli import main
-from sepc_zoo.evaluation.metrics import METRIC_KEYS
+from sepc_zoo.metric_names import METRICS
 
 SETS = {name: [name] for name in KINDS} | {"everything": list(KINDS)}
 PYCOCOTOOLS = pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval
@@ -45,7 +45,7 @@ def test_figures_equal_those_of_pycocotools(name, shared_data, tmp_path):
     assert main(["validate", "--from-json", str(file), *data, "--no-report"]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     expected = figures_of(*PYCOCOTOOLS, truth_file, rows)
-    assert [metrics[key] for key in METRIC_KEYS] == pytest.approx(expected, abs=1e-6)
+    assert [metrics[key] for key in METRICS] == pytest.approx(expected, abs=1e-6)
     assert figures_of(*FASTER, truth_file, rows) == pytest.approx(expected, abs=1e-6)
 
 

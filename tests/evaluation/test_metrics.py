@@ -1,4 +1,4 @@
-"""Our figures against pycocotools' own on the same data."""
+"""The figures equal pycocotools' own on the same data."""
 
 import contextlib
 import io
@@ -12,13 +12,20 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
+from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert
 
 from sepc_zoo.data import Annotations, Record
-from sepc_zoo.evaluation import metrics as engine
-from sepc_zoo.evaluation.metrics import METRIC_KEYS, evaluate, metrics_table
-from sepc_zoo.evaluation.results import found_in
+from sepc_zoo.evaluation import mean_ap
+from sepc_zoo.evaluation.metrics import (
+    IOU_THRESHOLDS,
+    RECALL_THRESHOLDS,
+    evaluate,
+    metrics_table,
+)
+from sepc_zoo.evaluation.results import collect_detections
 from sepc_zoo.inference.detections import coco_results
+from sepc_zoo.metric_names import METRICS
 
 K = 6
 NAMES = [f"class {i}" for i in range(K)]
@@ -92,7 +99,7 @@ def compute(detections, targets, names=NAMES):
         for record, found in zip(records, detections, strict=True)
         for row in coco_results(record.image_id, found, annotations.category_ids)
     ]
-    return evaluate(found_in(rows, annotations), annotations).metrics
+    return evaluate(collect_detections(rows, annotations), annotations).metrics
 
 
 def record_of(target):
@@ -111,7 +118,7 @@ def record_of(target):
 
 
 def assert_same(metrics, expected, expected_per_class):
-    assert [metrics[key] for key in METRIC_KEYS] == pytest.approx(expected, abs=1e-6)
+    assert [metrics[key] for key in METRICS] == pytest.approx(expected, abs=1e-6)
     per_class = [tuple(figures.values()) for figures in metrics["per_class"].values()]
     for ours, theirs in zip(per_class, expected_per_class, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
@@ -236,12 +243,12 @@ def test_nothing_to_find(data):
     detections, targets = data
     empty = [{k: v if v.ndim == 0 else v[:0] for k, v in target.items()} for target in targets]
     metrics = assert_equal_to_pycocotools(detections, empty)
-    assert {metrics[key] for key in METRIC_KEYS} == {-1}
+    assert {metrics[key] for key in METRICS} == {-1}
 
 
 def test_no_images():
     metrics = compute([], [])
-    assert {metrics[key] for key in METRIC_KEYS} == {-1}
+    assert {metrics[key] for key in METRICS} == {-1}
     assert list(metrics["per_class"]) == NAMES
 
 
@@ -283,11 +290,28 @@ def test_half_precision_detections_are_taken(data):
     assert_equal_to_pycocotools(half, targets)
 
 
+def test_equal_to_torchmetrics_fed_image_by_image(data):
+    """Where it does the same: images by id, areas over 0, thresholds of full precision."""
+    detections, targets = data
+    plain = MeanAveragePrecision(
+        iou_thresholds=IOU_THRESHOLDS.tolist(),
+        rec_thresholds=RECALL_THRESHOLDS.tolist(),
+        backend=mean_ap.best_backend(),
+    )
+    plain.warn_on_many_detections = False
+    order = sorted(range(len(targets)), key=lambda i: int(targets[i]["image_id"]))
+    double = [d | {"boxes": d["boxes"].double()} for d in detections]
+    plain.update([double[i] for i in order], [targets[i] for i in order])
+    result, metrics = plain.compute(), compute(detections, targets)
+    for name, metric in METRICS.items():
+        assert metrics[name] == pytest.approx(float(result[metric.result_key]), abs=1e-6)
+
+
 def test_both_backends_agree(data, monkeypatch):
     fast = compute(*data)
-    monkeypatch.setattr(engine, "find_spec", lambda _: None)
+    monkeypatch.setattr(mean_ap, "find_spec", lambda _: None)
     slow = compute(*data)
-    assert [fast[key] for key in METRIC_KEYS] == pytest.approx([slow[key] for key in METRIC_KEYS])
+    assert [fast[key] for key in METRICS] == pytest.approx([slow[key] for key in METRICS])
 
 
 def test_nothing_is_printed(data, capsys):
@@ -339,7 +363,7 @@ def test_table_shows_all_figures_and_classes(data):
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(metrics_table(compute(*data)))
     text = console.export_text()
-    assert all(name in text for name in (*METRIC_KEYS, *NAMES))
+    assert all(name in text for name in (*METRICS, *NAMES))
     assert "-1" not in text
 
 

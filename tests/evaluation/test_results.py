@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from sepc_zoo.data import Annotations, DataError, Record
-from sepc_zoo.evaluation.results import by_image, found_in, read_results, truth_of
+from sepc_zoo.evaluation.results import (
+    collect_detections,
+    collect_targets,
+    indices_by_image,
+    read_results,
+)
 
 ROW = {"image_id": 7, "category_id": 20, "bbox": [1, 2, 3, 4], "score": 0.5}
 
@@ -39,21 +44,21 @@ def predicted(*rows, files=("7.jpg", "3.jpg"), classes=("dog", "cat")):
 
 
 def test_boxes_are_as_exact_as_annotated(split):
-    truth = truth_of(split)
+    truth = collect_targets(split)
     assert truth.bbox.tolist() == split.records[0].bbox.tolist()
     assert truth.image.tolist() == [0, 0]
 
 
 def test_results_go_by_image_and_class(split):
-    found = found_in([ROW, ROW | {"image_id": 3, "category_id": 10}], split)
+    found = collect_detections([ROW, ROW | {"image_id": 3, "category_id": 10}], split)
     assert (found.image.tolist(), found.labels.tolist()) == ([0, 1], [1, 0])
     assert found.bbox.tolist() == [[1, 2, 3, 4]] * 2
 
 
 def test_indices_by_image_keep_their_order():
-    parts = by_image(np.array([2, 0, 2, 0]), 4)
+    parts = indices_by_image(np.array([2, 0, 2, 0]), 4)
     assert [part.tolist() for part in parts] == [[1, 3], [], [0, 2], []]
-    assert by_image(np.array([], dtype=int), 0) == []
+    assert indices_by_image(np.array([], dtype=int), 0) == []
 
 
 def test_a_list_is_taken_as_it_is(split, tmp_path):
@@ -74,20 +79,20 @@ def test_detections_in_photos_of_another_split_are_counted_and_left_out(split, t
 
 def test_a_file_of_other_photos_is_refused(split, tmp_path):
     file = write(tmp_path / "a.json", predicted((1, 1), files=("x.jpg", "y.jpg")))
-    with pytest.raises(DataError, match=r"a\.json: the split has none of its 2 photos"):
+    with pytest.raises(DataError, match=r"a\.json: the split has none of its 2 images"):
         read_results(file, split)
 
 
 def test_a_class_that_the_data_set_lacks_is_named(split, tmp_path):
     file = write(tmp_path / "a.json", predicted((1, 1), classes=("unicorn",)))
     with pytest.raises(DataError, match="no category 'unicorn'"):
-        found_in(read_results(file, split)[0], split)
+        collect_detections(read_results(file, split)[0], split)
 
 
 def test_photos_of_the_same_name_are_not_taken_for_one_another(split, tmp_path):
     records = (record(1, 1, Path("a/7.jpg")), record(2, 1, Path("b/7.jpg")))
     twice = Annotations(records, split.label_names, split.category_ids)
-    with pytest.raises(DataError, match=r"several photos 7\.jpg"):
+    with pytest.raises(DataError, match=r"several images 7\.jpg"):
         read_results(write(tmp_path / "a.json", predicted((1, 1))), twice)
     assert read_results(write(tmp_path / "b.json", [ROW]), twice)[0] == [ROW]
 

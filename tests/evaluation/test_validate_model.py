@@ -7,7 +7,7 @@ import torch
 from sepc_zoo.data import read_data
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.evaluation import validate as validation
-from sepc_zoo.evaluation.validate import MOST_UNREADABLE, validate_model, validation_loader
+from sepc_zoo.evaluation.validate import MAX_UNREADABLE, validate_model, validation_loader
 from sepc_zoo.factory import create_model
 from sepc_zoo.inference.tta import Views
 from sepc_zoo.training.accelerator import make_accelerator
@@ -106,16 +106,16 @@ def test_a_split_that_is_gone_is_an_error_that_names_the_folder(model, data):
 def test_too_many_images_that_break_are_an_error(model, data):
     path = data / "annotations" / "instances_val.json"
     content = json.loads(path.read_text())
-    for i in range(10, 12 + MOST_UNREADABLE):
+    for i in range(10, 12 + MAX_UNREADABLE):
         shutil.copy(data / "val" / "000001.jpg", data / "val" / f"{i}.jpg")
         content["images"].append(content["images"][0] | {"id": i, "file_name": f"{i}.jpg"})
     path.write_text(json.dumps(content))
     annotations = read_data(data, "val")
-    for i in range(10, 10 + MOST_UNREADABLE):
+    for i in range(10, 10 + MAX_UNREADABLE):
         (data / "val" / f"{i}.jpg").unlink()
     validate(model, annotations)
-    (data / "val" / f"{10 + MOST_UNREADABLE}.jpg").unlink()
-    with pytest.raises(ImageError, match=f"{MOST_UNREADABLE + 1} of {len(annotations.records)}"):
+    (data / "val" / f"{10 + MAX_UNREADABLE}.jpg").unlink()
+    with pytest.raises(ImageError, match=f"{MAX_UNREADABLE + 1} of {len(annotations.records)}"):
         validate(model, annotations)
 
 

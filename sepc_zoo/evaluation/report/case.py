@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sepc_zoo.data import Annotations
 from sepc_zoo.evaluation.metrics import Evaluation
 from sepc_zoo.evaluation.report.diagnosis import Diagnosis, Sweep, Threshold, diagnose, sweep_scores
-from sepc_zoo.evaluation.results import Found, Truth, truth_of
+from sepc_zoo.evaluation.results import SplitDetections, SplitTargets, collect_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +17,8 @@ class Case:
     """A split, what was found in it, and what can be said of that; K classes."""
 
     annotations: Annotations
-    found: Found
-    truth: Truth
+    found: SplitDetections
+    truth: SplitTargets
     evaluation: Evaluation
     diagnosis: Diagnosis
     objects: NDArray[np.int64]  # (K,), crowds left out
@@ -45,8 +45,8 @@ class Case:
         return sorted(labels, key=lambda label: (-self.of_class(label, "AP"), self.names[label]))
 
 
-def make_case(annotations: Annotations, found: Found, evaluation: Evaluation) -> Case:
-    truth = truth_of(annotations)
+def make_case(annotations: Annotations, found: SplitDetections, evaluation: Evaluation) -> Case:
+    truth = collect_targets(annotations)
     diagnosis = diagnose(found, truth, len(annotations.records))
     objects = np.bincount(truth.labels[~truth.iscrowd], minlength=len(annotations.label_names))
     sweep = sweep_scores(diagnosis)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from sepc_zoo.evaluation.metrics import IOU_THRESHOLDS, RECALLS
+from sepc_zoo.evaluation.metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS
 from sepc_zoo.evaluation.report.diagnosis import Calibration, Sweep, Threshold
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def precision_recall(precision: Floats, label: str) -> str:
     """A class's precision ``(T, R)`` over recall at IoU 0.5 (first colour) and 0.75 (second)."""
     figure, axes = _figure(2.6, 1.8)
     for row, color in ((5, SECOND), (0, FIRST)):
-        axes.plot(RECALLS, precision[row], color=color, clip_on=False)
+        axes.plot(RECALL_THRESHOLDS, precision[row], color=color, clip_on=False)
     _unit_square(axes)
     return _svg(figure, label)
 
@@ -108,7 +108,9 @@ def mean_precision_recall(precision: Floats) -> str:
     figure, axes = _figure(4.0, 2.9)
     for row in range(len(IOU_THRESHOLDS) - 1, -1, -1):
         marked = {0: FIRST, 5: SECOND}.get(row)
-        axes.plot(RECALLS, precision[row], color=marked or MUTED, linewidth=2 if marked else 0.7)
+        axes.plot(
+            RECALL_THRESHOLDS, precision[row], color=marked or MUTED, linewidth=2 if marked else 0.7
+        )
     _unit_square(axes, "recall", "precision")
     return _svg(figure, "precision over recall at each IoU threshold, mean of the classes")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from sepc_zoo.evaluation.results import Found, Truth, by_image
+from sepc_zoo.evaluation.results import SplitDetections, SplitTargets, indices_by_image
 
 IOU = 0.5  # from which on a detection has found an object
 LEAST_IOU = 0.1  # from which on it has something to do with it
@@ -57,8 +57,8 @@ class Diagnosis:
     iou: the overlap with ``nearest``.
     """
 
-    found: Found
-    truth: Truth
+    found: SplitDetections
+    truth: SplitTargets
     kind: Ints  # (D,)
     match: Ints  # (D,)
     nearest: Ints  # (D,)
@@ -73,7 +73,7 @@ class Diagnosis:
         return finder
 
 
-def diagnose(found: Found, truth: Truth, images: int) -> Diagnosis:
+def diagnose(found: SplitDetections, truth: SplitTargets, images: int) -> Diagnosis:
     """Match the detections of a split to its objects, and say what the others are."""
     rank = _ranks(found)
     pairs, in_crowd = _overlaps(found, truth, images)
@@ -223,11 +223,13 @@ def instead_of(diagnosis: Diagnosis, missed: int, least_score: float) -> tuple[i
     return int(pairs.found[best]), float(pairs.iou[best])
 
 
-def _overlaps(found: Found, truth: Truth, images: int) -> tuple[Pairs, Bools]:
+def _overlaps(found: SplitDetections, truth: SplitTargets, images: int) -> tuple[Pairs, Bools]:
     """All pairs in the same image, and whether a detection lies in a crowd of its class."""
     in_crowd = np.zeros(len(found), dtype=bool)
     columns: list[tuple[Ints, Ints, Floats]] = []
-    for d, g in zip(by_image(found.image, images), by_image(truth.image, images), strict=True):
+    for d, g in zip(
+        indices_by_image(found.image, images), indices_by_image(truth.image, images), strict=True
+    ):
         if not len(d) or not len(g):
             continue
         crowd = truth.iscrowd[g]
@@ -243,14 +245,14 @@ def _overlaps(found: Found, truth: Truth, images: int) -> tuple[Pairs, Bools]:
     return Pairs(d, g, iou, found.labels[d] == truth.labels[g]), in_crowd
 
 
-def _ranks(found: Found) -> Ints:
+def _ranks(found: SplitDetections) -> Ints:
     """The place ``(D,)`` of each detection by falling score; of equals the first comes first."""
     ranks = np.empty(len(found), dtype=np.int64)
     ranks[np.argsort(-found.scores, kind="stable")] = np.arange(len(found))
     return ranks
 
 
-def _among_the_best(found: Found, rank: Ints) -> Bools:
+def _among_the_best(found: SplitDetections, rank: Ints) -> Bools:
     """Whether a detection is among the first of its class in its image."""
     order = np.lexsort((rank, found.labels, found.image))
     image, label = found.image[order], found.labels[order]

@@ -13,7 +13,7 @@ from sepc_zoo.evaluation.metrics import Evaluation
 from sepc_zoo.evaluation.report import gallery, sections
 from sepc_zoo.evaluation.report.case import Case, make_case
 from sepc_zoo.evaluation.report.charts import need_matplotlib
-from sepc_zoo.evaluation.results import Found
+from sepc_zoo.evaluation.results import SplitDetections
 from sepc_zoo.files import write_atomically
 
 
@@ -38,7 +38,7 @@ SECTIONS = (
 def write_report(
     path: str | Path,
     annotations: Annotations,
-    found: Found,
+    found: SplitDetections,
     evaluation: Evaluation,
     facts: Mapping[str, str],
 ) -> None:

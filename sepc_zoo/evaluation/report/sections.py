@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from sepc_zoo.evaluation.metrics import CLASS_METRIC_KEYS, METRIC_KEYS, SIZES, mean
+from sepc_zoo.evaluation.metrics import SIZES, mean
 from sepc_zoo.evaluation.report import charts
 from sepc_zoo.evaluation.report.case import Case
 from sepc_zoo.evaluation.report.diagnosis import (
@@ -20,6 +20,8 @@ from sepc_zoo.evaluation.report.diagnosis import (
     confusion_matrix,
     sweep_scores,
 )
+from sepc_zoo.metric_names import CLASS_METRICS as CLASS_METRIC_KEYS
+from sepc_zoo.metric_names import METRICS as METRIC_KEYS
 
 FEW_CLASSES = 20  # whose curves all stand open, and whose confusion matrix is whole
 CURVES_IN_A_GROUP = 12  # of more classes

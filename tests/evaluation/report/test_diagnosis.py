@@ -27,7 +27,12 @@ from sepc_zoo.evaluation.report.diagnosis import (
     worst_false_positives,
     worst_misses,
 )
-from sepc_zoo.evaluation.results import Found, Truth, found_in, truth_of
+from sepc_zoo.evaluation.results import (
+    SplitDetections,
+    SplitTargets,
+    collect_detections,
+    collect_targets,
+)
 
 CAT, DOG, COW = range(3)
 BOX = (10.0, 10.0, 40.0, 40.0)  # x, y, width, height
@@ -43,7 +48,7 @@ def truth(*objects):
     """Objects (image, label, bbox[, iscrowd])."""
     rows = [(*entry, False)[:4] for entry in objects]
     bbox = np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4)
-    return Truth(
+    return SplitTargets(
         np.array([row[0] for row in rows], dtype=np.int64),
         bbox,
         np.array([row[1] for row in rows], dtype=np.int64),
@@ -54,7 +59,7 @@ def truth(*objects):
 
 def found(*detections):
     """Detections (image, label, bbox, score)."""
-    return Found(
+    return SplitDetections(
         np.array([row[0] for row in detections], dtype=np.int64),
         np.array([row[2] for row in detections], dtype=np.float64).reshape(-1, 4),
         np.array([row[1] for row in detections], dtype=np.int64),
@@ -101,8 +106,8 @@ def test_matching_is_that_of_pycocotools(names, shared_data):
     file = root / "annotations/instances_val2017.json"
     annotations = build_annotations(list_coco_file(file, root / "val2017"))
     rows = make_up(names, json.loads(file.read_text()))
-    split = truth_of(annotations)
-    kind = diagnose(found_in(rows, annotations), split, len(annotations.records)).kind
+    split = collect_targets(annotations)
+    kind = diagnose(collect_detections(rows, annotations), split, len(annotations.records)).kind
     with contextlib.redirect_stdout(io.StringIO()):
         ours = COCO(str(file))
         evaluation = COCOeval(ours, ours.loadRes(rows), "bbox")

@@ -14,7 +14,7 @@ from PIL import Image
 from sepc_zoo.data import Annotations, Record, read_data
 from sepc_zoo.evaluation.metrics import evaluate
 from sepc_zoo.evaluation.report import write_report
-from sepc_zoo.evaluation.results import found_in
+from sepc_zoo.evaluation.results import collect_detections
 
 FACTS = {"model": "a model", "data": "some data"}
 VOID = {"meta", "img", "br", "path", "use", "rect"}
@@ -86,7 +86,7 @@ def make_results(annotations, seed=0):
 
 
 def page_of(annotations, rows, folder, facts=FACTS):
-    found = found_in(rows, annotations)
+    found = collect_detections(rows, annotations)
     path = folder / "report.html"
     write_report(path, annotations, found, evaluate(found, annotations), facts)
     return Reader(path.read_text(encoding="utf-8"))
@@ -124,7 +124,7 @@ def test_the_head_says_what_was_evaluated(page):
 
 def test_the_figures_are_those_of_the_evaluation(split, page):
     rows = make_results(split)
-    metrics = evaluate(found_in(rows, split), split).metrics
+    metrics = evaluate(collect_detections(rows, split), split).metrics
     figures = [metrics[key] for key in ("AP", "AP50", "AR100")]
     figures += [metrics["per_class"][name]["AP75"] for name in split.label_names]
     assert all(f"{value:.3f}" in page.text for value in figures)
