@@ -55,7 +55,8 @@ class ColumnBackend(CocoBackend):
 
     @property
     def cocoeval(self) -> Any:
-        return type("Evaluator", (WithoutOverlaps, super().cocoeval), {})
+        evaluator: Any = super().cocoeval
+        return type("Evaluator", (WithoutOverlaps, evaluator), {})
 
     def _get_coco_format(  # type: ignore[override]  # what only masks need is left out
         self,

@@ -14,15 +14,15 @@ from sepc_zoo.data.annotations import build_annotations
 from sepc_zoo.data.formats.coco import list_coco_file
 from sepc_zoo.evaluation.report.diagnosis import (
     BACKGROUND,
+    CORRECT,
     DUPLICATE,
-    FOUND,
     IGNORED,
     POOR_BOX,
     WRONG_CLASS,
     calibrate,
     confusion_matrix,
     diagnose,
-    instead_of,
+    explain_miss,
     sweep_scores,
     worst_false_positives,
     worst_misses,
@@ -117,16 +117,16 @@ def test_matching_is_that_of_pycocotools(names, shared_data):
     for image in evaluation.evalImgs:
         if image is not None and image["aRng"] == evaluation.params.areaRng[0]:
             ids = np.array(image["dtIds"], dtype=int) - 1
-            matched = np.where(image["dtMatches"][0] > 0, FOUND, BACKGROUND)
+            matched = np.where(image["dtMatches"][0] > 0, CORRECT, BACKGROUND)
             theirs[ids] = np.where(image["dtIgnore"][0], IGNORED, matched)
     mistakes = np.isin(kind, [DUPLICATE, WRONG_CLASS, POOR_BOX])
     assert np.array_equal(np.where(mistakes, BACKGROUND, kind), theirs)
-    assert 150 < (kind == FOUND).sum() < len(kind) - 150  # the comparison says something
+    assert 150 < (kind == CORRECT).sum() < len(kind) - 150  # the comparison says something
 
 
 def test_an_object_goes_to_the_surest_detection_and_the_next_is_a_duplicate():
     detections = [(0, CAT, BOX, 0.5), (0, CAT, shifted(0.1), 0.9)]
-    assert kinds(detections, [(0, CAT, BOX)]) == [DUPLICATE, FOUND]
+    assert kinds(detections, [(0, CAT, BOX)]) == [DUPLICATE, CORRECT]
 
 
 def test_a_detection_takes_the_object_that_it_overlaps_most():
@@ -138,7 +138,7 @@ def test_a_detection_takes_the_object_that_it_overlaps_most():
 
 def test_half_an_overlap_is_enough():
     half = (*BOX[:2], BOX[2] / 2, BOX[3])
-    assert kinds([(0, CAT, half, 1)], [(0, CAT, BOX)]) == [FOUND]
+    assert kinds([(0, CAT, half, 1)], [(0, CAT, BOX)]) == [CORRECT]
 
 
 def test_mistakes_are_told_apart():
@@ -151,7 +151,7 @@ def test_mistakes_are_told_apart():
         (0, COW, shifted(0.6, FAR), 0.5),
         (0, DOG, (100.0, 100.0, 5.0, 5.0), 0.4),
     ]
-    expected = [FOUND, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, BACKGROUND]
+    expected = [CORRECT, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, BACKGROUND]
     assert kinds(detections, objects) == expected
     nearest = diagnose(found(*detections), truth(*objects), 1).nearest
     assert nearest.tolist() == [0, 0, 0, 1, -1, -1]
@@ -170,7 +170,7 @@ def test_what_lies_in_a_crowd_of_its_class_is_ignored():
 def test_an_object_goes_before_the_crowd_around_it():
     objects = [(0, CAT, (0.0, 0.0, 200.0, 200.0), True), (0, CAT, BOX)]
     detections = [(0, CAT, BOX, 0.9), (0, CAT, BOX, 0.8)]
-    assert kinds(detections, objects) == [FOUND, IGNORED]
+    assert kinds(detections, objects) == [CORRECT, IGNORED]
 
 
 def test_what_exceeds_a_hundred_of_a_class_is_ignored():
@@ -213,13 +213,13 @@ def test_an_object_that_is_found_is_confused_with_nothing():
 def test_every_object_and_detection_is_in_the_matrix_once(seed):
     diagnosis = random_case(seed)
     matrix = confusion_matrix(diagnosis, 3, 0.4)
-    real = diagnosis.truth.labels[~diagnosis.truth.iscrowd]
-    kept = (diagnosis.found.scores >= 0.4) & (diagnosis.kind != IGNORED)
+    real = diagnosis.targets.labels[~diagnosis.targets.iscrowd]
+    kept = (diagnosis.detections.scores >= 0.4) & (diagnosis.kind != IGNORED)
     assert matrix[:3].sum(axis=1).tolist() == np.bincount(real, minlength=3).tolist()
     assert matrix[:, :3].sum(axis=0).tolist() == (
-        np.bincount(diagnosis.found.labels[kept], minlength=3).tolist()
+        np.bincount(diagnosis.detections.labels[kept], minlength=3).tolist()
     )
-    assert matrix.trace() == (diagnosis.finder(0.4) >= 0).sum()
+    assert matrix.trace() == (diagnosis.matched_by(0.4) >= 0).sum()
 
 
 # scores
@@ -229,13 +229,13 @@ def test_every_object_and_detection_is_in_the_matrix_once(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_no_threshold_has_a_better_f1(seed, label):
     diagnosis = random_case(seed)
-    scores, labels = diagnosis.found.scores, diagnosis.found.labels
+    scores, labels = diagnosis.detections.scores, diagnosis.detections.labels
     chosen = (diagnosis.kind != IGNORED) & ((labels == label) | (label is None))
-    real = ~diagnosis.truth.iscrowd & ((diagnosis.truth.labels == label) | (label is None))
+    real = ~diagnosis.targets.iscrowd & ((diagnosis.targets.labels == label) | (label is None))
 
     def f1(threshold):
         kept = chosen & (scores >= threshold)
-        return 2 * (diagnosis.kind[kept] == FOUND).sum() / (kept.sum() + real.sum())
+        return 2 * (diagnosis.kind[kept] == CORRECT).sum() / (kept.sum() + real.sum())
 
     best = sweep_scores(diagnosis, label).best()
     assert best.f1 == pytest.approx(f1(best.score)) == max(map(f1, np.unique(scores)))
@@ -292,11 +292,11 @@ def test_the_worst_misses_are_the_largest():
 def test_a_miss_is_explained_by_what_would_have_found_it():
     detections = [(0, DOG, BOX, 0.9), (0, CAT, BOX, 0.2)]
     diagnosis = diagnose(found(*detections), truth((0, CAT, BOX), (1, CAT, BOX)), 2)
-    assert instead_of(diagnosis, 0, least_score=0.5) == (1, 1.0)
-    assert instead_of(diagnosis, 1, least_score=0.5) == (-1, 0.0)
+    assert explain_miss(diagnosis, 0, min_score=0.5) == (1, 1.0)
+    assert explain_miss(diagnosis, 1, min_score=0.5) == (-1, 0.0)
 
 
 def test_a_miss_is_explained_by_the_nearest_of_the_sure_detections():
     detections = [(0, DOG, shifted(0.1), 0.9), (0, COW, BOX, 0.2)]
     diagnosis = diagnose(found(*detections), truth((0, CAT, BOX)), 1)
-    assert instead_of(diagnosis, 0, least_score=0.5) == (0, pytest.approx(0.9 / 1.1))
+    assert explain_miss(diagnosis, 0, min_score=0.5) == (0, pytest.approx(0.9 / 1.1))

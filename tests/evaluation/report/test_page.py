@@ -141,6 +141,11 @@ def test_charts_are_in_the_colours_of_the_page(page):
     assert not [style for style in styles if re.search(r"(fill|stroke): #", style)]
 
 
+def test_ids_are_unique_in_the_page(page):
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) > 100
+
+
 def test_mistakes_are_shown_as_pictures(page):
     pictures = [attrs["src"] for attrs in page.all("img")]
     assert len(pictures) >= 6
@@ -156,12 +161,12 @@ def test_names_from_outside_are_text_and_nothing_else(tmp_path):
         assert name in page.text
 
 
-def test_photos_that_cannot_be_read_do_not_stop_the_page(tmp_path):
+def test_unreadable_images_do_not_stop_the_page(tmp_path):
     split = make_split(tmp_path / "photos")
     split.records[0].path.write_bytes(b"no photo")
     split.records[1].path.unlink()
     page = page_of(split, make_results(split), tmp_path)
-    assert "the photo cannot be read" in page.text
+    assert "the image cannot be read" in page.text
     assert page.all("img")
 
 
@@ -193,7 +198,7 @@ def test_scores_that_are_no_probabilities_have_a_page(split, tmp_path):
 def test_a_single_class_has_a_page(tmp_path):
     split = make_split(tmp_path / "photos", classes=1)
     page = page_of(split, make_results(split), tmp_path)
-    assert "No class is taken for another" in page.text
+    assert "No class is confused with another" in page.text
 
 
 def test_the_curves_of_many_classes_are_in_groups_to_open(shared_data, tmp_path):
