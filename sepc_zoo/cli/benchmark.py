@@ -15,14 +15,7 @@ from rich.table import Table
 
 from sepc_zoo.cli.arguments import at_least
 from sepc_zoo.config import ConfigError
-from sepc_zoo.evaluation.speed import PARTS, WHOLE, Result, compare
-from sepc_zoo.evaluation.speed_subjects import (
-    FUSED_PREFIX,
-    PLAIN_PREFIX,
-    PRECISIONS,
-    TORCHVISION_NAME,
-    Setting,
-)
+from sepc_zoo.evaluation.speed import PARTS, PRECISIONS, WHOLE, Result, Setting, compare
 from sepc_zoo.files import write_csv
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -42,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="NAME",
-        help="models with made-up weights; the others are related to the first. "
-        f"{PLAIN_PREFIX}NAME is the plain reading of one, {FUSED_PREFIX}NAME has the fused kernel "
-        f"on a GPU, and {TORCHVISION_NAME} is torchvision's",
+        help="models, with random weights; ratios are to the first one",
     )
     add("--batch-size", nargs="+", type=at_least(1), default=[1], metavar="N")
     add("--image-size", nargs="+", type=image_size, default=[(640, 640)], metavar="HxW")

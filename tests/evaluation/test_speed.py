@@ -5,10 +5,19 @@ import pytest
 import torch
 
 from benchmarks.tables import tables
+from benchmarks.yardsticks import TORCHVISION_NAME
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
-from sepc_zoo.evaluation.speed import PARTS, WHOLE, alternate, compare, peak_memory, prepare
-from sepc_zoo.evaluation.speed_subjects import TORCHVISION_NAME, Setting, build_subject
+from sepc_zoo.evaluation.speed import (
+    PARTS,
+    WHOLE,
+    Setting,
+    alternate,
+    builder_of,
+    compare,
+    peak_memory,
+    prepare,
+)
 from sepc_zoo.registry import register_model
 
 SMALL = Setting(height=64, width=64)
@@ -45,7 +54,9 @@ def test_every_part_of_a_model_is_timed(names):
 
 def test_the_plain_reading_finds_what_the_model_finds(names):
     setting = Setting(height=256, width=256)
-    ours, plain = (prepare(build_subject(name, setting), "detect", setting)()[0] for name in names)
+    ours, plain = (
+        prepare(builder_of(name)(name, setting), "detect", setting)()[0] for name in names
+    )
     assert len(ours["boxes"]) > 0
     torch.testing.assert_close(plain["boxes"], ours["boxes"], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(plain["scores"], ours["scores"], rtol=1e-4, atol=1e-5)
@@ -69,7 +80,7 @@ def test_the_peak_is_that_of_the_model_alone():
 @pytest.mark.parametrize("name", ["torchvision:fasterrcnn", "plain:none", "retinanet_r18_none"])
 def test_a_name_without_a_model_is_refused(name):
     with pytest.raises(ConfigError, match=name.removeprefix("plain:")):
-        build_subject(name, SMALL)
+        builder_of(name)(name, SMALL)
 
 
 def test_the_command_leaves_a_row_for_each_measurement(names, tmp_path, capsys):

@@ -1,0 +1,107 @@
+"""Yardsticks for ``sepc-zoo benchmark``: importing this module makes their names known to it.
+
+- ``plain:NAME`` is one of our models as the original code computes it (``plain.py``);
+- ``fused:NAME`` uses the fused kernel of deformable convolution, on a GPU;
+- ``torchvision:retinanet_resnet50_fpn`` is torchvision's RetinaNet.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import retinanet_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+
+from benchmarks.plain import PlainNeck, plain_loss, plain_postprocess
+from sepc_zoo.config import ConfigError
+from sepc_zoo.evaluation.speed import (
+    BenchmarkModel,
+    Setting,
+    finish,
+    register_builder,
+    resemble_trained,
+    scale_logits,
+    sum_terms,
+    wrap,
+)
+from sepc_zoo.factory import create_model
+from sepc_zoo.methods.targets import truth_of
+from sepc_zoo.models.detector import Detector
+from sepc_zoo.models.necks.sepc import LevelConv2d
+
+TORCHVISION_NAME = "torchvision:retinanet_resnet50_fpn"
+
+
+def build_plain(name: str, setting: Setting) -> BenchmarkModel:
+    detector = _new_detector(name.removeprefix("plain:"), setting)
+    if detector.config.neck is not None:
+        detector.neck = PlainNeck(detector.neck)
+    method = detector.method
+
+    def postprocess(predictions: Any) -> Any:
+        anchors, sizes = detector.anchors(predictions), setting.image_sizes
+        limits = detector.config.postprocess
+        return plain_postprocess(predictions, anchors, method.decode, sizes, limits)
+
+    def loss(predictions: Any, targets: list[dict[str, Tensor]]) -> Tensor:
+        truths = [truth_of(target, like=predictions.deltas) for target in targets]
+        return sum_terms(plain_loss(method, predictions, detector.anchors(predictions), truths))
+
+    model = BenchmarkModel(detector, postprocess, loss, detector.config.num_classes, detector)
+    return finish(model, setting)
+
+
+def build_fused(name: str, setting: Setting) -> BenchmarkModel:
+    detector = _new_detector(name.removeprefix("fused:"), setting)
+    for module in detector.modules():
+        if isinstance(module, LevelConv2d):
+            module.fused = True
+    return finish(wrap(detector, setting), setting)
+
+
+def build_torchvision(name: str, setting: Setting) -> BenchmarkModel:
+    if name != TORCHVISION_NAME:
+        raise ConfigError(f"{name}: of torchvision's models only {TORCHVISION_NAME} is measured")
+    torch.manual_seed(0)
+    model: Any = retinanet_resnet50_fpn(weights=None, weights_backbone=None).to(setting.device)
+    network = TorchvisionNetwork(model)
+    scale_logits(model.head.classification_head.cls_logits, network)
+
+    def postprocess(outputs: Any) -> Any:
+        maps, images, head = outputs
+        cells = [x.shape[2] * x.shape[3] * 9 for x in maps]
+        anchors = [a.split(cells) for a in model.anchor_generator(images, maps)]
+        levels = {key: list(value.split(cells, dim=1)) for key, value in head.items()}
+        return model.postprocess_detections(levels, anchors, images.image_sizes)
+
+    def loss(outputs: Any, targets: list[dict[str, Tensor]]) -> Tensor:
+        maps, images, head = outputs
+        return sum_terms(model.compute_loss(targets, head, model.anchor_generator(images, maps)))
+
+    num_classes = model.head.classification_head.num_classes
+    return finish(BenchmarkModel(network, postprocess, loss, num_classes), setting)
+
+
+class TorchvisionNetwork(nn.Module):
+    """torchvision's detector from after its preprocessing to before its anchors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], ImageList, dict[str, Tensor]]:
+        maps = list(self.model.backbone(images).values())
+        sizes = [(images.shape[-2], images.shape[-1])] * len(images)
+        return maps, ImageList(images, sizes), self.model.head(maps)
+
+
+def _new_detector(name: str, setting: Setting) -> Detector:
+    torch.manual_seed(0)
+    detector = create_model(name).to(setting.device)
+    resemble_trained(detector)
+    return detector
+
+
+register_builder("plain", build_plain)
+register_builder("fused", build_fused)
+register_builder("torchvision", build_torchvision)
