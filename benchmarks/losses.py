@@ -1,9 +1,9 @@
-"""Losses with their gradients, and post-processing: ours against the original code, read plainly.
+"""Losses with gradients, and post-processing: ours compared with the original way (``plain.py``).
 
 Predictions of 8 images at 800x1344 with 100 boxes each and 80 classes, on the CPU in float32. Times
-are medians over runs that alternate in one process, ratios those of processor time, which other
-work disturbs less. Memory, of the losses, is what a process of its own takes at its peak on top of
-the inputs. Writes ``benchmarks/losses.csv`` and prints a table.
+are medians of runs that take turns in one process, ratios those of processor time, which depends
+less on other load. Memory of a loss is the peak of a new process minus its inputs.
+Writes ``benchmarks/losses.csv`` and prints a table.
 
     python -m benchmarks.losses [--rounds N] [--threads N] [--boxes N]
 """
@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--boxes", type=int, default=100, help="of each image")
+    parser.add_argument("--boxes", type=int, default=100, help="boxes of each image")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # a process of its own
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # run in a new process
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak_of:
@@ -60,7 +60,7 @@ def main() -> None:
         run()
         print(before, peak_memory())
         return
-    # First, as a process starts with the peak of the one that starts it.
+    # First, because a new process inherits the peak of this one.
     peaks = {
         ("loss", method, way): peak_of(method, way, args) for method in args.methods for way in WAYS
     }
@@ -83,16 +83,16 @@ def measure(
     peaks: dict[tuple[str, str, str], Any],
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """A row for each way."""
+    """Measure both ways; one row each."""
     runs = make_runs(part, method, args)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    of_processor: dict[str, list[float]] = {way: [] for way in WAYS}
+    processor: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(args.rounds):
         for way in WAYS:
-            start, start_processor = time.perf_counter(), time.process_time()
+            start, processor_start = time.perf_counter(), time.process_time()
             runs[way]()
             seconds[way].append(time.perf_counter() - start)
-            of_processor[way].append(time.process_time() - start_processor)
+            processor[way].append(time.process_time() - processor_start)
     return [
         {
             "part": part,
@@ -101,7 +101,7 @@ def measure(
             "seconds": f"{statistics.median(seconds[way]):.3f}",
             "fastest": f"{min(seconds[way]):.3f}",
             "slowest": f"{max(seconds[way]):.3f}",
-            "processor": f"{statistics.median(of_processor[way]):.3f}",
+            "processor": f"{statistics.median(processor[way]):.3f}",
             "inputs_gib": peaks.get((part, method, way), ("", ""))[0],
             "peak_gib": peaks.get((part, method, way), ("", ""))[1],
             "rounds": args.rounds,
@@ -118,28 +118,28 @@ def measure(
 
 
 def make_runs(part: str, method: str, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """What is measured, by way."""
+    """Return the functions to measure, by way."""
     generator = torch.Generator().manual_seed(0)
     settings, anchors = METHODS[method](), make_anchors(METHODS[method].anchors, SIZES)
     if part == "loss":
         predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-4.0)
         predictions.logits.requires_grad_()
         predictions.deltas.requires_grad_()
-        truths = [random_truth(args.boxes, generator) for _ in range(args.batch)]
+        truths = [random_targets(args.boxes, generator) for _ in range(args.batch)]
 
-        def learn(losses: Callable[[], dict[str, Tensor]]) -> None:
+        def backward(losses: Callable[[], dict[str, Tensor]]) -> None:
             predictions.logits.grad = predictions.deltas.grad = None
             sum(losses().values(), torch.zeros(())).backward()
 
         return {
-            "plain": lambda: learn(lambda: plain_loss(settings, predictions, anchors, truths)),
-            "ours": lambda: learn(
+            "plain": lambda: backward(lambda: plain_loss(settings, predictions, anchors, truths)),
+            "ours": lambda: backward(
                 lambda: normalized(*settings.loss_sums(predictions, anchors, truths))
             ),
         }
     predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-7.5)
     for logits in predictions.logits:
-        show_objects(logits, anchors, random_truth(30, generator), generator)
+        raise_scores(logits, anchors, random_targets(30, generator), generator)
     inputs = (predictions, anchors, settings.decode, [SIZE] * args.batch, PostprocessConfig())
     return {
         "plain": lambda: plain_postprocess(*inputs),
@@ -157,7 +157,7 @@ def random_predictions(
     return Predictions(logits, deltas, SIZES)
 
 
-def random_truth(boxes: int, generator: torch.Generator) -> Truth:
+def random_targets(boxes: int, generator: torch.Generator) -> Truth:
     room = torch.tensor([SIZE[1] - 210.0, SIZE[0] - 210.0])
     corner = torch.rand(boxes, 2, generator=generator) * room
     side = 8 + torch.rand(boxes, 2, generator=generator) * 200
@@ -165,8 +165,8 @@ def random_truth(boxes: int, generator: torch.Generator) -> Truth:
     return Truth(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4))
 
 
-def show_objects(logits: Tensor, anchors: Tensor, truth: Truth, rng: torch.Generator) -> None:
-    """Anchors that overlap an object are the surer of it the more they do, as after training."""
+def raise_scores(logits: Tensor, anchors: Tensor, truth: Truth, rng: torch.Generator) -> None:
+    """Raise the scores of anchors with their overlap with an object, as training does."""
     for overlap, label in zip(box_iou(truth.boxes, anchors), truth.labels, strict=True):
         near = overlap > 0.4
         noise = torch.randn(int(near.sum()), generator=rng)
@@ -174,7 +174,7 @@ def show_objects(logits: Tensor, anchors: Tensor, truth: Truth, rng: torch.Gener
 
 
 def peak_of(method: str, way: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Memory of a process before a loss and at its peak, in GiB."""
+    """Memory of a new process before a loss and at its peak, in GiB."""
     options = {"--threads": args.threads, "--batch": args.batch, "--boxes": args.boxes}
     words = [str(word) for option in options.items() for word in option]
     command = [sys.executable, "-m", "benchmarks.losses", "--peak-of", method, way, *words]
@@ -185,7 +185,7 @@ def peak_of(method: str, way: str, args: argparse.Namespace) -> tuple[float, flo
 
 
 def peak_memory() -> float:
-    """Most memory that the process has held so far, in GiB."""
+    """Peak memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -18,22 +18,20 @@ from sepc_zoo.evaluation.speed import (
     BenchmarkModel,
     Setting,
     finish,
+    new_detector,
     register_builder,
-    resemble_trained,
     scale_logits,
     sum_terms,
     wrap,
 )
-from sepc_zoo.factory import create_model
 from sepc_zoo.methods.targets import truth_of
-from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import LevelConv2d
 
 TORCHVISION_NAME = "torchvision:retinanet_resnet50_fpn"
 
 
 def build_plain(name: str, setting: Setting) -> BenchmarkModel:
-    detector = _new_detector(name.removeprefix("plain:"), setting)
+    detector = new_detector(name.removeprefix("plain:"), setting)
     if detector.config.neck is not None:
         detector.neck = PlainNeck(detector.neck)
     method = detector.method
@@ -52,7 +50,7 @@ def build_plain(name: str, setting: Setting) -> BenchmarkModel:
 
 
 def build_fused(name: str, setting: Setting) -> BenchmarkModel:
-    detector = _new_detector(name.removeprefix("fused:"), setting)
+    detector = new_detector(name.removeprefix("fused:"), setting)
     for module in detector.modules():
         if isinstance(module, LevelConv2d):
             module.fused = True
@@ -93,13 +91,6 @@ class TorchvisionNetwork(nn.Module):
         maps = list(self.model.backbone(images).values())
         sizes = [(images.shape[-2], images.shape[-1])] * len(images)
         return maps, ImageList(images, sizes), self.model.head(maps)
-
-
-def _new_detector(name: str, setting: Setting) -> Detector:
-    torch.manual_seed(0)
-    detector = create_model(name).to(setting.device)
-    resemble_trained(detector)
-    return detector
 
 
 register_builder("plain", build_plain)

@@ -105,10 +105,14 @@ def build_model(name: str, setting: Setting) -> BenchmarkModel:
     Raises:
         ConfigError: the name is unknown.
     """
+    return finish(wrap(new_detector(name, setting), setting), setting)
+
+
+def new_detector(name: str, setting: Setting) -> Detector:
     torch.manual_seed(0)
     detector = create_model(name).to(setting.device)
     resemble_trained(detector)
-    return finish(wrap(detector, setting), setting)
+    return detector
 
 
 def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:

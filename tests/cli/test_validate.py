@@ -8,7 +8,8 @@ import faster_coco_eval
 import pycocotools.coco
 import pycocotools.cocoeval
 import pytest
-from difficulties import KINDS, make_up
+from difficulties import KINDS
+from difficulties import make_results as make_difficult_results
 
 from sepc_zoo.cli import main
 from sepc_zoo.metric_names import METRICS
@@ -38,8 +39,8 @@ def figures_of(coco, evaluator, truth_file, rows):
 @pytest.mark.parametrize("name", SETS)
 def test_figures_equal_those_of_pycocotools(name, shared_data, tmp_path):
     truth_file = shared_data / INSTANCES
-    rows = make_up(SETS[name], json.loads(truth_file.read_text()))
-    file = tmp_path / "made_up.json"
+    rows = make_difficult_results(SETS[name], json.loads(truth_file.read_text()))
+    file = tmp_path / "results.json"
     file.write_text(json.dumps(rows))
     data = ("--data", str(shared_data / "coco_by_sa"), "--output", str(tmp_path / "out"))
     assert main(["validate", "--from-json", str(file), *data, "--no-report"]) == 0

@@ -14,7 +14,7 @@ def log_rows():
     return rows
 
 
-def test_curves_of_rows_and_of_their_csv_are_the_same(tmp_path):
+def test_rows_and_their_csv_file_give_the_same_curves(tmp_path):
     pytest.importorskip("matplotlib")
     rows = log_rows()
     with open(tmp_path / "log.csv", "w", newline="") as file:
@@ -33,7 +33,7 @@ def test_curves_before_the_first_validation(tmp_path):
     assert "not validated yet" in (tmp_path / "curves.svg").read_text()
 
 
-def test_curves_need_rows(tmp_path):
+def test_a_log_without_rows_is_refused(tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="no rows"):
         plot_curves([], tmp_path / "curves.png")
