@@ -36,7 +36,7 @@ SIZES = ((800, 1333), (480, 640), (320, 320))
 SPLIT = "train2017"
 BATCH = 4
 NUM_ENLARGED, SCALE = 16, 4  # images enlarged by this factor, to about 2560 x 1920 pixels
-MEAN, STD = WeightsConfig.mean, WeightsConfig.std
+MEAN, STD = WeightsConfig().mean, WeightsConfig().std
 Loader = Callable[[list[int]], Any]
 
 

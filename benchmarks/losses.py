@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,20 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.plain import plain_loss, plain_postprocess
-from sepc_zoo.config import FPNConfig, PostprocessConfig
-from sepc_zoo.methods import METHODS
-from sepc_zoo.methods.losses import normalized
-from sepc_zoo.methods.targets import Truth
+from sepc_zoo.config import DetectorConfig, FPNConfig, PostprocessConfig
+from sepc_zoo.methods.losses import mean_terms
+from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.boxes import box_iou
+from sepc_zoo.ops.coders import decode
 from sepc_zoo.ops.nms import select_detections
-from sepc_zoo.outputs import Predictions
-
-STRIDES = FPNConfig().strides
+from sepc_zoo.outputs import Anchors, Predictions
+from sepc_zoo.registry import model_config
 
 TABLE = Path(__file__).with_suffix(".csv")
 SIZE, CLASSES = (800, 1344), 80
+METHODS = ("retinanet", "freeanchor", "fsaf")  # those that plain.py has
+STRIDES = FPNConfig().strides
 SIZES = tuple((-(-SIZE[0] // stride), -(-SIZE[1] // stride)) for stride in STRIDES)
 WAYS = ("plain", "ours")
 PARTS = ("loss", "postprocess")
@@ -120,27 +122,30 @@ def measure(
 def make_runs(part: str, method: str, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Return the functions to measure, by way."""
     generator = torch.Generator().manual_seed(0)
-    settings, anchors = METHODS[method](), make_anchors(METHODS[method].anchors, SIZES)
+    config = model_config(f"{method}_r50_fpn")
+    boxes = make_anchors(config.anchors, SIZES, STRIDES)
     if part == "loss":
-        predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-4.0)
+        anchors = Anchors(boxes, [h * w * config.anchors.per_cell for h, w in SIZES])
+        predictions = random_predictions(config, len(boxes), args.batch, generator, mean=-4.0)
         predictions.logits.requires_grad_()
         predictions.deltas.requires_grad_()
-        truths = [random_targets(args.boxes, generator) for _ in range(args.batch)]
+        targets = [random_target(args.boxes, generator) for _ in range(args.batch)]
+        collated = collate_targets(targets, like=predictions.deltas)
 
         def backward(losses: Callable[[], dict[str, Tensor]]) -> None:
             predictions.logits.grad = predictions.deltas.grad = None
             sum(losses().values(), torch.zeros(())).backward()
 
-        return {
-            "plain": lambda: backward(lambda: plain_loss(settings, predictions, anchors, truths)),
-            "ours": lambda: backward(
-                lambda: normalized(*settings.loss_sums(predictions, anchors, truths))
-            ),
-        }
-    predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-7.5)
+        def ours() -> dict[str, Tensor]:
+            return mean_terms(config.method.loss(predictions, anchors, collated, config.coder))
+
+        plain = partial(plain_loss, config, predictions, boxes, targets)
+        return {"plain": partial(backward, plain), "ours": partial(backward, ours)}
+    predictions = random_predictions(config, len(boxes), args.batch, generator, mean=-7.5)
     for logits in predictions.logits:
-        raise_scores(logits, anchors, random_targets(30, generator), generator)
-    inputs = (predictions, anchors, settings.decode, [SIZE] * args.batch, PostprocessConfig())
+        raise_scores(logits, boxes, random_target(30, generator), generator)
+    sizes = [SIZE] * args.batch
+    inputs = predictions, boxes, partial(decode, config.coder), sizes, PostprocessConfig()
     return {
         "plain": lambda: plain_postprocess(*inputs),
         "ours": lambda: select_detections(*inputs),
@@ -148,26 +153,28 @@ def make_runs(part: str, method: str, args: argparse.Namespace) -> dict[str, Cal
 
 
 def random_predictions(
-    method: str, anchors: int, batch: int, generator: torch.Generator, mean: float
+    config: DetectorConfig, anchors: int, batch: int, generator: torch.Generator, mean: float
 ) -> Predictions:
     logits = torch.randn(batch, anchors, CLASSES, generator=generator).add_(mean)
     deltas = torch.randn(batch, anchors, 4, generator=generator).mul_(0.3)
-    if METHODS[method].positive_deltas:
+    if config.head.box_activation == "relu":
         deltas.add_(1).relu_()
     return Predictions(logits, deltas, SIZES)
 
 
-def random_targets(boxes: int, generator: torch.Generator) -> Truth:
+def random_target(boxes: int, generator: torch.Generator) -> dict[str, Tensor]:
     room = torch.tensor([SIZE[1] - 210.0, SIZE[0] - 210.0])
     corner = torch.rand(boxes, 2, generator=generator) * room
     side = 8 + torch.rand(boxes, 2, generator=generator) * 200
     labels = torch.randint(CLASSES, (boxes,), generator=generator)
-    return Truth(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4))
+    return {"boxes": torch.cat([corner, corner + side], dim=1), "labels": labels}
 
 
-def raise_scores(logits: Tensor, anchors: Tensor, truth: Truth, rng: torch.Generator) -> None:
+def raise_scores(
+    logits: Tensor, anchors: Tensor, target: dict[str, Tensor], rng: torch.Generator
+) -> None:
     """Raise the scores of anchors with their overlap with an object, as training does."""
-    for overlap, label in zip(box_iou(truth.boxes, anchors), truth.labels, strict=True):
+    for overlap, label in zip(box_iou(target["boxes"], anchors), target["labels"], strict=True):
         near = overlap > 0.4
         noise = torch.randn(int(near.sum()), generator=rng)
         logits[near, label] = 8 * overlap[near] - 4 + noise

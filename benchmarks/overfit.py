@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from sepc_zoo.config import METHOD_TYPES
 from sepc_zoo.data import Annotations, Record, read_data
 from sepc_zoo.data.formats.coco import write_coco
-from sepc_zoo.methods import METHODS
 from sepc_zoo.registry import NECKS
 from sepc_zoo.training.trainer import TrainOptions, train
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
-        "--models", nargs="*", default=[f"{m}_mnv2_{n}" for m in METHODS for n in NECKS]
+        "--models", nargs="*", default=[f"{m}_mnv2_{n}" for m in METHOD_TYPES for n in NECKS]
     )
     args = parser.parse_args()
     done = {row["model"] for row in read_table()}

@@ -5,7 +5,8 @@ anchors, dense targets, loops over images, levels, boxes and classes. It is new 
 weights of our modules; the results are equal. Crowds are not supported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +14,22 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms, sigmoid_focal_loss
 
-from sepc_zoo.config import PostprocessConfig
-from sepc_zoo.methods import FSAF, FreeAnchor, Method, RetinaNet
-from sepc_zoo.methods.freeanchor import DELTA_SCALE
-from sepc_zoo.methods.targets import Truth
+from sepc_zoo.config import DetectorConfig, PostprocessConfig
+from sepc_zoo.methods.freeanchor import FreeAnchor
+from sepc_zoo.methods.fsaf import FSAF
+from sepc_zoo.methods.method import Coder
+from sepc_zoo.methods.retinanet import RetinaNet
 from sepc_zoo.models.necks.sepc import SEPC
-from sepc_zoo.ops.coders import decode_delta, encode_delta, encode_tblr
+from sepc_zoo.ops.coders import decode, encode
 from sepc_zoo.outputs import Predictions
+
+Target = Mapping[str, Tensor]  # boxes (G, 4), labels (G,)
 
 BACKGROUND = -1  # label of an anchor
 IGNORED = -2  # label of an anchor
 
 
-class PlainNeck(nn.Module):
+class PlainSEPC(nn.Module):
     """The neck, level by level, with the weights of a ``SEPC``."""
 
     def __init__(self, neck: SEPC) -> None:
@@ -73,30 +77,33 @@ def joint_norm_relu(pyramid: list[Tensor], norm: nn.Module | None) -> list[Tenso
 
 
 def plain_loss(
-    method: Method, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    config: DetectorConfig, predictions: Predictions, anchors: Tensor, targets: Sequence[Target]
 ) -> dict[str, Tensor]:
-    """Compute the loss terms of a method, as ``losses.normalized`` returns them."""
-    if isinstance(method, RetinaNet):
-        return retinanet_loss(method, predictions, anchors, truths)
-    if isinstance(method, FreeAnchor):
-        return freeanchor_loss(method, predictions, anchors, truths)
-    if isinstance(method, FSAF):
-        return fsaf_loss(method, predictions, anchors, truths)
-    raise TypeError(f"{type(method).__name__} has no plain loss")
+    """Compute the loss terms of a method, as ``Detector.loss`` returns them."""
+    losses: dict[type, Any] = {
+        RetinaNet: retinanet_loss,
+        FreeAnchor: freeanchor_loss,
+        FSAF: fsaf_loss,
+    }
+    return losses[type(config.method)](config.method, config.coder, predictions, anchors, targets)
 
 
 def retinanet_loss(
-    method: RetinaNet, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    method: RetinaNet,
+    coder: Coder,
+    predictions: Predictions,
+    anchors: Tensor,
+    targets: Sequence[Target],
 ) -> dict[str, Tensor]:
     labels, box_targets = [], []
     count = 0
-    for truth in truths:
-        match = assign_by_iou(truth.boxes, anchors, method.positive_iou, method.negative_iou)
+    for target in targets:
+        match = assign_by_iou(target["boxes"], anchors, method.positive_iou, method.negative_iou)
         positive = match >= 0
         image_labels = match.clone()
-        image_labels[positive] = truth.labels[match[positive]]
+        image_labels[positive] = target["labels"][match[positive]]
         image_targets = torch.zeros_like(anchors)
-        image_targets[positive] = encode_delta(anchors[positive], truth.boxes[match[positive]])
+        image_targets[positive] = encode(coder, anchors[positive], target["boxes"][match[positive]])
         labels.append(image_labels)
         box_targets.append(image_targets)
         count += max(1, int(positive.sum()))
@@ -131,7 +138,7 @@ def assign_by_iou(boxes: Tensor, anchors: Tensor, positive: float, negative: flo
 
 def levels_of(predictions: Predictions, *of_anchors: Tensor) -> list[tuple[Tensor, ...]]:
     """Split into levels: ``logits (N * A, K)``, ``deltas (N * A, 4)``, and further columns."""
-    logits, deltas, _ = predictions
+    logits, deltas = predictions.logits, predictions.deltas
     lengths = predictions.level_lengths
     levels = zip(*(x.split(lengths, dim=1) for x in (logits, deltas, *of_anchors)), strict=True)
     return [tuple(x.flatten(0, 1) for x in level) for level in levels]
@@ -146,22 +153,26 @@ def dense_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def freeanchor_loss(
-    method: FreeAnchor, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    method: FreeAnchor,
+    coder: Coder,
+    predictions: Predictions,
+    anchors: Tensor,
+    targets: Sequence[Target],
 ) -> dict[str, Tensor]:
     prob = predictions.logits.sigmoid()  # N, A, K
     bags, positive, object_probs = 0, [], []
-    for image_prob, deltas, truth in zip(prob, predictions.deltas, truths, strict=True):
-        bags += max(1, len(truth.boxes))
+    for image_prob, deltas, target in zip(prob, predictions.deltas, targets, strict=True):
+        bags += max(1, len(target["boxes"]))
         with torch.no_grad():
-            object_probs.append(object_prob(method, deltas, anchors, truth, image_prob.shape[1]))
-        if len(truth.boxes) == 0:
+            object_probs.append(
+                object_prob(method, coder, deltas, anchors, target, image_prob.shape[1])
+            )
+        if len(target["boxes"]) == 0:
             continue
-        bag = box_iou(truth.boxes, anchors).topk(method.bag_size, dim=1).indices  # G, n
-        labels = truth.labels[:, None, None].expand(-1, method.bag_size, 1)
+        bag = box_iou(target["boxes"], anchors).topk(method.bag_size, dim=1).indices  # G, n
+        labels = target["labels"][:, None, None].expand(-1, method.bag_size, 1)
         class_prob = image_prob[bag].gather(2, labels).squeeze(2)
-        box_targets = encode_delta(
-            anchors[bag], truth.boxes[:, None].expand(*bag.shape, 4), DELTA_SCALE
-        )
+        box_targets = encode(coder, anchors[bag], target["boxes"][:, None].expand(*bag.shape, 4))
         distance = F.smooth_l1_loss(
             deltas[bag], box_targets, reduction="none", beta=method.smooth_l1_beta
         )
@@ -184,24 +195,29 @@ def freeanchor_loss(
 
 
 def object_prob(
-    method: FreeAnchor, deltas: Tensor, anchors: Tensor, truth: Truth, num_classes: int
+    method: FreeAnchor,
+    coder: Coder,
+    deltas: Tensor,
+    anchors: Tensor,
+    target: Target,
+    num_classes: int,
 ) -> Tensor:
     """Probability that a predicted box is an object of a class, dense ``(A, K)``."""
-    if len(truth.boxes) == 0:
+    if len(target["boxes"]) == 0:
         return deltas.new_zeros(len(anchors), num_classes)
-    iou = box_iou(truth.boxes, decode_delta(anchors, deltas, DELTA_SCALE))  # G, A
+    iou = box_iou(target["boxes"], decode(coder, anchors, deltas))  # G, A
     threshold = method.iou_threshold
     best = iou.max(dim=1, keepdim=True).values.clamp(min=threshold + 1e-12)
     linear = ((iou - threshold) / (best - threshold)).clamp(min=0, max=1)
 
-    place = torch.stack([torch.arange(len(truth.labels), device=iou.device), truth.labels])
+    place = torch.stack([torch.arange(len(target["labels"]), device=iou.device), target["labels"]])
     size = (len(iou), num_classes, len(anchors))
     by_box = torch.sparse_coo_tensor(place, linear, size, check_invariants=False)
     by_class = torch.sparse.sum(by_box, dim=0).to_dense()  # K, A
     label, anchor = by_class.nonzero(as_tuple=True)
     if len(label) == 0:
         return by_class.T
-    of_class = truth.labels[:, None] == label  # G, cells with an object
+    of_class = target["labels"][:, None] == label  # G, cells with an object
     largest = torch.where(of_class, linear[:, anchor], 0).max(dim=0).values
     cells = torch.stack([anchor, label])
     size = (len(anchors), num_classes)
@@ -209,21 +225,25 @@ def object_prob(
 
 
 def fsaf_loss(
-    method: FSAF, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    method: FSAF,
+    coder: Coder,
+    predictions: Predictions,
+    anchors: Tensor,
+    targets: Sequence[Target],
 ) -> dict[str, Tensor]:
     boxes_so_far = 0
     labels, box_targets, owners = [], [], []
-    for truth in truths:
-        match = assign_by_center(truth.boxes, anchors, method)
+    for target in targets:
+        match = assign_by_center(target["boxes"], anchors, method)
         positive = match >= 0
         image_labels = match.clone()
-        image_labels[positive] = truth.labels[match[positive]]
+        image_labels[positive] = target["labels"][match[positive]]
         image_targets = torch.zeros_like(anchors)
-        image_targets[positive] = encode_tblr(anchors[positive], truth.boxes[match[positive]])
+        image_targets[positive] = encode(coder, anchors[positive], target["boxes"][match[positive]])
         labels.append(image_labels)
         box_targets.append(image_targets)
         owners.append(torch.where(positive, match + boxes_so_far, BACKGROUND))
-        boxes_so_far += len(truth.boxes)
+        boxes_so_far += len(target["boxes"])
 
     levels = levels_of(
         predictions, torch.stack(labels), torch.stack(box_targets), torch.stack(owners)

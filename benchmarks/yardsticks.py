@@ -5,6 +5,7 @@
 - ``torchvision:retinanet_resnet50_fpn`` is torchvision's RetinaNet.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
-from benchmarks.plain import PlainNeck, plain_loss, plain_postprocess
-from sepc_zoo.config import ConfigError
+from benchmarks.plain import PlainSEPC, plain_loss, plain_postprocess
+from sepc_zoo.config import SEPCNeck
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.evaluation.speed import (
     BenchmarkModel,
     Setting,
@@ -24,28 +26,34 @@ from sepc_zoo.evaluation.speed import (
     sum_terms,
     wrap,
 )
-from sepc_zoo.methods.targets import truth_of
 from sepc_zoo.models.necks.sepc import LevelConv2d
+from sepc_zoo.ops.coders import decode
+from sepc_zoo.outputs import Predictions
 
 TORCHVISION_NAME = "torchvision:retinanet_resnet50_fpn"
 
 
 def build_plain(name: str, setting: Setting) -> BenchmarkModel:
-    detector = new_detector(name.removeprefix("plain:"), setting)
-    if detector.config.neck is not None:
-        detector.neck = PlainNeck(detector.neck)
-    method = detector.method
+    detector: Any = new_detector(name.removeprefix("plain:"), setting)
+    config = detector.config
+    if isinstance(config.neck, SEPCNeck):
+        detector.neck = PlainSEPC(detector.neck)
 
-    def postprocess(predictions: Any) -> Any:
-        anchors, sizes = detector.anchors(predictions), setting.image_sizes
-        limits = detector.config.postprocess
-        return plain_postprocess(predictions, anchors, method.decode, sizes, limits)
+    def anchors(predictions: Predictions) -> Tensor:
+        return detector.anchors(predictions.sizes, like=predictions.deltas).boxes
 
-    def loss(predictions: Any, targets: list[dict[str, Tensor]]) -> Tensor:
-        truths = [truth_of(target, like=predictions.deltas) for target in targets]
-        return sum_terms(plain_loss(method, predictions, detector.anchors(predictions), truths))
+    def postprocess(predictions: Predictions) -> Any:
+        decode_boxes, sizes = partial(decode, config.coder), setting.image_sizes
+        predictions = predictions.in_full_precision()
+        return plain_postprocess(
+            predictions, anchors(predictions), decode_boxes, sizes, config.postprocess
+        )
 
-    model = BenchmarkModel(detector, postprocess, loss, detector.config.num_classes, detector)
+    def loss(predictions: Predictions, targets: list[dict[str, Tensor]]) -> Tensor:
+        predictions = predictions.in_full_precision()
+        return sum_terms(plain_loss(config, predictions, anchors(predictions), targets))
+
+    model = BenchmarkModel(detector, postprocess, loss, config.num_classes, detector)
     return finish(model, setting)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.factory import create_model
 from sepc_zoo.inference.preprocess import plan_resize
+from sepc_zoo.models.dense import DenseDetector
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import LevelConv2d
 
@@ -62,7 +63,7 @@ class BenchmarkModel(NamedTuple):
     postprocess: Callable[[Any], Any]
     loss: Callable[[Any, list[dict[str, Tensor]]], Tensor]
     num_classes: int
-    detector: Detector | None = None  # None: its parts cannot be measured
+    detector: DenseDetector | None = None  # to measure its parts; None: cannot be measured
 
 
 Builder = Callable[[str, Setting], BenchmarkModel]
@@ -122,7 +123,8 @@ def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
     def loss(predictions: Any, targets: list[dict[str, Tensor]]) -> Tensor:
         return sum_terms(detector.loss(predictions, targets))
 
-    return BenchmarkModel(detector, postprocess, loss, detector.config.num_classes, detector)
+    parts = detector if isinstance(detector, DenseDetector) else None
+    return BenchmarkModel(detector, postprocess, loss, detector.config.num_classes, parts)
 
 
 def finish(model: BenchmarkModel, setting: Setting) -> BenchmarkModel:
@@ -293,7 +295,8 @@ def resemble_trained(detector: Detector) -> None:
     for module in detector.modules():
         if isinstance(module, LevelConv2d) and module.offset is not None:
             nn.init.normal_(module.offset.bias, std=OFFSET_STD)  # type: ignore[arg-type]
-    scale_logits(detector.head.cls, detector)
+    if isinstance(detector, DenseDetector):
+        scale_logits(detector.head.cls, detector)
 
 
 @torch.no_grad()
