@@ -1,8 +1,8 @@
-"""Time of a COCO evaluation: 5,000 made-up images of 80 classes, 100 detections in each.
+"""Time of a COCO evaluation: 5,000 synthetic images of 80 classes with 100 detections each.
 
-As in COCO's val2017 there are about seven boxes an image. Ours, from the detections as COCO results
-to all figures, against pycocotools and faster-coco-eval by themselves on the same; they take turns,
-and the twelve figures must be the same.
+Images have about seven boxes, as in COCO's val2017. Ours, from COCO results to all figures, is
+compared with pycocotools and faster-coco-eval alone on the same data. They take turns, and the
+twelve figures must be equal.
 
     python benchmarks/coco_eval.py
 """
@@ -24,8 +24,9 @@ import pycocotools.cocoeval
 import torch
 
 from sepc_zoo.data import Annotations, Record
-from sepc_zoo.evaluation.metrics import METRIC_KEYS, evaluate
-from sepc_zoo.evaluation.results import found_in
+from sepc_zoo.evaluation.metrics import evaluate
+from sepc_zoo.evaluation.results import collect_detections
+from sepc_zoo.metric_names import METRICS
 
 TABLE = Path(__file__).with_suffix(".csv")
 IMAGES, CLASSES, BOXES, DETECTIONS = 5000, 80, 7, 100
@@ -39,11 +40,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    truth, rows = make_up(np.random.default_rng(0))
+    truth, rows = make_synthetic(np.random.default_rng(0))
     annotations = as_annotations(truth)
     evaluators: dict[str, Evaluator] = {
-        "pycocotools": judge(pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval, truth, rows),
-        "faster-coco-eval": judge(
+        "pycocotools": library(pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval, truth, rows),
+        "faster-coco-eval": library(
             faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster, truth, rows
         ),
         "sepc_zoo": lambda: ours(rows, annotations),
@@ -72,12 +73,12 @@ def main() -> None:
 
 
 def ours(rows: list[dict[str, Any]], annotations: Annotations) -> list[float]:
-    metrics = evaluate(found_in(rows, annotations), annotations).metrics
-    return [metrics[key] for key in METRIC_KEYS]
+    metrics = evaluate(collect_detections(rows, annotations), annotations).metrics
+    return [metrics[key] for key in METRICS]
 
 
-def judge(coco: Any, evaluator: Any, truth: dict[str, Any], rows: list[Any]) -> Evaluator:
-    """The twelve figures of a library by itself; the truth is indexed beforehand."""
+def library(coco: Any, evaluator: Any, truth: dict[str, Any], rows: list[Any]) -> Evaluator:
+    """Compute the twelve figures with a library alone; the ground truth is indexed beforehand."""
     index = coco()
     index.dataset = truth
     index.createIndex()
@@ -93,8 +94,8 @@ def judge(coco: Any, evaluator: Any, truth: dict[str, Any], rows: list[Any]) -> 
     return run
 
 
-def make_up(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An instances file, and results: each box is found three times or so, the rest is noise."""
+def make_synthetic(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make an instances file and results: about three detections per box, the rest is noise."""
     truth: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for image_id in range(1, IMAGES + 1):
@@ -106,7 +107,7 @@ def make_up(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, An
                 "image_id": image_id,
                 "category_id": int(label),
                 "bbox": box,
-                "area": 0.6 * box[2] * box[3],  # of the mask, as in COCO
+                "area": 0.6 * box[2] * box[3],  # area of the mask, as in COCO
                 "iscrowd": int(rng.random() < 0.01),
             }
             for i, (box, label) in enumerate(zip(boxes.tolist(), labels, strict=True), start=1)
@@ -131,7 +132,7 @@ def make_up(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, An
 
 
 def random_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """x, y, width, height; a third of them small, medium and large each."""
+    """Boxes (x, y, width, height); a third of them each are small, medium and large."""
     sides = np.exp(rng.uniform(np.log(8), np.log(400), (count, 2))).round(2)
     sides = np.minimum(sides, SIZE)
     return np.concatenate([(rng.random((count, 2)) * (SIZE - sides)).round(2), sides], axis=1)

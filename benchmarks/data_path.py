@@ -1,9 +1,9 @@
-"""Photos a second and core: read, decoded, mirrored by chance, resized, batched, normalised.
+"""Images per second and core: read, decoded, randomly flipped, resized, batched, normalised.
 
-Ours against torchvision's reference pipeline for detection: `CocoDetection` (PIL), `transforms.v2`
-on the PIL image, and `GeneralizedRCNNTransform`, which its models apply to float images. One
-process and one thread; both take turns. Time is the processor's, which other work changes least.
-Photos without boxes are left out, as the reference does.
+Ours is compared with torchvision's reference pipeline for detection: `CocoDetection` (PIL),
+`transforms.v2` on the PIL image, and `GeneralizedRCNNTransform`, which its models apply to float
+images. One process and one thread; both take turns. Times are processor times, which depend least
+on other load. Images without boxes are left out, as in the reference.
 
     python benchmarks/data_path.py --data coco
 """
@@ -35,8 +35,8 @@ HEADER += ",torchvision,cpu"
 SIZES = ((800, 1333), (480, 640), (320, 320))
 SPLIT = "train2017"
 BATCH = 4
-LARGE, LARGER = 16, 4  # photos that are enlarged, and by what: to 2560 x 1920 pixels or so
-MEAN, STD = WeightsConfig.mean, WeightsConfig.std
+NUM_ENLARGED, SCALE = 16, 4  # images enlarged by this factor, to about 2560 x 1920 pixels
+MEAN, STD = WeightsConfig().mean, WeightsConfig().std
 Loader = Callable[[list[int]], Any]
 
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def compare(data: Path, size: tuple[int, int], rounds: int) -> Iterable[tuple[str, ...]]:
-    """A row for each pipeline and part: images a second, and the ratio to torchvision's."""
+    """Yield a row per pipeline and part: images per second and the ratio to torchvision's."""
     pipelines = {"torchvision": reference(data, size), "sepc_zoo": ours(data, size)}
     content = json.loads(annotation_file(data).read_text())
     ids = sorted({one["image_id"] for one in content["annotations"]})
@@ -79,7 +79,7 @@ def compare(data: Path, size: tuple[int, int], rounds: int) -> Iterable[tuple[st
 
 
 def measure(load: Loader, finish: Callable[[Any], Any], order: list[int]) -> tuple[float, float]:
-    """Seconds of the processor to load all photos, and to make the network's input of them."""
+    """Processor seconds to load all images, and to turn them into the network's input."""
     seconds = [0.0, 0.0]
     for i in range(0, len(order), BATCH):
         start = time.process_time()
@@ -92,13 +92,13 @@ def measure(load: Loader, finish: Callable[[Any], Any], order: list[int]) -> tup
 
 
 def reference(data: Path, size: tuple[int, int]) -> tuple[Loader, Callable[[Any], Any]]:
-    """torchvision's: float photos of their own size are loaded, the model does the rest."""
+    """torchvision's pipeline: float images are loaded at full size, the model does the rest."""
     transforms = v2.Compose(
         [
             v2.RandomHorizontalFlip(0.5),
             v2.PILToTensor(),
             v2.ToDtype(torch.float, scale=True),
-            v2.SanitizeBoundingBoxes(),  # a photo without boxes would fail here
+            v2.SanitizeBoundingBoxes(),  # an image without boxes would fail here
             v2.ToPureTensor(),
         ]
     )
@@ -115,7 +115,7 @@ def reference(data: Path, size: tuple[int, int]) -> tuple[Loader, Callable[[Any]
 
 
 def ours(data: Path, size: tuple[int, int]) -> tuple[Loader, Callable[[Any], Any]]:
-    """uint8 batches are loaded, and normalised where the network is."""
+    """Our pipeline: uint8 batches are loaded, and normalised on the network's device."""
     augmentation = Augmentation()
     transform = train_transform(*size, antialias=True, augmentation=augmentation)
     largest = augmentation.largest(*size)
@@ -130,19 +130,19 @@ def ours(data: Path, size: tuple[int, int]) -> tuple[Loader, Callable[[Any], Any
 
 
 def enlarge(data: Path, folder: Path) -> None:
-    """Some photos as large as a camera takes them."""
+    """Write some images as large as a camera takes them."""
     content = json.loads(annotation_file(data).read_text())
-    images = content["images"][:LARGE]
+    images = content["images"][:NUM_ENLARGED]
     (folder / SPLIT).mkdir()
     for image in images:
         with Image.open(data / SPLIT / image["file_name"]) as photo:
-            size = photo.width * LARGER, photo.height * LARGER
+            size = photo.width * SCALE, photo.height * SCALE
             photo.convert("RGB").resize(size).save(folder / SPLIT / image["file_name"], quality=90)
         image["width"], image["height"] = size
     ids = {image["id"] for image in images}
     annotations = [
         {k: v for k, v in one.items() if k != "segmentation"}
-        | {"bbox": [LARGER * x for x in one["bbox"]], "area": LARGER**2 * one["area"]}
+        | {"bbox": [SCALE * x for x in one["bbox"]], "area": SCALE**2 * one["area"]}
         for one in content["annotations"]
         if one["image_id"] in ids
     ]

@@ -1,7 +1,7 @@
-"""What becomes of a run in which something goes wrong.
+"""Fault tolerance: what happens to a training run when something goes wrong.
 
-Each fault is provoked for real, in a process of its own that trains on a small data set, and the
-run is resumed after it. Full disks need the right to mount one; without it their rows are left out.
+Each fault is triggered for real, in a new process that trains on a small data set, and the run is
+resumed after it. Full disks need the right to mount one; without it their rows are left out.
 
     python benchmarks/faults.py [--only WORD]
 """
@@ -33,8 +33,8 @@ from sepc_zoo.training import checkpoint
 from sepc_zoo.training import trainer as engine
 
 TABLE = Path(__file__).with_suffix(".csv")
-RUN, DISK, COUNT = Path("run"), Path("disk"), Path("steps")  # in the folder of a fault
-FLAGS = [  # of a run of three epochs, four steps each
+RUN, DISK, COUNT = Path("run"), Path("disk"), Path("steps")  # in the working folder
+FLAGS = [  # three epochs of four steps
     *("--data", "shapes", "--image-size", "64", "64", "--batch-size", "2", "--workers", "0"),
     *("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1"),
     *("--epochs", "3", "--save-interval", "5", "--log-interval", "1", "--model-ema", "--cpu"),
@@ -49,10 +49,10 @@ class Fault:
     """Something that goes wrong.
 
     Args:
-        act: does it, in the process that trains.
-        before: the function of the engine before which it happens, and whose arguments it gets.
-        calls: of that function, counted from 1.
-        damage: is done to what the run has left, before it is resumed.
+        act: triggers the fault in the training process.
+        before: function of the trainer; ``act`` runs before it, with its arguments.
+        calls: the calls of that function with the fault, counted from 1.
+        damage: changes the files of the run before it is resumed.
     """
 
     what: str
@@ -126,7 +126,7 @@ def truncate(file: Path) -> None:
 
 
 class Code:
-    """What a pickle may do when it is loaded."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return print, ("this code was run",)
@@ -164,7 +164,7 @@ FAULTS = [
     Fault("disk full, state", fill_disk, "save_state", (3,), output=DISK / "run"),
     Fault("disk full, model folder", fill_disk, "save_model", (3,), output=DISK / "run"),
     Fault(
-        "disk full, log",  # once its rows need another page of the disk
+        "disk full, log",  # when its rows need another page of the disk
         fill_disk,
         flags=("--epochs", "12", "--val-interval", "12", "--save-interval", "12"),
         calls=(13,),
@@ -190,11 +190,13 @@ NOTHING = Fault("nothing", TERM, calls=())
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", metavar="WORD", help="faults that have it in them")
-    parser.add_argument("--provoke", help="this fault, in a process that has the flags of train")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="only faults with this word in their names"
+    )
+    parser.add_argument("--provoke", help="train with this fault; further flags are those of train")
     args, flags = parser.parse_known_args()
     if args.provoke is not None:
-        sys.exit(provoke(args.provoke, flags))
+        sys.exit(train_with_fault(args.provoke, flags))
     chosen = [fault for fault in FAULTS if args.only in fault.what]
     ends: dict[Any, dict[str, Any]] = {}
     rows = read_table()
@@ -210,15 +212,15 @@ def main() -> None:
 
 
 def read_table() -> dict[str, list[Any]]:
-    """The rows that were measured before, by their fault."""
+    """Read the rows measured before, by fault."""
     if not TABLE.exists():
         return {}
     with TABLE.open(newline="") as file:
         return {row[0]: row for row in csv.reader(file)}
 
 
-def provoke(what: str, flags: list[str]) -> int:
-    """Train, and let the fault happen on the way."""
+def train_with_fault(what: str, flags: list[str]) -> int:
+    """Train, and trigger the fault on the way."""
     fault = next((fault for fault in FAULTS if fault.what == what), NOTHING)
     train_step = engine.train_step
 
@@ -239,27 +241,27 @@ def provoke(what: str, flags: list[str]) -> int:
 
 
 def undisturbed(processes: int, flags: tuple[str, ...]) -> dict[str, Any]:
-    """The state at the end of a run in which nothing goes wrong."""
-    with a_place(NOTHING):
-        status, said = train(replace(NOTHING, processes=processes, flags=flags))
+    """Return the final state of a run without a fault."""
+    with working_folder(NOTHING):
+        status, message = train(replace(NOTHING, processes=processes, flags=flags))
         if status:
-            raise SystemExit(said)
+            raise SystemExit(message)
         return state_of(RUN)
 
 
 def describe(fault: Fault, end: dict[str, Any]) -> list[Any] | None:
-    """A row of the table; None where a disk is needed and none can be mounted."""
-    with a_place(fault) as is_ready:
+    """Measure a row of the table; None where a disk is needed and none can be mounted."""
+    with working_folder(fault) as is_ready:
         if not is_ready:
             return None
         run = fault.output
-        status, said = train(fault)
-        lost = what_is_lost(run)
-        put_right()
+        status, message = train(fault)
+        lost = lost_steps(run)
+        repair()
         then = "went on"
         if fault.damage:
             fault.damage(run)
-            status, said = train(fault, "--resume", str(run))
+            status, message = train(fault, "--resume", str(run))
             then = "refused" if status else "resumed"
         elif status:
             is_saved = (run / "state").is_dir()
@@ -268,14 +270,14 @@ def describe(fault: Fault, end: dict[str, Any]) -> list[Any] | None:
             then = f"{'resumed' if is_saved else 'started again'}: exit status {again}"
         if (run / "state").is_dir() and not fault.damage:
             then += ", same end" if is_same(state_of(run), end) else ", another end"
-        row = [fault.what, status, said, lost, then]
+        row = [fault.what, status, message, lost, then]
         print(*row, sep=" | ", flush=True)
         return row
 
 
 @contextmanager
-def a_place(fault: Fault) -> Iterator[bool]:
-    """A folder to work in, with a data set, and a disk where the fault needs one."""
+def working_folder(fault: Fault) -> Iterator[bool]:
+    """Change to a new folder with a data set, and with a small disk where the fault needs one."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -294,7 +296,7 @@ def a_place(fault: Fault) -> Iterator[bool]:
 
 
 def train(fault: Fault, *resume: str) -> tuple[int, str]:
-    """The exit status of a process that trains, and what it said of the fault or its end."""
+    """Train in a new process; return its exit status and its message."""
     flags = resume or (*FLAGS, *fault.flags, "--output", str(fault.output))
     python = [sys.executable]
     if fault.processes > 1:
@@ -303,11 +305,11 @@ def train(fault: Fault, *resume: str) -> tuple[int, str]:
     what = fault.what if fault.calls and not resume else NOTHING.what
     command = [*python, str(Path(__file__).resolve()), "--provoke", what, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, said(done.stdout, done.stderr)
+    return done.returncode, find_message(done.stdout, done.stderr)
 
 
-def said(output: str, errors: str) -> str:
-    """What a program said of the fault, or of its end."""
+def find_message(output: str, errors: str) -> str:
+    """Find what a program printed about the fault, or last."""
     survived = re.search(r"^survived +(.*\S)", output, re.MULTILINE)
     if survived:
         return f"survived {survived[1]}"
@@ -321,8 +323,8 @@ def said(output: str, errors: str) -> str:
     return " / ".join(words[first : 1 + (first if how is None else how)])
 
 
-def what_is_lost(run: Path) -> str:
-    """Steps that were made and not saved, or skipped."""
+def lost_steps(run: Path) -> str:
+    """Count the steps that were not saved or were skipped."""
     done = int(COUNT.read_text()) if COUNT.exists() else 0
     is_saved = (run / "state").is_dir()
     unsaved = done - (state_of(run)["progress"]["step"] if is_saved else 0)
@@ -332,8 +334,8 @@ def what_is_lost(run: Path) -> str:
     return ", ".join(f"{n} {w}{'s' * (n > 1)}" for w, n in lost.items() if n) or "nothing"
 
 
-def put_right() -> None:
-    """Make space on the disk, and bring the data set back."""
+def repair() -> None:
+    """Free the disk, and restore the data set."""
     (DISK / "filler").unlink(missing_ok=True)
     if Path("away").exists():
         Path("away").rename("shapes")
@@ -344,7 +346,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
 
 def is_same(state: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether weights, their average and the optimizer are the same to the last bit."""
+    """Whether weights, their moving average and the optimizer are equal bit for bit."""
     parts = ("model", "ema", "optimizer")
     try:
         for name in parts:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All that is to be known of a GPU, in one call: whether everything is right there, then how fast it is.
+# Test and measure everything that needs a GPU, in one call.
 #
-#     bash benchmarks/gpu.sh [FOLDER]  # where the CSV files go; benchmarks, if not given
+#     bash benchmarks/gpu.sh [FOLDER]  # where the CSV files go (default: benchmarks)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks}
@@ -14,7 +14,7 @@ others=(plain:retinanet_r50_sepc torchvision:retinanet_resnet50_fpn)
 measure() {
     local file=$1
     shift
-    python scripts/benchmark.py --device cuda --image-size 800x1344 --memory --output "$out/$file.csv" "$@"
+    python -m benchmarks.speed --device cuda --image-size 800x1344 --memory --output "$out/$file.csv" "$@"
 }
 measure gpu_eager --model "${ours[@]}" "${fused[@]}" --precision bf16 --channels-last --parts --batch-size 1 16
 measure gpu_compiled --model "${ours[@]}" "${fused[@]}" --precision bf16 --channels-last --compile --batch-size 1 16

@@ -1,6 +1,6 @@
-"""What is said of everything that can go wrong between here and the hub, and how soon.
+"""Messages for everything that can go wrong with the hub, and the time until they appear.
 
-The real client talks over HTTP to the hub of the tests, which misbehaves on demand.
+The real client talks over HTTP to the tests' hub, which misbehaves on demand.
 
     PYTHONPATH=.:tests python benchmarks/hub_errors.py [--only WORD]
 """
@@ -37,7 +37,7 @@ class Scene:
     hub: HubServer
     token: str
     model: Any
-    files: dict[str, bytes]  # of the model's folder
+    files: dict[str, bytes]  # files of the model folder
     patch: pytest.MonkeyPatch
 
     def load(self, name: str = f"hf-hub:{MODEL}", **options: Any) -> None:
@@ -47,7 +47,7 @@ class Scene:
         push_to_hub(self.model, repo_id, **{"token": self.token} | options)
 
     def load_other(self, **settings: Any) -> Callable[..., None]:
-        """Load a repository with these settings, in which ``files`` are others or (None) absent."""
+        """Load a repository with these settings and changed ``files``; None removes one."""
 
         def load(files: dict[str, bytes | None], **options: Any) -> None:
             content = {k: v for k, v in (self.files | files).items() if v is not None}
@@ -81,7 +81,7 @@ class Scene:
         self.load(**options)
 
     def load_altered(self) -> None:
-        """From the cache, where a file is no longer what it was."""
+        """Load from the cache after one of its files has changed."""
         self.load()
         home = Path(constants.HF_HUB_CACHE)
         file = next(home.glob(f"**/snapshots/*/{WEIGHTS_FILE}")).resolve()
@@ -180,13 +180,15 @@ CASES: dict[str, Callable[[Scene], Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", metavar="WORD", help="cases that have it in them")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="only cases with this word in their names"
+    )
     only = parser.parse_args().only
     model = create_model("retinanet_mnv4s_pconv", channels=8, num_classes=3)
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, folder)
         files = {f.name: f.read_bytes() for f in Path(folder).iterdir()}
-    other = create_model("retinanet_mnv4s_pconv", channels=8, num_classes=3)  # to be pushed
+    other = create_model("retinanet_mnv4s_pconv", channels=8, num_classes=3)
     rows = [measure(what, other, files) for what in CASES if only in what]
     print("", row_of(COLUMNS), row_of(["---"] * len(COLUMNS)), *map(row_of, rows), sep="\n")
     if not only:
@@ -195,7 +197,7 @@ def main() -> None:
 
 
 def measure(what: str, model: Any, files: dict[str, bytes]) -> list[Any]:
-    """A row of the table: what one case says, and after how many seconds and requests."""
+    """Measure a row of the table: message, seconds and requests of a case."""
     with (
         tempfile.TemporaryDirectory() as home,
         pytest.MonkeyPatch.context() as patch,
@@ -209,7 +211,7 @@ def measure(what: str, model: Any, files: dict[str, bytes]) -> list[Any]:
             CASES[what](Scene(hub, token, model, files, patch))
         except HubError as error:
             seconds = time.perf_counter() - start
-            text = normalised(str(error), hub, home)
+            text = normalize(str(error), hub, home)
         else:
             raise SystemExit(f"{what}: there was no error")
         row = [what, f"{seconds:.1f}", len(hub.requests), text]
@@ -217,8 +219,8 @@ def measure(what: str, model: Any, files: dict[str, bytes]) -> list[Any]:
     return row
 
 
-def normalised(text: str, hub: HubServer, home: str) -> str:
-    """The same on every machine, in one line."""
+def normalize(text: str, hub: HubServer, home: str) -> str:
+    """Make the text equal on every machine, in one line."""
     text = text.replace(hub.endpoint, "https://huggingface.co").replace(hub.storage, "STORAGE")
     text = text.replace(home, "HF_HOME")
     text = re.sub(r"signature=\w+", "signature=…", text)

@@ -1,9 +1,9 @@
-"""Losses with their gradients, and post-processing: ours against the original code, read plainly.
+"""Losses with gradients, and post-processing: ours compared with the original way (``plain.py``).
 
 Predictions of 8 images at 800x1344 with 100 boxes each and 80 classes, on the CPU in float32. Times
-are medians over runs that alternate in one process, ratios those of processor time, which other
-work disturbs less. Memory, of the losses, is what a process of its own takes at its peak on top of
-the inputs. Writes ``benchmarks/losses.csv`` and prints a table.
+are medians of runs that take turns in one process, ratios those of processor time, which depends
+less on other load. Memory of a loss is the peak of a new process minus its inputs.
+Writes ``benchmarks/losses.csv`` and prints a table.
 
     python -m benchmarks.losses [--rounds N] [--threads N] [--boxes N]
 """
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,20 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.plain import plain_loss, plain_postprocess
-from sepc_zoo.config import FPNConfig, PostprocessConfig
-from sepc_zoo.methods import METHODS
-from sepc_zoo.methods.losses import normalized
-from sepc_zoo.methods.targets import Truth
+from sepc_zoo.config import DetectorConfig, FPNConfig, PostprocessConfig
+from sepc_zoo.methods.losses import mean_terms
+from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.boxes import box_iou
+from sepc_zoo.ops.coders import decode
 from sepc_zoo.ops.nms import select_detections
-from sepc_zoo.outputs import Predictions
-
-STRIDES = FPNConfig().strides
+from sepc_zoo.outputs import Anchors, Predictions
+from sepc_zoo.registry import model_config
 
 TABLE = Path(__file__).with_suffix(".csv")
 SIZE, CLASSES = (800, 1344), 80
+METHODS = ("retinanet", "freeanchor", "fsaf")  # those that plain.py has
+STRIDES = FPNConfig().strides
 SIZES = tuple((-(-SIZE[0] // stride), -(-SIZE[1] // stride)) for stride in STRIDES)
 WAYS = ("plain", "ours")
 PARTS = ("loss", "postprocess")
@@ -48,9 +50,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--boxes", type=int, default=100, help="of each image")
+    parser.add_argument("--boxes", type=int, default=100, help="boxes of each image")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # a process of its own
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # run in a new process
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak_of:
@@ -60,7 +62,7 @@ def main() -> None:
         run()
         print(before, peak_memory())
         return
-    # First, as a process starts with the peak of the one that starts it.
+    # First, because a new process inherits the peak of this one.
     peaks = {
         ("loss", method, way): peak_of(method, way, args) for method in args.methods for way in WAYS
     }
@@ -83,16 +85,16 @@ def measure(
     peaks: dict[tuple[str, str, str], Any],
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """A row for each way."""
+    """Measure both ways; one row each."""
     runs = make_runs(part, method, args)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    of_processor: dict[str, list[float]] = {way: [] for way in WAYS}
+    processor: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(args.rounds):
         for way in WAYS:
-            start, start_processor = time.perf_counter(), time.process_time()
+            start, processor_start = time.perf_counter(), time.process_time()
             runs[way]()
             seconds[way].append(time.perf_counter() - start)
-            of_processor[way].append(time.process_time() - start_processor)
+            processor[way].append(time.process_time() - processor_start)
     return [
         {
             "part": part,
@@ -101,7 +103,7 @@ def measure(
             "seconds": f"{statistics.median(seconds[way]):.3f}",
             "fastest": f"{min(seconds[way]):.3f}",
             "slowest": f"{max(seconds[way]):.3f}",
-            "processor": f"{statistics.median(of_processor[way]):.3f}",
+            "processor": f"{statistics.median(processor[way]):.3f}",
             "inputs_gib": peaks.get((part, method, way), ("", ""))[0],
             "peak_gib": peaks.get((part, method, way), ("", ""))[1],
             "rounds": args.rounds,
@@ -118,29 +120,32 @@ def measure(
 
 
 def make_runs(part: str, method: str, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """What is measured, by way."""
+    """Return the functions to measure, by way."""
     generator = torch.Generator().manual_seed(0)
-    settings, anchors = METHODS[method](), make_anchors(METHODS[method].anchors, SIZES)
+    config = model_config(f"{method}_r50_fpn")
+    boxes = make_anchors(config.anchors, SIZES, STRIDES)
     if part == "loss":
-        predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-4.0)
+        anchors = Anchors(boxes, [h * w * config.anchors.per_cell for h, w in SIZES])
+        predictions = random_predictions(config, len(boxes), args.batch, generator, mean=-4.0)
         predictions.logits.requires_grad_()
         predictions.deltas.requires_grad_()
-        truths = [random_truth(args.boxes, generator) for _ in range(args.batch)]
+        targets = [random_target(args.boxes, generator) for _ in range(args.batch)]
+        collated = collate_targets(targets, like=predictions.deltas)
 
-        def learn(losses: Callable[[], dict[str, Tensor]]) -> None:
+        def backward(losses: Callable[[], dict[str, Tensor]]) -> None:
             predictions.logits.grad = predictions.deltas.grad = None
             sum(losses().values(), torch.zeros(())).backward()
 
-        return {
-            "plain": lambda: learn(lambda: plain_loss(settings, predictions, anchors, truths)),
-            "ours": lambda: learn(
-                lambda: normalized(*settings.loss_sums(predictions, anchors, truths))
-            ),
-        }
-    predictions = random_predictions(method, len(anchors), args.batch, generator, mean=-7.5)
+        def ours() -> dict[str, Tensor]:
+            return mean_terms(config.method.loss(predictions, anchors, collated, config.coder))
+
+        plain = partial(plain_loss, config, predictions, boxes, targets)
+        return {"plain": partial(backward, plain), "ours": partial(backward, ours)}
+    predictions = random_predictions(config, len(boxes), args.batch, generator, mean=-7.5)
     for logits in predictions.logits:
-        show_objects(logits, anchors, random_truth(30, generator), generator)
-    inputs = (predictions, anchors, settings.decode, [SIZE] * args.batch, PostprocessConfig())
+        raise_scores(logits, boxes, random_target(30, generator), generator)
+    sizes = [SIZE] * args.batch
+    inputs = predictions, boxes, partial(decode, config.coder), sizes, PostprocessConfig()
     return {
         "plain": lambda: plain_postprocess(*inputs),
         "ours": lambda: select_detections(*inputs),
@@ -148,33 +153,35 @@ def make_runs(part: str, method: str, args: argparse.Namespace) -> dict[str, Cal
 
 
 def random_predictions(
-    method: str, anchors: int, batch: int, generator: torch.Generator, mean: float
+    config: DetectorConfig, anchors: int, batch: int, generator: torch.Generator, mean: float
 ) -> Predictions:
     logits = torch.randn(batch, anchors, CLASSES, generator=generator).add_(mean)
     deltas = torch.randn(batch, anchors, 4, generator=generator).mul_(0.3)
-    if METHODS[method].positive_deltas:
+    if config.head.box_activation == "relu":
         deltas.add_(1).relu_()
     return Predictions(logits, deltas, SIZES)
 
 
-def random_truth(boxes: int, generator: torch.Generator) -> Truth:
+def random_target(boxes: int, generator: torch.Generator) -> dict[str, Tensor]:
     room = torch.tensor([SIZE[1] - 210.0, SIZE[0] - 210.0])
     corner = torch.rand(boxes, 2, generator=generator) * room
     side = 8 + torch.rand(boxes, 2, generator=generator) * 200
     labels = torch.randint(CLASSES, (boxes,), generator=generator)
-    return Truth(torch.cat([corner, corner + side], dim=1), labels, torch.zeros(0, 4))
+    return {"boxes": torch.cat([corner, corner + side], dim=1), "labels": labels}
 
 
-def show_objects(logits: Tensor, anchors: Tensor, truth: Truth, rng: torch.Generator) -> None:
-    """Anchors that overlap an object are the surer of it the more they do, as after training."""
-    for overlap, label in zip(box_iou(truth.boxes, anchors), truth.labels, strict=True):
+def raise_scores(
+    logits: Tensor, anchors: Tensor, target: dict[str, Tensor], rng: torch.Generator
+) -> None:
+    """Raise the scores of anchors with their overlap with an object, as training does."""
+    for overlap, label in zip(box_iou(target["boxes"], anchors), target["labels"], strict=True):
         near = overlap > 0.4
         noise = torch.randn(int(near.sum()), generator=rng)
         logits[near, label] = 8 * overlap[near] - 4 + noise
 
 
 def peak_of(method: str, way: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Memory of a process before a loss and at its peak, in GiB."""
+    """Memory of a new process before a loss and at its peak, in GiB."""
     options = {"--threads": args.threads, "--batch": args.batch, "--boxes": args.boxes}
     words = [str(word) for option in options.items() for word in option]
     command = [sys.executable, "-m", "benchmarks.losses", "--peak-of", method, way, *words]
@@ -185,7 +192,7 @@ def peak_of(method: str, way: str, args: argparse.Namespace) -> tuple[float, flo
 
 
 def peak_memory() -> float:
-    """Most memory that the process has held so far, in GiB."""
+    """Peak memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

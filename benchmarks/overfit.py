@@ -1,7 +1,7 @@
-"""Can every method and neck learn eight COCO images by heart?
+"""Overfitting sanity check: every method and neck on eight COCO images.
 
-Training, coding, matching, inference and metric have to agree for that. Writes a row per model to
-``benchmarks/overfit.csv``; models that stand there already are not trained again.
+It passes only if training, coding, matching, inference and metric agree. Writes a row per model to
+``benchmarks/overfit.csv``; models that are listed there are not trained again.
 
     python benchmarks/overfit.py --data coco --backbone-checkpoint mobilenetv2.safetensors
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from sepc_zoo.config import METHOD_TYPES
 from sepc_zoo.data import Annotations, Record, read_data
 from sepc_zoo.data.formats.coco import write_coco
-from sepc_zoo.methods import METHODS
 from sepc_zoo.registry import NECKS
 from sepc_zoo.training.trainer import TrainOptions, train
 
@@ -30,11 +30,13 @@ IMAGES = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="COCO folder with a split train")
-    parser.add_argument("--backbone-checkpoint", required=True, help="MobileNetV2 of timm")
+    parser.add_argument(
+        "--backbone-checkpoint", required=True, help="timm's weights of MobileNetV2"
+    )
     parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
-        "--models", nargs="*", default=[f"{m}_mnv2_{n}" for m in METHODS for n in NECKS]
+        "--models", nargs="*", default=[f"{m}_mnv2_{n}" for m in METHOD_TYPES for n in NECKS]
     )
     args = parser.parse_args()
     done = {row["model"] for row in read_table()}
@@ -43,36 +45,36 @@ def main() -> None:
         write_subset(read_data(args.data, "train"), data)
         for model in args.models:
             if model not in done:
-                write_table([*read_table(), learn(model, data, args, Path(folder) / model)])
+                write_table([*read_table(), overfit(model, data, args, Path(folder) / model)])
 
 
 def write_subset(annotations: Annotations, data: Path) -> None:
-    """The first images with one to eight boxes, all plain, and the classes that they show."""
+    """Write the first images with one to eight plain boxes, and their classes."""
     records = [r for r in annotations.records if 1 <= len(r.boxes) <= 8 and is_plain(r)]
     (data / "train").mkdir(parents=True)
     for record in records[:IMAGES]:
         shutil.copy(record.path, data / "train")
-    there = sorted({label for record in records[:IMAGES] for label in record.labels.tolist()})
-    new_label = {label: i for i, label in enumerate(there)}
+    labels = sorted({label for record in records[:IMAGES] for label in record.labels.tolist()})
+    new_label = {label: i for i, label in enumerate(labels)}
     subset = Annotations(
         records=tuple(
             replace(r, labels=torch.tensor([new_label[label] for label in r.labels.tolist()]))
             for r in records[:IMAGES]
         ),
-        label_names=tuple(annotations.label_names[label] for label in there),
-        category_ids=tuple(annotations.category_ids[label] for label in there),
+        label_names=tuple(annotations.label_names[label] for label in labels),
+        category_ids=tuple(annotations.category_ids[label] for label in labels),
     )
     write_coco(subset, data / "annotations" / "instances_train.json")
 
 
 def is_plain(record: Record) -> bool:
-    """No crowd, and no side under 32 pixels, which is 14 after the resize."""
+    """Whether a record has no crowd and no side under 32 pixels (14 after the resize)."""
     sides = record.boxes[:, 2:] - record.boxes[:, :2]
     return not record.iscrowd.any() and bool((sides >= 32).all())
 
 
-def learn(model: str, data: Path, args: argparse.Namespace, output: Path) -> dict[str, Any]:
-    """Train on the images and evaluate on the same."""
+def overfit(model: str, data: Path, args: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """Train on the images and evaluate on the same ones."""
     options = TrainOptions(
         data=str(data),
         model=model,

@@ -1,12 +1,12 @@
-"""The original code, read plainly: the yardstick of the benchmarks.
+"""The original way to compute the models: the yardstick of the benchmarks.
 
-What mmdetection 1.1 with SEPC computes, in the way it does: a deformable convolution per level,
-whole tables of boxes x anchors, dense targets, loops over images, levels, boxes and classes.
-Written anew, with the weights of our modules: the results are equal and only the way differs.
-Crowds are unknown here.
+It follows mmdetection 1.1 with SEPC: one deformable convolution per level, full tables of boxes x
+anchors, dense targets, loops over images, levels, boxes and classes. It is new code that uses the
+weights of our modules; the results are equal. Crowds are not supported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +14,23 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms, sigmoid_focal_loss
 
-from sepc_zoo.config import PostprocessConfig
-from sepc_zoo.methods import FSAF, FreeAnchor, Method, RetinaNet
-from sepc_zoo.methods.freeanchor import DELTA_SCALE
-from sepc_zoo.methods.targets import Truth
+from sepc_zoo.config import DetectorConfig, PostprocessConfig
+from sepc_zoo.methods.freeanchor import FreeAnchor
+from sepc_zoo.methods.fsaf import FSAF
+from sepc_zoo.methods.method import Coder
+from sepc_zoo.methods.retinanet import RetinaNet
 from sepc_zoo.models.necks.sepc import SEPC
-from sepc_zoo.ops.coders import decode_delta, encode_delta, encode_tblr
+from sepc_zoo.ops.coders import decode, encode
 from sepc_zoo.outputs import Predictions
 
-BACKGROUND = -1  # of an anchor's label
-IGNORED = -2
+Target = Mapping[str, Tensor]  # boxes (G, 4), labels (G,)
+
+BACKGROUND = -1  # label of an anchor
+IGNORED = -2  # label of an anchor
 
 
-class PlainNeck(nn.Module):
-    """The neck, level by level, with the weights of ours."""
+class PlainSEPC(nn.Module):
+    """The neck, level by level, with the weights of a ``SEPC``."""
 
     def __init__(self, neck: SEPC) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class PlainNeck(nn.Module):
 
 
 def level_conv(conv: nn.Conv2d, x: Tensor, level: int) -> Tensor:
-    """A 3x3 convolution, deformed on all levels but the finest where it has offsets."""
+    """A 3x3 convolution; with offsets it is deformed on all levels but the finest."""
     if conv.offset is None or level == 0:
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
     offset = F.conv2d(x, conv.offset.weight, conv.offset.bias, conv.stride, conv.padding)
@@ -65,7 +68,7 @@ def level_conv(conv: nn.Conv2d, x: Tensor, level: int) -> Tensor:
 
 
 def joint_norm_relu(pyramid: list[Tensor], norm: nn.Module | None) -> list[Tensor]:
-    """Batch norm over the joined levels, also in eval mode, and the ReLU."""
+    """Batch norm over the concatenated levels, in eval mode too, and ReLU."""
     if norm is not None:
         joined = torch.cat([x.flatten(2) for x in pyramid], dim=2).unsqueeze(-1)
         levels = norm.norm(joined).squeeze(-1).split([x[0, 0].numel() for x in pyramid], dim=2)
@@ -74,48 +77,51 @@ def joint_norm_relu(pyramid: list[Tensor], norm: nn.Module | None) -> list[Tenso
 
 
 def plain_loss(
-    method: Method, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    config: DetectorConfig, predictions: Predictions, anchors: Tensor, targets: Sequence[Target]
 ) -> dict[str, Tensor]:
-    """The loss terms of a method, as ``losses.normalized`` gives them."""
-    if isinstance(method, RetinaNet):
-        return retinanet_loss(method, predictions, anchors, truths)
-    if isinstance(method, FreeAnchor):
-        return freeanchor_loss(method, predictions, anchors, truths)
-    if isinstance(method, FSAF):
-        return fsaf_loss(method, predictions, anchors, truths)
-    raise TypeError(f"no plain reading of {type(method).__name__}")
+    """Compute the loss terms of a method, as ``Detector.loss`` returns them."""
+    losses: dict[type, Any] = {
+        RetinaNet: retinanet_loss,
+        FreeAnchor: freeanchor_loss,
+        FSAF: fsaf_loss,
+    }
+    return losses[type(config.method)](config.method, config.coder, predictions, anchors, targets)
 
 
 def retinanet_loss(
-    method: RetinaNet, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    method: RetinaNet,
+    coder: Coder,
+    predictions: Predictions,
+    anchors: Tensor,
+    targets: Sequence[Target],
 ) -> dict[str, Tensor]:
-    labels, wanted = [], []
+    labels, box_targets = [], []
     count = 0
-    for truth in truths:
-        match = assign_by_iou(truth.boxes, anchors, method.positive_iou, method.negative_iou)
+    for target in targets:
+        match = assign_by_iou(target["boxes"], anchors, method.positive_iou, method.negative_iou)
         positive = match >= 0
         image_labels = match.clone()
-        image_labels[positive] = truth.labels[match[positive]]
-        image_wanted = torch.zeros_like(anchors)
-        image_wanted[positive] = encode_delta(anchors[positive], truth.boxes[match[positive]])
+        image_labels[positive] = target["labels"][match[positive]]
+        image_targets = torch.zeros_like(anchors)
+        image_targets[positive] = encode(coder, anchors[positive], target["boxes"][match[positive]])
         labels.append(image_labels)
-        wanted.append(image_wanted)
+        box_targets.append(image_targets)
         count += max(1, int(positive.sum()))
 
     loss_cls, loss_box = [], []
-    for level_logits, level_deltas, level_labels, level_wanted in levels_of(
-        predictions, torch.stack(labels), torch.stack(wanted)
+    for level_logits, level_deltas, level_labels, level_targets in levels_of(
+        predictions, torch.stack(labels), torch.stack(box_targets)
     ):
         loss_cls.append(dense_focal_loss(level_logits, level_labels).sum() / count)
         distance = F.smooth_l1_loss(
-            level_deltas, level_wanted, reduction="none", beta=method.smooth_l1_beta
+            level_deltas, level_targets, reduction="none", beta=method.smooth_l1_beta
         )
         loss_box.append((distance * (level_labels >= 0)[:, None]).sum() / count)
     return {"loss_cls": sum(loss_cls), "loss_box": sum(loss_box)}
 
 
 def assign_by_iou(boxes: Tensor, anchors: Tensor, positive: float, negative: float) -> Tensor:
-    """The box of each anchor ``(A,)``, BACKGROUND or IGNORED; one table, and a loop over boxes."""
+    """Match each anchor ``(A,)`` to a box, BACKGROUND or IGNORED, with a loop over boxes."""
     match = anchors.new_full((len(anchors),), IGNORED, dtype=torch.long)
     if len(boxes) == 0:
         return match.fill_(BACKGROUND)
@@ -131,74 +137,87 @@ def assign_by_iou(boxes: Tensor, anchors: Tensor, positive: float, negative: flo
 
 
 def levels_of(predictions: Predictions, *of_anchors: Tensor) -> list[tuple[Tensor, ...]]:
-    """For each level ``logits (N * A, K)``, ``deltas (N * A, 4)``, and more that anchors have."""
-    logits, deltas, _ = predictions
+    """Split into levels: ``logits (N * A, K)``, ``deltas (N * A, 4)``, and further columns."""
+    logits, deltas = predictions.logits, predictions.deltas
     lengths = predictions.level_lengths
     levels = zip(*(x.split(lengths, dim=1) for x in (logits, deltas, *of_anchors)), strict=True)
     return [tuple(x.flatten(0, 1) for x in level) for level in levels]
 
 
 def dense_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Focal loss ``(A, K)`` to a dense target, 0 where an anchor is ignored."""
+    """Focal loss ``(A, K)`` with a dense target; 0 where an anchor is ignored."""
     positive = labels >= 0
-    wanted = torch.zeros_like(logits)
-    wanted[positive, labels[positive]] = 1
-    return sigmoid_focal_loss(logits, wanted) * (labels != IGNORED)[:, None]
+    targets = torch.zeros_like(logits)
+    targets[positive, labels[positive]] = 1
+    return sigmoid_focal_loss(logits, targets) * (labels != IGNORED)[:, None]
 
 
 def freeanchor_loss(
-    method: FreeAnchor, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    method: FreeAnchor,
+    coder: Coder,
+    predictions: Predictions,
+    anchors: Tensor,
+    targets: Sequence[Target],
 ) -> dict[str, Tensor]:
     prob = predictions.logits.sigmoid()  # N, A, K
-    bags, positive, meant = 0, [], []
-    for image_prob, deltas, truth in zip(prob, predictions.deltas, truths, strict=True):
-        bags += max(1, len(truth.boxes))
+    bags, positive, object_probs = 0, [], []
+    for image_prob, deltas, target in zip(prob, predictions.deltas, targets, strict=True):
+        bags += max(1, len(target["boxes"]))
         with torch.no_grad():
-            meant.append(object_prob(method, deltas, anchors, truth, image_prob.shape[1]))
-        if len(truth.boxes) == 0:
+            object_probs.append(
+                object_prob(method, coder, deltas, anchors, target, image_prob.shape[1])
+            )
+        if len(target["boxes"]) == 0:
             continue
-        bag = box_iou(truth.boxes, anchors).topk(method.bag_size, dim=1).indices  # G, n
-        labels = truth.labels[:, None, None].expand(-1, method.bag_size, 1)
+        bag = box_iou(target["boxes"], anchors).topk(method.bag_size, dim=1).indices  # G, n
+        labels = target["labels"][:, None, None].expand(-1, method.bag_size, 1)
         class_prob = image_prob[bag].gather(2, labels).squeeze(2)
-        wanted = encode_delta(anchors[bag], truth.boxes[:, None].expand(*bag.shape, 4), DELTA_SCALE)
+        box_targets = encode(coder, anchors[bag], target["boxes"][:, None].expand(*bag.shape, 4))
         distance = F.smooth_l1_loss(
-            deltas[bag], wanted, reduction="none", beta=method.smooth_l1_beta
+            deltas[bag], box_targets, reduction="none", beta=method.smooth_l1_beta
         )
         found = class_prob * torch.exp(-method.box_weight * distance.sum(dim=2))
         weight = 1 / (1 - found).clamp(min=1e-12)
         weight = weight / weight.sum(dim=1, keepdim=True)
-        of_bags = (weight * found).sum(dim=1)
-        positive.append(F.binary_cross_entropy(of_bags, torch.ones_like(of_bags), reduction="none"))
-    wrong = prob * (1 - torch.stack(meant))
+        bag_probs = (weight * found).sum(dim=1)
+        positive.append(
+            F.binary_cross_entropy(bag_probs, torch.ones_like(bag_probs), reduction="none")
+        )
+    wrong = prob * (1 - torch.stack(object_probs))
     negative = wrong**method.gamma * F.binary_cross_entropy(
         wrong, torch.zeros_like(wrong), reduction="none"
     )
-    of_bags = torch.cat(positive) if positive else 0 * predictions.deltas
+    bag_probs = torch.cat(positive) if positive else 0 * predictions.deltas
     return {
-        "loss_positive_bag": method.alpha * of_bags.sum() / bags,
+        "loss_positive_bag": method.alpha * bag_probs.sum() / bags,
         "loss_negative_bag": (1 - method.alpha) * negative.sum() / (bags * method.bag_size),
     }
 
 
 def object_prob(
-    method: FreeAnchor, deltas: Tensor, anchors: Tensor, truth: Truth, num_classes: int
+    method: FreeAnchor,
+    coder: Coder,
+    deltas: Tensor,
+    anchors: Tensor,
+    target: Target,
+    num_classes: int,
 ) -> Tensor:
-    """Chance that each predicted box means an object of each class, dense ``(A, K)``."""
-    if len(truth.boxes) == 0:
+    """Probability that a predicted box is an object of a class, dense ``(A, K)``."""
+    if len(target["boxes"]) == 0:
         return deltas.new_zeros(len(anchors), num_classes)
-    iou = box_iou(truth.boxes, decode_delta(anchors, deltas, DELTA_SCALE))  # G, A
+    iou = box_iou(target["boxes"], decode(coder, anchors, deltas))  # G, A
     threshold = method.iou_threshold
     best = iou.max(dim=1, keepdim=True).values.clamp(min=threshold + 1e-12)
     linear = ((iou - threshold) / (best - threshold)).clamp(min=0, max=1)
 
-    place = torch.stack([torch.arange(len(truth.labels), device=iou.device), truth.labels])
+    place = torch.stack([torch.arange(len(target["labels"]), device=iou.device), target["labels"]])
     size = (len(iou), num_classes, len(anchors))
     by_box = torch.sparse_coo_tensor(place, linear, size, check_invariants=False)
     by_class = torch.sparse.sum(by_box, dim=0).to_dense()  # K, A
     label, anchor = by_class.nonzero(as_tuple=True)
     if len(label) == 0:
         return by_class.T
-    of_class = truth.labels[:, None] == label  # G, cells that some object is meant in
+    of_class = target["labels"][:, None] == label  # G, cells with an object
     largest = torch.where(of_class, linear[:, anchor], 0).max(dim=0).values
     cells = torch.stack([anchor, label])
     size = (len(anchors), num_classes)
@@ -206,27 +225,33 @@ def object_prob(
 
 
 def fsaf_loss(
-    method: FSAF, predictions: Predictions, anchors: Tensor, truths: Sequence[Truth]
+    method: FSAF,
+    coder: Coder,
+    predictions: Predictions,
+    anchors: Tensor,
+    targets: Sequence[Target],
 ) -> dict[str, Tensor]:
     boxes_so_far = 0
-    labels, wanted, owners = [], [], []
-    for truth in truths:
-        match = assign_by_centre(truth.boxes, anchors, method)
+    labels, box_targets, owners = [], [], []
+    for target in targets:
+        match = assign_by_center(target["boxes"], anchors, method)
         positive = match >= 0
         image_labels = match.clone()
-        image_labels[positive] = truth.labels[match[positive]]
-        image_wanted = torch.zeros_like(anchors)
-        image_wanted[positive] = encode_tblr(anchors[positive], truth.boxes[match[positive]])
+        image_labels[positive] = target["labels"][match[positive]]
+        image_targets = torch.zeros_like(anchors)
+        image_targets[positive] = encode(coder, anchors[positive], target["boxes"][match[positive]])
         labels.append(image_labels)
-        wanted.append(image_wanted)
+        box_targets.append(image_targets)
         owners.append(torch.where(positive, match + boxes_so_far, BACKGROUND))
-        boxes_so_far += len(truth.boxes)
+        boxes_so_far += len(target["boxes"])
 
-    levels = levels_of(predictions, torch.stack(labels), torch.stack(wanted), torch.stack(owners))
+    levels = levels_of(
+        predictions, torch.stack(labels), torch.stack(box_targets), torch.stack(owners)
+    )
     of_classes, of_boxes, mean_losses = [], [], []
-    for level_logits, level_deltas, level_labels, level_wanted, owner in levels:
+    for level_logits, level_deltas, level_labels, level_targets, owner in levels:
         of_class = dense_focal_loss(level_logits, level_labels)
-        of_box = dense_iou_loss(level_deltas, level_wanted) * (level_labels >= 0)
+        of_box = dense_iou_loss(level_deltas, level_targets) * (level_labels >= 0)
         of_classes.append(of_class)
         of_boxes.append(of_box)
         with torch.no_grad():
@@ -254,8 +279,8 @@ def fsaf_loss(
     return {"loss_cls": sum(loss_cls) / count, "loss_box": sum(loss_box) / count}
 
 
-def assign_by_centre(boxes: Tensor, anchors: Tensor, method: FSAF) -> Tensor:
-    """The smallest box whose central part each cell meets ``(A,)``, BACKGROUND or IGNORED."""
+def assign_by_center(boxes: Tensor, anchors: Tensor, method: FSAF) -> Tensor:
+    """Match each cell ``(A,)`` to the smallest box around it, BACKGROUND or IGNORED."""
     match = anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.long)
     if len(boxes) == 0:
         return match
@@ -266,8 +291,8 @@ def assign_by_centre(boxes: Tensor, anchors: Tensor, method: FSAF) -> Tensor:
     )  # G, A, 2
     cell_area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=1)
     covered = overlap.clamp(min=0).prod(dim=2) / cell_area > method.min_cover
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    inside = (centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:] - 1)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    inside = (centers > boxes[:, None, :2]) & (centers < boxes[:, None, 2:] - 1)
     positive = covered & inside.all(dim=2)
     match[(covered & ~positive).any(dim=0)] = IGNORED
     area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
@@ -276,14 +301,16 @@ def assign_by_centre(boxes: Tensor, anchors: Tensor, method: FSAF) -> Tensor:
     return match
 
 
-def dense_iou_loss(found: Tensor, wanted: Tensor) -> Tensor:
+def dense_iou_loss(found: Tensor, box_targets: Tensor) -> Tensor:
     """-log IoU of distances to the four sides, ``(A, 4) -> (A,)``."""
     found_area = (found[:, 0] + found[:, 1]) * (found[:, 2] + found[:, 3])
-    wanted_area = (wanted[:, 0] + wanted[:, 1]) * (wanted[:, 2] + wanted[:, 3])
-    height = torch.minimum(found[:, :2], wanted[:, :2]).sum(dim=1)
-    width = torch.minimum(found[:, 2:], wanted[:, 2:]).sum(dim=1)
+    box_targets_area = (box_targets[:, 0] + box_targets[:, 1]) * (
+        box_targets[:, 2] + box_targets[:, 3]
+    )
+    height = torch.minimum(found[:, :2], box_targets[:, :2]).sum(dim=1)
+    width = torch.minimum(found[:, 2:], box_targets[:, 2:]).sum(dim=1)
     overlap = height * width
-    union = (found_area + wanted_area - overlap).clamp(min=1)
+    union = (found_area + box_targets_area - overlap).clamp(min=1)
     return -(overlap / union).clamp(min=1e-6).log()
 
 
@@ -295,7 +322,7 @@ def plain_postprocess(
     image_sizes: Sequence[tuple[int, int]],
     config: PostprocessConfig,
 ) -> list[dict[str, Tensor]]:
-    """``ops.postprocess.select_detections``, image by image, level by level, class by class."""
+    """Select detections image by image, level by level, class by class."""
     lengths = predictions.level_lengths
     found = []
     for logits, deltas, (height, width) in zip(
@@ -318,7 +345,7 @@ def plain_postprocess(
 
 
 def nms_by_class(boxes: Tensor, scores: Tensor, config: PostprocessConfig) -> dict[str, Tensor]:
-    """One class after the other, then the best of all: ``boxes (C, 4)``, ``scores (C, K)``."""
+    """Apply NMS class by class, then keep the best: ``boxes (C, 4)``, ``scores (C, K)``."""
     kept_boxes, kept_scores, kept_labels = [boxes[:0]], [scores[:0, 0]], []
     for label in range(scores.shape[1]):
         chosen = scores[:, label] > config.score_threshold

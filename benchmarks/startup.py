@@ -1,8 +1,8 @@
-"""Time to import the package, against timm alone, and to build a detector after it.
+"""Time to import the package, compared with timm alone, and to build a detector.
 
-Every figure is of a fresh interpreter; the rows take turns, so that what else the machine does
-falls on all of them alike. Ratios are the medians of the rounds' ratios of the processor's time,
-which other work changes least.
+Each figure is measured in a new interpreter; the rows take turns, so that other load affects all of
+them. Ratios are medians over the rounds of the ratios of processor time, which depends least on
+other load.
 
     python benchmarks/startup.py
 """
@@ -20,7 +20,7 @@ import torchvision
 
 TABLE = Path(__file__).with_suffix(".csv")
 CREATE = "sepc_zoo.create_model('retinanet_r50_sepc')"
-ROWS = {  # what is measured, and what is done before
+ROWS = {  # code to measure, and code to run before it
     "import torch": "",
     "import timm": "",
     "import sepc_zoo": "",
@@ -37,11 +37,13 @@ print(time.perf_counter() - wall, time.process_time() - cpu)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="fresh interpreters for each row")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, where a model is built")
+    parser.add_argument("--rounds", type=int, default=9, help="interpreters per row")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch when it builds a model"
+    )
     args = parser.parse_args()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ROWS}
-    for is_counted in [False] + [True] * args.rounds:  # the first brings the files into memory
+    for is_counted in [False] + [True] * args.rounds:  # the first round fills the file cache
         for name in ROWS:
             times[name] += [measure(name, args.threads)] * is_counted
     middle = {

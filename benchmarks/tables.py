@@ -1,4 +1,4 @@
-"""Write the tables of README.md anew from the CSV files of `sepc-zoo benchmark`.
+"""Update the tables of README.md from the CSV files of `sepc-zoo benchmark`.
 
 A table stands between `<!-- table FILE.csv -->` and `<!-- end of FILE.csv -->`.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TABLE = re.compile(r"(<!-- table (\S+\.csv) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
-MOST_RATIO = 100  # above, the first model has next to nothing there
+MAX_RATIO = 100  # higher ones mean that the first model lacks the part
 SETTING = ("batch_size", "height", "width", "precision", "compile", "channels_last", "device")
 
 
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def tables(path: Path) -> str:
-    """A table for each setting of a CSV file."""
+    """Make a table for each setting in a CSV file."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     parts = []
@@ -33,17 +33,17 @@ def tables(path: Path) -> str:
 
 
 def describe(setting: dict[str, str]) -> str:
-    said = [f"Batch of {setting['batch_size']}, {setting['height']}x{setting['width']} pixels"]
-    said += [setting["precision"], setting["device"]]
+    words = [f"Batch of {setting['batch_size']}, {setting['height']}x{setting['width']} pixels"]
+    words += [setting["precision"], setting["device"]]
     if setting["compile"]:
-        said.append(f"torch.compile ({setting['compile']})")
+        words.append(f"torch.compile ({setting['compile']})")
     if setting["channels_last"] == "True":
-        said.append("channels last")
-    return ", ".join(said) + ":"
+        words.append("channels last")
+    return ", ".join(words) + ":"
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Models down, parts across."""
+    """Make a table with a row per model and a column per part."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
     cells = {(row["model"], row["part"]): cell(row) for row in rows}
@@ -53,9 +53,9 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def cell(row: dict[str, str]) -> str:
-    """Milliseconds, the ratio to the first model, and the peak of memory where it was measured."""
+    """Milliseconds, the ratio to the first model, and the peak memory if measured."""
     ratio = float(row["ratio"])
-    notes = [f"{ratio:.2f}"] if ratio < MOST_RATIO else []
+    notes = [f"{ratio:.2f}"] if ratio < MAX_RATIO else []
     notes += [f"{row['peak_mib']} MiB"] if row["peak_mib"] else []
     milliseconds = f"{float(row['median_ms']):.0f}"
     return f"{milliseconds} ({', '.join(notes)})" if notes else milliseconds

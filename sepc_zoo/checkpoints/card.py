@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from sepc_zoo.config import DetectorConfig
+from sepc_zoo.metric_names import AP_METRICS, METRICS
 from sepc_zoo.registry import neck_name
 
 LOCAL_SOURCE = "local-dir:path/to/this/folder"
@@ -62,15 +63,6 @@ Measured with sepc_zoo on {dataset}:
 | {line} |
 | {figures} |
 """
-# The figures of a card, by their names on the hub's leaderboards.
-FIGURES = {
-    "AP": "mean average precision (IoU .50:.95)",
-    "AP50": "average precision at IoU .50",
-    "AP75": "average precision at IoU .75",
-    "APs": "average precision, small objects",
-    "APm": "average precision, medium objects",
-    "APl": "average precision, large objects",
-}
 
 
 def model_card(
@@ -115,14 +107,14 @@ def _front_matter(
     config: DetectorConfig, metrics: Mapping[str, Any] | None, dataset: str
 ) -> ModelCardData:
     weights = config.weights
-    found = {name: value for name, value in (metrics or {}).items() if name in FIGURES}
+    found = {name: value for name, value in (metrics or {}).items() if name in AP_METRICS}
     results = [
         EvalResult(
             task_type="object-detection",
             dataset_type=dataset or "own",
             dataset_name=dataset or "own",
             metric_type=name.lower(),
-            metric_name=FIGURES[name],
+            metric_name=METRICS[name].title,
             metric_value=round(value, 4),
         )
         for name, value in found.items()
@@ -147,7 +139,7 @@ def validation_split(dataset: str) -> str:
 
 
 def _results(metrics: Mapping[str, Any] | None, dataset: str) -> str:
-    found = {name: metrics[name] for name in FIGURES if metrics and metrics.get(name, -1) >= 0}
+    found = {name: metrics[name] for name in AP_METRICS if metrics and metrics.get(name, -1) >= 0}
     if not found:
         return ""
     return RESULTS.format(

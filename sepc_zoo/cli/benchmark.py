@@ -15,9 +15,7 @@ class Arguments(Options):
     """Measurement."""
 
     model: tuple[str, ...] = option(
-        help="names of models, measured with random weights and compared with the first; "
-        "plain:NAME is its plain reading, fused:NAME has the fused kernel on a GPU, "
-        "torchvision:retinanet_resnet50_fpn is torchvision's",
+        help="names of models, measured with random weights and compared with the first",
         metavar="NAME",
     )
     batch_size: tuple[int, ...] = option((1,), "images per batch", ge=1)
@@ -73,8 +71,7 @@ def run(arguments: Arguments) -> int:
     import torch
 
     from sepc_zoo.cli.speed_table import show, write_results
-    from sepc_zoo.evaluation.speed import PARTS, WHOLE, compare
-    from sepc_zoo.evaluation.speed_subjects import Setting
+    from sepc_zoo.evaluation.speed import PARTS, WHOLE, Setting, compare
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

@@ -11,8 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sepc_zoo.evaluation.speed import Result
-from sepc_zoo.evaluation.speed_subjects import Setting
+from sepc_zoo.evaluation.speed import Result, Setting
 from sepc_zoo.files import write_csv
 
 

@@ -68,14 +68,18 @@ def run(arguments: Arguments) -> int:
 def evaluate_file(arguments: Arguments) -> tuple["Annotations", "Evaluation", Rows]:
     """Evaluate saved detections; those in images of other splits are left out."""
     from sepc_zoo.evaluation.metrics import evaluate
-    from sepc_zoo.evaluation.results import found_in, read_results
+    from sepc_zoo.evaluation.results import collect_detections, read_results
 
     annotations = read_split(arguments, None)
     file = str(arguments.from_json)
     results, elsewhere = read_results(Path(file), annotations)
     if elsewhere:
         print(f"left out {elsewhere} detections in images that are not in the split")
-    return annotations, evaluate(found_in(results, annotations, file), annotations), results
+    return (
+        annotations,
+        evaluate(collect_detections(results, annotations, file), annotations),
+        results,
+    )
 
 
 def validate(arguments: Arguments) -> tuple["Annotations", "Evaluation", Rows] | None:
@@ -109,7 +113,7 @@ def write_results(
 ) -> list[str]:
     """Write all files and return their names; the file of ``--from-json`` stays as it is."""
     from sepc_zoo.evaluation.report import write_report
-    from sepc_zoo.evaluation.results import found_in
+    from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.files import write_json
 
     output, file = Path(arguments.output), arguments.from_json
@@ -125,7 +129,7 @@ def write_results(
         "data": ", ".join(arguments.data),
         "split": arguments.split,
     }
-    found = found_in(results, annotations, file or "detections")
+    found = collect_detections(results, annotations, file or "detections")
     try:
         write_report(output / "report.html", annotations, found, evaluation, facts)
     except ImportError as error:

@@ -1,9 +1,10 @@
-"""How fast models are and how much memory they need, each beside the others."""
+"""Speed and memory of models, measured side by side."""
 
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -12,28 +13,70 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sepc_zoo.evaluation.speed_subjects import Setting, Subject, build_subject
+from sepc_zoo.factory import create_model
 from sepc_zoo.inference.preprocess import plan_resize
-from sepc_zoo.training.dry_run import synchronize
+from sepc_zoo.models.dense import DenseDetector
+from sepc_zoo.models.detector import Detector
+from sepc_zoo.models.necks.sepc import LevelConv2d
 
 WHOLE = ("forward", "detect", "step")
-PARTS = ("preprocess", "backbone", "fpn", "neck", "head", "postprocess", "loss")
-WARM_UPS = 2
-BOXES = 20  # of each made-up image to learn from
-WATCH_SECONDS = 0.005  # between two looks at the memory of a process
+MODULES = ("backbone", "fpn", "neck", "head")
+PARTS = ("preprocess", *MODULES, "postprocess", "loss")
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_WARM_UPS = 2
+BOXES_PER_IMAGE = 20  # in synthetic targets
+MEMORY_INTERVAL = 0.005  # seconds between two readings of a process's memory
+# Speed depends on values that training brings; new models get them instead.
+LOGIT_STD = 0.7  # a few thousand scores of an image are over the threshold
+OFFSET_STD = 1.0  # pixels
 
 Key = TypeVar("Key", bound=Hashable)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Conditions of a comparison, the same for all models."""
+
+    batch_size: int = 1
+    height: int = 640  # pixels
+    width: int = 640
+    precision: str = "float32"  # one of PRECISIONS
+    compile: str = ""  # mode of torch.compile; empty: eager
+    channels_last: bool = False
+    device: str = "cpu"
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        return [(self.height, self.width)] * self.batch_size
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device, dtype, enabled=dtype is not None)
+
+
+class BenchmarkModel(NamedTuple):
+    """A model to measure."""
+
+    network: nn.Module  # images (N, 3, H, W) -> predictions, as the two functions take them
+    postprocess: Callable[[Any], Any]
+    loss: Callable[[Any, list[dict[str, Tensor]]], Tensor]
+    num_classes: int
+    detector: DenseDetector | None = None  # to measure its parts; None: cannot be measured
+
+
+Builder = Callable[[str, Setting], BenchmarkModel]
+BUILDERS: dict[str, Builder] = {}  # by the prefix of names
+
+
 class Timing(NamedTuple):
-    """Of one part of one model, over all rounds."""
+    """Times of one part of one model over all rounds."""
 
     median: float  # seconds
-    low: float  # quartiles
-    high: float
-    ratio: float  # to the first model: the median of the rounds' ratios
+    low: float  # first quartile
+    high: float  # third quartile
+    ratio: float  # to the first model; median over the rounds
 
 
 @dataclass(frozen=True)
@@ -44,35 +87,84 @@ class Result:
     part: str
     setting: Setting
     timing: Timing
-    peak_mib: float | None  # None where it was not measured
+    peak_mib: float | None  # None: not measured
+
+
+def register_builder(prefix: str, builder: Builder) -> None:
+    """Let ``builder(name, setting)`` build the models whose names start with ``prefix:``."""
+    BUILDERS[prefix] = builder
+
+
+def builder_of(name: str) -> Builder:
+    prefix, colon, _ = name.partition(":")
+    return BUILDERS.get(prefix, build_model) if colon else build_model
+
+
+def build_model(name: str, setting: Setting) -> BenchmarkModel:
+    """Build a detector with random weights that compute as much as trained ones.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    return finish(wrap(new_detector(name, setting), setting), setting)
+
+
+def new_detector(name: str, setting: Setting) -> Detector:
+    torch.manual_seed(0)
+    detector = create_model(name).to(setting.device)
+    resemble_trained(detector)
+    return detector
+
+
+def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
+    def postprocess(predictions: Any) -> Any:
+        return detector.postprocess(predictions, setting.image_sizes)
+
+    def loss(predictions: Any, targets: list[dict[str, Tensor]]) -> Tensor:
+        return sum_terms(detector.loss(predictions, targets))
+
+    parts = detector if isinstance(detector, DenseDetector) else None
+    return BenchmarkModel(detector, postprocess, loss, detector.config.num_classes, parts)
+
+
+def finish(model: BenchmarkModel, setting: Setting) -> BenchmarkModel:
+    """Apply memory format and compilation."""
+    if setting.channels_last:
+        model.network.to(memory_format=torch.channels_last)
+    if setting.compile:
+        model.network.compile(mode=setting.compile)
+    return model
+
+
+def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([*terms.values()]).sum()
 
 
 def compare(
     names: Sequence[str], setting: Setting, parts: Sequence[str], rounds: int, memory: bool
 ) -> list[Result]:
-    """Time parts of some models, one after the other in each round.
+    """Time parts of models, one model after the other in each round.
 
     Args:
-        names: of models; see ``build_subject``.
+        names: names of models; ``register_builder`` adds others than ``create_model``'s.
         parts: of ``WHOLE`` and ``PARTS``. ``forward`` is the network, ``detect`` the network and
-            the way to detections, ``step`` a training step with SGD, ``loss`` that of given
+            its post-processing, ``step`` a training step with SGD, ``loss`` the loss of given
             predictions and its gradient.
-        memory: the peak of ``detect`` and ``step``, on the CPU in a process of its own.
+        memory: measure the peak memory of ``detect`` and ``step`` too, on the CPU in a new process.
 
     Raises:
-        ConfigError: a name means nothing that can be measured.
+        ConfigError: a name is unknown.
     """
-    subjects = {name: build_subject(name, setting) for name in names}
+    models = {name: builder_of(name)(name, setting) for name in names}
     results = []
-    for part in sorted(parts, key=lambda part: part == "step"):  # which changes the models
-        able = {n: s for n, s in subjects.items() if part in WHOLE or s.detector is not None}
-        calls = {name: prepare(subject, part, setting) for name, subject in able.items()}
+    for part in sorted(parts, key=lambda part: part == "step"):  # last, as it changes the models
+        able = {n: m for n, m in models.items() if part in WHOLE or m.detector is not None}
+        calls = {name: prepare(model, part, setting) for name, model in able.items()}
         timings = alternate(calls, rounds, setting.device)
         calls.clear()
         for name, timing in timings.items():
-            peak = None
-            if memory and part in ("detect", "step"):
-                peak = peak_memory(name, part, setting)
+            is_measured = memory and part in ("detect", "step")
+            peak = peak_memory(name, part, setting) if is_measured else None
             results.append(Result(name, part, setting, timing, peak))
     return results
 
@@ -80,17 +172,18 @@ def compare(
 def alternate(
     calls: Mapping[Key, Callable[[], object]], rounds: int, device: str
 ) -> dict[Key, Timing]:
-    """Time functions in turn, so that whatever else goes on meets all of them alike."""
+    """Time functions in turn, so that other load on the machine affects all of them."""
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
-    for turn in range(WARM_UPS + rounds):
+    for i in range(NUM_WARM_UPS + rounds):
         for key, call in calls.items():
             start = time.perf_counter()
             call()
-            synchronize(torch.device(device))
-            if turn >= WARM_UPS:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if i >= NUM_WARM_UPS:
                 seconds[key].append(time.perf_counter() - start)
     first = next(iter(seconds.values()), [])
-    return {key: _timing(taken, first) for key, taken in seconds.items()}
+    return {key: _timing(own, first) for key, own in seconds.items()}
 
 
 def _timing(seconds: Sequence[float], first: Sequence[float]) -> Timing:
@@ -99,47 +192,47 @@ def _timing(seconds: Sequence[float], first: Sequence[float]) -> Timing:
     return Timing(median, low, high, ratio)
 
 
-def prepare(subject: Subject, part: str, setting: Setting) -> Callable[[], object]:
-    """The function whose calls are timed."""
+def prepare(model: BenchmarkModel, part: str, setting: Setting) -> Callable[[], object]:
+    """Return the function to time, with its inputs bound."""
     images = make_images(setting)
     if part == "step":
-        return _training_step(subject, images, setting)
-    subject.network.eval()
+        return _training_step(model, images, setting)
+    model.network.eval()
     if part == "loss":
-        return _loss_and_gradient(subject, images, setting)
+        return _loss_and_gradient(model, images, setting)
     if part == "preprocess":
-        return _preprocess(subject, setting)
-    return _inference(subject, part, images, setting)
+        return _preprocess(model, setting)
+    return _inference(model, part, images, setting)
 
 
 def _inference(
-    subject: Subject, part: str, images: Tensor, setting: Setting
+    model: BenchmarkModel, part: str, images: Tensor, setting: Setting
 ) -> Callable[[], object]:
     def under_autocast(module: Callable[..., Any], *inputs: Any) -> Any:
         with torch.inference_mode(), setting.autocast():
             return module(*inputs)
 
     def detect(images: Tensor) -> Any:
-        return subject.postprocess(subject.network(images))
+        return model.postprocess(model.network(images))
 
     if part in WHOLE:
-        return partial(under_autocast, detect if part == "detect" else subject.network, images)
-    given: Any = (images,)
-    for name in ("backbone", "fpn", "neck", "head"):
-        module = getattr(subject.detector, name)
+        return partial(under_autocast, detect if part == "detect" else model.network, images)
+    inputs: Any = (images,)
+    for name in MODULES:
+        module = getattr(model.detector, name)
         if name == part:
-            return partial(under_autocast, module, *given)
-        result = under_autocast(module, *given)
-        given = result if name == "neck" else (result,)
-    return partial(under_autocast, subject.postprocess, *given)
+            return partial(under_autocast, module, *inputs)
+        output = under_autocast(module, *inputs)
+        inputs = output if name == "neck" else (output,)
+    return partial(under_autocast, model.postprocess, *inputs)
 
 
-def _preprocess(subject: Subject, setting: Setting) -> Callable[[], object]:
-    """Photos of twice the sides, already decoded, become the network's input."""
+def _preprocess(model: BenchmarkModel, setting: Setting) -> Callable[[], object]:
+    """Resize and normalise decoded images of twice the side lengths."""
     height, width = 2 * setting.height, 2 * setting.width
     pixels = torch.full((3, height, width), 99, dtype=torch.uint8)
     bounds = (min(setting.image_sizes[0]), max(setting.image_sizes[0]))
-    config = subject.detector.config  # type: ignore[union-attr]
+    config = model.detector.config  # type: ignore[union-attr]
 
     def resize() -> None:
         for _ in range(setting.batch_size):
@@ -148,23 +241,25 @@ def _preprocess(subject: Subject, setting: Setting) -> Callable[[], object]:
     return resize
 
 
-def _loss_and_gradient(subject: Subject, images: Tensor, setting: Setting) -> Callable[[], object]:
+def _loss_and_gradient(
+    model: BenchmarkModel, images: Tensor, setting: Setting
+) -> Callable[[], object]:
     with torch.no_grad(), setting.autocast():
-        predictions = subject.network(images)
+        predictions = model.network(images)
     inputs = [predictions.logits.requires_grad_(), predictions.deltas.requires_grad_()]
-    targets = make_targets(setting, subject.num_classes)
-    return lambda: torch.autograd.grad(subject.loss(predictions, targets), inputs)
+    targets = make_targets(setting, model.num_classes)
+    return lambda: torch.autograd.grad(model.loss(predictions, targets), inputs)
 
 
-def _training_step(subject: Subject, images: Tensor, setting: Setting) -> Callable[[], object]:
-    targets = make_targets(setting, subject.num_classes)
-    optimizer = torch.optim.SGD(subject.network.parameters(), lr=1e-6, momentum=0.9)
+def _training_step(model: BenchmarkModel, images: Tensor, setting: Setting) -> Callable[[], object]:
+    targets = make_targets(setting, model.num_classes)
+    optimizer = torch.optim.SGD(model.network.parameters(), lr=1e-6, momentum=0.9)
     scaler = torch.amp.GradScaler(setting.device, enabled=setting.precision == "fp16")
 
     def step() -> None:
-        subject.network.train()
+        model.network.train()
         with setting.autocast():
-            loss = subject.loss(subject.network(images), targets)
+            loss = model.loss(model.network(images), targets)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -181,52 +276,78 @@ def make_images(setting: Setting) -> Tensor:
 
 
 def make_targets(setting: Setting, num_classes: int) -> list[dict[str, Tensor]]:
-    """Boxes of a tenth to a half of the image's sides."""
+    """Make random boxes of a tenth to a half of the image's sides."""
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([setting.width, setting.height])
     targets = []
     for _ in range(setting.batch_size):
-        side = (0.1 + 0.4 * torch.rand(BOXES, 2, generator=generator)) * size
-        corner = torch.rand(BOXES, 2, generator=generator) * (size - side)
-        labels = torch.randint(num_classes, (BOXES,), generator=generator)
+        side = (0.1 + 0.4 * torch.rand(BOXES_PER_IMAGE, 2, generator=generator)) * size
+        corner = torch.rand(BOXES_PER_IMAGE, 2, generator=generator) * (size - side)
+        labels = torch.randint(num_classes, (BOXES_PER_IMAGE,), generator=generator)
         boxes = torch.cat([corner, corner + side], dim=1).to(setting.device)
         targets.append({"boxes": boxes, "labels": labels.to(setting.device)})
     return targets
 
 
+@torch.no_grad()
+def resemble_trained(detector: Detector) -> None:
+    """Give a new model the offsets and the spread of logits that a trained model has."""
+    for module in detector.modules():
+        if isinstance(module, LevelConv2d) and module.offset is not None:
+            nn.init.normal_(module.offset.bias, std=OFFSET_STD)  # type: ignore[arg-type]
+    if isinstance(detector, DenseDetector):
+        scale_logits(detector.head.cls, detector)
+
+
+@torch.no_grad()
+def scale_logits(last: nn.Conv2d, network: nn.Module) -> None:
+    """Scale the last convolution to a standard deviation of ``LOGIT_STD`` of the logits."""
+    outputs: list[Tensor] = []
+    hook = last.register_forward_hook(lambda *call: outputs.append(call[-1].flatten()))
+    network.eval()(torch.randn(1, 3, 320, 320, device=last.weight.device))
+    hook.remove()
+    last.weight.mul_(LOGIT_STD / torch.cat(outputs).std())
+
+
 def peak_memory(name: str, part: str, setting: Setting) -> float:
-    """MiB that a model of its own takes at most, weights included."""
+    """Measure the peak memory of a new model in MiB, weights included."""
     if setting.device == "cuda":
         return _peak_on_gpu(name, part, setting)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_of_process, name, part, setting, torch.get_num_threads()).result()
+        call = pool.submit(
+            _peak_of_process, builder_of(name), name, part, setting, torch.get_num_threads()
+        )
+        return call.result()
 
 
 def _peak_on_gpu(name: str, part: str, setting: Setting) -> float:
-    held = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    call = prepare(build_subject(name, setting), part, setting)
-    for _ in range(WARM_UPS):
+    call = prepare(builder_of(name)(name, setting), part, setting)
+    for _ in range(NUM_WARM_UPS):
         call()
-    return (torch.cuda.max_memory_allocated() - held) / 2**20
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _peak_of_process(name: str, part: str, setting: Setting, threads: int) -> float:
+def _peak_of_process(
+    builder: Builder, name: str, part: str, setting: Setting, threads: int
+) -> float:
     torch.set_num_threads(threads)
-    process, done, seen = psutil.Process(), Event(), [0]
+    process, done = psutil.Process(), Event()
     libraries = process.memory_info().rss
+    readings = [libraries]
 
     def watch() -> None:
-        while not done.wait(WATCH_SECONDS):
-            seen.append(process.memory_info().rss)
+        while not done.wait(MEMORY_INTERVAL):
+            readings.append(process.memory_info().rss)
 
     watcher = Thread(target=watch)
     watcher.start()
     try:
-        call = prepare(build_subject(name, setting), part, setting)
-        for _ in range(WARM_UPS):
+        call = prepare(builder(name, setting), part, setting)
+        for _ in range(NUM_WARM_UPS):
             call()
     finally:
         done.set()
         watcher.join()
-    return (max(seen) - libraries) / 2**20
+    return (max(readings) - libraries) / 2**20

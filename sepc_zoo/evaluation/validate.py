@@ -1,4 +1,4 @@
-"""Validation: a model over a data set, its metrics and its detections."""
+"""Validation: run a model on a data set and evaluate its detections."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 from sepc_zoo.data import Annotations
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.evaluation.metrics import Evaluation, evaluate
-from sepc_zoo.evaluation.results import Row, found_in
-from sepc_zoo.inference.detections import DetectionDict, coco_results
+from sepc_zoo.evaluation.results import CocoResult, collect_detections
+from sepc_zoo.inference.detections import coco_results
 from sepc_zoo.inference.loader import ImageFile, ImageFiles, detect_files, image_loader
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views
-from sepc_zoo.models.dense import Detector
+from sepc_zoo.models.detector import Detector
 
-MOST_UNREADABLE = 10  # images that may have broken since the data set was read
+MAX_UNREADABLE = 10  # images that may have become unreadable since the data set was read
 
 
 def validation_loader(
@@ -29,7 +29,7 @@ def validation_loader(
     workers: int,
     views: Views = SINGLE_VIEW,
 ) -> DataLoader:
-    """This process's share of the images, for ``validate_model``. Not for accelerate to prepare."""
+    """Load this process's share of the images; do not pass it to ``accelerator.prepare``."""
     files = [record.path for record in annotations.records]
     return image_loader(ImageFiles(files, model.config, views), batch_size, workers)
 
@@ -40,64 +40,60 @@ def validate_model(
     model: nn.Module,
     loader: Iterable[list[ImageFile]],
     annotations: Annotations,
-) -> tuple[Evaluation, list[Row]]:
-    """COCO's evaluation over all processes, and the detections that it is of.
+) -> tuple[Evaluation, list[CocoResult]]:
+    """Run a model on a split; return COCO's evaluation and the detections, in all processes.
 
-    The numbers are the same with any number of processes. An image that can no longer be read
-    counts as one without detections, and the main process says so.
+    The figures do not depend on the number of processes. An image that can no longer be read counts
+    as an image without detections, with a message on the main process.
 
     Args:
-        model: as ``accelerator.prepare`` gave it; left in eval mode, in all processes with the
-            running statistics of the main one, which are those that are saved.
-        loader: of ``validation_loader``.
-        annotations: the loader's, whose labels are the model's.
+        model: as ``accelerator.prepare`` returned it; stays in eval mode. All processes get the
+            running statistics of the main process, which are the saved ones.
+        loader: what ``validation_loader`` returned for ``annotations``.
+        annotations: the split, with the model's labels.
 
     Raises:
-        ImageError: more than ``MOST_UNREADABLE`` images, or all of them, can no longer be read.
+        ImageError: more than ``MAX_UNREADABLE`` images, or all of them, can no longer be read.
     """
     detector: Detector = accelerator.unwrap_model(model)
     detector.eval()
     broadcast(list(detector.buffers()))  # in place
-    seen: list[tuple[int, list[Row], str]] = []
+    own: list[tuple[int, list[CocoResult], str]] = []
     bar = progress_bar(loader, "validate", leave=False, disable=not accelerator.is_main_process)
-    for photos in bar:  # as many as there happen to be: no process waits for another in here
+    for files in bar:  # batches differ in number between processes: no collective call in here
         with accelerator.autocast():
-            found = detect_files(detector, photos)
-        for photo, detections in found:
-            record = annotations.records[photo.position]
-            detections = detections or _nothing()
-            rows = coco_results(record.image_id, detections, annotations.category_ids)
-            seen.append((record.image_id, rows, photo.problem))
-    everything = sorted(gather_object(seen), key=lambda image: image[0])
-    _check_complete([image_id for image_id, _, _ in everything], annotations)
-    unreadable = [problem for _, _, problem in everything if problem]
+            detected = detect_files(detector, files)
+        for file, detections in detected:
+            image_id = annotations.records[file.position].image_id
+            results: list[CocoResult] = []
+            if detections is not None:
+                results = coco_results(image_id, detections, annotations.category_ids)
+            own.append((image_id, results, file.problem))
+    images = sorted(gather_object(own), key=lambda image: image[0])
+    _check_complete([image_id for image_id, _, _ in images], annotations)
+    unreadable = [problem for _, _, problem in images if problem]
     _check_readable(unreadable, annotations)
     if accelerator.is_main_process:
         for problem in unreadable:
             bar.write(f"counted as an image without detections: {problem}")
-    rows = [row for _, rows, _ in everything for row in rows]
-    return evaluate(found_in(rows, annotations, "detections"), annotations), rows
-
-
-def _nothing() -> DetectionDict:
-    labels = torch.zeros(0, dtype=torch.int64)
-    return {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": labels}
+    results = [result for _, results, _ in images for result in results]
+    return evaluate(collect_detections(results, annotations, "detections"), annotations), results
 
 
 def _check_complete(image_ids: Sequence[int], annotations: Annotations) -> None:
     if sorted(image_ids) != sorted(record.image_id for record in annotations.records):
         raise RuntimeError(
-            f"{len(image_ids)} images were validated instead of {len(annotations.records)}: the "
-            "loader of validation_loader is a process's share already, not to be prepared"
+            f"{len(image_ids)} images were validated instead of {len(annotations.records)}: "
+            "do not pass the loader of validation_loader to accelerator.prepare"
         )
 
 
 def _check_readable(unreadable: Sequence[str], annotations: Annotations) -> None:
-    images = len(annotations.records)
-    if unreadable and len(unreadable) >= min(images, MOST_UNREADABLE + 1):
+    num_images = len(annotations.records)
+    if unreadable and len(unreadable) >= min(num_images, MAX_UNREADABLE + 1):
         folder = os.path.commonpath([record.path.parent for record in annotations.records])
-        first = "\n".join(unreadable[:MOST_UNREADABLE])
+        first = "\n".join(unreadable[:MAX_UNREADABLE])
         raise ImageError(
-            f"{folder}: {len(unreadable)} of {images} images can no longer be read, the first:\n"
-            f"{first}\nIs the data set still there?"
+            f"{folder}: {len(unreadable)} of {num_images} images can no longer be read, the first:"
+            f"\n{first}\nCheck that the data set still exists."
         )

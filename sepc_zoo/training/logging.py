@@ -18,9 +18,9 @@ from tqdm import tqdm
 from sepc_zoo.data import Annotations
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.progress import progress_bar
+from sepc_zoo.metric_names import LOGGED_METRICS
 
 LOG_FILE, METRICS_FILE = "log.csv", "metrics.csv"
-AP_KEYS = ("AP", "AP50", "AP75")
 SHOWN_DROPPED = 20
 
 
@@ -116,7 +116,9 @@ class Log:
             | terms
             | {"images_per_second": speed, "memory_gib": memory}
         )
-        self.steps.append({"step": step, "epoch": epoch} | values | dict.fromkeys(AP_KEYS, ""))
+        self.steps.append(
+            {"step": step, "epoch": epoch} | values | dict.fromkeys(LOGGED_METRICS, "")
+        )
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step)
         shown = {name: f"{value:.3g}" for name, value in terms.items()}
         self.bar.set_postfix(shown | {"img/s": f"{speed:.1f}", "GiB": f"{memory:.1f}"})
@@ -127,10 +129,10 @@ class Log:
         at = {"step": step, "epoch": epoch}
         figures = {name: value for name, value in metrics.items() if name != "per_class"}
         classes = {f"AP {name}": row["AP"] for name, row in metrics["per_class"].items()}
-        self.steps.append(at | {key: metrics[key] for key in AP_KEYS})
+        self.steps.append(at | {key: metrics[key] for key in LOGGED_METRICS})
         self.metrics.append(at | figures | classes)
         self.accelerator.log({f"val/{k}": v for k, v in (figures | classes).items()}, step)
-        shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in AP_KEYS)
+        shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in LOGGED_METRICS)
         self.say(f"epoch {epoch}, step {step}: {shown}")
 
     def say(self, text: str) -> None:

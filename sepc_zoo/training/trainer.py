@@ -16,9 +16,10 @@ from torch import Tensor
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.data import Batch
 from sepc_zoo.data.images import ImageError, pad_and_stack
+from sepc_zoo.evaluation.plots import plot_curves
 from sepc_zoo.evaluation.validate import validate_model
 from sepc_zoo.files import write_atomically, write_json
-from sepc_zoo.inference.drawing import contact_sheet, draw_batch, plot_curves
+from sepc_zoo.inference.drawing import contact_sheet, draw_batch
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.ops.devices import to_device

@@ -9,8 +9,8 @@ from commands import SHAPES, assert_refused, call
 from PIL import Image
 
 from sepc_zoo.checkpoints.folder import save_model
-from sepc_zoo.evaluation.metrics import METRIC_KEYS
 from sepc_zoo.factory import create_model
+from sepc_zoo.metric_names import METRICS
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -26,7 +26,7 @@ def validated(model, shapes, tmp_path_factory):
 
 def test_validate_writes_metrics_detections_and_a_page_named_after_the_model(validated, model):
     metrics = json.loads((validated / "metrics.json").read_text())
-    assert list(metrics) == [*METRIC_KEYS, "per_class"]
+    assert list(metrics) == [*METRICS, "per_class"]
     assert list(metrics["per_class"]) == SHAPES
     assert metrics["AR100"] > 0
     results = json.loads((validated / "detections.json").read_text())

@@ -8,10 +8,10 @@ import faster_coco_eval
 import pycocotools.coco
 import pycocotools.cocoeval
 import pytest
-from difficulties import KINDS, make_up
+from difficulties import KINDS, make_results
 
 from sepc_zoo.cli import main
-from sepc_zoo.evaluation.metrics import METRIC_KEYS
+from sepc_zoo.metric_names import METRICS
 
 SETS = {name: [name] for name in KINDS} | {"everything": list(KINDS)}
 PYCOCOTOOLS = pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval
@@ -41,14 +41,14 @@ def figures_of(coco, evaluator, annotations_file, rows):
 )
 def test_figures_equal_those_of_pycocotools(name, shared_data, tmp_path):
     annotations_file = shared_data / INSTANCES
-    rows = make_up(SETS[name], json.loads(annotations_file.read_text()))
+    rows = make_results(SETS[name], json.loads(annotations_file.read_text()))
     file = tmp_path / "detections.json"
     file.write_text(json.dumps(rows))
     data = ("--data", str(shared_data / "coco_by_sa"), "--output", str(tmp_path / "out"))
     assert main(["validate", "--from-json", str(file), *data, "--no-report"]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     expected = figures_of(*PYCOCOTOOLS, annotations_file, rows)
-    assert [metrics[key] for key in METRIC_KEYS] == pytest.approx(expected, abs=1e-6)
+    assert [metrics[key] for key in METRICS] == pytest.approx(expected, abs=1e-6)
     assert figures_of(*FASTER, annotations_file, rows) == pytest.approx(expected, abs=1e-6)
 
 

@@ -5,10 +5,19 @@ import pytest
 import torch
 
 from benchmarks.tables import tables
+from benchmarks.yardsticks import TORCHVISION_NAME
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
-from sepc_zoo.evaluation.speed import PARTS, WHOLE, alternate, compare, peak_memory, prepare
-from sepc_zoo.evaluation.speed_subjects import TORCHVISION_NAME, Setting, build_subject
+from sepc_zoo.evaluation.speed import (
+    PARTS,
+    WHOLE,
+    Setting,
+    alternate,
+    builder_of,
+    compare,
+    peak_memory,
+    prepare,
+)
 from sepc_zoo.registry import register_model
 
 SMALL = Setting(height=64, width=64)
@@ -16,20 +25,20 @@ SMALL = Setting(height=64, width=64)
 
 @pytest.fixture(scope="module")
 def names():
-    """A model small enough to be timed in a test, and its plain reading."""
+    """A tiny model, and its plain yardstick."""
     name = "benchmark_tiny"
     register_model(name, "retinanet_resnet10t_sepc", channels=16, num_classes=3)
     return [name, f"plain:{name}"]
 
 
-def test_each_round_calls_each_function_once_in_turn():
+def test_functions_take_turns_in_each_round():
     called = []
     calls = {key: (lambda key=key: called.append(key)) for key in "abc"}
     alternate(calls, rounds=3, device="cpu")
-    assert called == [*"abc"] * 5  # two to warm up
+    assert called == [*"abc"] * 5  # with two warm-up rounds
 
 
-def test_a_ratio_is_that_to_the_first_function():
+def test_ratios_are_to_the_first_function():
     calls = {"short": lambda: time.sleep(0.01), "long": lambda: time.sleep(0.03)}
     timings = alternate(calls, rounds=5, device="cpu")
     assert timings["short"].ratio == 1
@@ -43,36 +52,38 @@ def test_every_part_of_a_model_is_timed(names):
     assert all(result.timing.median > 0 for result in results)
 
 
-def test_the_plain_reading_finds_what_the_model_finds(names):
+def test_the_plain_yardstick_has_the_models_detections(names):
     setting = Setting(height=256, width=256)
-    ours, plain = (prepare(build_subject(name, setting), "detect", setting)()[0] for name in names)
+    ours, plain = (
+        prepare(builder_of(name)(name, setting), "detect", setting)()[0] for name in names
+    )
     assert len(ours["boxes"]) > 0
     torch.testing.assert_close(plain["boxes"], ours["boxes"], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(plain["scores"], ours["scores"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_whole_of_torchvisions_model_is_timed_beside_ours(names):
+def test_torchvisions_model_is_timed_as_a_whole(names):
     results = compare([names[0], TORCHVISION_NAME], SMALL, [*WHOLE, "neck"], 1, memory=False)
     parts = [result.part for result in results if result.model == TORCHVISION_NAME]
     assert parts == list(WHOLE)
 
 
 @pytest.mark.slow
-def test_the_peak_is_that_of_the_model_alone():
-    ballast = torch.ones(2**28)  # 1 GiB held here
+def test_peak_memory_is_that_of_the_model_alone():
+    ballast = torch.ones(2**28)  # 1 GiB in this process
     one, four = (peak_memory("retinanet_r18_fpn", "step", Setting(n, 96, 96)) for n in (1, 4))
     del ballast
     assert 0 < one < four < 1024
 
 
 @pytest.mark.parametrize("name", ["torchvision:fasterrcnn", "plain:none", "retinanet_r18_none"])
-def test_a_name_without_a_model_is_refused(name):
+def test_an_unknown_name_is_refused(name):
     with pytest.raises(ConfigError, match=name.removeprefix("plain:")):
-        build_subject(name, SMALL)
+        builder_of(name)(name, SMALL)
 
 
-def test_the_command_leaves_a_row_for_each_measurement(names, tmp_path, capsys):
+def test_the_command_writes_a_row_per_measurement(names, tmp_path, capsys):
     path = tmp_path / "speed.csv"
     arguments = ["--model", *names, "--image-size", "64x64", "64x96", "--rounds", "1"]
     assert main(["benchmark", *arguments, "--device", "cpu", "--output", str(path)]) == 0
@@ -85,7 +96,7 @@ def test_the_command_leaves_a_row_for_each_measurement(names, tmp_path, capsys):
     assert names[0] in capsys.readouterr().out
 
 
-def test_a_size_that_is_none_is_refused(capsys):
+def test_a_malformed_size_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--model", "retinanet_r18_fpn", "--image-size", "640"])
     assert "expected HEIGHTxWIDTH" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 from sepc_zoo.data import read_data
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.evaluation import validate as validation
-from sepc_zoo.evaluation.validate import MOST_UNREADABLE, validate_model, validation_loader
+from sepc_zoo.evaluation.validate import MAX_UNREADABLE, validate_model, validation_loader
 from sepc_zoo.factory import create_model
 from sepc_zoo.inference.tta import Views
 from sepc_zoo.training.accelerator import make_accelerator
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 @pytest.fixture(scope="module")
 def model():
-    """Small, and sure enough of itself to find something everywhere."""
+    """A small model that detects something in every image."""
     torch.manual_seed(0)
     changes = {"channels": 16, "neck": {"blocks": 1}, "weights": {"image_size": (64, 64)}}
     model = create_model("retinanet_mnv4s_pconv", num_classes=4, **changes)
@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture
 def data(shapes, tmp_path):
-    """A data set of four images to validate on."""
+    """A data set with four images in its split val."""
     return shutil.copytree(shapes, tmp_path / "data")
 
 
@@ -42,7 +42,7 @@ def by_image(rows):
     return {image_id: [r for r in rows if r["image_id"] == image_id] for image_id in range(1, 5)}
 
 
-def test_a_validation_finds_what_prediction_finds(model, data):
+def test_validation_and_prediction_have_the_same_detections(model, data):
     annotations = read_data(data, "val")
     found = by_image(validate(model, annotations)[1])
     for record in annotations.records:
@@ -53,7 +53,7 @@ def test_a_validation_finds_what_prediction_finds(model, data):
         assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
-def test_views_reach_a_validation(model, data):
+def test_views_are_applied_in_validation(model, data):
     annotations = read_data(data, "val")
     views = Views(flip=True, scales=(1.0, 1.5))
     found = by_image(validate(model, annotations, views=views)[1])
@@ -64,7 +64,7 @@ def test_views_reach_a_validation(model, data):
 
 
 def perfect(annotations):
-    """Finds every object that there is in the images that can be read."""
+    """Detect every object in the readable images."""
 
     def find(_, photos):
         truth = [annotations.records[photo.position] for photo in photos]
@@ -77,7 +77,7 @@ def perfect(annotations):
     return find
 
 
-def test_objects_of_an_image_that_breaks_meanwhile_are_missed(model, data, monkeypatch, capsys):
+def test_objects_of_an_image_that_became_unreadable_are_missed(model, data, monkeypatch, capsys):
     annotations = read_data(data, "val")
     monkeypatch.setattr(validation, "detect_files", perfect(annotations))
     assert validate(model, annotations)[0].metrics["AR100"] == pytest.approx(1)
@@ -91,35 +91,37 @@ def test_objects_of_an_image_that_breaks_meanwhile_are_missed(model, data, monke
     for i, name in enumerate(annotations.label_names):
         recall = evaluation.metrics["per_class"][name]["AR100"]
         assert recall == (pytest.approx(1 - missed[i] / count[i]) if count[i] else -1)
-    told = [line for line in capsys.readouterr().out.splitlines() if "without detections" in line]
-    assert len(told) == 1
-    assert str(broken.path) in told[0]
+    messages = [
+        line for line in capsys.readouterr().out.splitlines() if "without detections" in line
+    ]
+    assert len(messages) == 1
+    assert str(broken.path) in messages[0]
 
 
-def test_a_split_that_is_gone_is_an_error_that_names_the_folder(model, data):
+def test_a_deleted_split_is_an_error_that_names_the_folder(model, data):
     annotations = read_data(data, "val")
     shutil.rmtree(data / "val")
     with pytest.raises(ImageError, match=f"{data / 'val'}: 4 of 4 images can no longer be read"):
         validate(model, annotations)
 
 
-def test_too_many_images_that_break_are_an_error(model, data):
+def test_too_many_unreadable_images_are_an_error(model, data):
     path = data / "annotations" / "instances_val.json"
     content = json.loads(path.read_text())
-    for i in range(10, 12 + MOST_UNREADABLE):
+    for i in range(10, 12 + MAX_UNREADABLE):
         shutil.copy(data / "val" / "000001.jpg", data / "val" / f"{i}.jpg")
         content["images"].append(content["images"][0] | {"id": i, "file_name": f"{i}.jpg"})
     path.write_text(json.dumps(content))
     annotations = read_data(data, "val")
-    for i in range(10, 10 + MOST_UNREADABLE):
+    for i in range(10, 10 + MAX_UNREADABLE):
         (data / "val" / f"{i}.jpg").unlink()
     validate(model, annotations)
-    (data / "val" / f"{10 + MOST_UNREADABLE}.jpg").unlink()
-    with pytest.raises(ImageError, match=f"{MOST_UNREADABLE + 1} of {len(annotations.records)}"):
+    (data / "val" / f"{10 + MAX_UNREADABLE}.jpg").unlink()
+    with pytest.raises(ImageError, match=f"{MAX_UNREADABLE + 1} of {len(annotations.records)}"):
         validate(model, annotations)
 
 
-def test_a_loader_that_does_not_give_every_image_is_refused(model, data):
+def test_a_loader_that_misses_or_repeats_images_is_refused(model, data):
     annotations = read_data(data, "val")
     accelerator = make_accelerator(None, cpu=True)
     loader = list(validation_loader(annotations, model, 3, 0))

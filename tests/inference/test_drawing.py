@@ -1,5 +1,3 @@
-import csv
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from sepc_zoo.inference.drawing import (
     contact_sheet,
     draw_batch,
     draw_boxes,
-    plot_curves,
 )
 
 RED = (255, 0, 0)
@@ -185,41 +182,3 @@ def test_a_crowd_has_a_longer_caption():
 def test_a_batch_on_a_gpu_is_drawn_as_on_the_cpu():
     content = [[100.0, 100, 200, 250]], [1], [1]
     assert np.array_equal(drawn_batch(*content, device="cuda"), drawn_batch(*content))
-
-
-def log_rows():
-    rows = [{"step": s, "epoch": s // 5, "loss": 1.0, "loss_cls": 0.6} for s in range(10)]
-    rows[4] |= {"AP": -1.0, "AP50": 0.2}
-    rows[9] |= {"AP": 0.1, "AP50": 0.3}
-    return rows
-
-
-def test_curves_of_rows_and_of_their_csv_are_the_same(tmp_path):
-    pytest.importorskip("matplotlib")
-    rows = log_rows()
-    with open(tmp_path / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "AP", "AP50"], restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    plot_curves(rows, tmp_path / "rows.png")
-    plot_curves(tmp_path / "log.csv", tmp_path / "csv.png")
-    with Image.open(tmp_path / "rows.png") as a, Image.open(tmp_path / "csv.png") as b:
-        assert (np.asarray(a) == np.asarray(b)).all()
-
-
-def test_curves_before_the_first_validation(tmp_path):
-    pytest.importorskip("matplotlib")
-    plot_curves(log_rows()[:1], tmp_path / "curves.svg")
-    assert "not validated yet" in (tmp_path / "curves.svg").read_text()
-
-
-def test_curves_need_rows(tmp_path):
-    pytest.importorskip("matplotlib")
-    with pytest.raises(ValueError, match="no rows"):
-        plot_curves([], tmp_path / "curves.png")
-
-
-def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"sepc_zoo\[plots\]"):
-        plot_curves(log_rows(), tmp_path / "curves.png")

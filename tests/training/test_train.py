@@ -18,8 +18,8 @@ from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import DataError
-from sepc_zoo.evaluation.metrics import METRIC_KEYS
 from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.metric_names import METRICS
 from sepc_zoo.training.checkpoint import STATE
 from sepc_zoo.training.options import TrainError, read_options
 from sepc_zoo.training.setup import prepare
@@ -49,7 +49,7 @@ def test_both_model_folders_of_a_run_build(run):
 
 def test_metrics_of_a_run_have_the_twelve_figures_and_each_class(run):
     metrics = json.loads((run / "last" / "metrics.json").read_text())
-    assert list(metrics) == [*METRIC_KEYS, "per_class"]
+    assert list(metrics) == [*METRICS, "per_class"]
     assert tuple(metrics["per_class"]) == SHAPES
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page that needs nothing but itself."""
+"""The report of an evaluation: one HTML page without any other file."""
 
 from sepc_zoo.evaluation.report.page import write_report
 

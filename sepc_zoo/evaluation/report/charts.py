@@ -1,11 +1,10 @@
-"""Charts of an evaluation as SVG to stand in a page, in whose colours and letters they are drawn.
+"""Charts of the report, as SVG elements in the colors and fonts of its page.
 
-They need matplotlib, which is an extra. Colours are the page's CSS variables, so that a chart
-follows the page from light to dark.
+Charts need matplotlib, an optional dependency. Colors are CSS variables of the page, so that charts
+follow its light and dark mode.
 """
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from html import escape
@@ -15,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from sepc_zoo.evaluation.metrics import IOU_THRESHOLDS, RECALLS
+from sepc_zoo.evaluation.metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS
 from sepc_zoo.evaluation.report.diagnosis import Calibration, Sweep, Threshold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What matplotlib draws with, and the page's variable that takes its place.
+# Colors to draw with, each replaced by a CSS variable of the page.
 INK, MUTED, LINE, FIRST, SECOND = (f"#00000{i}" for i in range(1, 6))
 VARIABLES = {
     INK: "--ink",
@@ -32,8 +31,7 @@ VARIABLES = {
     SECOND: "--second",
 }
 STYLE: Any = {
-    "svg.fonttype": "none",  # letters stay letters, in the page's own
-    "svg.hashsalt": "sepc_zoo",
+    "svg.fonttype": "none",  # text elements, in the page's font
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -52,21 +50,7 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
 }
-REPLACEMENTS = (
-    (r"<metadata>.*?</metadata>", ""),
-    (r"<style.*?</style>", ""),  # would be the whole page's
-    (r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1"),
-    (r'<g id="[^"]*"', "<g"),
-    (r' clip-path="[^"]*"', ""),
-    (r"<clipPath.*?</clipPath>", ""),
-    (r" font-family: [^;\"]*;", ""),
-    (r"font: ([\d.]+px) [^;\"]*;", r"font-size: \1;"),  # by matplotlib before 3.11
-    (r" transform=\"rotate\(-0 [^\"]*\"", ""),
-    (r"(\.\d\d)\d{2,}", r"\1"),
-    (r"<defs>\s*</defs>", ""),
-    (r"\s*\n\s*", " "),
-    (r"> <", "><"),
-)
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 IN_POINTS: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False}
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Floats = NDArray[np.float64]
@@ -74,13 +58,13 @@ P = ParamSpec("P")
 
 
 def need_matplotlib() -> None:
-    """Raises ImportError, with the way out, where matplotlib is not installed."""
+    """Raise ImportError, with the way out, where matplotlib is not installed."""
     if not find_spec("matplotlib"):
         raise ImportError('a report needs matplotlib: pip install "sepc_zoo[plots]"')
 
 
 def styled(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw in our style, and leave matplotlib's settings as they are for others."""
+    """Draw in the report's style without changing matplotlib's settings for others."""
 
     @wraps(draw)
     def chart(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -93,29 +77,31 @@ def styled(draw: Callable[P, str]) -> Callable[P, str]:
 
 
 @styled
-def precision_recall(precision: Floats, label: str) -> str:
-    """A class's precision ``(T, R)`` over recall at IoU 0.5 (first colour) and 0.75 (second)."""
+def precision_recall(precision: Floats, svg_id: str, label: str) -> str:
+    """Plot a class's precision ``(T, R)`` over recall at IoU 0.5 and 0.75."""
     figure, axes = _figure(2.6, 1.8)
     for row, color in ((5, SECOND), (0, FIRST)):
-        axes.plot(RECALLS, precision[row], color=color, clip_on=False)
+        axes.plot(RECALL_THRESHOLDS, precision[row], color=color, clip_on=False)
     _unit_square(axes)
-    return _svg(figure, label)
+    return _svg(figure, svg_id, label)
 
 
 @styled
 def mean_precision_recall(precision: Floats) -> str:
-    """Precision ``(T, R)``, the mean over classes, at each IoU threshold."""
+    """Plot precision ``(T, R)``, averaged over classes, at each IoU threshold."""
     figure, axes = _figure(4.0, 2.9)
     for row in range(len(IOU_THRESHOLDS) - 1, -1, -1):
         marked = {0: FIRST, 5: SECOND}.get(row)
-        axes.plot(RECALLS, precision[row], color=marked or MUTED, linewidth=2 if marked else 0.7)
+        axes.plot(
+            RECALL_THRESHOLDS, precision[row], color=marked or MUTED, linewidth=2 if marked else 0.7
+        )
     _unit_square(axes, "recall", "precision")
-    return _svg(figure, "precision over recall at each IoU threshold, mean of the classes")
+    return _svg(figure, "mean-curves", "mean precision over recall at each IoU threshold")
 
 
 @styled
 def ap_by_iou(values: Sequence[float]) -> str:
-    """AP at each IoU threshold."""
+    """Plot AP at each IoU threshold."""
     figure, axes = _figure(4.0, 2.9)
     axes.plot(IOU_THRESHOLDS, values, "o-", color=FIRST, markersize=4, clip_on=False)
     for x, y in zip(IOU_THRESHOLDS, values, strict=True):
@@ -124,12 +110,12 @@ def ap_by_iou(values: Sequence[float]) -> str:
     axes.yaxis.set_major_formatter(lambda value, _: _short(value))
     axes.set_xticks(IOU_THRESHOLDS, [_short(value) for value in IOU_THRESHOLDS])
     axes.grid(axis="x", visible=False)
-    return _svg(figure, "AP at each IoU threshold")
+    return _svg(figure, "ap-by-iou", "AP at each IoU threshold")
 
 
 @styled
 def ap_by_size(names: Sequence[str], ap: Sequence[float], ar: Sequence[float]) -> str:
-    """AP and AR of the sizes of objects, each row with its name; -1 where there are none."""
+    """Plot AP and AR of each object size; -1 where there are no objects."""
     figure, axes = _figure(4.0, 2.9)
     rows = np.arange(len(names))[::-1]
     for offset, values, color, name in ((0.19, ap, FIRST, "AP"), (-0.19, ar, SECOND, "AR")):
@@ -143,18 +129,18 @@ def ap_by_size(names: Sequence[str], ap: Sequence[float], ar: Sequence[float]) -
     axes.set(xlim=(0, 1), xticks=QUARTERS, xticklabels=map(_short, QUARTERS))
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    return _svg(figure, "AP and AR by size of the objects")
+    return _svg(figure, "ap-by-size", "AP and AR by object size")
 
 
 @styled
 def reliability(calibration: Calibration) -> str:
-    """The share of correct detections over their score, and below how many there are."""
+    """Plot the share of correct detections over their score, and below it their number."""
     figure, (axes, counts) = _figure(4.6, 3.6, rows=(4, 1))
     known = calibration.detections > 0
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, dashes=(4, 3))
     axes.plot(calibration.score[known], calibration.correct[known], "o-", color=FIRST, markersize=5)
-    axes.text(0.03, 0.92, "too cautious", color=MUTED)
-    axes.text(0.97, 0.05, "too sure", color=MUTED, ha="right")
+    axes.text(0.03, 0.92, "underconfident", color=MUTED)
+    axes.text(0.97, 0.05, "overconfident", color=MUTED, ha="right")
     _unit_square(axes, ylabel="correct")
     axes.set_xticklabels([])
     bins = len(known)
@@ -164,15 +150,15 @@ def reliability(calibration: Calibration) -> str:
     counts.set_ylim(0, max(1, calibration.detections.max()))
     counts.set_yticks([])
     counts.spines["left"].set_visible(False)
-    return _svg(figure, "share of correct detections by score")
+    return _svg(figure, "reliability", "share of correct detections by score")
 
 
 @styled
 def threshold_choice(sweep: Sweep, best: Threshold) -> str:
-    """Precision (first colour), recall (second) and F1 over the least score, and the best F1."""
+    """Plot precision, recall and F1 over the score threshold, and mark the best F1."""
     figure, axes = _figure(4.6, 3.6)
     at = np.linspace(0, 1, 201)
-    rows = np.searchsorted(-sweep.scores, -at, side="right") - 1  # the last that is high enough
+    rows = np.searchsorted(-sweep.scores, -at, side="right") - 1  # last score over the threshold
     lines = ((sweep.precision, FIRST), (sweep.recall, SECOND), (sweep.f1, INK))
     for values, color in lines:
         axes.plot(at, np.where(rows >= 0, values[rows], np.nan), color=color, clip_on=False)
@@ -181,11 +167,11 @@ def threshold_choice(sweep: Sweep, best: Threshold) -> str:
     place = (4, 5) if best.score < 0.8 else (-28, 5)
     axes.annotate(f"{best.score:.3f}", (best.score, 0), place, color=INK, **IN_POINTS)
     _unit_square(axes, "score threshold")
-    return _svg(figure, "precision, recall and F1 by score threshold")
+    return _svg(figure, "threshold-choice", "precision, recall and F1 by score threshold")
 
 
 def _figure(width: float, height: float, rows: Sequence[int] = (1,)) -> "tuple[Figure, Any]":
-    """An empty chart, in inches, its axes in rows of these heights; pyplot would keep it."""
+    """Create an empty chart, in inches, with axes of these relative heights, without pyplot."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -201,19 +187,20 @@ def _unit_square(axes: "Axes", xlabel: str = "", ylabel: str = "") -> None:
 
 
 def _short(value: float) -> str:
-    """Two digits, as tables of AP have them: .43, 1, 0."""
+    """Format with two digits, as tables of AP do: .43, 1, 0."""
     text = f"{value:.2f}"
     return {"0.00": "0", "1.00": "1"}.get(text, text.removeprefix("0"))
 
 
-def _svg(figure: "Figure", label: str) -> str:
-    """The chart as an SVG element, as wide as its place, without what a page has no use for."""
+def _svg(figure: "Figure", svg_id: str, label: str) -> str:
+    """Render the chart as an SVG element whose ids are unique in the page."""
+    from matplotlib import rc_context
+
     file = io.StringIO()
-    figure.savefig(file, format="svg")
+    with rc_context({"svg.hashsalt": svg_id}):
+        figure.savefig(file, format="svg", metadata=NO_METADATA)
     svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for pattern, replacement in REPLACEMENTS:
-        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
+    svg = svg[svg.index("<svg") :].replace('<g id="', f'<g id="{svg_id}-')
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()

@@ -1,8 +1,8 @@
-"""Which detection found which object, and what that says of a model's mistakes and scores.
+"""Matching of detections to objects, and what follows from it about mistakes and scores.
 
-Matching is COCO's at an IoU of 0.5: by falling score, each detection takes the object of its class
-that it overlaps most and that is still free; what lies in a crowd of its class counts neither way,
-and so does what exceeds the 100 best of a class in an image.
+Matching is COCO's at an IoU of 0.5: by falling score, each detection takes the unmatched object of
+its class with the highest overlap. Detections in a crowd of their class are ignored, as are those
+after the 100 highest scores of a class in an image.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from sepc_zoo.evaluation.results import Found, Truth, by_image
+from sepc_zoo.evaluation.results import SplitDetections, SplitTargets, indices_by_image
 
-IOU = 0.5  # from which on a detection has found an object
-LEAST_IOU = 0.1  # from which on it has something to do with it
-MOST_PER_CLASS = 100  # detections of a class in an image that COCO looks at
+MIN_IOU = 0.5  # for a match
+MIN_PAIR_IOU = 0.1  # for a poor box
+MAX_PER_CLASS = 100  # evaluated detections of a class in an image
 
-FOUND, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, IGNORED = range(6)
+CORRECT, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, IGNORED = range(6)
 MISTAKES = {
     DUPLICATE: "duplicate",
     WRONG_CLASS: "wrong class",
@@ -32,96 +32,99 @@ Bools = NDArray[np.bool_]
 
 
 class Pairs(NamedTuple):
-    """Detections and objects of an image that overlap by ``LEAST_IOU`` or more, crowds left out."""
+    """Detections and objects, without crowds, that overlap by ``MIN_PAIR_IOU`` or more."""
 
-    found: Ints  # (P,) index of the detection
-    truth: Ints  # (P,) index of the object
+    detection: Ints  # (P,) index of the detection
+    target: Ints  # (P,) index of the object
     iou: Floats  # (P,)
     same_class: Bools  # (P,)
 
     def only(self, chosen: Bools) -> "Pairs":
         return Pairs(
-            self.found[chosen], self.truth[chosen], self.iou[chosen], self.same_class[chosen]
+            self.detection[chosen], self.target[chosen], self.iou[chosen], self.same_class[chosen]
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What each of D detections is; G objects, -1 where a detection has none.
+    """Outcome of each of D detections; G objects.
 
-    kind: FOUND, IGNORED or one of ``MISTAKES``.
-    match: the object that was found.
-    nearest: the object that explains the kind: that which was found, which another detection has
-        found already (DUPLICATE), whose class is another (WRONG_CLASS, IoU from 0.5), or of which
-        the box is a poor one (POOR_BOX, IoU from 0.1).
-    iou: the overlap with ``nearest``.
+    ``nearest`` is the object that explains the kind: the matched one, one that a higher score has
+    matched (DUPLICATE), one of another class (WRONG_CLASS, IoU >= 0.5), or one that is not covered
+    well (POOR_BOX, IoU >= 0.1).
     """
 
-    found: Found
-    truth: Truth
-    kind: Ints  # (D,)
-    match: Ints  # (D,)
-    nearest: Ints  # (D,)
-    iou: Floats  # (D,)
+    detections: SplitDetections
+    targets: SplitTargets
+    kind: Ints  # (D,), CORRECT, IGNORED or one of MISTAKES
+    match: Ints  # (D,), index of the matched object or -1
+    nearest: Ints  # (D,), index of an object or -1
+    iou: Floats  # (D,), with ``nearest``
     pairs: Pairs
 
-    def finder(self, least_score: float) -> Ints:
-        """The detection ``(G,)`` of at least this score that found each object, or -1."""
-        finder = np.full(len(self.truth), -1)
-        chosen = np.flatnonzero((self.kind == FOUND) & (self.found.scores >= least_score))
-        finder[self.match[chosen]] = chosen
-        return finder
+    def matched_by(self, min_score: float) -> Ints:
+        """Index ``(G,)`` of the detection of each object, if it has this score, or -1."""
+        matched_by = np.full(len(self.targets), -1)
+        chosen = np.flatnonzero((self.kind == CORRECT) & (self.detections.scores >= min_score))
+        matched_by[self.match[chosen]] = chosen
+        return matched_by
 
 
-def diagnose(found: Found, truth: Truth, images: int) -> Diagnosis:
-    """Match the detections of a split to its objects, and say what the others are."""
-    rank = _ranks(found)
-    pairs, in_crowd = _overlaps(found, truth, images)
-    counted = _among_the_best(found, rank)
-    pairs = pairs.only(counted[pairs.found])
+def diagnose(detections: SplitDetections, targets: SplitTargets, num_images: int) -> Diagnosis:
+    """Match the detections of a split to its objects, and classify the unmatched ones."""
+    rank = _ranks(detections)
+    pairs, in_crowd = _overlaps(detections, targets, num_images)
+    counted = _within_limit(detections, rank)
+    pairs = pairs.only(counted[pairs.detection])
 
-    enough = pairs.iou >= IOU
+    enough = pairs.iou >= MIN_IOU
     match = _greedy(pairs, enough & pairs.same_class, rank)
-    same, same_iou = _closest(pairs, pairs.same_class, len(found))
-    other, other_iou = _closest(pairs, ~pairs.same_class, len(found))
-    conditions = [match >= 0, in_crowd | ~counted, same_iou >= IOU, other_iou >= IOU, same >= 0]
-    kinds = [FOUND, IGNORED, DUPLICATE, WRONG_CLASS, POOR_BOX]
+    same, same_iou = _closest(pairs, pairs.same_class, len(detections))
+    other, other_iou = _closest(pairs, ~pairs.same_class, len(detections))
+    conditions = [
+        match >= 0,
+        in_crowd | ~counted,
+        same_iou >= MIN_IOU,
+        other_iou >= MIN_IOU,
+        same >= 0,
+    ]
+    kinds = [CORRECT, IGNORED, DUPLICATE, WRONG_CLASS, POOR_BOX]
     kind = np.select(conditions, kinds, BACKGROUND)
-    none = np.full(len(found), -1)
+    none = np.full(len(detections), -1)
     nearest = np.select(conditions, [match, none, same, other, same], none)
-    iou = np.zeros(len(found))
-    of_nearest = pairs.truth == nearest[pairs.found]
-    iou[pairs.found[of_nearest]] = pairs.iou[of_nearest]
-    return Diagnosis(found, truth, kind, match, nearest, iou, pairs)
+    iou = np.zeros(len(detections))
+    of_nearest = pairs.target == nearest[pairs.detection]
+    iou[pairs.detection[of_nearest]] = pairs.iou[of_nearest]
+    return Diagnosis(detections, targets, kind, match, nearest, iou, pairs)
 
 
-def confusion_matrix(diagnosis: Diagnosis, classes: int, least_score: float) -> Ints:
-    """Counts ``(K + 1, K + 1)`` of objects of a class (row) that were seen as one (column).
+def confusion_matrix(diagnosis: Diagnosis, num_classes: int, min_score: float) -> Ints:
+    """Count ``(K + 1, K + 1)`` the objects of a class (row) that are detected as a class (column).
 
-    The last row counts detections where nothing is (left), the last column objects not seen. After
-    objects and detections of the same class, those left over of different classes are matched.
+    The last row counts detections without an object, the last column missed objects. Boxes of the
+    same class are matched first, then the remaining ones of different classes.
     """
-    found, truth, pairs = diagnosis.found, diagnosis.truth, diagnosis.pairs
-    kept = (found.scores >= least_score) & (diagnosis.kind != IGNORED)
-    finder = diagnosis.finder(least_score)
-    mistaken = kept & (diagnosis.kind != FOUND)
-    left = (pairs.iou >= IOU) & mistaken[pairs.found] & (finder[pairs.truth] < 0)
+    detections, targets, pairs = diagnosis.detections, diagnosis.targets, diagnosis.pairs
+    kept = (detections.scores >= min_score) & (diagnosis.kind != IGNORED)
+    matched_by = diagnosis.matched_by(min_score)
+    mistaken = kept & (diagnosis.kind != CORRECT)
+    left = (pairs.iou >= MIN_IOU) & mistaken[pairs.detection] & (matched_by[pairs.target] < 0)
     match = np.where(kept, diagnosis.match, -1)
-    confused = _greedy(pairs, left & ~pairs.same_class, _ranks(found))
+    confused = _greedy(pairs, left & ~pairs.same_class, _ranks(detections))
     match = np.where(confused >= 0, confused, match)
 
-    seen = np.full(len(truth), classes)
-    seen[match[match >= 0]] = found.labels[match >= 0]
-    real = ~truth.iscrowd
-    nowhere = kept & (match < 0)
-    matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-    np.add.at(matrix, (truth.labels[real], seen[real]), 1)
-    np.add.at(matrix, (classes, found.labels[nowhere]), 1)
+    detected = np.full(len(targets), num_classes)
+    detected[match[match >= 0]] = detections.labels[match >= 0]
+    objects = ~targets.iscrowd
+    unmatched = kept & (match < 0)
+    matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+    np.add.at(matrix, (targets.labels[objects], detected[objects]), 1)
+    np.add.at(matrix, (num_classes, detections.labels[unmatched]), 1)
     return matrix
 
 
 class Threshold(NamedTuple):
-    """What a least score makes of a model."""
+    """Precision, recall and F1 at a score threshold."""
 
     score: float
     precision: float
@@ -130,7 +133,7 @@ class Threshold(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """Precision, recall and F1 with each of S least scores, falling."""
+    """Precision, recall and F1 at each of S score thresholds, falling."""
 
     scores: Floats
     precision: Floats
@@ -138,7 +141,7 @@ class Sweep(NamedTuple):
     f1: Floats
 
     def best(self) -> Threshold | None:
-        """The least score of the highest F1, halfway down to the next one; None if F1 is 0."""
+        """The threshold of the highest F1, halfway to the next lower score; None if F1 is 0."""
         if not self.f1.any():
             return None
         i = int(self.f1.argmax())
@@ -148,41 +151,41 @@ class Sweep(NamedTuple):
 
 
 def sweep_scores(diagnosis: Diagnosis, label: int | None = None) -> Sweep:
-    """Every least score of a class, or of all taken together."""
-    found, truth = diagnosis.found, diagnosis.truth
-    chosen, real = diagnosis.kind != IGNORED, ~truth.iscrowd
+    """Try each score as a threshold, for a class or for all classes together."""
+    detections, targets = diagnosis.detections, diagnosis.targets
+    chosen, real = diagnosis.kind != IGNORED, ~targets.iscrowd
     if label is not None:
-        chosen, real = chosen & (found.labels == label), real & (truth.labels == label)
-    order = np.flatnonzero(chosen)[np.argsort(-found.scores[chosen], kind="stable")]
-    scores = found.scores[order]
-    last = np.flatnonzero(np.diff(scores, append=-np.inf))  # of equal scores: all or none
-    correct = np.cumsum(diagnosis.kind[order] == FOUND)[last]
+        chosen, real = chosen & (detections.labels == label), real & (targets.labels == label)
+    order = np.flatnonzero(chosen)[np.argsort(-detections.scores[chosen], kind="stable")]
+    scores = detections.scores[order]
+    last = np.flatnonzero(np.diff(scores, append=-np.inf))  # equal scores pass together
+    correct = np.cumsum(diagnosis.kind[order] == CORRECT)[last]
     count, objects = last + 1, int(real.sum())
     recall = correct / objects if objects else np.zeros(len(last))
     return Sweep(scores[last], correct / count, recall, 2 * correct / (count + objects))
 
 
 class Calibration(NamedTuple):
-    """Scores, in B bins of equal width, against the share of detections that found an object."""
+    """Scores in B bins of equal width against the share of correct detections."""
 
-    detections: Ints  # (B,), how many
+    detections: Ints  # (B,), number
     score: Floats  # (B,), mean; 0 in empty bins
     correct: Floats  # (B,), share
 
     @property
     def error(self) -> float:
-        """ECE: how far scores and shares lie apart, in the mean over detections."""
+        """Expected calibration error: mean distance of score and share over detections."""
         weight = self.detections / max(1, self.detections.sum())
         return float(np.sum(weight * np.abs(self.score - self.correct)))
 
 
 def calibrate(diagnosis: Diagnosis, bins: int = 10) -> Calibration | None:
-    """How far scores can be taken for probabilities; None if one lies outside 0…1."""
+    """Compare scores with the share of correct detections; None if a score is outside 0…1."""
     chosen = diagnosis.kind != IGNORED
-    scores = diagnosis.found.scores[chosen]
+    scores = diagnosis.detections.scores[chosen]
     if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
         return None
-    correct = diagnosis.kind[chosen] == FOUND
+    correct = diagnosis.kind[chosen] == CORRECT
     where = np.minimum((scores * bins).astype(int), bins - 1)
     count = np.bincount(where, minlength=bins)
     sums = [np.bincount(where, weights, minlength=bins) for weights in (scores, correct)]
@@ -190,90 +193,94 @@ def calibrate(diagnosis: Diagnosis, bins: int = 10) -> Calibration | None:
 
 
 def worst_false_positives(diagnosis: Diagnosis, count: int, per_image: int = 2) -> list[int]:
-    """The surest detections that are mistakes, so many at most of an image."""
+    """Mistakes by falling score, at most ``per_image`` from one image."""
     wrong = np.flatnonzero(np.isin(diagnosis.kind, list(MISTAKES)))
-    order = wrong[np.argsort(-diagnosis.found.scores[wrong], kind="stable")]
-    return _few_of_each(order, diagnosis.found.image, count, per_image)
+    order = wrong[np.argsort(-diagnosis.detections.scores[wrong], kind="stable")]
+    return _limit_per_image(order, diagnosis.detections.image, count, per_image)
 
 
 def worst_misses(
-    diagnosis: Diagnosis, least_score: float, count: int, per_image: int = 2
+    diagnosis: Diagnosis, min_score: float, count: int, per_image: int = 2
 ) -> list[int]:
-    """The largest objects that no detection of at least this score found."""
-    missed = np.flatnonzero((diagnosis.finder(least_score) < 0) & ~diagnosis.truth.iscrowd)
-    order = missed[np.argsort(-diagnosis.truth.area[missed], kind="stable")]
-    return _few_of_each(order, diagnosis.truth.image, count, per_image)
+    """Objects without a detection of this score, by falling area."""
+    missed = np.flatnonzero((diagnosis.matched_by(min_score) < 0) & ~diagnosis.targets.iscrowd)
+    order = missed[np.argsort(-diagnosis.targets.area[missed], kind="stable")]
+    return _limit_per_image(order, diagnosis.targets.image, count, per_image)
 
 
-def instead_of(diagnosis: Diagnosis, missed: int, least_score: float) -> tuple[int, float]:
-    """The detection that explains best why an object was missed, and its IoU; -1 for none.
+def explain_miss(diagnosis: Diagnosis, missed: int, min_score: float) -> tuple[int, float]:
+    """Index and IoU of the detection that explains best why an object is missed, or -1 and 0.
 
-    One of its class that would have found it but for the score; else the one of at least this
-    score that overlaps it most.
+    The detection that matches the object with a lower score; otherwise the one of at least
+    ``min_score`` with the highest overlap.
     """
-    pairs, found = diagnosis.pairs, diagnosis.found
-    near = np.flatnonzero(pairs.truth == missed)
-    hit = near[diagnosis.match[pairs.found[near]] == missed]
-    if len(hit):
-        return int(pairs.found[hit[0]]), float(pairs.iou[hit[0]])
-    near = near[found.scores[pairs.found[near]] >= least_score]
+    pairs, detections = diagnosis.pairs, diagnosis.detections
+    near = np.flatnonzero(pairs.target == missed)
+    low = near[diagnosis.match[pairs.detection[near]] == missed]
+    if len(low):
+        return int(pairs.detection[low[0]]), float(pairs.iou[low[0]])
+    near = near[detections.scores[pairs.detection[near]] >= min_score]
     if not len(near):
         return -1, 0.0
     best = near[pairs.iou[near].argmax()]
-    return int(pairs.found[best]), float(pairs.iou[best])
+    return int(pairs.detection[best]), float(pairs.iou[best])
 
 
-def _overlaps(found: Found, truth: Truth, images: int) -> tuple[Pairs, Bools]:
-    """All pairs in the same image, and whether a detection lies in a crowd of its class."""
-    in_crowd = np.zeros(len(found), dtype=bool)
+def _overlaps(
+    detections: SplitDetections, targets: SplitTargets, num_images: int
+) -> tuple[Pairs, Bools]:
+    """All pairs, and whether each detection ``(D,)`` lies in a crowd of its class."""
+    in_crowd = np.zeros(len(detections), dtype=bool)
     columns: list[tuple[Ints, Ints, Floats]] = []
-    for d, g in zip(by_image(found.image, images), by_image(truth.image, images), strict=True):
+    for d, g in zip(
+        *(indices_by_image(boxes.image, num_images) for boxes in (detections, targets)), strict=True
+    ):
         if not len(d) or not len(g):
             continue
-        crowd = truth.iscrowd[g]
-        iou = mask.iou(found.bbox[d], truth.bbox[g], crowd.astype(np.uint8))  # D, G
-        same = found.labels[d][:, None] == truth.labels[g]
-        in_crowd[d] = ((iou >= IOU) & same & crowd).any(axis=1)
-        row, column = np.nonzero((iou >= LEAST_IOU) & ~crowd)
+        crowd = targets.iscrowd[g]
+        iou = mask.iou(detections.bbox[d], targets.bbox[g], crowd.astype(np.uint8))  # D, G
+        same = detections.labels[d][:, None] == targets.labels[g]
+        in_crowd[d] = ((iou >= MIN_IOU) & same & crowd).any(axis=1)
+        row, column = np.nonzero((iou >= MIN_PAIR_IOU) & ~crowd)
         columns.append((d[row], g[column], iou[row, column]))
     if not columns:
         none = np.empty(0, dtype=np.int64)
         return Pairs(none, none, np.empty(0), np.empty(0, dtype=bool)), in_crowd
     d, g, iou = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Pairs(d, g, iou, found.labels[d] == truth.labels[g]), in_crowd
+    return Pairs(d, g, iou, detections.labels[d] == targets.labels[g]), in_crowd
 
 
-def _ranks(found: Found) -> Ints:
-    """The place ``(D,)`` of each detection by falling score; of equals the first comes first."""
-    ranks = np.empty(len(found), dtype=np.int64)
-    ranks[np.argsort(-found.scores, kind="stable")] = np.arange(len(found))
+def _ranks(detections: SplitDetections) -> Ints:
+    """Rank ``(D,)`` of each detection by falling score; equal scores keep their order."""
+    ranks = np.empty(len(detections), dtype=np.int64)
+    ranks[np.argsort(-detections.scores, kind="stable")] = np.arange(len(detections))
     return ranks
 
 
-def _among_the_best(found: Found, rank: Ints) -> Bools:
-    """Whether a detection is among the first of its class in its image."""
-    order = np.lexsort((rank, found.labels, found.image))
-    image, label = found.image[order], found.labels[order]
-    begins = np.ones(len(found), dtype=bool)
+def _within_limit(detections: SplitDetections, rank: Ints) -> Bools:
+    """Whether each detection ``(D,)`` is among the ``MAX_PER_CLASS`` of its class and image."""
+    order = np.lexsort((rank, detections.labels, detections.image))
+    image, label = detections.image[order], detections.labels[order]
+    begins = np.ones(len(detections), dtype=bool)
     begins[1:] = (image[1:] != image[:-1]) | (label[1:] != label[:-1])
     starts = np.flatnonzero(begins)
-    position = np.arange(len(found)) - starts[np.cumsum(begins) - 1]
-    counted = np.empty(len(found), dtype=bool)
-    counted[order] = position < MOST_PER_CLASS
+    position = np.arange(len(detections)) - starts[np.cumsum(begins) - 1]
+    counted = np.empty(len(detections), dtype=bool)
+    counted[order] = position < MAX_PER_CLASS
     return counted
 
 
 def _greedy(pairs: Pairs, chosen: Bools, rank: Ints) -> Ints:
-    """The object ``(D,)`` that each detection gets, or -1: by falling score, then IoU.
+    """Match each detection ``(D,)`` to an object or -1, by falling score, then IoU.
 
-    Of equal overlaps the last object wins, as in pycocotools.
+    The last of several objects with equal overlap wins, as in pycocotools.
     """
     match = np.full(len(rank), -1)
     index = np.flatnonzero(chosen)
-    order = np.lexsort((-pairs.truth[index], -pairs.iou[index], rank[pairs.found[index]]))
+    order = np.lexsort((-pairs.target[index], -pairs.iou[index], rank[pairs.detection[index]]))
     taken = set()
     for i in index[order].tolist():
-        d, g = int(pairs.found[i]), int(pairs.truth[i])
+        d, g = int(pairs.detection[i]), int(pairs.target[i])
         if match[d] < 0 and g not in taken:
             match[d] = g
             taken.add(g)
@@ -281,16 +288,16 @@ def _greedy(pairs: Pairs, chosen: Bools, rank: Ints) -> Ints:
 
 
 def _closest(pairs: Pairs, chosen: Bools, count: int) -> tuple[Ints, Floats]:
-    """The chosen object ``(D,)`` that each detection overlaps most, -1 for none, and the IoU."""
+    """The chosen object ``(D,)`` that overlaps each detection most, or -1, and the IoU."""
     index = np.flatnonzero(chosen)
     index = index[np.argsort(pairs.iou[index], kind="stable")]
     closest, iou = np.full(count, -1), np.zeros(count)
-    closest[pairs.found[index]] = pairs.truth[index]  # of several the last stays
-    iou[pairs.found[index]] = pairs.iou[index]
+    closest[pairs.detection[index]] = pairs.target[index]  # the last write wins
+    iou[pairs.detection[index]] = pairs.iou[index]
     return closest, iou
 
 
-def _few_of_each(order: Ints, image: Ints, count: int, per_image: int) -> list[int]:
+def _limit_per_image(order: Ints, image: Ints, count: int, per_image: int) -> list[int]:
     chosen: list[int] = []
     seen: dict[int, int] = {}
     for i in order.tolist():

@@ -1,4 +1,4 @@
-"""Matching against pycocotools', and what follows from it on cases that can be counted by hand."""
+"""Matching equals pycocotools', and what follows from it in cases that can be counted by hand."""
 
 import contextlib
 import io
@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from difficulties import KINDS, make_up
+from difficulties import KINDS
+from difficulties import make_results as make_difficult_results
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -14,20 +15,25 @@ from sepc_zoo.data.annotations import build_annotations
 from sepc_zoo.data.formats.coco import list_coco_file
 from sepc_zoo.evaluation.report.diagnosis import (
     BACKGROUND,
+    CORRECT,
     DUPLICATE,
-    FOUND,
     IGNORED,
     POOR_BOX,
     WRONG_CLASS,
     calibrate,
     confusion_matrix,
     diagnose,
-    instead_of,
+    explain_miss,
     sweep_scores,
     worst_false_positives,
     worst_misses,
 )
-from sepc_zoo.evaluation.results import Found, Truth, found_in, truth_of
+from sepc_zoo.evaluation.results import (
+    SplitDetections,
+    SplitTargets,
+    collect_detections,
+    collect_targets,
+)
 
 CAT, DOG, COW = range(3)
 BOX = (10.0, 10.0, 40.0, 40.0)  # x, y, width, height
@@ -39,11 +45,11 @@ def shifted(share, box=BOX):
     return (box[0] + share * box[2], *box[1:])
 
 
-def truth(*objects):
+def make_targets(*objects):
     """Objects (image, label, bbox[, iscrowd])."""
     rows = [(*entry, False)[:4] for entry in objects]
     bbox = np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4)
-    return Truth(
+    return SplitTargets(
         np.array([row[0] for row in rows], dtype=np.int64),
         bbox,
         np.array([row[1] for row in rows], dtype=np.int64),
@@ -52,18 +58,18 @@ def truth(*objects):
     )
 
 
-def found(*detections):
+def make_detections(*rows):
     """Detections (image, label, bbox, score)."""
-    return Found(
-        np.array([row[0] for row in detections], dtype=np.int64),
-        np.array([row[2] for row in detections], dtype=np.float64).reshape(-1, 4),
-        np.array([row[1] for row in detections], dtype=np.int64),
-        np.array([row[3] for row in detections], dtype=np.float64),
+    return SplitDetections(
+        np.array([row[0] for row in rows], dtype=np.int64),
+        np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4),
+        np.array([row[1] for row in rows], dtype=np.int64),
+        np.array([row[3] for row in rows], dtype=np.float64),
     )
 
 
 def kinds(detections, objects, images=1):
-    return diagnose(found(*detections), truth(*objects), images).kind.tolist()
+    return diagnose(make_detections(*detections), make_targets(*objects), images).kind.tolist()
 
 
 def random_case(seed, images=6, classes=3):
@@ -82,61 +88,63 @@ def random_case(seed, images=6, classes=3):
         (int(rng.integers(images)), int(rng.integers(classes)), box, rng.integers(1, 8) / 8)
         for box in boxes(300)
     ]
-    return diagnose(found(*detections), truth(*objects), images)
+    return diagnose(make_detections(*detections), make_targets(*objects), images)
 
 
 @pytest.mark.parametrize(
     "names",
     [
-        # COCO ignores a box of more than 1e5 x 1e5 pixels, to us it is a mistake like others
+        # COCO ignores boxes of more than 1e5 x 1e5 pixels, the report counts them as mistakes
         [name for name in KINDS if name != "boxes_over_everything"],
         ["poorly_localised", "crowd_hit_many_times", "crowd_and_object_compete"],
         ["overlap_exactly_at_a_threshold", "wrong_class", "neighbours_compete"],
         ["more_than_100_of_a_class", "ties_across_images"],
     ],
 )
-def test_matching_is_that_of_pycocotools(names, shared_data):
-    """One by one: matched, or ignored, or neither."""
+def test_matching_equals_that_of_pycocotools(names, shared_data):
+    """Each detection is matched, ignored or neither."""
     root = shared_data / "coco_by_sa"
     file = root / "annotations/instances_val2017.json"
     annotations = build_annotations(list_coco_file(file, root / "val2017"))
-    rows = make_up(names, json.loads(file.read_text()))
-    split = truth_of(annotations)
-    kind = diagnose(found_in(rows, annotations), split, len(annotations.records)).kind
+    rows = make_difficult_results(names, json.loads(file.read_text()))
+    split = collect_targets(annotations)
+    kind = diagnose(collect_detections(rows, annotations), split, len(annotations.records)).kind
     with contextlib.redirect_stdout(io.StringIO()):
         ours = COCO(str(file))
         evaluation = COCOeval(ours, ours.loadRes(rows), "bbox")
         evaluation.params.iouThrs = [0.5]
         evaluation.evaluate()
-    theirs = np.full(len(rows), IGNORED)  # those beyond the hundredth are in no table
+    theirs = np.full(len(rows), IGNORED)  # detections after the hundredth are in no table
     for image in evaluation.evalImgs:
         if image is not None and image["aRng"] == evaluation.params.areaRng[0]:
             ids = np.array(image["dtIds"], dtype=int) - 1
-            matched = np.where(image["dtMatches"][0] > 0, FOUND, BACKGROUND)
+            matched = np.where(image["dtMatches"][0] > 0, CORRECT, BACKGROUND)
             theirs[ids] = np.where(image["dtIgnore"][0], IGNORED, matched)
     mistakes = np.isin(kind, [DUPLICATE, WRONG_CLASS, POOR_BOX])
     assert np.array_equal(np.where(mistakes, BACKGROUND, kind), theirs)
-    assert 150 < (kind == FOUND).sum() < len(kind) - 150  # the comparison says something
+    assert 150 < (kind == CORRECT).sum() < len(kind) - 150  # the comparison says something
 
 
-def test_an_object_goes_to_the_surest_detection_and_the_next_is_a_duplicate():
+def test_the_highest_score_matches_an_object_and_the_next_is_a_duplicate():
     detections = [(0, CAT, BOX, 0.5), (0, CAT, shifted(0.1), 0.9)]
-    assert kinds(detections, [(0, CAT, BOX)]) == [DUPLICATE, FOUND]
+    assert kinds(detections, [(0, CAT, BOX)]) == [DUPLICATE, CORRECT]
 
 
-def test_a_detection_takes_the_object_that_it_overlaps_most():
+def test_a_detection_matches_the_object_with_the_highest_overlap():
     near, nearer = shifted(0.2), shifted(0.1)
-    diagnosis = diagnose(found((0, CAT, BOX, 1)), truth((0, CAT, near), (0, CAT, nearer)), 1)
+    diagnosis = diagnose(
+        make_detections((0, CAT, BOX, 1)), make_targets((0, CAT, near), (0, CAT, nearer)), 1
+    )
     assert diagnosis.match.tolist() == [1]
     assert diagnosis.iou.tolist() == pytest.approx([0.9 / 1.1])
 
 
-def test_half_an_overlap_is_enough():
+def test_an_iou_of_one_half_is_a_match():
     half = (*BOX[:2], BOX[2] / 2, BOX[3])
-    assert kinds([(0, CAT, half, 1)], [(0, CAT, BOX)]) == [FOUND]
+    assert kinds([(0, CAT, half, 1)], [(0, CAT, BOX)]) == [CORRECT]
 
 
-def test_mistakes_are_told_apart():
+def test_mistakes_are_distinguished():
     objects = [(0, CAT, BOX), (0, DOG, FAR)]
     detections = [
         (0, CAT, BOX, 0.9),
@@ -146,36 +154,36 @@ def test_mistakes_are_told_apart():
         (0, COW, shifted(0.6, FAR), 0.5),
         (0, DOG, (100.0, 100.0, 5.0, 5.0), 0.4),
     ]
-    expected = [FOUND, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, BACKGROUND]
+    expected = [CORRECT, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, BACKGROUND]
     assert kinds(detections, objects) == expected
-    nearest = diagnose(found(*detections), truth(*objects), 1).nearest
+    nearest = diagnose(make_detections(*detections), make_targets(*objects), 1).nearest
     assert nearest.tolist() == [0, 0, 0, 1, -1, -1]
 
 
-def test_images_have_nothing_to_do_with_each_other():
+def test_boxes_of_different_images_do_not_match():
     assert kinds([(1, CAT, BOX, 1)], [(0, CAT, BOX)], images=3) == [BACKGROUND]
 
 
-def test_what_lies_in_a_crowd_of_its_class_is_ignored():
+def test_detections_in_a_crowd_of_their_class_are_ignored():
     inside = (15.0, 15.0, 5.0, 5.0)
     detections = [(0, CAT, inside, 0.9), (0, CAT, BOX, 0.8), (0, DOG, inside, 0.7)]
     assert kinds(detections, [(0, CAT, BOX, True)]) == [IGNORED, IGNORED, BACKGROUND]
 
 
-def test_an_object_goes_before_the_crowd_around_it():
+def test_an_object_matches_before_the_crowd_around_it():
     objects = [(0, CAT, (0.0, 0.0, 200.0, 200.0), True), (0, CAT, BOX)]
     detections = [(0, CAT, BOX, 0.9), (0, CAT, BOX, 0.8)]
-    assert kinds(detections, objects) == [FOUND, IGNORED]
+    assert kinds(detections, objects) == [CORRECT, IGNORED]
 
 
-def test_what_exceeds_a_hundred_of_a_class_is_ignored():
+def test_detections_after_the_hundredth_of_a_class_are_ignored():
     detections = [(0, CAT, FAR, 0.5)] * 100 + [(0, CAT, BOX, 0.4), (0, DOG, BOX, 0.4)]
     assert kinds(detections, [(0, CAT, BOX)])[99:] == [BACKGROUND, IGNORED, WRONG_CLASS]
 
 
 @pytest.mark.parametrize("images", [0, 2])
-def test_nothing_found_and_nothing_there(images):
-    diagnosis = diagnose(found(), truth(), images)
+def test_no_detections_and_no_objects(images):
+    diagnosis = diagnose(make_detections(), make_targets(), images)
     assert diagnosis.kind.shape == (0,)
     assert confusion_matrix(diagnosis, 2, 0).sum() == 0
     assert sweep_scores(diagnosis).best() is None
@@ -190,47 +198,51 @@ def test_confusion_counts_objects_in_rows_and_detections_in_columns():
     objects = [(0, CAT, BOX), (0, DOG, FAR), (1, DOG, BOX), (1, COW, FAR)]
     detections = [
         (0, CAT, BOX, 0.9),
-        (0, CAT, FAR, 0.8),  # a dog seen as a cat
-        (1, COW, (100.0, 0.0, 9.0, 9.0), 0.7),  # nothing there
-        (1, COW, FAR, 0.1),  # not sure enough
+        (0, CAT, FAR, 0.8),  # a dog detected as a cat
+        (1, COW, (100.0, 0.0, 9.0, 9.0), 0.7),  # no object here
+        (1, COW, FAR, 0.1),  # below the threshold
     ]
-    matrix = confusion_matrix(diagnose(found(*detections), truth(*objects), 2), 3, 0.5)
+    matrix = confusion_matrix(
+        diagnose(make_detections(*detections), make_targets(*objects), 2), 3, 0.5
+    )
     assert matrix.tolist() == [[1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0]]
 
 
-def test_an_object_that_is_found_is_confused_with_nothing():
+def test_a_matched_object_is_not_confused():
     detections = [(0, DOG, BOX, 0.9), (0, CAT, BOX, 0.5)]
-    matrix = confusion_matrix(diagnose(found(*detections), truth((0, CAT, BOX)), 1), 2, 0)
+    matrix = confusion_matrix(
+        diagnose(make_detections(*detections), make_targets((0, CAT, BOX)), 1), 2, 0
+    )
     assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_every_object_and_detection_is_in_the_matrix_once(seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_each_object_and_detection_is_in_the_matrix_once(seed):
     diagnosis = random_case(seed)
     matrix = confusion_matrix(diagnosis, 3, 0.4)
-    real = diagnosis.truth.labels[~diagnosis.truth.iscrowd]
-    kept = (diagnosis.found.scores >= 0.4) & (diagnosis.kind != IGNORED)
+    real = diagnosis.targets.labels[~diagnosis.targets.iscrowd]
+    kept = (diagnosis.detections.scores >= 0.4) & (diagnosis.kind != IGNORED)
     assert matrix[:3].sum(axis=1).tolist() == np.bincount(real, minlength=3).tolist()
     assert matrix[:, :3].sum(axis=0).tolist() == (
-        np.bincount(diagnosis.found.labels[kept], minlength=3).tolist()
+        np.bincount(diagnosis.detections.labels[kept], minlength=3).tolist()
     )
-    assert matrix.trace() == (diagnosis.finder(0.4) >= 0).sum()
+    assert matrix.trace() == (diagnosis.matched_by(0.4) >= 0).sum()
 
 
 # scores
 
 
 @pytest.mark.parametrize("label", [None, CAT, DOG])
-@pytest.mark.parametrize("seed", range(5))
-def test_no_threshold_has_a_better_f1(seed, label):
+@pytest.mark.parametrize("seed", range(3))
+def test_no_threshold_has_a_higher_f1(seed, label):
     diagnosis = random_case(seed)
-    scores, labels = diagnosis.found.scores, diagnosis.found.labels
+    scores, labels = diagnosis.detections.scores, diagnosis.detections.labels
     chosen = (diagnosis.kind != IGNORED) & ((labels == label) | (label is None))
-    real = ~diagnosis.truth.iscrowd & ((diagnosis.truth.labels == label) | (label is None))
+    real = ~diagnosis.targets.iscrowd & ((diagnosis.targets.labels == label) | (label is None))
 
     def f1(threshold):
         kept = chosen & (scores >= threshold)
-        return 2 * (diagnosis.kind[kept] == FOUND).sum() / (kept.sum() + real.sum())
+        return 2 * (diagnosis.kind[kept] == CORRECT).sum() / (kept.sum() + real.sum())
 
     best = sweep_scores(diagnosis, label).best()
     assert best.f1 == pytest.approx(f1(best.score)) == max(map(f1, np.unique(scores)))
@@ -239,59 +251,64 @@ def test_no_threshold_has_a_better_f1(seed, label):
     )
 
 
-def test_the_threshold_lies_between_what_counts_and_what_does_not():
+def test_the_threshold_lies_halfway_to_the_next_lower_score():
     detections = [(0, CAT, BOX, 0.8), (0, CAT, FAR, 0.4)]
-    diagnosis = diagnose(found(*detections), truth((0, CAT, BOX)), 1)
+    diagnosis = diagnose(make_detections(*detections), make_targets((0, CAT, BOX)), 1)
     assert sweep_scores(diagnosis).best() == pytest.approx((0.6, 1, 1, 1))
 
 
-def test_scores_that_are_as_often_right_as_they_say_have_no_error():
+def test_scores_equal_to_the_share_of_correct_detections_have_no_error():
     """Of ten detections with a score of 0.7 seven are correct."""
     objects = [(i, CAT, BOX) for i in range(10)]
     detections = [(i, CAT, BOX if i < 7 else FAR, 0.7) for i in range(10)]
-    calibration = calibrate(diagnose(found(*detections), truth(*objects), 10))
+    calibration = calibrate(diagnose(make_detections(*detections), make_targets(*objects), 10))
     assert calibration.error == pytest.approx(0)
     assert calibration.detections[7] == calibration.detections.sum() == 10
 
 
-def test_the_error_of_scores_is_weighed_by_how_many_there_are():
+def test_the_calibration_error_is_weighted_by_the_number_of_detections():
     objects = [(i, CAT, BOX) for i in range(4)]
     detections = [(0, CAT, BOX, 1.0)] + [(i, CAT, FAR, 0.2) for i in range(1, 4)]
-    calibration = calibrate(diagnose(found(*detections), truth(*objects), 4))
+    calibration = calibrate(diagnose(make_detections(*detections), make_targets(*objects), 4))
     assert calibration.error == pytest.approx(0.75 * 0.2)
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1])
-def test_scores_that_cannot_be_probabilities_are_not_calibrated(score):
-    assert calibrate(diagnose(found((0, CAT, BOX, score)), truth((0, CAT, BOX)), 1)) is None
+def test_scores_outside_0_to_1_have_no_calibration(score):
+    assert (
+        calibrate(diagnose(make_detections((0, CAT, BOX, score)), make_targets((0, CAT, BOX)), 1))
+        is None
+    )
 
 
-# the worst
+# worst mistakes
 
 
-def test_the_worst_false_positives_are_the_surest_and_few_of_an_image():
+def test_the_worst_false_positives_have_the_highest_scores_and_few_share_an_image():
     detections = [(0, CAT, FAR, 0.9)] * 3 + [(1, CAT, FAR, 0.5), (1, CAT, BOX, 1.0)]
-    diagnosis = diagnose(found(*detections), truth((1, CAT, BOX)), 2)
+    diagnosis = diagnose(make_detections(*detections), make_targets((1, CAT, BOX)), 2)
     assert worst_false_positives(diagnosis, 9, per_image=2) == [0, 1, 3]
     assert worst_false_positives(diagnosis, 1) == [0]
 
 
-def test_the_worst_misses_are_the_largest():
+def test_the_worst_misses_are_the_largest_objects():
     sizes = [10.0, 30.0, 20.0, 40.0]
     objects = [(i, CAT, (0.0, 0.0, side, side)) for i, side in enumerate(sizes)]
-    diagnosis = diagnose(found((3, CAT, objects[3][2], 0.5)), truth(*objects), 4)
+    diagnosis = diagnose(make_detections((3, CAT, objects[3][2], 0.5)), make_targets(*objects), 4)
     assert worst_misses(diagnosis, 0.5, 2) == [1, 2]
     assert worst_misses(diagnosis, 0.6, 2) == [3, 1]
 
 
-def test_a_miss_is_explained_by_what_would_have_found_it():
+def test_a_miss_is_explained_by_a_match_with_a_lower_score():
     detections = [(0, DOG, BOX, 0.9), (0, CAT, BOX, 0.2)]
-    diagnosis = diagnose(found(*detections), truth((0, CAT, BOX), (1, CAT, BOX)), 2)
-    assert instead_of(diagnosis, 0, least_score=0.5) == (1, 1.0)
-    assert instead_of(diagnosis, 1, least_score=0.5) == (-1, 0.0)
+    diagnosis = diagnose(
+        make_detections(*detections), make_targets((0, CAT, BOX), (1, CAT, BOX)), 2
+    )
+    assert explain_miss(diagnosis, 0, min_score=0.5) == (1, 1.0)
+    assert explain_miss(diagnosis, 1, min_score=0.5) == (-1, 0.0)
 
 
-def test_a_miss_is_explained_by_the_nearest_of_the_sure_detections():
+def test_a_miss_is_explained_by_the_highest_overlap_over_the_threshold():
     detections = [(0, DOG, shifted(0.1), 0.9), (0, COW, BOX, 0.2)]
-    diagnosis = diagnose(found(*detections), truth((0, CAT, BOX)), 1)
-    assert instead_of(diagnosis, 0, least_score=0.5) == (0, pytest.approx(0.9 / 1.1))
+    diagnosis = diagnose(make_detections(*detections), make_targets((0, CAT, BOX)), 1)
+    assert explain_miss(diagnosis, 0, min_score=0.5) == (0, pytest.approx(0.9 / 1.1))

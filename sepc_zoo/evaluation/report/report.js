@@ -1,4 +1,4 @@
-// A click on the head of a column sorts the table by it; a second one turns the order round.
+// A click on the head of a column sorts the table by it; a second click reverses the order.
 for (const head of document.querySelectorAll(".sortable th")) {
   head.addEventListener("click", () => {
     const body = head.closest("table").tBodies[0], column = head.cellIndex;
