@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import client_environment
-from hub_server.client import forget_connections
+from hub_server import client_environment, forget_connections
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
