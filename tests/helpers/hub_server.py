@@ -416,7 +416,9 @@ def preupload(
     files = [wish["path"] for wish in request.json()["files"]]
     modes = {path: "lfs" if path.endswith(LARGE) else "regular" for path in files}
     return {
-        "files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]
+        "files": [
+            {"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()
+        ]
     }
 
 
