@@ -68,9 +68,8 @@ def create_model(
     )
     known = model_config(name) if folder is None else read_config(folder)
     changes = dict(config_overrides)
-    fixed = sorted({"architecture", "method", "label_names", "num_classes"} & set(changes))
-    if fixed:
-        raise ConfigError(f"{fixed} cannot be overridden: the model's name decides")
+    if "architecture" in changes or "type" in changes.get("method", {}):
+        raise ConfigError("architecture and type of method follow from the model's name")
     if backbone_kwargs:
         changes["backbone"] = {"kwargs": {**known.backbone.kwargs, **backbone_kwargs}}
     wanted = override(with_classes(known, num_classes, label_names), changes)

@@ -90,8 +90,9 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
     try:
         with torch.device("meta"), bounded_building():
             model = build(wanted)
+        computed = has_computed_tensors(model)
         refuse_misfits(file, shapes, model)
-        if has_computed_tensors(model):
+        if computed:
             model = build(wanted)  # the file does not have them: building computes them
         else:
             model.to_empty(device="cpu")

@@ -124,7 +124,7 @@ ABSURD_BACKBONES = {
     "minutes of building": ("resnet18", {"layers": [16384] * 4}, "too many layers"),
     "terabytes beside the weights": ("coatnet_0_rw_224", {"img_size": 8192}, "bytes of tables"),
     "layers of nothing": ("convnext_atto", {"dims": [0] * 4}, "groups must be a positive"),
-    "arguments of ours": ("resnet18", {"self": 1, "name": 2}, "self.* are no model's"),
+    "arguments of ours": ("resnet18", {"self": 1, "name": 2}, "self.* select weights, not a model"),
     "a list for a number": ("test_efficientnet", {"bn_eps": []}, "fails on an image"),
     "no such model": ("resnet19", {}, "Unknown model"),
 }
