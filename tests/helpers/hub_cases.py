@@ -64,7 +64,7 @@ class Scene:
         content = json.loads(self.files[CONFIG_FILE]) | changes
         return {CONFIG_FILE: json.dumps(content).encode()}
 
-    def load_altered(self, data: bytes | None = None) -> None:
+    def load_altered(self) -> None:
         """Load from a cache in which a file was altered since its download."""
         self.load()
         file = next(Path(constants.HF_HUB_CACHE).glob(f"**/snapshots/*/{WEIGHTS_FILE}")).resolve()
@@ -94,7 +94,7 @@ class Scene:
 Case = tuple[Callable[[Scene], Any], str]
 NO_NAME = "expected org/name"
 NOT_YOURS = "is not yours to write to with this token"
-# By the time of the error; the seconds are those that the client's own retries take.
+# Each error comes at once.
 LOADING: dict[str, Case] = {
     "name of no repository": (lambda s: s.load("hf-hub:zoo/a/b"), NO_NAME),
     "empty name": (lambda s: s.load("hf-hub:"), NO_NAME),

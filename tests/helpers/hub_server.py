@@ -468,7 +468,7 @@ def create_collection(hub: HubServer, request: Request) -> dict[str, Any]:
 
 
 @route("GET", COLLECTION)
-def collection(hub: HubServer, request: Request, slug: str) -> dict[str, Any]:
+def collection(hub: HubServer, _: Request, slug: str) -> dict[str, Any]:
     return hub.collections[slug]
 
 
