@@ -145,9 +145,10 @@ def check_hash(path: Path, request: Request) -> None:
     with blob.open("rb") as file:  # large files are named by SHA-256, small ones as git does
         actual = sha_fileobj(file).hex() if len(blob.name) == 64 else git_hash(file.read())
     if actual != blob.name:
+        blob.unlink(missing_ok=True)
         raise HubError(
-            f"{path.name} of {request.where} is damaged: its hash is not the hub's; delete {blob} "
-            "and try again"
+            f"{path.name} of {request.where} is damaged: its hash is not the hub's; it was removed "
+            "from the cache, try again"
         )
     with suppress(OSError):  # a cache that cannot be written to
         write_atomically(marker, lambda file: file.write_text(state))

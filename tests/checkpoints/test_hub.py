@@ -161,6 +161,12 @@ def test_weights_whose_time_is_new_are_hashed_again(model, pushed, hashed):
     assert len(hashed) == 2
 
 
+def test_a_damaged_file_is_downloaded_again_at_the_next_try(hub, model, pushed):
+    hub.misbehave("*/model.safetensors", method="GET", wrong_bytes=True, times=1)
+    refused(f"hf-hub:{pushed.id}", "is damaged")
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+
+
 def test_a_cache_that_takes_no_markers_is_hashed_each_time(model, pushed, hashed, monkeypatch):
     def forbid(*_):
         raise PermissionError

@@ -200,11 +200,11 @@ LOADING: dict[str, Case] = {
     ),
     "weights: other bytes than announced": (
         lambda s: s.misbehaving(**GET_WEIGHTS, wrong_bytes=True).load(),
-        "is damaged: its hash is not the hub's; delete .* and try again",
+        "is damaged: its hash is not the hub's; it was removed from the cache, try again",
     ),
     "weights: altered in the cache": (
         lambda s: s.load_altered(),
-        "is damaged: its hash is not the hub's; delete .* and try again",
+        "is damaged: its hash is not the hub's; it was removed from the cache, try again",
     ),
     "weights: truncated before they were pushed": (
         lambda s: s.load_other({WEIGHTS_FILE: s.files[WEIGHTS_FILE][:-1000]}),
