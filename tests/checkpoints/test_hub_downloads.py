@@ -82,7 +82,7 @@ def start(script, *arguments):
 
 def first_byte(request):
     """Where in the file the answer to a request begins."""
-    return int(re.fullmatch(r"bytes=(\d+)-", request.range)[1]) if request.range else 0
+    return int(re.fullmatch(r"bytes=(\d+)-", request.headers["Range"])[1]) if request.headers["Range"] else 0
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import pytest
 
 LARGE = (".safetensors", ".pt", ".pth", ".bin")  # kept in the storage
+Files = Mapping[str, bytes]
 REPOSITORY = r"(?P<id>[\w.-]+/[\w.-]+)"
 API = rf"/api/(?P<kind>model|dataset|space)s/{REPOSITORY}"
 PAGES = rf"/(?:(?P<kind>dataset|space)s/)?{REPOSITORY}"
@@ -57,9 +58,8 @@ class Answer:
 
     @property
     def body(self) -> bytes:
-        return (
-            self.content if isinstance(self.content, bytes) else json.dumps(self.content).encode()
-        )
+        data = self.content
+        return data if isinstance(data, bytes) else json.dumps(data).encode()
 
     def part(self, wanted: str | None) -> "Answer":
         """The part that a ``Range`` header asks for; the client asks for all from some byte on."""
@@ -67,8 +67,6 @@ class Answer:
         if match is None or "Accept-Ranges" not in self.headers:
             return self
         start, size = int(match[1]), len(self.body)
-        if start >= size:
-            return Answer(416, headers={"Content-Range": f"bytes */{size}"})
         headers = self.headers | {"Content-Range": f"bytes {start}-{size - 1}/{size}"}
         return Answer(206, self.body[start:], headers)
 
@@ -130,7 +128,7 @@ class Repository:
     def contents(self, revision: str = "main") -> dict[str, bytes]:
         return self.commits[self.resolve(revision)]
 
-    def commit(self, changes: Mapping[str, bytes], revision: str = "main") -> str:
+    def commit(self, changes: Files, revision: str = "main") -> str:
         """Add a commit with these files to a branch; its id."""
         return self._add({**self.contents(revision), **changes}, self.ref(revision) or revision)
 
@@ -160,10 +158,6 @@ class Request:
     def token(self) -> str | None:
         scheme, _, token = (self.headers["Authorization"] or "").partition(" ")
         return token if scheme == "Bearer" else None
-
-    @property
-    def range(self) -> str | None:
-        return self.headers["Range"]
 
     @property
     def makes_pull_request(self) -> bool:
@@ -212,17 +206,13 @@ class HubServer(ThreadingHTTPServer):
             self.shutdown()
             self.server_close()
 
-    def add_user(
-        self, name: str, organizations: Iterable[str] = (), *, access: str = "write"
-    ) -> str:
+    def add_user(self, name: str, organizations: Iterable[str] = (), access: str = "write") -> str:
         """The token of a new user."""
         token = f"hf_{secrets.token_hex(17)}"
         self.users[token] = User(name, tuple(organizations), access)
         return token
 
-    def add_repository(
-        self, id: str, files: Mapping[str, bytes] | None = None, **settings: Any
-    ) -> Repository:
+    def add_repository(self, id: str, files: Files | None = None, **settings: Any) -> Repository:
         """A repository with these files; settings as in ``Repository``."""
         repository = Repository(id, **settings)
         self.repositories[repository.kind, id] = repository
@@ -322,7 +312,7 @@ def route(methods: str, pattern: str) -> Callable[[Callable], Callable]:
 
 
 @route("HEAD GET", rf"{PAGES}/resolve/(?P<revision>.+?)/(?P<path>[^/]+)")
-def file(hub: HubServer, request: Request, kind: str, id: str, revision: str, path: str) -> Answer:
+def file(hub, request, kind, id, revision, path):
     repository = hub.find(request, kind, id)
     commit = repository.resolve(revision)
     headers = {"X-Repo-Commit": commit}
@@ -341,7 +331,7 @@ def file(hub: HubServer, request: Request, kind: str, id: str, revision: str, pa
 
 
 @route("GET PUT", "/storage/(?P<oid>[0-9a-f]{64})(?:/(?P<file>.+))?")
-def large_file(hub: HubServer, request: Request, oid: str, file: str | None) -> Answer:
+def large_file(hub, request, oid, file):
     if request.headers["Authorization"] is not None:
         raise Refusal(400, "Only one auth mechanism allowed")  # the address is signed
     if request.method == "PUT":
@@ -353,7 +343,7 @@ def large_file(hub: HubServer, request: Request, oid: str, file: str | None) -> 
 
 
 @route("POST", "/api/repos/create")
-def create_repository(hub: HubServer, request: Request) -> dict[str, Any]:
+def create_repository(hub, request):
     wish = request.json()
     kind, id = wish.get("type") or "model", f"{wish['organization']}/{wish['name']}"
     hub.user(request, wish["organization"])
@@ -366,9 +356,7 @@ def create_repository(hub: HubServer, request: Request) -> dict[str, Any]:
 
 
 @route("GET", rf"{API}(?:/revision/(?P<revision>.+))?")
-def info(
-    hub: HubServer, request: Request, kind: str, id: str, revision: str | None
-) -> dict[str, Any]:
+def info(hub, request, kind, id, revision):
     repository = hub.find(request, kind, id)
     commit = repository.resolve(revision or "main")
     files = [{"rfilename": path} for path in repository.commits[commit]]
@@ -376,13 +364,13 @@ def info(
 
 
 @route("GET", rf"{API}/tree/(?P<revision>.+)")
-def tree(hub: HubServer, request: Request, kind: str, id: str, revision: str) -> list[Any]:
+def tree(hub, request, kind, id, revision):
     files = hub.find(request, kind, id).contents(revision)
     return [{"type": "file", "path": p, "oid": "", "size": len(d)} for p, d in files.items()]
 
 
 @route("GET", f"{API}/refs")
-def refs(hub: HubServer, request: Request, kind: str, id: str) -> dict[str, Any]:
+def refs(hub, request, kind, id):
     found: dict[str, list[Any]] = {"heads": [], "tags": [], "pr": []}
     for ref, commit in hub.find(request, kind, id).refs.items():
         _, group, name = ref.split("/", 2)
@@ -391,9 +379,7 @@ def refs(hub: HubServer, request: Request, kind: str, id: str) -> dict[str, Any]
 
 
 @route("POST", f"{API}/(?P<what>branch|tag)/(?P<name>[^/]+)")
-def create_ref(
-    hub: HubServer, request: Request, kind: str, id: str, what: str, name: str
-) -> dict[str, Any]:
+def create_ref(hub, request, kind, id, what, name):
     repository, wish = hub.find(request, kind, id, write=True), request.json()
     start = name if what == "tag" else wish.get("startingPoint", "main")
     ref = f"refs/tags/{wish['tag']}" if what == "tag" else f"refs/heads/{name}"
@@ -404,26 +390,20 @@ def create_ref(
 
 
 @route("POST", "/api/validate-yaml")
-def validate_card(*_: object) -> dict[str, Any]:
+def validate_card(*_):
     return {"errors": [], "warnings": []}
 
 
 @route("POST", rf"{API}/preupload/(?P<revision>.+)")
-def preupload(
-    hub: HubServer, request: Request, kind: str, id: str, revision: str
-) -> dict[str, Any]:
+def preupload(hub, request, kind, id, revision):
     hub.find(request, kind, id, write=not request.makes_pull_request).resolve(revision)
-    files = [wish["path"] for wish in request.json()["files"]]
-    modes = {path: "lfs" if path.endswith(LARGE) else "regular" for path in files}
-    return {
-        "files": [
-            {"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()
-        ]
-    }
+    paths = [wish["path"] for wish in request.json()["files"]]
+    modes = [(path, "lfs" if path.endswith(LARGE) else "regular") for path in paths]
+    return {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]}
 
 
 @route("POST", rf"{PAGES}\.git/info/lfs/objects/batch")
-def upload_plan(hub: HubServer, request: Request, kind: str, id: str) -> dict[str, Any]:
+def upload_plan(hub, request, kind, id):
     hub.find(request, kind, id)
     objects = [
         wish | {"actions": {"upload": {"href": f"{hub.storage}/{wish['oid']}"}}}
@@ -433,7 +413,7 @@ def upload_plan(hub: HubServer, request: Request, kind: str, id: str) -> dict[st
 
 
 @route("POST", rf"{API}/commit/(?P<revision>.+)")
-def commit(hub: HubServer, request: Request, kind: str, id: str, revision: str) -> dict[str, Any]:
+def commit(hub, request, kind, id, revision):
     repository = hub.find(request, kind, id, write=not request.makes_pull_request)
     url = f"{hub.endpoint}/{'' if kind == 'model' else f'{kind}s/'}{id}"
     result = {"success": True}
@@ -453,27 +433,26 @@ def commit(hub: HubServer, request: Request, kind: str, id: str, revision: str) 
 
 
 @route("POST", "/api/collections")
-def create_collection(hub: HubServer, request: Request) -> dict[str, Any]:
+def create_collection(hub, request):
     wish = request.json()
     hub.user(request, wish["namespace"])
     slug = f"{wish['namespace']}/{wish['title'].lower().replace(' ', '-')}"
     if slug in hub.collections:
         raise Refusal(409, "This collection already exists", slug=slug)
-    hub.collections[slug] = {
-        **{"slug": slug, "title": wish["title"], "owner": {"name": wish["namespace"]}, "items": []},
-        **{"private": bool(wish.get("private")), "theme": "orange", "upvotes": 0, "position": 0},
-        "lastUpdated": "2026-01-01T00:00:00.000Z",
-    }
+    unread = {"theme": "orange", "upvotes": 0, "lastUpdated": "2026-01-01T00:00:00.000Z"}
+    owner = {"name": wish["namespace"]}
+    hub.collections[slug] = {"slug": slug, "owner": owner, "items": [], "position": 0, **unread}
+    hub.collections[slug] |= {"title": wish["title"], "private": wish.get("private", False)}
     return hub.collections[slug]
 
 
 @route("GET", COLLECTION)
-def collection(hub: HubServer, _: Request, slug: str) -> dict[str, Any]:
+def collection(hub, _, slug):
     return hub.collections[slug]
 
 
 @route("POST", f"{COLLECTION}/items")
-def add_item(hub: HubServer, request: Request, slug: str) -> dict[str, Any]:
+def add_item(hub, request, slug):
     hub.user(request, slug.partition("/")[0])
     items, item = hub.collections[slug]["items"], request.json()["item"]
     if any(old["id"] == item["id"] for old in items):
@@ -496,7 +475,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with hub.lock:
             if fault.status is None:
-                answer = hub.answer(request).part(request.range)
+                answer = hub.answer(request).part(request.headers["Range"])
             else:
                 answer = Refusal(fault.status, f"Something went wrong ({fault.status})").answer
         self.send(request, answer, fault)
@@ -529,15 +508,10 @@ def client_environment(hub: HubServer, home: Path) -> dict[str, str]:
     The hub is also its proxy for all other hosts: it refuses these requests and remembers them.
     """
     ours = ("HF_", "HUGGING", "SSL_CERT", "TRANSFORMERS_OFFLINE")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(ours) and not name.lower().endswith("_proxy")
-    }
     proxies = {"http_proxy": hub.endpoint, "https_proxy": hub.endpoint}
     proxies["no_proxy"] = "127.0.0.1,localhost"
     return {
-        **kept,
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
         **proxies,
         **{name.upper(): value for name, value in proxies.items()},
         "HF_ENDPOINT": hub.endpoint,
