@@ -1,6 +1,6 @@
 """Print what a user reads when something goes wrong with the hub, and how soon.
 
-    PYTHONPATH=.:tests/helpers python benchmarks/hub_errors.py [--only WORD]
+PYTHONPATH=.:tests/helpers python benchmarks/hub_errors.py [--only WORD]
 """
 
 import argparse

@@ -82,7 +82,8 @@ def start(script, *arguments):
 
 def first_byte(request):
     """Where in the file the answer to a request begins."""
-    return int(re.fullmatch(r"bytes=(\d+)-", request.headers["Range"])[1]) if request.headers["Range"] else 0
+    wanted = request.headers["Range"]
+    return int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted else 0
 
 
 @pytest.fixture
