@@ -49,6 +49,21 @@ def test_saving_makes_the_folders_it_needs(model, tmp_path):
     assert load_model(save_model(model, tmp_path / "a" / "b")).config == model.config
 
 
+def test_a_backbone_with_computed_tables_comes_back_as_it_went(tmp_path):
+    sizes = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
+    model = create_model("fsaf_swin_tiny_fpn", backbone_kwargs=sizes, channels=8, num_classes=2)
+    again = load_model(save_model(model, tmp_path))
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(again(images).logits, model(images).logits)
+
+
+def test_a_loaded_model_knows_which_parameters_learn_and_how_its_backbone_pads(model, folder):
+    again = load_model(folder)
+    assert again.backbone.rounds_up == model.backbone.rounds_up is True
+    assert all(p.requires_grad and p.is_leaf for p in again.parameters())
+
+
 def test_saving_does_not_move_the_model(model, tmp_path):
     model = model.train()
     save_model(model, tmp_path)
