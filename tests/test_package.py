@@ -32,8 +32,6 @@ LAYERS = [
 ALLOWED: dict[tuple[str, str], str] = {}
 # Imports upwards that are to go; an entry that is gone is deleted here.
 TO_GO: set[tuple[str, str]] = {
-    ("checkpoints.convert.sepc_authors", "factory.build"),
-    ("checkpoints.sources", "factory.load_model"),
     ("evaluation.speed", "training.dry_run.synchronize"),
 }
 # Gaps in the documentation of public functions that are to go.
