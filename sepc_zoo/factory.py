@@ -1,36 +1,26 @@
 """create_model: from a name to a detector."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from msgspec.structs import replace
-from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from sepc_zoo.checkpoints import hub
-from sepc_zoo.checkpoints.folder import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    load_weights,
-    read_config,
-    read_shapes,
-    read_weights,
-    refuse_misfits,
-)
-from sepc_zoo.config import DetectorConfig, override, resolve, without_credit
+from sepc_zoo.checkpoints.folder import load_weights, read_config, read_model, read_weights
+from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX
+from sepc_zoo.checkpoints.sources import find_model
+from sepc_zoo.config import DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError
+from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
-from sepc_zoo.registry import AUTHORS_WEIGHTS, is_model, model_config, neck_name, with_classes
+from sepc_zoo.published import find_row
+from sepc_zoo.registry import is_model, model_config, neck_name, with_classes
 
-MAX_MODULES = 5_000  # timm's largest models have 2,000
 CLASSES = ("num_classes", "label_names", "category_ids")
-MAX_TABLES = 2**28  # bytes of buffers that are not saved; timm's largest models have 2**24
 
 
 def create_model(
@@ -68,7 +58,7 @@ def create_model(
         ConfigError: the name is unknown (with the nearest ones) or an override does not fit.
         HubError: weights are missing, unreachable or do not fit; the message says what to do.
     """
-    folder = hub.find_model(
+    folder = find_model(
         name,
         pretrained,
         cache_dir=cache_dir,
@@ -77,8 +67,6 @@ def create_model(
         local_files_only=local_files_only,
     )
     known = model_config(name) if folder is None else read_config(folder)
-    if folder is not None:
-        check_weights(folder / WEIGHTS_FILE, known)
     changes = dict(config_overrides)
     if "architecture" in changes or "type" in changes.get("method", {}):
         raise ConfigError("architecture and type of method follow from the model's name")
@@ -87,64 +75,26 @@ def create_model(
     wanted = override(with_classes(known, num_classes, label_names), changes)
     if folder is None or wanted != known:
         wanted = replace(wanted, weights=without_credit(wanted.weights))
-    # Weights are loaded into the classes that they know; after that the classes change.
-    classes = {} if folder is None else {name: getattr(known, name) for name in CLASSES}
-    try:
-        model = build(replace(wanted, **classes), pretrained_backbone and folder is None)
-    except OSError as error:
-        raise HubError(
-            f"cannot download the weights of backbone {wanted.backbone.name}: {error}; connect "
-            "once, or load a file of timm's with load_backbone"
-        ) from error
-    if folder is not None:
-        load_weights(model, folder / WEIGHTS_FILE)
+    if folder is None:
+        model = _new_model(wanted, pretrained_backbone)
+    else:
+        # Weights are loaded into the classes that they know; after that the classes change.
+        config = replace(wanted, **{name: getattr(known, name) for name in CLASSES})
+        model = read_model(folder, None if config == known else config)
         model.reset_classifier(wanted.label_names, wanted.category_ids)
     if checkpoint is not None:
         load_weights(model, Path(checkpoint))
     return model.eval()
 
 
-def check_weights(file: Path, config: DetectorConfig) -> None:
-    """Compare a weights file with its config before memory is taken for the model.
-
-    Raises:
-        HubError: there is no such model, it is absurdly large, or tensors are missing, left over or
-            misshapen.
-    """
-    shapes = read_shapes(file)
+def _new_model(config: DetectorConfig, pretrained_backbone: bool) -> Detector:
     try:
-        with torch.device("meta"), at_most(MAX_MODULES):
-            skeleton = build(config)
-        # What is computed and not saved, as tables of positions: no weights file bounds it.
-        state = skeleton.state_dict()
-        tables = sum(b.nbytes for name, b in skeleton.named_buffers() if name not in state)
-        if tables > MAX_TABLES:
-            raise ConfigError(f"the model has {tables} bytes of tables, {MAX_TABLES} at most")
-    except ConfigError as error:
-        raise HubError(f"{file.with_name(CONFIG_FILE)} is no config of a model: {error}") from error
-    refuse_misfits(file, shapes, skeleton)
-
-
-@contextmanager
-def at_most(count: int) -> Iterator[None]:
-    """Stop whoever builds a model of more modules than this, which would take minutes.
-
-    Raises:
-        ConfigError: from within the code that builds.
-    """
-    modules = 0
-
-    def count_module(_: nn.Module, name: str, module: nn.Module | None) -> None:  # noqa: ARG001
-        nonlocal modules
-        modules += 1
-        if modules > count:
-            raise ConfigError(f"the model has more than {count} modules")
-
-    handle = register_module_module_registration_hook(count_module)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return build(config, pretrained_backbone)
+    except OSError as error:
+        raise HubError(
+            f"cannot download the weights of backbone {config.backbone.name}: {error}; connect "
+            "once, or load a file of timm's with load_backbone"
+        ) from error
 
 
 def load_model(source: str | Path, **kwargs: Any) -> Detector:
@@ -154,16 +104,11 @@ def load_model(source: str | Path, **kwargs: Any) -> Detector:
         kwargs: of ``create_model``.
     """
     name = str(source)
-    if not name.startswith((hub.LOCAL_PREFIX, hub.HUB_PREFIX)):
+    if not name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
         is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@.+)?", name) is not None
         is_folder = Path(source).expanduser().is_dir() or not is_hub_id
-        name = (hub.LOCAL_PREFIX if is_folder else hub.HUB_PREFIX) + name
+        name = (LOCAL_PREFIX if is_folder else HUB_PREFIX) + name
     return create_model(name, **kwargs)
-
-
-def build(config: DetectorConfig, pretrained_backbone: bool = False) -> Detector:
-    """A detector for a config, with new weights."""
-    return resolve(config.method.detector)(config, pretrained_backbone)
 
 
 def load_backbone(model: Detector, path: str | Path) -> None:
@@ -218,9 +163,10 @@ def model_info(name: str) -> ModelInfo:
     """
     if is_model(name):
         config = model_config(name)
-        authors_ap = AUTHORS_WEIGHTS.get(config.architecture, (None,))[0]
+        row = find_row(config.architecture)
+        authors_ap = row and row.ap
     else:
-        folder = Path(name) if Path(name).is_dir() else hub.find_model(name, pretrained=False)
+        folder = Path(name) if Path(name).is_dir() else find_model(name, pretrained=False)
         config = model_config(name) if folder is None else read_config(folder)
         authors_ap = config.weights.authors_ap
     height, width = (-(-side // 32) * 32 for side in config.weights.image_size)

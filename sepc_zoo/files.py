@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a run that was interrupted, never meets half of one."""
+"""Atomic writes: a reader, or a run that was interrupted, never meets half a file."""
 
 import csv
 import io
@@ -19,15 +19,18 @@ TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\..+")
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
-    The folder is created where missing. The temporary name ends like the final one, because PIL and
-    matplotlib choose the format by it. If ``write`` raises, what stood at ``path`` is untouched.
+    A missing folder is created. The temporary name has the suffix of the final one, because PIL and
+    matplotlib choose the format by it. If ``write`` raises, an older file at ``path`` stays as it
+    was. File and folder are synced, so that the new file survives a power failure.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name}")
     try:
         write(temporary)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,8 +55,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders, and keeps their names itself
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_temporary(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed; nobody may be writing now."""
+    """Remove temporary files of killed writers; call it only while nobody writes."""
     for file in folder.rglob(".*"):
         if TEMPORARY_NAME.fullmatch(file.name) and file.is_file():
             file.unlink()
@@ -63,14 +77,14 @@ def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     """Write ``data`` as UTF-8 JSON; ``indent=None`` keeps long lists of results compact.
 
     Raises:
-        ValueError: ``data`` holds a NaN or an infinity, which JSON does not have.
+        ValueError: ``data`` contains NaN or infinity, which JSON lacks.
     """
     text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as a UTF-8 CSV file; bytes of file names that are no UTF-8 are escaped."""
+    """Write rows as a UTF-8 CSV file; file names that are no UTF-8 have their odd bytes escaped."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     content = printable(text.getvalue()).encode()
@@ -78,5 +92,5 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
 
 
 def printable(text: str) -> str:
-    """Text as UTF-8 can hold it: a file name of another encoding has its odd bytes escaped."""
+    """Escape surrogates (odd bytes of file names), which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -32,6 +32,7 @@ from sepc_zoo.config import (
     tag_of,
 )
 from sepc_zoo.errors import ConfigError
+from sepc_zoo.published import PUBLISHED, PUBLISHERS, find_row
 
 # Short names of curated backbones. Any other timm model goes by its own name.
 BACKBONES = {
@@ -61,24 +62,6 @@ NECKS: dict[str, NeckConfig] = {
     "sepc": SEPCNeck(norm=True, head_deform=True, pconv_deform=True),
 }
 
-# COCO val2017 AP and Google Drive id of the checkpoints that the SEPC authors published.
-AUTHORS_WEIGHTS = {
-    "freeanchor_r50_pconv": (39.7, "1rwZeuT-VDGgfdt7IPidIOMh_guaIjxcO"),
-    "freeanchor_r50_ibn_pconv": (41.0, "148IsbWcRTCDg8TpGDNt3P4McV4kekMRl"),
-    "freeanchor_r50_sepc_lite": (41.9, "1Qb7WYtQVGrLDMnRwSXC-wnI9Vf3oLs4o"),
-    "freeanchor_r50_sepc": (43.0, "1rV7tZtjlfjdaNYeWKql1vhb1WPvjdWus"),
-    "fsaf_r50_fpn": (36.8, "1XlFlz8u0IqRw-HKy95VUNFrx3IKWM3q0"),
-    "fsaf_r50_pconv": (38.6, "1jtWmlPmZtFgZxD2QAZzVCAN6BnoAgzTF"),
-    "fsaf_r50_ibn_pconv": (39.1, "1d--0AjEdZEEbyP0JnFMmxyoIZUtpR9gj"),
-    "fsaf_r50_sepc_lite": (40.5, "1ODiNv14Bb44-RQrz-9cHtoNlbVKSItN6"),
-    "fsaf_r50_sepc": (41.6, "1iLWrfXssXoGhZAQg9_vNeZfuwi_kXZu4"),
-    "retinanet_r50_pconv": (37.0, "19cO_jxSZbbeyR5N_DWDbgM2wcyJEiD94"),
-    "retinanet_r50_ibn_pconv": (37.8, "12Mr2HG-0Qy_fkMDPw0eqtZ4t7G-M_pa6"),
-    "retinanet_r50_sepc_lite": (38.5, "1gq6bdWDZ83-5RzSeuUTpnOEeUyJvl2Zy"),
-    "retinanet_r50_sepc": (39.6, "1HSG7CVFzHtv3McJ60nBXFw6pk91H-ONv"),
-}
-AUTHORS_TAG = "coco_1x"
-DRIVE_URL = "https://drive.google.com/uc?id={id}"
 _registered: dict[str, DetectorConfig] = {}
 
 
@@ -116,16 +99,19 @@ def model_config(name: str) -> DetectorConfig:
     )
     config = override(config, {"head": {"convs": NECKS[neck].head_convs}})
     config = override(config, method_type.defaults)
-    return config if tag is None else _with_authors_conventions(config, name, tag)
+    return config if tag is None else _as_published(config, name)
 
 
 def authors_config(name: str) -> DetectorConfig:
-    """The configuration of a model as the SEPC authors trained it.
+    """The config of a model as the SEPC authors trained it.
 
     Raises:
         UnknownModelError: the authors published no model of this name.
     """
-    return model_config(name if name.endswith(f".{AUTHORS_TAG}") else f"{name}.{AUTHORS_TAG}")
+    row = find_row(name, "sepc")
+    if row is None:
+        raise _unknown(name)
+    return model_config(row.name)
 
 
 def neck_name(neck: NeckConfig) -> str:
@@ -134,22 +120,17 @@ def neck_name(neck: NeckConfig) -> str:
     return next((name for name, row in NECKS.items() if row == plain), neck.name)
 
 
-def _with_authors_conventions(config: DetectorConfig, name: str, tag: str) -> DetectorConfig:
-    if tag != AUTHORS_TAG or config.architecture not in AUTHORS_WEIGHTS:
+def _as_published(config: DetectorConfig, name: str) -> DetectorConfig:
+    """A config with the conventions of published weights and the credit to their publisher."""
+    row = PUBLISHED.get(name)
+    if row is None:
         raise _unknown(name)
-    ap, drive_id = AUTHORS_WEIGHTS[config.architecture]
-    weights = WeightsConfig(
-        tag=tag,
-        antialias=False,
-        pad_multiple=384 if config.architecture == "fsaf_r50_fpn" else 32,
-        dataset="COCO train2017",
-        source=DRIVE_URL.format(id=drive_id),
-        authors_ap=ap,
-    )
-    changes: dict[str, Any] = {"inclusive_boxes": True, "weights": weights}
-    if isinstance(config.neck, SEPCNeck):
-        changes["neck"] = {"padding": 0}
-    return override(config, changes)
+    credit = {
+        **{"tag": row.tag, "source": row.url, "authors_ap": row.ap},
+        "license": PUBLISHERS[row.publisher].license,
+    }
+    weights = override(WeightsConfig(), {**row.conventions.get("weights", {}), **credit})
+    return override(config, {**row.conventions, "weights": weights})
 
 
 def _is_timm_model(name: str) -> bool:
@@ -193,7 +174,7 @@ def list_models(
         exclude_filters: patterns of which none may match.
     """
     if pretrained:
-        names = {f"{name}.{AUTHORS_TAG}" for name in AUTHORS_WEIGHTS}
+        names = set(PUBLISHED)
     else:
         names = {f"{m}_{b}_{n}" for m in METHOD_TYPES for b in BACKBONES for n in NECKS}
         names |= set(_registered)
@@ -203,7 +184,7 @@ def list_models(
 
 def _matches(name: str, patterns: list[str]) -> bool:
     """Whether a pattern fits the name, with its tag or without."""
-    names = (name, name.removesuffix(f".{AUTHORS_TAG}"))
+    names = (name, name.partition(".")[0])
     return any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in patterns)
 
 

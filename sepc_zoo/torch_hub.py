@@ -5,7 +5,8 @@ from typing import Any
 
 from sepc_zoo.factory import create_model
 from sepc_zoo.models.detector import Detector
-from sepc_zoo.registry import AUTHORS_WEIGHTS, list_models, model_config, neck_name
+from sepc_zoo.published import find_row
+from sepc_zoo.registry import list_models, model_config, neck_name
 
 DOC = """Build a detector: method {method}, timm backbone {backbone}, neck {neck}; {weights}.
 
@@ -31,10 +32,8 @@ def _entry_point(name: str) -> Callable[..., Detector]:
         return create_model(name, pretrained, **kwargs)
 
     config = model_config(name)
-    published = AUTHORS_WEIGHTS.get(name)
-    weights = (
-        f"published weights, AP {published[0]} by their authors" if published else "no weights"
-    )
+    row = find_row(name)
+    weights = f"published weights, AP {row.ap} by their authors" if row else "no weights"
     build.__name__ = build.__qualname__ = name
     build.__doc__ = DOC.format(
         method=config.method.name,

@@ -15,7 +15,8 @@ from sepc_zoo.config import (
     config_to_json,
     override,
 )
-from sepc_zoo.registry import AUTHORS_WEIGHTS, NECKS, authors_config, model_config
+from sepc_zoo.published import PUBLISHED
+from sepc_zoo.registry import NECKS, authors_config, model_config
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_json_gives_the_config_back(method, neck):
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
-@pytest.mark.parametrize("name", AUTHORS_WEIGHTS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_json_gives_the_authors_config_back(name):
     config = authors_config(name)
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config

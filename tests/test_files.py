@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import pytest
 
@@ -31,6 +32,15 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(path, write_half)
     assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
     assert path.read_text() == "old"
+
+
+def test_the_file_is_synced_before_its_rename_and_the_folder_after(tmp_path, monkeypatch):
+    path, events = tmp_path / "x.txt", []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(path.exists()), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append("rename"), replace(*names)))
+    write_atomically(path, lambda file: file.write_text("new"))
+    assert events == [False, "rename", True]
 
 
 def test_names_stay_readable_in_json(tmp_path):

@@ -8,8 +8,8 @@ from sepc_zoo import registry as zoo
 from sepc_zoo.config import METHOD_TYPES as METHODS
 from sepc_zoo.config import BackboneConfig, ConfigError, SEPCNeck
 from sepc_zoo.models.backbone import Backbone
+from sepc_zoo.published import PUBLISHED
 from sepc_zoo.registry import (
-    AUTHORS_WEIGHTS,
     BACKBONES,
     NECKS,
     UnknownModelError,
@@ -178,7 +178,7 @@ def test_exclusions_take_away():
 def test_thirteen_models_have_published_weights():
     names = list_models(pretrained=True)
     assert len(names) == 13
-    assert names == sorted(f"{name}.coco_1x" for name in AUTHORS_WEIGHTS)
+    assert names == sorted(PUBLISHED)
     assert list_models("fsaf*", pretrained=True, exclude_filters="*_fpn.*") == [
         "fsaf_r50_ibn_pconv.coco_1x",
         "fsaf_r50_pconv.coco_1x",

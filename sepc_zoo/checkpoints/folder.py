@@ -1,34 +1,38 @@
-"""Model folders: config.json, model.safetensors and README.md, written and read."""
+"""Model folders: config.json, model.safetensors and README.md."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sepc_zoo import __version__
 from sepc_zoo.checkpoints.card import model_card
 from sepc_zoo.config import (
-    ConfigError,
     DetectorConfig,
     UnknownEntriesError,
     config_from_json,
     config_to_json,
 )
-from sepc_zoo.errors import HubError
+from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.files import write_atomically, write_json
+from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
-MOST_CONFIG_BYTES = 2**24  # 100,000 classes need a third of it
-MOST_TENSORS = 20_000  # of a file; timm's largest models have 3,000
+MAX_CONFIG_BYTES = 2**24  # 100,000 classes need a third of it
+MAX_TENSORS = 20_000  # timm's largest models have 3,000
+MAX_CALLS = 60_000  # of torch functions to build a model; timm's largest need 34,000
+MAX_TABLES = 2**28  # bytes of tensors that are computed and not saved; timm's largest have 2**24
 
 
 def save_model(
@@ -42,17 +46,22 @@ def save_model(
 ) -> Path:
     """Write a model folder that ``create_model("local-dir:…")`` builds again, bit for bit.
 
-    Each file is complete before it takes the place of an older one.
+    Each file is complete before it replaces an older one.
 
     Args:
-        metrics: ours, as ``validate`` gives them, ``dataset`` that they were measured on,
-            ``training``: how it was trained, ``repo_id`` that it will have on the hub: all for the
-            model card.
+        model: a detector.
+        directory: folder to write, created if missing.
+        metrics: figures of ``validate``, for the model card.
+        dataset: name of the data that ``metrics`` were measured on, for the card.
+        training: how the model was trained, for the card.
+        repo_id: repository that the folder will be pushed to, for the card.
+
+    Returns:
+        The folder.
     """
     directory = Path(directory)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    # Not save_file, which leaves a file that nobody else may read.
-    weights = save(state, {"format": "pt"})
+    weights = save(state, {"format": "pt"})  # save_file makes files that only their owner can read
     write_atomically(directory / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
     write_json(directory / CONFIG_FILE, config_to_json(model.config))
     card = model_card(model.config, metrics, dataset, training, repo_id)
@@ -60,20 +69,98 @@ def save_model(
     return directory
 
 
-def read_config(folder: Path) -> DetectorConfig:
-    """The config of a model folder.
+def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
+    """Build the model of a folder with its weights, in eval mode.
+
+    The folder may be a stranger's: the model is built without memory for its tensors, which are
+    compared with the header of the weights file before any of them is read.
+
+    Args:
+        folder: with config and weights.
+        config: to build instead of the folder's, with the same tensors.
 
     Raises:
-        HubError: it is no valid config; names the file and the entry.
+        HubError: a file is damaged, the config describes no model or an absurdly large one, or
+            tensors are missing, left over or misshapen; names the file and what is wrong.
+        ConfigError: the given config describes no model.
+    """
+    file = folder / WEIGHTS_FILE
+    wanted = read_config(folder) if config is None else config
+    shapes = read_shapes(file)
+    try:
+        with torch.device("meta"), bounded_building():
+            model = build(wanted)
+        computed = has_computed_tensors(model)
+        refuse_misfits(file, shapes, model)
+        if computed:
+            model = build(wanted)  # the file does not have them: building computes them
+        else:
+            model.to_empty(device="cpu")
+        model.load_state_dict(read_weights(file))
+        model.backbone.probe()
+    except ConfigError as error:
+        if config is not None:
+            raise
+        raise HubError(f"{folder / CONFIG_FILE} is no config of a model: {error}") from error
+    return model.eval()
+
+
+@contextmanager
+def bounded_building() -> Iterator[None]:
+    """Stop building a model after ``MAX_CALLS`` calls of torch, which takes seconds.
+
+    Raises:
+        ConfigError: from within the code that builds.
+    """
+    calls = 0
+
+    class Bound(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > MAX_CALLS:
+                raise ConfigError("the model has too many layers")
+            return func(*args, **(kwargs or {}))
+
+    with Bound():
+        yield
+
+
+def has_computed_tensors(model: nn.Module) -> bool:
+    """Whether a model has tensors that its weights file lacks, or tensors with two names.
+
+    Raises:
+        ConfigError: they need more memory than any sensible model.
+    """
+    saved = {id(value) for value in model.state_dict(keep_vars=True).values()}
+    computed = [
+        value
+        for module in model.modules()
+        for value in [*module._buffers.values(), *vars(module).values()]
+        if isinstance(value, Tensor) and id(value) not in saved
+    ]
+    size = sum(value.nbytes for value in computed)
+    if size > MAX_TABLES:
+        raise ConfigError(f"the model has {size} bytes of tables, {MAX_TABLES} at most")
+    return bool(computed) or len(saved) < len(model.state_dict())
+
+
+def read_config(folder: Path) -> DetectorConfig:
+    """Read the config of a model folder.
+
+    Raises:
+        HubError: it is not valid; names the file and the entry.
     """
     file = folder / CONFIG_FILE
     try:
-        if file.stat().st_size > MOST_CONFIG_BYTES:
-            raise ConfigError(f"it has more than {MOST_CONFIG_BYTES} bytes")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"it has more than {MAX_CONFIG_BYTES} bytes")
         return config_from_json(json.loads(file.read_text(encoding="utf-8")))
     except UnknownEntriesError as error:
         raise HubError(
-            f"{file} is of a newer version than this {__version__}, or no config of this library: "
+            f"{file} is of a newer version than {__version__}, or no config of this library: "
             f"{error}; try `pip install -U sepc_zoo`"
         ) from error
     except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
@@ -92,7 +179,7 @@ def load_weights(model: Detector, file: Path) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
         HubError: the file is missing or damaged.
@@ -105,7 +192,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file without their values, on the meta device.
+    """Read the header of a safetensors file: its tensors on the meta device, without values.
 
     Raises:
         HubError: the file is missing or damaged.
@@ -113,8 +200,8 @@ def read_shapes(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, "pt") as content:
             keys = content.keys()
-            if len(keys) > MOST_TENSORS:
-                raise HubError(f"{file} has {len(keys)} tensors, {MOST_TENSORS} at most")
+            if len(keys) > MAX_TENSORS:
+                raise HubError(f"{file} has {len(keys)} tensors, {MAX_TENSORS} at most")
             shapes = {key: content.get_slice(key).get_shape() for key in keys}
     except (OSError, SafetensorError) as error:
         raise HubError(unreadable(file, error)) from error
@@ -125,30 +212,33 @@ def read_shapes(file: Path) -> dict[str, Tensor]:
 
 
 def unreadable(file: Path, why: object) -> str:
-    return f"{file} cannot be read as safetensors: {why!s:.500}; fetch it again"
+    return f"{file} cannot be read as safetensors: {why!s:.500}; download it again"
 
 
 def refuse_misfits(file: Path, state: Mapping[str, Tensor], model: Detector) -> None:
-    """
+    """Compare the tensors of a file with those of a model.
+
     Raises:
-        HubError: tensors of the file are missing, left over or misshapen; names them.
+        HubError: tensors are missing, left over or misshapen; names them.
     """
     problems = misfits(state, model.state_dict())
     if problems:
         raise HubError(f"{file} does not fit {model.config.architecture}:\n" + "\n".join(problems))
 
 
-def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], most: int = 20) -> list[str]:
-    """A line for each tensor that is missing, left over or misshapen, ``most`` at the most."""
+def misfits(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], max_lines: int = 20
+) -> list[str]:
+    """Describe each tensor that is missing, left over or misshapen, one a line."""
     misshapen = [
         f"  {key} is {tuple(state[key].shape)!s:.200}, not {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ]
     missing = [f"  missing: {key}" for key in wanted if key not in state]
-    # These names are a stranger's: without line breaks and codes for the terminal.
+    # A stranger chose these names: escape line breaks and codes for the terminal.
     left_over = [f"  left over: {ascii(key)[1:-1]:.200}" for key in state if key not in wanted]
     problems = misshapen + missing + left_over
-    if len(problems) <= most:
+    if len(problems) <= max_lines:
         return problems
-    return [*problems[:most], f"  and {len(problems) - most} more"]
+    return [*problems[:max_lines], f"  and {len(problems) - max_lines} more"]

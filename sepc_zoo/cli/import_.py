@@ -18,7 +18,7 @@ class Arguments(Options):
         None, "checkpoint that was downloaded before", metavar="CHECKPOINT.pth"
     )
     url: str | None = option(
-        None, "address to download from, with {id} or {name} in it (default: Google Drive's)"
+        None, "address to download from, with {id} or {name} in it (default: the publisher's)"
     )
     push: str | None = option(None, "organisation on the hub to upload the model to", metavar="ORG")
 
@@ -27,15 +27,15 @@ def run(arguments: Arguments) -> int:
     """Import one model or all; one that fails does not stop the others."""
     from sepc_zoo.checkpoints.sources import import_model
     from sepc_zoo.cli.publishing import push_or_say_how
-    from sepc_zoo.registry import AUTHORS_WEIGHTS, DRIVE_URL
+    from sepc_zoo.published import PUBLISHED
 
-    names = list(AUTHORS_WEIGHTS) if arguments.model == "all" else [arguments.model]
+    names = list(PUBLISHED) if arguments.model == "all" else [arguments.model]
     if arguments.file is not None and len(names) > 1:
         raise ConfigError("--file is one checkpoint; give the name of its model instead of all")
     done, failed = [], []
     for name in names:
         try:
-            folder = import_model(name, arguments.file, arguments.url or DRIVE_URL)
+            folder = import_model(name, arguments.file, arguments.url)
         except UserError as error:
             if len(names) == 1:
                 raise

@@ -55,12 +55,27 @@ class Backbone(nn.Module):
             )
         self.indices = [reductions.index(stride) for stride in strides]
         self.channels = [info.channels()[i] for i in self.indices]
-        self.max_stride = strides[-1]
+        self.strides = tuple(strides)
         self.channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
+        self.fixed_size = _has_fixed_size(name)
+        self.rounds_up = False
+        if not next(self.body.parameters()).is_meta:
+            self.probe()
+
+    @property
+    def max_stride(self) -> int:
+        return self.strides[-1]
+
+    def probe(self) -> None:
+        """Find out whether maps have their sides rounded up; call it once tensors have values.
+
+        Raises:
+            ConfigError: the model cannot process an image.
+        """
         try:
-            self.rounds_up = not _has_fixed_size(name) and self._keeps_partial_cells(strides)
+            self.rounds_up = not self.fixed_size and self._keeps_partial_cells()
         except TIMM_ERRORS as error:
-            raise ConfigError(f"{name!r} with {kwargs} fails on an image: {error}") from error
+            raise ConfigError(f"the backbone fails on an image: {error}") from error
 
     @property
     def trunk(self) -> nn.Module:
@@ -81,7 +96,7 @@ class Backbone(nn.Module):
         return features
 
     @torch.no_grad()
-    def _keeps_partial_cells(self, strides: Sequence[int]) -> bool:
+    def _keeps_partial_cells(self) -> bool:
         """Whether an image of 33 pixels gives maps whose sides are rounded up: 5, 3 and 2 cells.
 
         Patches and poolings without padding drop a partial cell, and some models fail on one.
@@ -93,7 +108,7 @@ class Backbone(nn.Module):
             return False
         finally:
             self.body.train()
-        return [features[i].shape[-1] for i in self.indices] == [-(-33 // s) for s in strides]
+        return [features[i].shape[-1] for i in self.indices] == [-(-33 // s) for s in self.strides]
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters by stage: up to stride 2, 4, 8, 16, 32, each without the stages before it.

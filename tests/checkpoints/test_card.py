@@ -1,8 +1,7 @@
-import dataclasses
-
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from msgspec.structs import replace
 
 from sepc_zoo.checkpoints.card import model_card
 from sepc_zoo.registry import authors_config, model_config, with_classes
@@ -22,8 +21,8 @@ NAMES = [
 
 def config_of(dataset="cells", **changes):
     config = with_classes(model_config("retinanet_r18_sepc"), None, NAMES)
-    weights = dataclasses.replace(config.weights, dataset=dataset, **changes)
-    return dataclasses.replace(config, weights=weights)
+    weights = replace(config.weights, dataset=dataset, **changes)
+    return replace(config, weights=weights)
 
 
 def render(card):

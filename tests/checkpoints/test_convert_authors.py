@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from authors_checkpoints import their_name, their_state
+from authors_checkpoints import META, their_name, their_state
 
 from sepc_zoo.checkpoints.convert.sepc_authors import (
     BOX_CHANNELS,
@@ -14,16 +14,21 @@ from sepc_zoo.checkpoints.convert.sepc_authors import (
     rename,
 )
 from sepc_zoo.checkpoints.folder import save_model
-from sepc_zoo.factory import build, create_model
-from sepc_zoo.registry import AUTHORS_WEIGHTS, UnknownModelError, authors_config
+from sepc_zoo.factory import create_model
+from sepc_zoo.models.build import build
+from sepc_zoo.published import PUBLISHED
+from sepc_zoo.registry import UnknownModelError, authors_config
+
+SEPC_NAMES = [row.name for row in PUBLISHED.values() if row.publisher == "sepc"]
+pytestmark = pytest.mark.usefixtures("tiny_rows")
 
 
 @pytest.fixture(scope="module")
-def state():
-    return their_state("fsaf_r50_sepc")
+def state(tiny_rows):  # noqa: ARG001
+    return their_state("fsaf_test_efficientnet_sepc")
 
 
-@pytest.mark.parametrize("name", AUTHORS_WEIGHTS)
+@pytest.mark.parametrize("name", SEPC_NAMES)
 def test_names_of_every_published_model_go_there_and_back(name):
     with torch.device("meta"):
         keys = list(build(authors_config(name)).state_dict())
@@ -31,7 +36,14 @@ def test_names_of_every_published_model_go_there_and_back(name):
     assert len({their_name(key) for key in keys}) == len(keys)
 
 
-@pytest.mark.parametrize("name", ["fsaf_r50_sepc", "fsaf_r50_fpn", "retinanet_r50_sepc_lite"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fsaf_test_efficientnet_sepc",
+        "fsaf_test_efficientnet_fpn",
+        "retinanet_test_efficientnet_sepc_lite",
+    ],
+)
 def test_every_tensor_arrives_where_it_belongs(name):
     state = their_state(name)
     model = from_authors(state, name)
@@ -47,7 +59,7 @@ def test_every_tensor_arrives_where_it_belongs(name):
 
 def test_only_fsaf_changes_the_order_of_its_box_channels(state):
     """Bottom, top, left, right there; top, bottom, left, right here."""
-    ours = from_authors(state, "fsaf_r50_sepc").head.box
+    ours = from_authors(state, "fsaf_test_efficientnet_sepc").head.box
     for name in ("weight", "bias"):
         theirs = state[f"bbox_head.retina_reg.{name}"]
         for here, there in enumerate([1, 0, 2, 3]):
@@ -56,26 +68,28 @@ def test_only_fsaf_changes_the_order_of_its_box_channels(state):
 
 
 def test_both_conventions_of_the_authors_stay_in_the_config(state):
-    config = from_authors(state, "fsaf_r50_sepc").config
+    config = from_authors(state, "fsaf_test_efficientnet_sepc").config
     assert config.neck.padding == 0
     assert config.inclusive_boxes
     assert not config.weights.antialias
-    assert config == authors_config("fsaf_r50_sepc")
+    assert config == authors_config("fsaf_test_efficientnet_sepc")
 
 
 def test_the_model_comes_in_eval_mode(state):
-    assert not any(module.training for module in from_authors(state, "fsaf_r50_sepc").modules())
+    assert not any(
+        module.training for module in from_authors(state, "fsaf_test_efficientnet_sepc").modules()
+    )
 
 
 def test_the_callers_state_is_left_alone(state):
     before = dict(state)
-    from_authors(state, "fsaf_r50_sepc")
+    from_authors(state, "fsaf_test_efficientnet_sepc")
     assert list(state) == list(before)
     assert all(state[key] is before[key] for key in state)
 
 
 def test_a_converted_folder_builds_the_model_again_bit_for_bit(state, tmp_path):
-    model = from_authors(state, "fsaf_r50_sepc.coco_1x")
+    model = from_authors(state, "fsaf_test_efficientnet_sepc.coco_1x")
     again = create_model(f"local-dir:{save_model(model, tmp_path)}")
     assert again.config == model.config
     ours, theirs = model.state_dict(), again.state_dict()
@@ -87,34 +101,36 @@ def test_a_converted_folder_builds_the_model_again_bit_for_bit(state, tmp_path):
 
 def test_a_prefix_of_parallel_training_is_dropped(state):
     wrapped = {f"module.{key}": value for key, value in state.items()}
-    ours, theirs = (from_authors(s, "fsaf_r50_sepc").state_dict() for s in (state, wrapped))
+    ours, theirs = (
+        from_authors(s, "fsaf_test_efficientnet_sepc").state_dict() for s in (state, wrapped)
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_a_missing_tensor_is_named_as_ours(state):
     state = {k: v for k, v in state.items() if k != "neck.1.cconv.conv_offset.bias"}
     with pytest.raises(CheckpointError, match=r"missing: neck.cls_branch.conv.offset.bias"):
-        from_authors(state, "fsaf_r50_sepc")
+        from_authors(state, "fsaf_test_efficientnet_sepc")
 
 
 def test_a_tensor_left_over_is_named(state):
     with pytest.raises(CheckpointError, match="left over: momentum"):
-        from_authors(state | {"momentum": torch.zeros(1)}, "fsaf_r50_sepc")
+        from_authors(state | {"momentum": torch.zeros(1)}, "fsaf_test_efficientnet_sepc")
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(state):
     wrong = state | {"bbox_head.retina_cls.bias": torch.zeros(20)}
     with pytest.raises(CheckpointError, match=r"head.cls.bias is \(20,\), not \(80,\)"):
-        from_authors(wrong, "fsaf_r50_sepc")
+        from_authors(wrong, "fsaf_test_efficientnet_sepc")
 
 
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
-        ("fsaf_r50_sepc_lite", "left over: neck.pconvs.0.from_coarser.offset"),
-        ("fsaf_r50_pconv", "left over: neck.pconvs.0.norm"),
-        ("fsaf_r50_fpn", "missing: head.cls_tower.0.weight"),
-        ("retinanet_r50_sepc", r"head.cls.weight is \(80, 256, 3, 3\), not \(720,"),
+        ("fsaf_test_efficientnet_sepc_lite", "left over: neck.pconvs.0.from_coarser.offset"),
+        ("fsaf_test_efficientnet_pconv", "left over: neck.pconvs.0.norm"),
+        ("fsaf_test_efficientnet_fpn", "missing: head.cls_tower.0.weight"),
+        ("retinanet_test_efficientnet_sepc", r"head.cls.weight is \(80, 8, 3, 3\), not \(720,"),
     ],
 )
 def test_a_checkpoint_of_another_variant_is_refused_by_its_tensors(state, name, tensor):
@@ -122,13 +138,12 @@ def test_a_checkpoint_of_another_variant_is_refused_by_its_tensors(state, name, 
         from_authors(state, name)
 
 
-@pytest.mark.parametrize("name", ["fsaf_r18_sepc", "retinanet_r50_fpn", "fsaf_r50_sepc.other"])
+@pytest.mark.parametrize(
+    "name", ["fsaf_r18_sepc", "retinanet_r50_fpn", "fsaf_test_efficientnet_sepc.other"]
+)
 def test_only_published_models_are_converted(name):
     with pytest.raises(UnknownModelError):
         from_authors({}, name)
-
-
-META = {"epoch": 12, "iter": 87960, "mmcv_version": "0.4.3", "CLASSES": ("person",), "config": "x"}
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])

@@ -24,8 +24,8 @@ from sepc_zoo.models.detector import Detector
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CASES = int(os.environ.get("SEPC_ZOO_FUZZ_CASES", "240"))
 SECONDS = 10  # that a case may take on a busy machine
-MOST_MEMORY = 2 * 1024**3  # bytes
-LONGEST_TEXT = 8000  # characters of an error
+MAX_MEMORY = 2 * 1024**3  # bytes
+MAX_TEXT = 8000  # characters of an error
 # What nobody does who only reads two files; names of CPython's audit events.
 FORBIDDEN = (
     *("socket.", "subprocess.", "urllib.", "http.", "ftplib.", "os.system", "os.exec", "os.fork"),
@@ -118,7 +118,7 @@ def built_or_refused(folder, files):
             text = str(error)
             assert str(folder) in text
             assert CONFIG in text or WEIGHTS in text
-            assert len(text) < LONGEST_TEXT
+            assert len(text) < MAX_TEXT
             return text
     assert isinstance(model, Detector)
     return None
@@ -427,4 +427,4 @@ def test_memory_stays_small():
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stdout
     peak = int(done.stdout.split()[-1])
-    assert peak * (1 if sys.platform == "darwin" else 1024) < MOST_MEMORY
+    assert peak * (1 if sys.platform == "darwin" else 1024) < MAX_MEMORY

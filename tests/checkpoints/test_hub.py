@@ -1,386 +1,278 @@
-import hashlib
+"""Models go to a hub and come from it, over HTTP, by the real client."""
+
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import errors
-from safetensors.torch import load_file, save_file
+from hub_cases import tiny_model
+from hub_server import client_environment, forget_connections
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-from sepc_zoo.checkpoints import hub
-from sepc_zoo.checkpoints.folder import misfits, save_model
-from sepc_zoo.checkpoints.hub import push_folder
-from sepc_zoo.errors import HubError
-from sepc_zoo.factory import create_model, load_model
+from sepc_zoo import HubError, create_model, load_model, push_to_hub
+from sepc_zoo.checkpoints import hub as our_hub
+from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.cli import main
+from sepc_zoo.files import write_json
+from sepc_zoo.registry import NECKS
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+METRICS = {"AP": 0.31, "AP50": 0.52, "AP75": 0.3, "APs": -1.0, "per_class": {}}
+IN_NEW_PROCESS = """
+import sys, torch
+from sepc_zoo import load_model
+model = load_model(sys.argv[1])
+with torch.no_grad():
+    torch.save(tuple(model(torch.load(sys.argv[2])))[:2], sys.argv[3])
+"""
 
 
 @pytest.fixture(scope="module")
 def model():
-    return create_model("fsaf_r18_fpn", channels=16, head={"convs": 0}, num_classes=2)
+    return tiny_model()
 
 
 @pytest.fixture
-def folder(model, tmp_path):
-    return save_model(model, tmp_path)
+def token(hub):
+    return hub.add_user("alice", organizations=["zoo"])
 
 
 @pytest.fixture
-def no_network(monkeypatch):
-    def forbidden(*_args, **_kwargs):
-        raise AssertionError("the network was reached")
+def pushed(hub, token, model):
+    push_to_hub(model, "zoo/cells", token=token, metrics=METRICS, dataset="cells")
+    return hub.repository("zoo/cells")
 
-    monkeypatch.setattr(hub, "hf_hub_download", forbidden)
 
+def images():
+    return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
-def edit_state(folder, change):
-    state = load_file(folder / WEIGHTS)
-    change(state)
-    save_file(state, folder / WEIGHTS)
 
+def outputs(model):
+    with torch.no_grad():
+        predictions = model(images())
+    return predictions.logits, predictions.deltas
 
-def refused(folder, match):
-    with pytest.raises(HubError, match=match) as error:
-        load_model(folder)
-    return str(error.value)
 
+def assert_same_model(model, other):
+    assert other.config == model.config
+    for ours, theirs in zip(outputs(model), outputs(other), strict=True):
+        assert torch.equal(ours, theirs)
 
-def test_a_folder_has_config_weights_and_card(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS]
 
-
-def test_the_card_says_what_the_hub_asks_for(folder):
-    card = (folder / "README.md").read_text()
-    front = card.split("---")[1]
-    assert "library_name: sepc_zoo" in front
-    assert "pipeline_tag: object-detection" in front
-    assert "fsaf_r18_fpn" in card
-
-
-def test_saving_makes_the_folders_it_needs(model, tmp_path):
-    assert load_model(save_model(model, tmp_path / "a" / "b")).config == model.config
-
-
-def test_saving_does_not_move_the_model(model, tmp_path):
-    model = model.train()
-    save_model(model, tmp_path)
-    assert model.training
-    model.eval()
-
-
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
-def test_a_folder_without_one_of_its_files_is_no_model(folder, file):
-    (folder / file).unlink()
-    refused(folder, f"no model folder: it has no {file}")
-
-
-@pytest.mark.usefixtures("no_network")
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(HubError, match="nowhere is no model folder"):
-        create_model(f"local-dir:{tmp_path}/nowhere")
-
-
-def test_a_missing_tensor_is_named(folder):
-    edit_state(folder, lambda state: state.pop("head.box.bias"))
-    refused(folder, "missing: head.box.bias")
-
-
-def test_a_tensor_left_over_is_named(folder):
-    edit_state(folder, lambda state: state.update(extra=torch.zeros(1)))
-    refused(folder, "left over: extra")
-
-
-def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
-    edit_state(folder, lambda state: state.update({"head.box.bias": torch.zeros(5)}))
-    refused(folder, r"head.box.bias is \(5,\), not \(4,\)")
-
-
-def test_a_long_list_of_misfits_is_cut(folder):
-    edit_state(folder, lambda state: [state.pop(key) for key in list(state)[3:]])
-    assert len(refused(folder, "and [0-9]+ more").splitlines()) == 22
-
-
-def test_the_name_of_a_tensor_left_over_is_shown_without_codes_for_the_terminal(folder):
-    edit_state(folder, lambda state: state.update({"\x1b[2J\n" + "x" * 9999: torch.zeros(1)}))
-    text = refused(folder, r"left over: \\x1b\[2J\\nxxx")
-    assert len(text) < 1000
-
-
-IMPOSSIBLE_SHAPES = ([0, 2**63], [0, 2**64 - 1], [0, 2**62, 2**62])
-
-
-@pytest.mark.parametrize("shape", IMPOSSIBLE_SHAPES)
-def test_an_empty_tensor_of_impossible_sides_is_refused(folder, shape):
-    header = {"head.box.bias": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
-    write_header(folder, json.dumps(header))
-    refused(folder, "impossible shape")
-
-
-def test_a_file_of_very_many_tensors_is_refused(folder):
-    entry = json.dumps({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
-    write_header(folder, "{" + ",".join(f'"{i}":{entry}' for i in range(30_000)) + "}")
-    refused(folder, "has 30000 tensors, 20000 at most")
-
-
-def write_header(folder, header):
-    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header.encode())
-
-
-def test_a_config_of_gigabytes_is_not_read(folder):
-    with (folder / CONFIG).open("wb") as file:
-        file.truncate(2**40)
-    refused(folder, f"{CONFIG} is no config of a model: it has more than")
-
-
-# Of a backbone: each passes the checks of a config, and timm would build it or fail in its own way.
-ABSURD_BACKBONES = {
-    "minutes of building": ("resnet18", {"layers": [16384] * 4}, "more than 5000 modules"),
-    "terabytes beside the weights": ("coatnet_0_rw_224", {"img_size": 8192}, "bytes of tables"),
-    "layers of nothing": ("convnext_atto", {"dims": [0] * 4}, "groups must be a positive"),
-    "arguments of ours": ("resnet18", {"self": 1, "name": 2}, "self.* are no model's"),
-    "a list for a number": ("mobilenetv2_100", {"bn_eps": []}, "not supported between"),
-    "no such model": ("resnet19", {}, "Unknown model"),
-}
-
-
-@pytest.mark.parametrize("case", ABSURD_BACKBONES)
-def test_an_absurd_backbone_is_refused_by_the_name_of_the_file(folder, case):
-    backbone, kwargs, match = ABSURD_BACKBONES[case]
-    content = json.loads((folder / CONFIG).read_text())
-    content["model_args"] |= {"backbone": {"name": backbone, "kwargs": kwargs}}
-    (folder / CONFIG).write_text(json.dumps(content))
-    refused(folder, f"{CONFIG} is no config of a model: .*{match}")
-
-
-def test_misfits_of_equal_states_are_none(model):
-    assert misfits(model.state_dict(), model.state_dict()) == []
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
-def test_a_truncated_file_is_damaged(folder, keep):
-    data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(data[:keep])
-    refused(folder, "cannot be read as safetensors")
-
-
-def test_a_pickle_is_no_safetensors(folder, model):
-    torch.save(model.state_dict(), folder / WEIGHTS)
-    refused(folder, "cannot be read as safetensors")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        '{"architecture": 5}',
-        "[" * 100_000,
-        "{" + f'"num_classes": {"9" * 5000}' + "}",
-        "\udcff",
-    ],
-    ids=["empty", "cut", "list", "null", "type", "deep", "huge number", "no utf-8"],
-)
-def test_a_broken_config_is_named(folder, text):
-    (folder / CONFIG).write_bytes(text.encode("utf-8", "surrogateescape"))
-    refused(folder, f"{CONFIG} is no config of a model")
-
-
-def test_a_config_of_a_newer_version_says_to_upgrade(folder):
-    content = json.loads((folder / CONFIG).read_text())
-    content["model_args"]["telepathy"] = True
-    (folder / CONFIG).write_text(json.dumps(content))
-    refused(folder, "newer version.*telepathy.*pip install -U")
-
-
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("name", ["fsaf_r18_sepc", "retinanet_r50_fpn", "fsaf_regnety_004_fpn"])
-def test_weights_that_are_not_published_are_not_looked_for(name):
-    with pytest.raises(HubError, match=rf"no weights of {name} are published.*list_models"):
-        create_model(name, pretrained=True)
-
-
-class Answer:
-    """What the hub's client raises and shows of an answer."""
-
-    def __init__(self, status_code):
-        self.status_code = status_code
-
-
-def refusal(kind, status_code=404):
-    error = kind.__new__(kind, "refused")  # its constructor wants a whole answer
-    error.response = Answer(status_code)
-    return error
-
-
-@pytest.fixture
-def answering(folder, monkeypatch, tmp_path):
-    """A hub that has the model; what it is asked for, and where it says no."""
-    asked, refusals = [], {}
-    cache = tmp_path / "snapshots" / "abc"
-    cache.mkdir(parents=True)
-    for file in folder.glob("*.*"):
-        (cache / file.name).write_bytes(file.read_bytes())
-
-    def tell(_url, **_):
-        if "tell" in refusals:
-            raise refusals["tell"]
-
-    def download(repo_id, file, **options):
-        asked.append((repo_id, file, options))
-        if "download" in refusals or options["local_files_only"]:
-            raise refusals.get("download", errors.LocalEntryNotFoundError("x"))
-        return str(cache / file)
-
-    monkeypatch.setattr(hub, "get_hf_file_metadata", tell)
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr(hub, "list_files", lambda _: refusals.get("files", []))
-    monkeypatch.setattr(hub, "revisions", lambda _: "there are main")
-    return asked, refusals
-
-
-@pytest.mark.parametrize("name", ["fsaf_r50_sepc", "fsaf_r50_sepc.coco_1x"])
-def test_published_weights_have_a_repository(name, answering):
-    asked, _ = answering
-    assert create_model(name, pretrained=True).config.num_classes == 2
-    repositories = [(repo_id, file) for repo_id, file, _ in asked]
-    assert repositories == [("sepc-zoo/fsaf_r50_sepc.coco_1x", file) for file in (CONFIG, WEIGHTS)]
-
-
-def test_another_organisation_can_be_asked(answering, monkeypatch):
-    monkeypatch.setenv("SEPC_ZOO_HUB_ORG", "mine")
-    create_model("fsaf_r50_sepc", pretrained=True)
-    assert answering[0][0][0] == "mine/fsaf_r50_sepc.coco_1x"
-
-
-def test_a_repository_is_asked_with_its_revision_and_the_users_options(answering):
-    asked, _ = answering
-    create_model("hf-hub:org/name@v2", cache_dir="/c", token="t")
-    options = {"cache_dir": "/c", "token": "t", "local_files_only": False}
-    assert asked == [
-        ("org/name", CONFIG, options | {"revision": "v2"}),
-        ("org/name", WEIGHTS, options | {"revision": "abc"}),  # the commit of the config
-    ]
-
-
-def test_imported_weights_are_found_without_the_hub(model, monkeypatch, tmp_path):
-    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path))
-    monkeypatch.setattr(hub, "get_hf_file_metadata", None)
-    save_model(model, tmp_path / "fsaf_r50_sepc.coco_1x")
-    assert create_model("fsaf_r50_sepc", pretrained=True).config == model.config
-
-
-REFUSALS = {
-    "gated": (refusal(errors.GatedRepoError, 403), "org/name is gated: ask for access"),
-    "unknown": (refusal(errors.RepositoryNotFoundError), "does not exist, or your token may not"),
-    "private": (
-        refusal(errors.RepositoryNotFoundError, 401),
-        "is private and you are not logged in",
-    ),
-    "revision": (refusal(errors.RevisionNotFoundError), "no revision 'v2': there are main"),
-    "file": (refusal(errors.RemoteEntryNotFoundError), f"at revision v2 has no {CONFIG}"),
-    "wrong token": (refusal(errors.HfHubHTTPError, 401), "the token is not valid, log in again"),
-    "disabled": (refusal(errors.HfHubHTTPError, 403), "lets nobody with this token have it"),
-    "server": (refusal(errors.HfHubHTTPError, 500), "answered with error 500: try again later"),
-    "network": (ConnectionError("cut"), r"cannot be reached \(cut\): load it once online"),
-    "offline": (errors.OfflineModeIsEnabled("x"), "the hub was not to be asked"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_an_answer_of_the_hub_says_what_to_do(case, answering):
-    error, match = REFUSALS[case]
-    answering[1]["tell"] = error
-    with pytest.raises(HubError, match=match) as caught:
-        create_model("hf-hub:org/name@v2")
-    assert "org/name" in str(caught.value)
-
-
-def test_a_repository_with_only_a_pickle_says_how_to_convert_it(answering):
-    answering[1].update(tell=refusal(errors.RemoteEntryNotFoundError), files=["a.pth", "b.txt"])
-    with pytest.raises(HubError, match=r"but a\.pth: a pickle may run code.*sepc-zoo convert"):
-        create_model("hf-hub:org/name")
-
-
-def test_a_download_that_is_cut_says_so(answering):
-    answering[1]["download"] = OSError("Consistency check failed")
-    with pytest.raises(HubError, match="did not arrive whole: Consistency check failed"):
-        create_model("hf-hub:org/name")
-
-
-def test_published_weights_that_are_nowhere_can_be_imported(answering, monkeypatch, tmp_path):
-    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path / "none"))
-    answering[1]["tell"] = refusal(errors.RepositoryNotFoundError)
-    match = "neither on the hub .* nor imported here .*sepc-zoo import fsaf_r50_sepc"
+def refused(source, match, **kwargs):
     with pytest.raises(HubError, match=match):
-        create_model("fsaf_r50_sepc", pretrained=True)
+        create_model(source, **kwargs)
 
 
-def test_a_file_that_was_altered_in_the_cache_is_refused(tmp_path):
-    content = b"config"
-    digest = hashlib.sha256(content).hexdigest()
-    (tmp_path / digest).write_bytes(content)
-    hub.check_hash(tmp_path / digest, hub.Request("org/name"))
-    (tmp_path / digest).write_bytes(b"Config")
-    with pytest.raises(HubError, match="not what the hub has"):
-        hub.check_hash(tmp_path / digest, hub.Request("org/name"))
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("method", ["retinanet", "freeanchor", "fsaf"])
+def test_every_method_and_neck_comes_back_as_it_went(method, neck, hub, token):
+    model = create_model(f"{method}_test_efficientnet_{neck}", channels=8, num_classes=3)
+    assert "/commit/" in push_to_hub(model, "zoo/model", token=token)
+    assert_same_model(model, create_model("hf-hub:zoo/model"))
+    assert len(hub.repository("zoo/model").commits) == 2  # the hub's own first one, and ours
 
 
-@pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:a/b/c", "hf-hub:org/na me", "hf-hub:-x/y"])
-def test_a_name_of_no_repository_is_refused_without_asking(name):
-    with pytest.raises(HubError, match="expected org/name"):
-        create_model(name)
+@pytest.mark.slow
+def test_a_new_process_gets_the_same_model(hub, pushed, model, tmp_path):
+    torch.save(images(), tmp_path / "in.pt")
+    files = (tmp_path / "in.pt", tmp_path / "out.pt")
+    command = [sys.executable, "-c", IN_NEW_PROCESS, f"hf-hub:{pushed.id}", *map(str, files)]
+    environment = client_environment(hub, tmp_path / "home")
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    subprocess.run(command, check=True, env=environment, timeout=120)
+    for ours, theirs in zip(outputs(model), torch.load(files[1]), strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_offline_without_a_cache_says_so(tmp_path):
-    with pytest.raises(HubError, match="not in the cache"):
-        create_model("hf-hub:org/name", cache_dir=tmp_path, local_files_only=True)
+def test_branches_tags_and_commits_can_be_asked_for(token, model, pushed):
+    first = HfApi(token=token).model_info(pushed.id).sha
+    HfApi(token=token).create_tag(pushed.id, tag="v1")
+    other = tiny_model()
+    push_to_hub(other, pushed.id, revision="dev", token=token)
+    push_to_hub(other, pushed.id, token=token)
+    for revision in ("v1", first):
+        assert_same_model(model, create_model(f"hf-hub:{pushed.id}@{revision}"))
+        assert_same_model(model, load_model(pushed.id, revision=revision))
+    for revision in ("dev", "main"):
+        assert_same_model(other, create_model(f"hf-hub:{pushed.id}@{revision}"))
 
 
-def test_every_file_of_a_model_folder_has_the_usual_permissions(folder):
-    (folder / "plain").touch()
-    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
+def test_a_pull_request_leaves_the_repository_as_it_was(token, model, pushed):
+    other = tiny_model()
+    address = push_to_hub(other, pushed.id, create_pr=True, token=token)
+    assert "/discussions/1" in address
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+    assert_same_model(other, create_model(f"hf-hub:{pushed.id}@refs/pr/1"))
 
 
-UPLOAD_FAULTS = {
-    "too large": ("*", "PUT", {"status": 413}, "413"),
-    "storage forbids": ("*", "PUT", {"status": 403}, "not yours to write to"),
-    "cut while uploading": ("*", "PUT", {"hang_up": True}, "answer did not come"),
-    "storage in trouble": ("*", "PUT", {"status": 500}, "500"),
-    "no plan": ("*/objects/batch", "POST", {"status": 500}, "500"),
-    "commit fails": ("*/commit/*", "POST", {"status": 500}, "500"),
-    "commit cut": ("*/commit/*", "POST", {"hang_up": True}, "answer did not come"),
-    "no repository": ("*/create", "POST", {"status": 429}, "429"),
-    "nonsense": ("*/objects/batch", "POST", {"truncate": 5}, "answer did not come"),
-}
+def test_a_private_model_needs_a_token(token, model):
+    push_to_hub(model, "zoo/secret", private=True, token=token)
+    assert_same_model(model, create_model("hf-hub:zoo/secret", token=token))
+    refused("hf-hub:zoo/secret", "or is private and you are not logged in", token=False)
 
 
-@pytest.mark.usefixtures("waits")
-@pytest.mark.parametrize("case", UPLOAD_FAULTS)
-def test_a_push_that_fails_says_why_and_leaves_nothing_behind(case, hub, folder):
-    path, method, fault, match = UPLOAD_FAULTS[case]
-    token = hub.add_user("alice", organizations=["zoo"])
-    repository = hub.add_repository("zoo/cells", {"README.md": b"as it was"})
-    hub.misbehave(path, method=method, **fault)
-    with pytest.raises(HubError, match=match) as caught:
-        push_folder(folder, "zoo/cells", token=token)
-    assert "zoo/cells" in str(caught.value)
-    assert repository.contents() == {"README.md": b"as it was"}
+def test_what_is_in_the_cache_needs_no_hub(hub, model, pushed):
+    create_model(f"hf-hub:{pushed.id}")
+    hub.close()
+    for options in ({}, {"local_files_only": True}):
+        assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **options))
 
 
-def test_a_push_whose_answer_is_lost_does_not_say_that_nothing_was_committed(hub, folder):
-    token = hub.add_user("alice", organizations=["zoo"])
-    hub.misbehave("*/commit/*", method="POST", truncate=0)
-    with pytest.raises(HubError, match=r"look at .* whether it has the files"):
-        push_folder(folder, "zoo/cells", token=token)
-    assert "config.json" in hub.repository("zoo/cells").contents()
+def test_offline_mode_asks_nobody(hub, model, pushed, monkeypatch):
+    create_model(f"hf-hub:{pushed.id}")
+    before = len(hub.seen())
+    refused("hf-hub:zoo/other", "local_files_only or HF_HUB_OFFLINE", local_files_only=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_connections()  # some versions read the mode only for new ones
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+    refused("hf-hub:zoo/other", "local_files_only or HF_HUB_OFFLINE")
+    assert len(hub.seen()) == before
 
 
-def test_an_unreachable_hub_is_not_said_to_lack_published_weights(answering, monkeypatch, tmp_path):
-    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path / "none"))
-    answering[1]["tell"] = refusal(errors.HfHubHTTPError, 500)
-    with pytest.raises(HubError, match="error 500: try again later; or `sepc-zoo import") as caught:
-        create_model("fsaf_r50_sepc", pretrained=True)
-    assert "neither on the hub" not in str(caught.value)
+@pytest.fixture
+def hashed(monkeypatch):
+    """The weights files that are hashed."""
+    files = []
+    sha = our_hub.sha_fileobj
+    monkeypatch.setattr(our_hub, "sha_fileobj", lambda file: (files.append(file), sha(file))[1])
+    return files
+
+
+def weights_in_cache():
+    return next(Path(constants.HF_HUB_CACHE).glob("**/snapshots/*/model.safetensors")).resolve()
+
+
+def test_weights_are_hashed_once(model, pushed, hashed):
+    for _ in range(3):
+        assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+    assert len(hashed) == 1
+
+
+def test_weights_whose_time_is_new_are_hashed_again(model, pushed, hashed):
+    create_model(f"hf-hub:{pushed.id}")
+    os.utime(weights_in_cache(), (0, 0))
+    for _ in range(2):
+        assert_same_model(model, create_model(f"hf-hub:{pushed.id}", local_files_only=True))
+    assert len(hashed) == 2
+
+
+def test_a_damaged_file_is_downloaded_again_at_the_next_try(hub, model, pushed):
+    hub.misbehave("*/model.safetensors", method="GET", wrong_bytes=True, times=1)
+    refused(f"hf-hub:{pushed.id}", "is damaged")
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+
+
+def test_a_cache_that_takes_no_markers_is_hashed_each_time(model, pushed, hashed, monkeypatch):
+    def forbid(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(our_hub, "write_atomically", forbid)
+    for _ in range(2):
+        assert_same_model(model, create_model(f"hf-hub:{pushed.id}"))
+    assert len(hashed) == 2
+
+
+def test_a_cache_of_ones_own(model, pushed, tmp_path):
+    own = {"cache_dir": tmp_path / "own"}
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **own))
+    assert [path.name for path in own["cache_dir"].glob("models--*")] == ["models--zoo--cells"]
+    assert_same_model(model, create_model(f"hf-hub:{pushed.id}", **own, local_files_only=True))
+    refused(f"hf-hub:{pushed.id}", "is not in the cache", local_files_only=True)
+
+
+def test_a_token_that_is_given_goes_with_every_request(hub, token, pushed):
+    hub.requests.clear()
+    create_model(f"hf-hub:{pushed.id}", token=token)
+    assert {request.token for request in hub.seen("*", "*/resolve/*")} == {token}
+
+
+def test_a_token_of_the_environment_is_used_unless_told_otherwise(hub, token, pushed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    for option, expected in ({}, {token}), ({"token": False}, {None}):
+        hub.requests.clear()
+        create_model(f"hf-hub:{pushed.id}", **option)
+        assert {request.token for request in hub.seen("*", "*/resolve/*")} == expected
+
+
+def test_progress_is_shown_unless_it_is_switched_off(pushed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    create_model(f"hf-hub:{pushed.id}", cache_dir=tmp_path / "shown")
+    assert re.search(r"safetensors\S*: +100%", capsys.readouterr().err)
+    disable_progress_bars()
+    try:
+        create_model(f"hf-hub:{pushed.id}", cache_dir=tmp_path / "hidden")
+    finally:
+        enable_progress_bars()
+    assert capsys.readouterr().err == ""
+
+
+def test_published_weights_come_from_the_organisation(token, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEPC_ZOO_HOME", str(tmp_path))
+    monkeypatch.setenv("SEPC_ZOO_HUB_ORG", "zoo")
+    repo_id = "zoo/fsaf_r50_sepc.coco_1x"
+    push_to_hub(model, repo_id, token=token)
+    HfApi(token=token).create_tag(repo_id, tag="v1")
+    assert_same_model(model, create_model("fsaf_r50_sepc", pretrained=True))
+    other = tiny_model()
+    save_model(other, tmp_path / "fsaf_r50_sepc.coco_1x")  # as an import does
+    assert_same_model(other, create_model("fsaf_r50_sepc", pretrained=True))
+    assert_same_model(model, create_model("fsaf_r50_sepc", pretrained=True, revision="v1"))
+
+
+def test_the_card_has_our_metrics_and_tells_how_to_load(pushed):
+    text = pushed.contents()["README.md"].decode()
+    card = ModelCard(text).data
+    assert (card.library_name, card.pipeline_tag) == ("sepc_zoo", "object-detection")
+    metrics = {result.metric_type: result.metric_value for result in card.eval_results}
+    assert metrics == {"ap": 0.31, "ap50": 0.52, "ap75": 0.3}
+    assert 'create_model("hf-hub:zoo/cells")' in text
+
+
+def test_a_config_that_is_wrong_keeps_the_weights_from_being_fetched(hub, pushed):
+    content = json.loads(pushed.contents()["config.json"]) | {"num_classes": 10**9}
+    wrong = {"config.json": json.dumps(content).encode()}
+    hub.add_repository("zoo/absurd", pushed.contents() | wrong)
+    refused("hf-hub:zoo/absurd", "num_classes")
+    assert hub.bytes_served("zoo/absurd/model.safetensors") == 0
+
+
+def test_the_commands_push_and_publish(hub, token, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", token)
+    for name, ap in (("first", 0.2), ("second", 0.4)):
+        folder = save_model(model, tmp_path / name / "best", metrics=METRICS | {"AP": ap})
+        write_json(folder / "metrics.json", METRICS | {"AP": ap})
+    assert main(["push", str(tmp_path / "first" / "best"), "zoo/pushed"]) == 0
+    assert "hf-hub:zoo/pushed" in capsys.readouterr().out
+    assert_same_model(model, create_model("hf-hub:zoo/pushed"))
+    folders = [str(tmp_path / name / "best") for name in ("first", "second")]
+    assert main(["publish", *folders, "--org", "zoo"]) == 0
+    page = hub.repository("zoo/README", "space").contents()["README.md"].decode()
+    rows = [line for line in page.splitlines() if line.startswith("| [")]
+    assert [row.split("]")[0] for row in rows] == ["| [second", "| [first"]
+    assert_same_model(model, create_model("hf-hub:zoo/second"))
+
+
+def test_a_license_goes_into_the_card_and_changes_nothing_else(
+    hub, token, model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    folder = str(save_model(model, tmp_path, metrics=METRICS))
+    assert main(["push", folder, "zoo/plain"]) == 0
+    assert main(["push", folder, "zoo/plain", "--revision", "mit", "--license", "mit"]) == 0
+    plain, licensed = (
+        ModelCard(hub.repository("zoo/plain").contents(revision)["README.md"].decode())
+        for revision in ("main", "mit")
+    )
+    assert licensed.text.strip() == plain.text.strip()
+    assert licensed.data.to_dict() == plain.data.to_dict() | {"license": "mit"}
+
+
+def test_pushing_no_model_folder_is_refused(hub, tmp_path, capsys):
+    assert main(["push", str(tmp_path), "zoo/nothing"]) == 2
+    assert "is no model folder" in capsys.readouterr().err
+    assert not hub.seen("POST", "*")

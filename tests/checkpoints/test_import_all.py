@@ -18,16 +18,21 @@ from test_parity import GOLDENS, import_authors, our_name
 
 from sepc_zoo.checkpoints.convert.sepc_authors import from_authors
 from sepc_zoo.cli import main
-from sepc_zoo.registry import AUTHORS_WEIGHTS
+from sepc_zoo.published import PUBLISHED
 
 LATE = "fsaf_r50_pconv"  # whose quota is used up at first
 LEGACY = "retinanet_r50_ibn_pconv"  # in a file as torch wrote them before 1.6
+IDS = {
+    row.architecture: row.url.partition("id=")[2]
+    for row in PUBLISHED.values()
+    if row.publisher == "sepc"
+}
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def authors(shared_reference):
-    """Their checkpoints; the tensors that several have are made once."""
+    """Their checkpoints; tensors that several of them share are made once."""
     module = import_authors(shared_reference)
     make = module._fill
     once = lru_cache(maxsize=None)(lambda name, shape, salt: make(name, list(shape), salt))
@@ -48,7 +53,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imported(authors, home):
-    """`import all` with one file that is not to be had, then that one again: status and output."""
+    """Status and output of `import all` while one file is missing, then of importing that file."""
 
     def file(name):
         content = io.BytesIO()
@@ -65,9 +70,9 @@ def imported(authors, home):
     with Drive() as drive, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("SEPC_ZOO_HOME", str(home))
         point_gdown_at(drive, monkeypatch)
-        for name, (_, id) in AUTHORS_WEIGHTS.items():
+        for name, id in IDS.items():
             drive.files[id] = partial(file, name)
-        drive.pages = {AUTHORS_WEIGHTS[LATE][1]: QUOTA}
+        drive.pages = {IDS[LATE]: QUOTA}
         first = run("all")
         drive.pages.clear()
         return first, run(LATE)
@@ -78,9 +83,10 @@ def test_all_but_one_are_done_and_that_one_is_named(imported):
     assert status == 1
     named = [line for line in err.splitlines() if line.startswith("not done: ")]
     assert len(named) == 1
-    assert f"not done: {LATE}: Google Drive does not give {LATE}: its download quota" in named[0]
-    done = {line.partition(":")[0] for line in out.splitlines()}
-    assert set(AUTHORS_WEIGHTS) - done == {LATE}
+    name = f"{LATE}.coco_1x"
+    assert f"not done: {name}: cannot download {name}: its download quota" in named[0]
+    done = {line.partition(".")[0] for line in out.splitlines()}
+    assert set(IDS) - done == {LATE}
 
 
 def test_the_one_can_be_imported_later(imported):
@@ -91,17 +97,18 @@ def test_the_one_can_be_imported_later(imported):
 def test_a_new_process_finds_all_offline_and_they_compute_what_the_originals_did(
     authors, home, shared_reference
 ):
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     environment = os.environ | {
         "SEPC_ZOO_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
     }
-    command = [sys.executable, str(tests / "imported_models.py"), str(shared_reference)]
+    program = tests / "helpers" / "imported_models.py"
+    command = [sys.executable, str(program), str(shared_reference)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = dict(json.loads(line) for line in done.stdout.splitlines())
-    assert set(found) == set(AUTHORS_WEIGHTS)
+    assert set(found) == set(IDS)
     goldens = {our_name(name) for name in GOLDENS}
     assert {name for name, digest in found.items() if digest == "golden"} == goldens
     for name in set(found) - goldens:

@@ -1,13 +1,26 @@
-"""Checkpoints under the names that the SEPC authors gave."""
+"""Checkpoints with the names that the SEPC authors gave to their tensors."""
 
 import re
 
 import torch
 
-from sepc_zoo.factory import build
+from sepc_zoo.models.build import build
+from sepc_zoo.published import PUBLISHED
 from sepc_zoo.registry import authors_config
 
-# From our names back to theirs: the table of RENAMES, written the other way round.
+META = {"epoch": 12, "iter": 87960, "mmcv_version": "0.4.3", "CLASSES": ("person",), "config": "x"}
+
+
+def _tiny(row):
+    name = row.name.replace("_r50_", "_test_efficientnet_")
+    url = f"https://drive.google.com/uc?id={name.partition('.')[0]}"
+    return row._replace(name=name, url=url, conventions={**row.conventions, "channels": 8})
+
+
+# The rows of the authors with another backbone and few channels.
+TINY_ROWS = [_tiny(row) for row in PUBLISHED.values() if row.publisher == "sepc"]
+
+# From our names back to theirs: the inverse of RENAMES.
 BACK = [
     (r"^backbone\.body\.", "backbone."),
     (r"^fpn\.lateral\.(\d)\.", r"neck.0.lateral_convs.\1.conv."),
@@ -39,7 +52,7 @@ def their_name(key):
 
 
 def their_state(name, **changes):
-    """Random weights under the names and in the order of channels that the authors have."""
+    """Random weights with the authors' names and order of channels."""
     model = build(authors_config(name))
     generator = torch.Generator().manual_seed(0)
     state = {}
@@ -50,3 +63,10 @@ def their_state(name, **changes):
     if name.endswith("_fpn"):
         state = {key.replace("neck.0.", "neck."): value for key, value in state.items()}
     return state | changes
+
+
+def write_checkpoint(path, name, state=None, zipped=True, **meta):
+    """A file as mmcv writes it, with random weights by default."""
+    content = {"meta": META | meta, "state_dict": their_state(name) if state is None else state}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path

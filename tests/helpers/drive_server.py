@@ -1,7 +1,7 @@
 """Google Drive on the loopback, to which the real gdown is pointed.
 
-It answers for a public file as Drive does where the file is too large to be scanned: a redirect to
-another host, a page that warns, and the file once its form is sent.
+It answers as Drive does for a public file that is too large to be scanned: a redirect to another
+host, a page with a warning, and the file once the form in it is sent.
 """
 
 import re
@@ -29,9 +29,9 @@ class Drive(ThreadingHTTPServer):
     """A Drive that listens while it is entered as a context.
 
     Attributes:
-        files: what makes a file, by its id; it is called when the file is sent.
-        pages: what comes in place of a file, by its id.
-        sent: the ids of the files that went out.
+        files: a function that makes the content, by the file's id.
+        pages: page to send in place of a file, by its id.
+        sent: ids of the files that were sent.
     """
 
     def __init__(self) -> None:
@@ -82,14 +82,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def point_gdown_at(drive: Drive, monkeypatch) -> None:
-    """Let what is wanted of Google's hosts be asked here, and no proxy."""
+    """Send requests for Google's hosts here, without a proxy; no other host may be asked."""
     from requests.adapters import HTTPAdapter
 
     send = HTTPAdapter.send
 
     def send_here(adapter, request, **kwargs):
-        request.url, count = HOSTS.subn(f"http://127.0.0.1:{drive.server_port}", request.url)
-        assert count == 1, f"a request for {request.url}"
+        request.url = HOSTS.sub(f"http://127.0.0.1:{drive.server_port}", request.url)
+        here = request.url.startswith(f"http://127.0.0.1:{drive.server_port}")
+        assert here, f"a request for {request.url}"
         return send(adapter, request, **kwargs | {"proxies": {}})
 
     monkeypatch.setattr(HTTPAdapter, "send", send_here)

@@ -1,7 +1,7 @@
-"""A new process that loads what ``sepc-zoo import`` has kept: ``imported_models.py REFERENCE``.
+"""Load in a new process what ``sepc-zoo import`` has kept: ``imported_models.py REFERENCE``.
 
-Those of the models that have a golden file are compared with it. For the others a line of JSON each
-says what was loaded: their names and digests.
+Models with a golden file are compared with it. Each model prints a line of JSON: its name, and
+"golden" or the digest of its tensors.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from sepc_zoo import create_model, list_models
 
 
 def digest(model) -> str:
-    """Of names and values of all tensors."""
+    """SHA-256 of names and values of all tensors."""
     content = hashlib.sha256()
     for key, value in model.state_dict().items():
         content.update(f"{key} {tuple(value.shape)} {value.dtype} ".encode())

@@ -1,5 +1,12 @@
-"""From other projects' checkpoints to our models."""
+"""Convert checkpoints of other projects to our models."""
 
-from sepc_zoo.checkpoints.convert.sepc_authors import from_authors
+from collections.abc import Callable
+from pathlib import Path
+
+from sepc_zoo.checkpoints.convert.sepc_authors import convert, from_authors
+from sepc_zoo.models.detector import Detector
 
 __all__ = ["from_authors"]
+
+# From a file and a model's name to the model, by the publisher of the file.
+CONVERTERS: dict[str, Callable[[str | Path, str], Detector]] = {"sepc": convert}

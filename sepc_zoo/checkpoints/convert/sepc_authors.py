@@ -1,4 +1,4 @@
-"""From the checkpoints of the SEPC authors (mmdetection 1.1, mmcv 0.4) to our models."""
+"""Convert checkpoints of the SEPC authors (mmdetection 1.1, mmcv 0.4) to our models."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sepc_zoo.checkpoints.folder import misfits
 from sepc_zoo.errors import UserError
-from sepc_zoo.factory import build
+from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import authors_config
 
@@ -37,21 +37,28 @@ RENAMES = [
 ]
 # A tower alternates convolutions and ReLUs.
 TOWER_INDEX = re.compile(r"_tower\.(\d)\.")
-# Order of the channels of the box convolution, where it is not ours.
-BOX_CHANNELS = {"fsaf": [1, 0, 2, 3]}  # bottom, top, left, right there
+# Our channels of the box convolution, as indices of theirs.
+BOX_CHANNELS = {"fsaf": [1, 0, 2, 3]}  # theirs are bottom, top, left, right
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that is not one of the model asked for; the message names what does not fit."""
+    """A checkpoint that is damaged, unsafe or of another model; the message names what is wrong."""
+
+
+def convert(path: str | Path, name: str) -> Detector:
+    """Build the model of a name with the weights of an mmcv checkpoint."""
+    return from_authors(read_authors_checkpoint(path, name), name)
 
 
 def from_authors(state_dict: Mapping[str, Tensor], name: str) -> Detector:
-    """A model of ours with the weights of the authors, in eval mode.
+    """Build a model with weights of the SEPC authors, in eval mode.
+
+    Two conventions of their training become entries of its config: no padding in the neck's last
+    convolutions, and boxes that include their last pixel.
 
     Args:
-        state_dict: theirs, with or without ``module.`` before its names.
-        name: of the model, ``"fsaf_r50_sepc"``. The two conventions of their training stay in its
-            config: no padding in the neck's last convolutions, boxes that include the last pixel.
+        state_dict: their tensors, with or without ``module.`` before the names.
+        name: of the model, ``"fsaf_r50_sepc"``.
 
     Raises:
         UnknownModelError: the authors published no such model.
@@ -72,7 +79,7 @@ def from_authors(state_dict: Mapping[str, Tensor], name: str) -> Detector:
 
 
 def rename(key: str) -> str:
-    """Our name of a tensor of the authors."""
+    """Our name of one of their tensors."""
     key = key.removeprefix("module.")
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
@@ -80,20 +87,21 @@ def rename(key: str) -> str:
 
 
 def read_authors_checkpoint(path: str | Path, name: str | None = None) -> dict[str, Tensor]:
-    """The state dict in an mmcv checkpoint; nothing in the file is run.
+    """Read the state dict of an mmcv checkpoint without running code of its pickle.
 
     Args:
-        name: of the model that it should be, if known.
+        path: of the file.
+        name: of the model that the checkpoint should be, if known.
 
     Raises:
-        CheckpointError: the file is no checkpoint of tensors and plain data, or says of itself that
-            it is one of another method (RetinaNet and FreeAnchor have tensors of the same shapes).
+        CheckpointError: the file holds more than tensors and plain data, or its config names
+            another method (RetinaNet and FreeAnchor have tensors of the same shapes).
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # over a damaged file the unpickler raises whatever it meets
+    except Exception as error:  # a damaged file raises whatever the unpickler runs into
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint that is safe to read: it is damaged, or its pickle holds "
@@ -102,14 +110,14 @@ def read_authors_checkpoint(path: str | Path, name: str | None = None) -> dict[s
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: has no state_dict of tensors")
-    method = told_method(content)
+    method = method_of(content)
     if name is not None and method not in (None, name.partition("_")[0]):
         raise CheckpointError(f"{path}: is a checkpoint of {method}, not of {name}")
     return dict(state)
 
 
-def told_method(content: Mapping[str, Any]) -> str | None:
-    """The method that the training program's config, kept in the checkpoint, speaks of."""
+def method_of(content: Mapping[str, Any]) -> str | None:
+    """The method that the training config in a checkpoint names, if any."""
     meta = content.get("meta")
     config = meta.get("config") if isinstance(meta, Mapping) else None
     if not isinstance(config, str):
