@@ -1,61 +1,98 @@
-"""The processes and the accelerator that commands run on."""
+"""The processes, the device and the mixed precision of a command."""
 
+import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
+from torch import distributed as dist
 
-from sepc_zoo.config import ConfigError
+from sepc_zoo.errors import ConfigError
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RunAccelerator(Accelerator):
+    """An ``Accelerator`` with a mixed precision of its own.
+
+    That of accelerate is fixed for the life of a process, which may train several models; it has no
+    effect here.
+
+    Args:
+        amp: "bf16", "fp16" or None for float32.
+    """
+
+    def __init__(self, amp: str | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.amp = amp
+
+    def finish_trackers(self) -> None:
+        """Close the trackers; ``end_training`` would also end the group of processes."""
+        for tracker in self.trackers:
+            tracker.finish()
+
+    @contextmanager
+    def autocast(self, autocast_handler: Any = None) -> Iterator[None]:  # noqa: ARG002
+        """Compute in mixed precision, where it was asked for."""
+        dtype = None if self.amp is None else AMP_DTYPES[self.amp]
+        with torch.autocast(self.device.type, dtype, enabled=self.amp is not None):
+            yield
 
 
 def start_processes(cpu: bool) -> PartialState:
-    """Join the processes that a launcher has started, if any."""
-    return PartialState(cpu=_on_cpu(cpu))
+    """Join the processes of a launcher, if there is one; they part at exit."""
+    was_initialized = dist.is_available() and dist.is_initialized()
+    process = PartialState(cpu=_use_cpu(cpu))
+    if process.use_distributed and not was_initialized:
+        atexit.register(process.destroy_process_group)
+    return process
 
 
 def make_accelerator(
     amp: str | None, cpu: bool, trackers: Sequence[str] = (), output: Path | None = None
-) -> Accelerator:
-    """Processes, device, mixed precision, and trackers that write to ``output``.
+) -> RunAccelerator:
+    """Set up processes, device, mixed precision, and trackers that write to ``output``.
 
     Raises:
-        ConfigError: the device cannot do what is asked for, or a tracker is not installed.
+        ConfigError: the device lacks the precision, or a tracker is not installed.
     """
-    AcceleratorState._reset_state()  # of an earlier run in this process, with another precision
+    process = start_processes(cpu)
+    if amp == "fp16" and process.device.type == "cpu":
+        raise ConfigError("--amp fp16 needs a GPU; the CPU can do bf16")
     try:
-        accelerator = Accelerator(
-            mixed_precision=amp or "no",
-            cpu=_on_cpu(cpu),
+        accelerator = RunAccelerator(
+            amp,
+            cpu=_use_cpu(cpu),
             log_with=list(trackers) or None,
             project_dir=output,
             step_scheduler_with_optimizer=False,
         )
     except ValueError as error:
         raise ConfigError(f"--log-with {' '.join(trackers)}: {error}") from error
-    if amp == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError("--amp fp16 needs a GPU; the CPU can do bf16")
     missing = set(trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:
         raise ConfigError(f"--log-with {' '.join(missing)}: pip install {' '.join(missing)}")
     return accelerator
 
 
-def be_deterministic() -> None:
-    """The same numbers in every run on one machine, where PyTorch has a way to do it.
+def make_deterministic() -> None:
+    """Choose the deterministic algorithms of PyTorch, for the same numbers in every run.
 
-    It warns where it has none; on a GPU the gradient of the deformable convolution is such a case.
+    PyTorch warns where it has none, such as for the gradient of deformable convolution on a GPU.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 
 
-def _on_cpu(asked: bool) -> bool:
-    # On a machine without a GPU accelerate has to be told so: else every process of a launcher
-    # takes itself for the only one.
-    told = asked or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return told or not torch.accelerator.is_available()
+def _use_cpu(asked: bool) -> bool:
+    # Without a GPU accelerate must be told so: else each process of a launcher believes that it is
+    # the only one.
+    return (
+        asked or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )

@@ -1,4 +1,4 @@
-"""The state of a run: saved whole, and picked up where it was."""
+"""The state of a run: saved as a whole, and loaded to resume it."""
 
 import io
 import math
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,19 +17,20 @@ from accelerate import PartialState
 from sepc_zoo.errors import UserError
 
 STATE, NEW_STATE, OLD_STATE = "state", ".state.new", ".state.old"
-RUN_FILE = "run.pt"  # in them, beside the random numbers of each process
+RUN_FILE = "run.pt"  # file in a state, beside the random numbers of each process
 
 
 class ResumeError(UserError, ValueError):
-    """A run folder that cannot be resumed."""
+    """The run in a folder cannot be resumed."""
 
 
 class SaveError(UserError, OSError):
-    """A state that could not be written; the one before it is still there."""
+    """The state could not be written; the previous one is still there."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
-    """What can be saved: a model, an optimizer, a scheduler, a scaler."""
+    """A part of a run that can be saved: a model, an optimizer, a scheduler, a scaler."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -38,38 +39,38 @@ class Stateful(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """How far a run has come; saved with it."""
 
-    images: int = 0  # to train on
-    batches: int = 0  # in an epoch, of each process
-    step: int = 0  # of the optimizer, done
-    epoch: int = 0  # done and validated
-    best_ap: float = -math.inf  # of no validation yet; COCO's AP of nothing to find is -1
+    images: int = 0  # images of the training split
+    batches: int = 0  # batches per epoch of each process
+    step: int = 0  # finished steps of the optimizer
+    epoch: int = 0  # finished epochs, with their validation
+    best_ap: float = -math.inf  # COCO's AP is -1 where there is nothing to find
     best_epoch: int = 0
-    skipped_in_a_row: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_a_row: int = 0  # last steps whose loss or gradient was not finite
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for counted in ("images", "batches"):
-            now = getattr(self, counted)
-            if state[counted] != now:
+        for name in ("images", "batches"):
+            now = getattr(self, name)
+            if state[name] != now:
                 raise ResumeError(
-                    f"an epoch had {state[counted]} {counted} when the run was saved, now it has "
-                    f"{now}: resume with the same data"
+                    f"an epoch had {state[name]} {name} when the run was saved, now it has {now}: "
+                    "resume with the same data"
                 )
         for entry in fields(self):
             setattr(self, entry.name, state[entry.name])
 
 
 def save_state(parts: Mapping[str, Stateful], run: Path) -> None:
-    """Save all parts and the random numbers of each process; always one whole state is there.
+    """Save all parts of a run and the random numbers of each process.
 
-    To be called by all processes.
+    At any moment one whole state is on the disk. Must be called by all processes.
 
     Raises:
-        SaveError: the disk is full, or not to be written to.
+        SaveError: the disk is full or cannot be written to.
     """
     processes = PartialState()
     folder = run / NEW_STATE
@@ -91,13 +92,14 @@ def save_state(parts: Mapping[str, Stateful], run: Path) -> None:
 
 
 def write_state(state: Mapping[str, Any], file: Path) -> None:
-    content = io.BytesIO()  # torch.save itself reports a full disk as an unexpected position
+    """Write a file that ``read_state`` reads."""
+    content = io.BytesIO()  # torch.save would report a full disk as "unexpected pos"
     torch.save(state, content)
     file.write_bytes(content.getbuffer())
 
 
 def replace_state(run: Path) -> None:
-    """The new state takes the place of the old one."""
+    """Replace the old state of a run by the new one."""
     if (run / STATE).exists():
         shutil.rmtree(run / OLD_STATE, ignore_errors=True)
         (run / STATE).rename(run / OLD_STATE)
@@ -106,7 +108,7 @@ def replace_state(run: Path) -> None:
 
 
 def load_state(parts: Mapping[str, Stateful], run: Path) -> None:
-    """Load what ``save_state`` saved last.
+    """Load the last state of a run into its parts.
 
     Raises:
         ResumeError: it is damaged, or was saved by another number of processes or with other data.
@@ -134,16 +136,16 @@ def load_state(parts: Mapping[str, Stateful], run: Path) -> None:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """What ``write_state`` wrote; code in it is not run.
+    """Read a file of ``write_state``; code in it is not run.
 
     Raises:
-        ResumeError: it is damaged or holds code.
+        ResumeError: the file is damaged or holds code.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         is_no_state = isinstance(error, pickle.UnpicklingError)
-        first, *_ = str(error).split(". ")  # of what torch has to say
+        first, *_ = str(error).split(". ")  # the rest of torch's message is advice
         reason = "it holds code, or is no state" if is_no_state else f"it is damaged ({first})"
         raise ResumeError(
             f"{file} cannot be resumed from: {reason}. Start a new run, perhaps from --model "
@@ -152,12 +154,12 @@ def read_state(file: Path) -> dict[str, Any]:
 
 
 def saved_state(run: Path) -> Path | None:
-    """The whole state that a run folder holds."""
+    """Find the last whole state in a run folder."""
     return next((run / name for name in (STATE, OLD_STATE) if (run / name).is_dir()), None)
 
 
 def random_state() -> dict[str, Any]:
-    """Where the random numbers of this process stand, in types that need no code to be loaded."""
+    """Return the state of this process's random generators, in types that load without code."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -168,6 +170,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore the random generators of this process from ``random_state``."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

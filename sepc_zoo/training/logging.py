@@ -1,70 +1,29 @@
-"""What a run says: a progress bar for people, a CSV file for programs."""
+"""The log of a run: a progress bar, CSV files and accelerate's trackers."""
 
-import csv
-import io
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from sepc_zoo.data import Annotations
-from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.metric_names import LOGGED_METRICS
+from sepc_zoo.training.csv_file import CsvFile
 
 LOG_FILE, METRICS_FILE = "log.csv", "metrics.csv"
-SHOWN_DROPPED = 20
-
-
-class CsvFile:
-    """A table that grows row by row; only the main process writes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """The first row of a file makes its columns."""
-        if not PartialState().is_main_process:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+", newline="", encoding="utf-8") as file:
-            file.seek(0)
-            columns = next(csv.reader(file), None)
-            header = [] if columns else [list(row)]
-            file.write(_csv([*header, [row.get(column, "") for column in columns or row]]))
-
-    def keep(self, is_kept: Callable[[Mapping[str, str]], bool]) -> None:
-        """Drop all other rows, and half a last one."""
-        if not PartialState().is_main_process or not self.path.exists():
-            return
-        kept = [row for row in self.read() if is_kept(row)]
-        if not kept:
-            self.path.unlink()
-            return
-        text = _csv([list(kept[0]), *(list(row.values()) for row in kept)])
-        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def read(self) -> list[dict[str, str]]:
-        """The rows that are there and whole; a full disk may have cut the last one."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            text = file.read()
-        whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-        header, *rows = list(csv.reader(whole)) or [[]]
-        return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+MAX_SHOWN_DROPPED = 20
 
 
 class Log:
-    """Losses, speed and memory of a run, averaged over some steps, and metrics after an epoch.
+    """Losses, speed and memory, averaged over some steps, and the metrics of validations.
 
     They go to ``log.csv`` and ``metrics.csv`` in the run folder and to the accelerator's trackers.
     """
@@ -75,75 +34,70 @@ class Log:
         self.bar = tqdm(disable=True)
         self.restart()
 
-    def begin(self, step: int, epoch: int, total_steps: int) -> None:
-        """Show the progress, and forget the rows of what is made again after ``step``."""
+    def begin(self, step: int, epoch: int, num_steps: int) -> None:
+        """Show the progress bar, and drop the rows of what will be repeated after ``step``."""
 
         def is_done(row: Mapping[str, str]) -> bool:
-            # the validation after an epoch's last step may not have been done with it
+            # The validation after the last step of an epoch may have to be repeated.
             return int(row["step"]) <= step and (not row["AP"] or int(row["epoch"]) <= epoch)
 
         self.steps.keep(is_done)
         self.metrics.keep(is_done)
         is_main = self.accelerator.is_main_process
         self.bar = progress_bar(
-            initial=step, total=total_steps, desc="train", unit="step", disable=not is_main
+            initial=step, total=num_steps, desc="train", unit="step", disable=not is_main
         )
 
     def restart(self) -> None:
-        """Begin a new average; what validation and saving take is not counted as training."""
+        """Start a new average; the time of validation and saving does not count as training."""
         self._sums: dict[str, Tensor] = {}
-        self._steps, self._images, self._start = 0, 0, time.perf_counter()
+        self._num_steps, self._num_images, self._start = 0, 0, time.perf_counter()
 
-    def count(self, losses: Mapping[str, Tensor], images: int) -> None:
-        """One step of this process is done."""
+    def count(self, losses: Mapping[str, Tensor], num_images: int) -> None:
+        """Add a step of this process to the average."""
         for name, loss in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(loss)) + loss.detach()
-        self._steps += 1
-        self._images += images * self.accelerator.num_processes
+        self._num_steps += 1
+        self._num_images += num_images * self.accelerator.num_processes
         self.bar.update()
 
     def write(self, step: int, epoch: int, lr: float) -> None:
-        """A row with the averages since the last one. To be called by all processes."""
-        if not self._steps:
+        """Write the averages since the last row. Must be called by all processes."""
+        if not self._num_steps:
             return
-        mean = {name: total / self._steps for name, total in self._sums.items()}
+        mean = {name: total / self._num_steps for name, total in self._sums.items()}
         mean = self.accelerator.reduce(mean, reduction="mean")
         terms = {name: loss.item() for name, loss in mean.items()}
-        speed = self._images / (time.perf_counter() - self._start)
-        memory = memory_held(self.accelerator.device)
-        values = (
-            {"lr": lr, "loss": sum(terms.values())}
-            | terms
-            | {"images_per_second": speed, "memory_gib": memory}
-        )
-        self.steps.append(
-            {"step": step, "epoch": epoch} | values | dict.fromkeys(LOGGED_METRICS, "")
-        )
+        speed = self._num_images / (time.perf_counter() - self._start)
+        memory = used_memory(self.accelerator.device)
+        values = {"lr": lr, "loss": sum(terms.values()), **terms}
+        values |= {"images_per_second": speed, "memory_gib": memory}
+        self.steps.append({"step": step, "epoch": epoch} | values | dict.fromkeys(LOGGED_METRICS, ""))
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step)
         shown = {name: f"{value:.3g}" for name, value in terms.items()}
         self.bar.set_postfix(shown | {"img/s": f"{speed:.1f}", "GiB": f"{memory:.1f}"})
         self.restart()
 
     def write_metrics(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """A row with the metrics after an epoch, and those of each class."""
-        at = {"step": step, "epoch": epoch}
-        figures = {name: value for name, value in metrics.items() if name != "per_class"}
-        classes = {f"AP {name}": row["AP"] for name, row in metrics["per_class"].items()}
-        self.steps.append(at | {key: metrics[key] for key in LOGGED_METRICS})
-        self.metrics.append(at | figures | classes)
-        self.accelerator.log({f"val/{k}": v for k, v in (figures | classes).items()}, step)
+        """Write the metrics of a validation, over all classes and of each."""
+        row = {"step": step, "epoch": epoch}
+        values = {name: value for name, value in metrics.items() if name != "per_class"}
+        values |= {f"AP {name}": of_class["AP"] for name, of_class in metrics["per_class"].items()}
+        self.steps.append(row | {key: metrics[key] for key in LOGGED_METRICS})
+        self.metrics.append(row | values)
+        self.accelerator.log({f"val/{name}": value for name, value in values.items()}, step)
         shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in LOGGED_METRICS)
         self.say(f"epoch {epoch}, step {step}: {shown}")
 
     def say(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar; only in the main process."""
         if self.accelerator.is_main_process:
             tqdm.write(text)
 
 
 @contextmanager
-def quiet_writers() -> Iterator[None]:
-    """Leave unsaid what a tracker's thread cannot write; the tracker raises it when next used."""
+def quiet_tracker_threads() -> Iterator[None]:
+    """Hide an ``OSError`` in a tracker's thread; the tracker raises it again when next used."""
     hook = threading.excepthook
 
     def skip_os_error(failed: threading.ExceptHookArgs) -> None:
@@ -157,23 +111,17 @@ def quiet_writers() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def _csv(rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def memory_held(device: torch.device) -> float:
-    """Memory in GiB: the most that was held of a GPU, or what this process holds now."""
+def used_memory(device: torch.device) -> float:
+    """Memory in GiB: the peak on a GPU, or what this process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
 
 def told_dropped(annotations: Annotations) -> list[str]:
-    """What is to be said of boxes that the reader left out: how many, and the first of them."""
+    """List the boxes that the reader left out: their number, and the first of them."""
     count = len(annotations.dropped)
     if not count:
         return []
-    first = [f"  {line}" for line in annotations.dropped[:SHOWN_DROPPED]]
+    first = [f"  {line}" for line in annotations.dropped[:MAX_SHOWN_DROPPED]]
     return [f"left out {count} boxes" + (", the first:" if count > len(first) else ":"), *first]

@@ -1,4 +1,4 @@
-"""Recipes: optimizer, learning rate over time, and what stays frozen."""
+"""Recipes: optimizer, learning rate schedule, and frozen layers."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,16 +8,17 @@ from timm.layers import BatchNormAct2d
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
+from torch import nn
 
-from sepc_zoo.config import ConfigError, DetectorConfig
+from sepc_zoo.config import DetectorConfig
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import BACKBONES
 
 SCHEDULES = ("multistep", "cosine")
 SGD = ("sgd", "momentum")
-FUSED = (*SGD, "nesterov", "adam", "adamw")  # those that torch computes in one pass
+FUSED = (*SGD, "nesterov", "adam", "adamw")  # optimizers of torch with a fused kernel
 AUTHORS_BACKBONES = [
     BACKBONES[name] for name in ("r18", "r34", "r50", "r101", "x101_32x4d", "x101_64x4d")
 ]
@@ -25,19 +26,19 @@ AUTHORS_BACKBONES = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. The defaults are the SEPC authors'."""
+    """How a model is trained; the defaults are those of the SEPC authors."""
 
     epochs: int = 12
-    batch_size: int = 16  # images per step that ``lr`` is meant for
+    batch_size: int = 16  # images per step for which ``lr`` is meant
     opt: str = "sgd"
     lr: float = 0.01
     weight_decay: float = 1e-4
-    sched: str = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or cosine to 0
+    sched: str = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or "cosine" to 0
     warmup_steps: int = 500
-    layer_decay: float = 1.0  # of the learning rate, by stage from the head down
-    clip_grad: float = 35.0  # largest norm of the gradient
-    freeze_stages: int = 1  # stem and first stage, where the backbone has learned before
-    freeze_bn: bool = True  # statistics of the backbone's batch norms, likewise
+    layer_decay: float = 1.0  # factor of the learning rate, per stage from the head down
+    clip_grad: float = 35.0  # maximum norm of the gradient
+    freeze_stages: int = 1  # stem and first stage, in a pretrained backbone
+    freeze_bn: bool = True  # keep the batch norm statistics of a pretrained backbone
 
     def __post_init__(self) -> None:
         if self.sched not in SCHEDULES:
@@ -45,10 +46,10 @@ class Recipe:
 
 
 def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
-    """The authors' recipe for their backbones; AdamW with a cosine for all others.
+    """Return the authors' recipe for their backbones; AdamW with a cosine for all others.
 
     Args:
-        opt: another optimizer, which brings its own learning rate and decay.
+        opt: another optimizer, with its own learning rate and weight decay.
     """
     if config.backbone.name in AUTHORS_BACKBONES:
         clip_grad = 10.0 if config.method.name == "fsaf" else 35.0
@@ -62,18 +63,21 @@ def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
 
 
 def scaled_lr(recipe: Recipe, batch_size: int) -> float:
-    """The recipe's learning rate for another number of images per step.
+    """Scale the recipe's learning rate to another number of images per step.
 
-    In proportion for SGD (Goyal et al. 2017), by the square root for adaptive optimizers.
+    In proportion for SGD (Goyal et al. 2017), with the square root for adaptive optimizers.
     """
     ratio = batch_size / recipe.batch_size
     return recipe.lr * (ratio if recipe.opt in SGD else ratio**0.5)
 
 
 def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
-    """timm's optimizer of this name over all that is to be learned.
+    """Make timm's optimizer of the recipe's name, over all parameters that are not frozen.
 
-    SGD is the authors', without Nesterov's term and with decay for every parameter.
+    SGD is the authors': without Nesterov momentum, with weight decay for every parameter.
+
+    Raises:
+        ConfigError: timm has no optimizer of this name.
     """
     is_sgd = recipe.opt == "sgd"
     extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
@@ -93,44 +97,24 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
         raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
 
 
-def step_unless(
-    failed: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
-) -> None:
-    """A step of accelerate's optimizer, unless ``failed ()`` is true.
-
-    torch's fused optimizers skip it on the device, as they do for a scaler. Others wait for it, and
-    so does the first step: torch 2.15 would leave new momenta as the memory was that they lie in.
-    """
-    inner: Any = getattr(optimizer, "optimizer", optimizer)
-    is_fused = all(group.get("fused") for group in inner.param_groups)
-    if is_fused and inner.state and scaler is None:
-        inner.found_inf = failed.float()
-        optimizer.step()
-        del inner.found_inf
-    elif not failed.item():
-        optimizer.step()
-    elif scaler is not None:
-        scaler.update()  # it has seen the gradient, and waits for a step
-
-
 def make_scheduler(
     optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, total_steps: int
 ) -> Scheduler:
-    """Learning rate by step, after a linear warm-up from a third of it.
+    """Make the schedule of the learning rate, in steps, with a linear warm-up from a third of it.
 
-    The warm-up of a short run is a tenth of it.
+    The warm-up takes at most a tenth of the run.
     """
     warmup = min(recipe.warmup_steps, total_steps // 10)
     common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": lr / 3, "t_in_epochs": False}
     if recipe.sched == "cosine":
         return CosineLRScheduler(optimizer, t_initial=max(1, total_steps), **common)
-    # timm drops a step before its milestone
+    # timm drops the rate a step before a milestone
     milestones = [total_steps * 8 // 12 + 1, total_steps * 11 // 12 + 1]
     return MultiStepLRScheduler(optimizer, milestones, decay_rate=0.1, **common)
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:
-    """Stop the stem and the first ``stages`` stages from learning; 0 freezes nothing.
+    """Freeze the stem and the first ``stages`` stages; 0 freezes nothing.
 
     Raises:
         ConfigError: the backbone does not tell its stages apart.
@@ -147,9 +131,9 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
 
 
 def set_train_mode(model: Detector, freeze_bn: bool) -> None:
-    """Train mode; with ``freeze_bn`` the backbone's batch norms keep their statistics.
+    """Set train mode; with ``freeze_bn`` the backbone's batch norms keep their statistics.
 
-    Their scale and shift still learn, as in the authors' recipe.
+    Their scale and shift are still trained, as in the authors' recipe.
     """
     model.train()
     if freeze_bn:

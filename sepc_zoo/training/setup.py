@@ -1,25 +1,20 @@
-"""From options to a run that can start: data, model, and all in the hands of accelerate."""
+"""From options to a run that can start."""
 
-import dataclasses
 import json
 import math
 import shutil
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json
+from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json, override
 from sepc_zoo.data import (
     Annotations,
     DetectionDataset,
@@ -29,13 +24,22 @@ from sepc_zoo.data import (
     train_transform,
 )
 from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
-from sepc_zoo.training.accelerator import be_deterministic, make_accelerator
-from sepc_zoo.training.checkpoint import Progress, ResumeError, Stateful, load_state, saved_state
+from sepc_zoo.training.accelerator import RunAccelerator, make_accelerator, make_deterministic
+from sepc_zoo.training.callbacks import (
+    Callback,
+    DrawBatches,
+    DrawSamples,
+    EarlyStopping,
+    MovingAverage,
+)
+from sepc_zoo.training.checkpoint import Progress, ResumeError, load_state, saved_state
+from sepc_zoo.training.gradients import make_scaler
 from sepc_zoo.training.logging import Log, told_dropped
 from sepc_zoo.training.options import TrainError, TrainOptions, write_options
 from sepc_zoo.training.recipes import (
@@ -46,143 +50,91 @@ from sepc_zoo.training.recipes import (
     make_scheduler,
     scaled_lr,
 )
-from sepc_zoo.training.resilience.async_scalars import Outcome
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
 from sepc_zoo.training.resilience.signals import Interrupt
+from sepc_zoo.training.run import Run
 
-MODEL_FILE = "model.json"  # the model's config, so that resuming needs no weights to start from
-FEW_IMAGES = 4  # under which the statistics of one process's batch norm are too poor
-
-
-@dataclass
-class Run:
-    """All that the loop needs."""
-
-    options: TrainOptions
-    recipe: Recipe
-    accelerator: Accelerator
-    model: nn.Module  # the detector as accelerate prepared it
-    ema: ModelEmaV3 | None
-    optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
-    lr: float
-    train_data: Annotations
-    val_data: Annotations
-    train_loader: ResilientLoader
-    val_loader: ResilientLoader
-    total_steps: int
-    progress: Progress
-    log: Log
-    faults: Faults
-    interrupt: Interrupt
-    outcomes: deque[Outcome] = field(default_factory=deque)  # of steps, not looked at yet
-    saved_step: int | None = None
-
-    @property
-    def output(self) -> Path:
-        return Path(self.options.output)
-
-    @property
-    def detector(self) -> Detector:
-        return self.accelerator.unwrap_model(self.model)
-
-    @property
-    def evaluated(self) -> Detector:
-        """What is validated and kept: the average of the weights over time, or the weights."""
-        return self.detector if self.ema is None else self.ema.module
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train_loader) / self.options.grad_accum_steps)
-
-    @property
-    def epochs(self) -> int:
-        return math.ceil(self.total_steps / self.steps_per_epoch)
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether AP has not become better for too long."""
-        patience = self.options.patience
-        if patience is None:
-            return False
-        epochs = self.progress.epoch - self.progress.best_epoch
-        return epochs // self.options.val_interval >= patience
-
-    @property
-    def state(self) -> Mapping[str, Stateful]:
-        """What must be saved for the run to go on where it was."""
-        parts: dict[str, Stateful | None] = {
-            "model": self.detector,
-            "ema": self.ema,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "scaler": self.accelerator.scaler,
-            "progress": self.progress,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
+MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
+MIN_NORM_IMAGES = 4  # of a process, for good statistics of its batch norms
 
 
-def prepare(options: TrainOptions, resume: bool = False) -> Run:
-    """Read the data, build the model, and put all in the hands of accelerate; writes nothing."""
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a run, and the model for its classes."""
+
+    train: Annotations
+    val: Annotations
+    model: Detector
+
+
+def prepare(options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
+    """Read the data, build the model and all other parts of a run; writes nothing.
+
+    Raises:
+        ConfigError, DataError, HubError, TrainError: with all that is wrong.
+    """
     output = Path(options.output)
     check_output(output, resume)
     if options.deterministic:
-        be_deterministic()
+        make_deterministic()
     accelerator = make_accelerator(options.amp, options.cpu, options.log_with, output)
     set_seed(options.seed)
-    train_data, val_data, model = read_inputs(options, resume)
-    recipe = choose_recipe(options, default_recipe(model.config, options.opt))
-    freeze_stages(model.backbone, recipe.freeze_stages)
-    if should_sync(options, model, accelerator):
-        sync_batch_norm(model, accelerator.device)
-    if options.channels_last:
-        model.to(memory_format=torch.channels_last)
+    inputs = read_inputs(options, resume)
+    recipe = choose_recipe(options, inputs.model.config)
+    model = prepare_model(options, recipe, inputs.model, accelerator)
 
-    loader = accelerator.prepare(
-        train_loader(options, train_data, model, accelerator.num_processes),
-        device_placement=[False],  # only images are needed there
-    )
-    val = validation_loader(val_data, model, options.batch_size, options.workers)
-    total_steps = options.max_steps or recipe.epochs * math.ceil(
-        len(loader) / options.grad_accum_steps
-    )
-    images = images_per_step(options, accelerator)
+    loader = train_loader(options, inputs.train, model, accelerator)
+    val = validation_loader(inputs.val, model, options.batch_size, options.workers)
+    steps_per_epoch = math.ceil(len(loader) / options.grad_accum_steps)
+    num_steps = options.max_steps or recipe.epochs * steps_per_epoch
+
+    images = options.batch_size * options.grad_accum_steps * accelerator.num_processes
     lr = scaled_lr(recipe, images) if options.lr is None else options.lr
-    ema = make_ema(options, model.to(accelerator.device))
-    prepared, optimizer = accelerator.prepare(model, make_optimizer(model, recipe, lr))
+    own_callbacks, evaluated = make_callbacks(options, model)
+    optimizer = make_optimizer(model, recipe, lr)
+    scheduler = make_scheduler(optimizer, recipe, lr, num_steps)
+    wrapped = DistributedDataParallel(model) if accelerator.num_processes > 1 else model
     if options.compile:
         model.compile()
     set_seed(options.seed, device_specific=True)  # processes drop different paths
 
     log = Log(accelerator, output)
     faults = Faults(output, options.max_faults, log)
+    handlers = faults.add_dead_worker, faults.add_unreadable
     run = Run(
         options=options,
         recipe=recipe,
+        output=output,
         accelerator=accelerator,
-        model=prepared,
-        ema=ema,
+        detector=model,
+        model=wrapped,
+        evaluated=evaluated,
         optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, recipe, lr, total_steps),
+        scheduler=scheduler,
+        scaler=make_scaler(options.amp, accelerator.device),
         lr=lr,
-        train_data=train_data,
-        val_data=val_data,
-        train_loader=ResilientLoader(loader, faults.worker_died, faults.look_at),
-        val_loader=ResilientLoader(val, faults.worker_died, faults.look_at),
-        total_steps=total_steps,
-        progress=Progress(images=len(train_data.records), batches=len(loader)),
+        train_data=inputs.train,
+        val_data=inputs.val,
+        train_loader=ResilientLoader(loader, *handlers),
+        val_loader=ResilientLoader(val, *handlers),
+        images_per_step=images,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        num_epochs=math.ceil(num_steps / steps_per_epoch),
+        progress=Progress(images=len(inputs.train.records), batches=len(loader)),
         log=log,
         faults=faults,
         interrupt=Interrupt(),
+        callbacks=[*own_callbacks, *callbacks],
     )
     if resume:
-        load_state(run.state, output)
+        load_state(run.stateful_parts(), output)
         run.saved_step = run.progress.step
     return run
 
 
 def check_output(output: Path, resume: bool) -> None:
-    """A run that is there is not overwritten, one that is not there is not resumed."""
+    """Refuse to overwrite a run, and to resume one that does not exist."""
     state = saved_state(output)
     if resume and state is None:
         raise ResumeError(f"{output} has no state to resume from; start it anew without --resume")
@@ -193,33 +145,28 @@ def check_output(output: Path, resume: bool) -> None:
 
 
 def start(run: Run, resume: bool) -> None:
-    """Write what a run folder begins with, and what the readers left out."""
+    """Write the first files of a run, remove those of steps that will be repeated."""
     if run.accelerator.is_main_process:
         remove_temporary(run.output)
         if not resume:
             write_options(run.options)
             write_json(run.output / MODEL_FILE, config_to_json(run.detector.config))
-            # What a run left that ended before its first save.
+            # A run that ended before its first save may have left these.
             shutil.rmtree(run.output / SKIPPED_FOLDER, ignore_errors=True)
             for file in (run.log.steps, run.log.metrics, run.faults.file):
                 file.path.unlink(missing_ok=True)
     run.faults.step = run.progress.step
     run.faults.file.keep(lambda row: int(row["step"]) <= run.progress.step)
-    run.log.begin(run.progress.step, run.progress.epoch, run.total_steps)
-    # A tracker forgets what it was told of steps that are made again.
+    run.log.begin(run.progress.step, run.progress.epoch, run.num_steps)
+    # TensorBoard drops the steps that will be repeated.
     purge = {"tensorboard": {"purge_step": run.progress.step + 1}}
     run.accelerator.init_trackers("tracking", init_kwargs=purge)
     for line in (*told_dropped(run.train_data), *told_dropped(run.val_data)):
         run.log.say(line)
 
 
-def images_per_step(options: TrainOptions, accelerator: Accelerator) -> int:
-    """Of all processes and accumulated batches."""
-    return options.batch_size * options.grad_accum_steps * accelerator.num_processes
-
-
-def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annotations, Detector]:
-    """The data to train and to validate on, and the model for its classes.
+def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
+    """Read both splits, and build the model for the classes of the training split.
 
     Raises:
         DataError, TrainError, ResumeError: with all that is wrong with a split or the run.
@@ -227,18 +174,17 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
     known = read_model_file(Path(options.output) / MODEL_FILE) if resume else None
     names = known.label_names if known else None
     how: dict[str, Any] = {"drop_bad_boxes": options.drop_bad_boxes, "format": options.format}
-    train_data = read_data(options.data, options.train_split, names, **how)
-    model = build(known) if known else build_model(options, train_data)
-    names = model.config.label_names
-    val_data = read_data(options.data, options.val_split, names, **how)
-    for split, data in ((options.train_split, train_data), (options.val_split, val_data)):
+    train = read_data(options.data, options.train_split, names, **how)
+    model = build(known) if known else build_model(options, train)
+    val = read_data(options.data, options.val_split, model.config.label_names, **how)
+    for split, data in ((options.train_split, train), (options.val_split, val)):
         if not data.records:
             raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")
-    return train_data, val_data, model
+    return Inputs(train, val, model)
 
 
 def read_model_file(file: Path) -> DetectorConfig:
-    """The config of a run's model.
+    """Read the config of a run's model.
 
     Raises:
         ResumeError: the file is missing or damaged.
@@ -253,80 +199,120 @@ def read_model_file(file: Path) -> DetectorConfig:
 
 
 def build_model(options: TrainOptions, data: Annotations) -> Detector:
-    """The model for the classes of the data, with the input that the options ask for."""
-    names = [Path(folder).resolve().name for folder in options.data]
-    weights: dict[str, Any] = {"dataset": " + ".join(names)}
-    for name in ("image_size", "mean", "std"):
-        if getattr(options, name) is not None:
-            weights[name] = getattr(options, name)
+    """Build the model for the classes of the data, with the input that the options ask for."""
+    folders = [Path(folder).resolve().name for folder in options.data]
+    asked = {name: getattr(options, name) for name in ("image_size", "mean", "std")}
     model = create_model(
         options.model,
         options.pretrained,
         label_names=data.label_names,
         category_ids=data.category_ids,
-        inclusive_boxes=False,  # targets are continuous, and so the model learns
+        inclusive_boxes=False,  # the targets are continuous, so the predictions will be
         pretrained_backbone=options.pretrained_backbone,
         backbone_kwargs=options.backbone_kwargs,
-        weights=weights,
+        weights={name: value for name, value in asked.items() if value is not None},
         **options.model_kwargs,
     )
+    model.config = override(model.config, {"weights": {"dataset": " + ".join(folders)}})
     if options.backbone_checkpoint is not None:
         load_backbone(model, options.backbone_checkpoint)
     return model
 
 
-def choose_recipe(options: TrainOptions, recipe: Recipe) -> Recipe:
-    """The model's recipe with the options' changes; a backbone that knows nothing is not frozen."""
+def choose_recipe(options: TrainOptions, config: DetectorConfig) -> Recipe:
+    """Apply the options to the model's recipe; a backbone with random weights is not frozen."""
+    recipe = default_recipe(config, options.opt)
     if not options.has_learned:
-        recipe = dataclasses.replace(recipe, freeze_stages=0, freeze_bn=False)
-    names = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("batch_size", "lr")]
+        recipe = replace(recipe, freeze_stages=0, freeze_bn=False)
+    names = {field.name for field in fields(Recipe)} - {"batch_size", "lr"}
     asked = {name: getattr(options, name) for name in names}
-    return dataclasses.replace(recipe, **{k: v for k, v in asked.items() if v is not None})
+    return replace(recipe, **{k: v for k, v in asked.items() if v is not None})
 
 
-def should_sync(options: TrainOptions, model: Detector, accelerator: Accelerator) -> bool:
-    """Whether batch norms take their statistics from all processes."""
+def prepare_model(
+    options: TrainOptions, recipe: Recipe, model: Detector, accelerator: RunAccelerator
+) -> Detector:
+    """Freeze layers and choose batch norms and memory layout, on the device of the run."""
+    freeze_stages(model.backbone, recipe.freeze_stages)
+    if should_sync(options, model, accelerator):
+        sync_batch_norm(model, accelerator.device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if options.grad_checkpointing:
+        enable_grad_checkpointing(model)
+    return model.to(accelerator.device)
+
+
+def enable_grad_checkpointing(model: Detector) -> None:
+    """Store no activations inside of the backbone's blocks; compute them again for the gradient.
+
+    Raises:
+        ConfigError: the backbone has no way to do it.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        name = model.config.backbone.name
+        raise ConfigError(f"--grad-checkpointing: {name} has none in timm") from error
+
+
+def should_sync(options: TrainOptions, model: Detector, accelerator: RunAccelerator) -> bool:
+    """Whether batch norms take their statistics from the images of all processes."""
     if accelerator.num_processes == 1:
         return False
     has_norm = any(isinstance(module, IntegratedBatchNorm) for module in model.modules())
-    is_wanted = has_norm and options.batch_size < FEW_IMAGES
-    return is_wanted if options.sync_bn is None else options.sync_bn
+    is_default = has_norm and options.batch_size < MIN_NORM_IMAGES
+    return is_default if options.sync_bn is None else options.sync_bn
 
 
 def sync_batch_norm(model: Detector, device: torch.device) -> None:
-    """Let the neck's batch norms, and on a GPU the backbone's, see the images of all processes."""
+    """Let batch norms of the neck (and the backbone on a GPU) see the images of all processes."""
     for module in model.modules():
         if isinstance(module, IntegratedBatchNorm):
             module.sync = True
-    if device.type == "cuda":  # torch has no other for layers that are not ours
+    if device.type == "cuda":  # torch has no synchronized batch norm for the CPU
         model.backbone = convert_sync_batchnorm(model.backbone)
 
 
-def make_ema(options: TrainOptions, model: Detector) -> ModelEmaV3 | None:
-    """The moving average of the weights; its memory grows with the run at first."""
-    if not options.model_ema:
-        return None
-    return ModelEmaV3(model, options.model_ema_decay, use_warmup=True)
+def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callback], Detector]:
+    """Make the callbacks that the options ask for; also return the model to validate and save."""
+    callbacks: list[Callback] = [DrawSamples()]
+    evaluated = model
+    if options.model_ema:
+        average = MovingAverage(model, options.model_ema_decay)
+        callbacks.append(average)
+        evaluated = average.ema.module
+    if options.patience is not None:
+        callbacks.append(EarlyStopping(options.patience))
+    if options.draw_batches:
+        callbacks.append(DrawBatches(options.draw_batches))
+    return callbacks, evaluated
 
 
 def train_loader(
-    options: TrainOptions, data: Annotations, model: Detector, processes: int
+    options: TrainOptions, data: Annotations, model: Detector, accelerator: RunAccelerator
 ) -> DataLoader:
-    """Shuffled, augmented batches."""
+    """Load this process's share of shuffled, augmented batches."""
     weights = model.config.weights
     size, antialias, augmentation = weights.image_size, weights.antialias, options.augmentation
     transform = train_transform(*size, antialias=antialias, augmentation=augmentation)
-    mix = Mixer(augmentation, *size, antialias)
-    # Parts of a photo are cut out to the pixel, and without antialiasing each pixel counts.
-    is_whole = augmentation.crop or augmentation.mixes or not antialias
-    largest = None if is_whole else augmentation.largest(*size)
+    # Cropped and mixed images need each pixel, and so does resizing without antialiasing.
+    needs_pixels = augmentation.crop or augmentation.mixes or not antialias
+    dataset = DetectionDataset(
+        data,
+        transform,
+        options.seed,
+        Mixer(augmentation, *size, antialias),
+        largest=None if needs_pixels else augmentation.largest(*size),
+    )
     loader = make_loader(
-        DetectionDataset(data, transform, options.seed, mix, largest),
+        dataset,
         options.batch_size,
         shuffle=True,
         seed=options.seed,
         workers=options.workers,
         multiple=weights.pad_multiple,
-        drop_last=len(data.records) >= options.batch_size * processes,
+        drop_last=len(dataset) >= options.batch_size * accelerator.num_processes,
     )
-    return shield_workers(loader)
+    # Only images go to the device, in ``Batch.normalized``.
+    return accelerator.prepare(shield_workers(loader), device_placement=[False])

@@ -1,4 +1,4 @@
-"""What a run is about to do, and what became of it, for the terminal."""
+"""Tables for the terminal: what a run is about to do, and how it went."""
 
 import time
 
@@ -9,39 +9,37 @@ from rich.table import Table
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
-from sepc_zoo.training.setup import Run, images_per_step
+from sepc_zoo.training.run import Run
 
 
 def describe(run: Run) -> dict[str, str]:
-    """All that is worth a look before a long run."""
-    options, recipe, accelerator = run.options, run.recipe, run.accelerator
-    config = run.detector.config
-    learned = sum(p.numel() for p in run.detector.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in run.detector.parameters())
-    images = images_per_step(options, accelerator)
-    origin = "has learned before" if options.has_learned else "starts from random weights"
-    frozen = f"frozen stages {recipe.freeze_stages}, frozen batch norm {recipe.freeze_bn}"
-    given = (
-        "as given" if options.lr is not None else f"{recipe.lr:g} for {recipe.batch_size} scaled"
-    )
+    """Describe a run, in rows that are worth a look before it starts."""
+    options, recipe, config = run.options, run.recipe, run.detector.config
+    processes, device = run.accelerator.num_processes, run.accelerator.device.type
+    parameters = list(run.detector.parameters())
+    total = sum(p.numel() for p in parameters) / 1e6
+    trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
+    origin = "pretrained" if options.has_learned else "random weights"
+    short, long = config.weights.image_size
+    scaled = f"{recipe.lr:g} for {recipe.batch_size} scaled"
     rows = {
-        "model": f"{config.architecture}, {config.num_classes} classes, "
-        f"{everything / 1e6:.1f} M parameters, {learned / 1e6:.1f} M learn",
-        "backbone": f"{origin}, {frozen}",
+        "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
+        f"{trained:.1f} M trained",
+        "backbone": f"{origin}, frozen stages {recipe.freeze_stages}, frozen batch norm "
+        f"{recipe.freeze_bn}",
         "train": _contents(run.train_data),
         "validate": _contents(run.val_data),
-        "input": f"sides of at most {config.weights.image_size[0]} and "
-        f"{config.weights.image_size[1]} pixels",
-        "device": f"{accelerator.num_processes} x {accelerator.device.type}, "
-        f"{options.amp or 'float32'}{', channels-last' * options.channels_last}"
-        f"{', compiled' * options.compile}",
-        "step": f"{images} images: {options.batch_size} x {accelerator.num_processes} processes x "
+        "input": f"sides of at most {short} and {long} pixels",
+        "device": f"{processes} x {device}, {options.amp or 'float32'}"
+        f"{', channels-last' * options.channels_last}{', compiled' * options.compile}",
+        "step": f"{run.images_per_step} images: {options.batch_size} x {processes} processes x "
         f"{options.grad_accum_steps} accumulated",
-        "length": f"{run.total_steps} steps, {run.epochs} epochs of {run.steps_per_epoch}",
-        "learning": f"{recipe.opt}, {recipe.sched}, rate {run.lr:.3g} ({given})",
-        "batch norm": _norms(run),
-        "average": f"of weights, decay {options.model_ema_decay}" if options.model_ema else "",
-        "output": options.output,
+        "length": f"{run.num_steps} steps, {run.num_epochs} epochs of {run.steps_per_epoch}",
+        "optimizer": f"{recipe.opt}, {recipe.sched}, lr {run.lr:.3g} "
+        f"({scaled if options.lr is None else 'as given'})",
+        "batch norm": _batch_norm(run),
+        "weights": f"moving average, decay {options.model_ema_decay}" * options.model_ema,
+        "output": str(run.output),
     }
     return {name: text for name, text in rows.items() if text}
 
@@ -52,10 +50,11 @@ def show_start(run: Run) -> None:
 
 
 def show_end(run: Run, seconds: float) -> None:
-    """Print how it went; only in the main process."""
+    """Print how the run went; only in the main process."""
+    days = int(seconds // 86400)
+    duration = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
     rows = {
-        "time": f"{time.strftime('%H:%M:%S', time.gmtime(seconds % 86400))}"
-        f"{f' and {int(seconds // 86400)} days' * (seconds >= 86400)}",
+        "time": duration + f" and {days} days" * (days > 0),
         "best AP": f"{run.progress.best_ap:.3f} after epoch {run.progress.best_epoch}",
         "survived": run.faults.summary(),
     }
@@ -77,9 +76,9 @@ def _contents(data: Annotations) -> str:
     return f"{len(data.records)} images, {boxes} boxes" + (f", {empty} without" if empty else "")
 
 
-def _norms(run: Run) -> str:
+def _batch_norm(run: Run) -> str:
     norms = [m for m in run.detector.modules() if isinstance(m, IntegratedBatchNorm)]
     if not norms or run.accelerator.num_processes == 1:
         return ""
     scope = "over all processes" if norms[0].sync else "of each process alone"
-    return f"{scope}, which hold {run.options.batch_size} images each"
+    return f"{scope}, with {run.options.batch_size} images each"

@@ -1,4 +1,4 @@
-"""Two processes that stay, and call functions together as if a launcher had started them."""
+"""Two processes that live on and call functions together, as if a launcher had started them."""
 
 import os
 import socket
@@ -11,36 +11,33 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.state import AcceleratorState
-from torch import distributed as dist
 
 COUNT = 2
-GRACE = 10  # seconds that the other process has once one has failed
+GRACE = 10  # seconds for the other process once one has failed
 
 
 class Failure(NamedTuple):
-    """What went wrong in a process."""
+    """A function raised in a process; its traceback."""
 
     traceback: str
 
 
 class ProcessPair:
-    """Starts its processes with the first call, and anew where a call left them hanging."""
+    """Starts its processes with the first call, and again after a call that failed."""
 
     def __init__(self) -> None:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
     def __call__(self, function: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
-        """What ``function(*args)`` returns in each process; it is a function of a module.
+        """Return ``function(*args)`` of each process; it must be a function of a module.
 
         Raises:
             AssertionError: it raised in one of them, or took longer than ``seconds``.
         """
         self._start()
-        port = free_port()
         for pipe in self._pipes:
-            pipe.send((function, args, port))
+            pipe.send((function, args))
         results: list[Any] = []
         deadline = time.monotonic() + seconds
         for rank, pipe in enumerate(self._pipes):
@@ -59,10 +56,10 @@ class ProcessPair:
     def _start(self) -> None:
         if self._processes:
             return
-        context = get_context("spawn")
+        context, port = get_context("spawn"), free_port()
         for rank in range(COUNT):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs), daemon=False)
+            process = context.Process(target=_serve, args=(rank, port, theirs), daemon=False)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -90,22 +87,19 @@ def _received(pipe: Connection) -> Any:
         return Failure("a process died")
 
 
-def _serve(rank: int, pipe: Connection) -> None:
+def _serve(rank: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    os.environ |= {"WORLD_SIZE": str(COUNT), "LOCAL_WORLD_SIZE": str(COUNT)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     set_start_method("fork", force=True)  # of workers, as in a process that a launcher has started
     while True:
         try:
-            function, args, port = pipe.recv()
+            function, args = pipe.recv()
         except EOFError:
             return
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        os.environ |= {"WORLD_SIZE": str(COUNT), "LOCAL_WORLD_SIZE": str(COUNT)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         try:
             result = function(*args)
         except BaseException:
             result = Failure(f"process {rank}: {traceback.format_exc()}")
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
         pipe.send(result)

@@ -1,4 +1,4 @@
-"""Runs that take about a second, what they leave, and ways to stop them."""
+"""Training runs of about a second, their outputs, and ways to stop them."""
 
 import csv
 import json
@@ -10,24 +10,24 @@ from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
 
 from sepc_zoo.training import checkpoint
 from sepc_zoo.training import trainer as engine
+from sepc_zoo.training.callbacks import Callback, DrawSamples
 from sepc_zoo.training.checkpoint import RUN_FILE, STATE
 from sepc_zoo.training.options import TrainOptions, read_options
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.trainer import train
 
-NOT_REPEATED = {"images_per_second", "memory_gib"}  # columns of log.csv
+NOT_REPEATED = {"images_per_second", "memory_gib"}  # columns of log.csv that differ between runs
 
-# A fresh process that has imported the library, and forks at each request.
+# Processes are forked from one that has imported the library.
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["sepc_zoo.training.trainer"])
 
 
 def options(data, output, **changes):
-    """A run of two epochs, two steps each, unless ``changes`` say otherwise."""
+    """Options of a run of two epochs with two steps each, with changes."""
     small = {
         "model": "retinanet_mnv4s_pconv",
         "model_kwargs": {"channels": 16, "neck": {"blocks": 1}},
@@ -50,7 +50,7 @@ def read_log(run, name="log.csv"):
 
 
 def read_losses(run):
-    """The rows of the log, but for what another run of the same steps does not repeat."""
+    """The rows of the log, without the columns that differ between equal runs."""
     return [{k: v for k, v in row.items() if k not in NOT_REPEATED} for row in read_log(run)]
 
 
@@ -69,7 +69,7 @@ def edit_json(path, edit):
 
 
 def before_step(monkeypatch, step, act):
-    """Let ``act(run, batches)`` happen as a step begins."""
+    """Call ``act(run, batches)`` at the start of a step."""
     train_step = engine.train_step
 
     def acting(run, batches):
@@ -81,7 +81,7 @@ def before_step(monkeypatch, step, act):
 
 
 def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
-    """Send the signal while a step is being computed."""
+    """Send a signal to this process at the start of a step."""
     before_step(monkeypatch, step, lambda *_: os.kill(os.getpid(), number))
 
 
@@ -93,16 +93,15 @@ def crash_at(monkeypatch, step):
 
 
 def start_process(options, moment=None, resumed=False):
-    """A process of its own that trains; one that is interrupted has the exit status of shells."""
+    """Train in a process of its own; its exit status is that of the command."""
     process = SERVER.Process(target=_train, args=(options, moment, resumed))
     process.start()
     return process
 
 
 def _train(options, moment, resumed):
-    set_start_method("fork", force=True)  # for its workers, as where a run is started by hand
-    AcceleratorState._reset_state(reset_partial_state=True)
-    draw_nothing(lambda name: setattr(engine, name, lambda *_: None))
+    set_start_method("fork", force=True)  # for the workers, the default of a new process
+    DrawSamples.after_validation = Callback.after_validation  # most of a tiny run's time
     if moment:
         kill_at(*moment)
     try:
@@ -111,17 +110,11 @@ def _train(options, moment, resumed):
         sys.exit(interrupted.status)
 
 
-def draw_nothing(replace):
-    """Pictures take most of a tiny run's time."""
-    for name in ("draw_samples", "plot_curves"):
-        replace(name)
-
-
 def kill_at(function, call, when):
-    """SIGKILL this process at the n-th call of a function that ``engine`` or ``checkpoint`` calls.
+    """Kill this process at the n-th call of a function of the trainer or of ``checkpoint``.
 
     Args:
-        when: "before" the call, "after" it, or "half": after the first half of a file.
+        when: "before" the call, "after" it, or "half": half of the file is written.
     """
     module = engine if hasattr(engine, function) else checkpoint
     original = getattr(module, function)

@@ -1,11 +1,11 @@
-"""What would make the host wait for a GPU, found out without one."""
+"""Find operators that make the host wait for a GPU, without a GPU."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Waits(TorchDispatchMode):
-    """Operators of which the host, or the size of a tensor, needs values, and copies in order."""
+    """Records operators whose values the host or a tensor's size needs, and blocking copies."""
 
     def __init__(self):
         super().__init__()

@@ -2,11 +2,10 @@
 
 import pytest
 
-from sepc_zoo.training import trainer as engine
+from sepc_zoo.training.callbacks import Callback, DrawSamples
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures take most of a tiny run's time."""
-    monkeypatch.setattr(engine, "draw_samples", lambda *_: None)
-    monkeypatch.setattr(engine, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(DrawSamples, "after_validation", Callback.after_validation)

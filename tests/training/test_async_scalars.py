@@ -1,4 +1,4 @@
-"""On a GPU the host learns a step later how a step went; nothing else may depend on that."""
+"""On a GPU the host reads the result of a step one step later; nothing else depends on that."""
 
 import pytest
 import torch
@@ -11,19 +11,19 @@ from waits import Waits
 from sepc_zoo.data import collate
 from sepc_zoo.factory import create_model
 from sepc_zoo.methods import targets as targets_module
-from sepc_zoo.methods.targets import truth_of
-from sepc_zoo.models import dense as detector_module
+from sepc_zoo.methods.targets import collate_targets
+from sepc_zoo.models import dense
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture
 def ahead(monkeypatch):
     """The host is a step ahead, as with a GPU."""
-    monkeypatch.setattr(engine, "steps_ahead", lambda _: 1)
+    monkeypatch.setattr(engine, "max_in_flight", lambda _: 1)
 
 
 def run_with_faults(shapes, output, **changes):
@@ -37,7 +37,7 @@ def run_with_faults(shapes, output, **changes):
 
 def test_a_run_is_the_same_when_the_host_is_ahead(shapes, tmp_path, monkeypatch):
     expected = run_with_faults(shapes, tmp_path / "behind")
-    monkeypatch.setattr(engine, "steps_ahead", lambda _: 1)
+    monkeypatch.setattr(engine, "max_in_flight", lambda _: 1)
     state, losses, faults = run_with_faults(shapes, tmp_path / "ahead")
     assert faults == [("2", "skipped step"), ("5", "skipped step")]
     assert (losses, faults) == expected[1:]
@@ -46,7 +46,7 @@ def test_a_run_is_the_same_when_the_host_is_ahead(shapes, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("ahead")
-def test_a_host_that_is_ahead_ends_the_next_step_and_saves(shapes, tmp_path, monkeypatch):
+def test_a_host_that_is_ahead_finishes_the_next_step_and_saves(shapes, tmp_path, monkeypatch):
     asked = options(shapes, tmp_path, max_steps=8, epochs=None, val_interval=9)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3)
@@ -65,13 +65,12 @@ def on_host(function):
     return unwatched
 
 
-@pytest.mark.parametrize("opt", ["sgd", "adamw"])
-@pytest.mark.parametrize("method", ["retinanet", "fsaf"])
+@pytest.mark.parametrize(("method", "opt"), [("retinanet", "sgd"), ("fsaf", "adamw")])
 def test_a_step_does_not_wait_for_a_gpu(method, opt, shapes, tmp_path, monkeypatch):
     """The first one does, and those that are logged or saved."""
-    monkeypatch.setattr(targets_module, "counting_is_free", lambda _: False)
-    for name in ("check_targets", "truth_of"):  # look at targets, which stay on the host
-        monkeypatch.setattr(detector_module, name, on_host(getattr(detector_module, name)))
+    monkeypatch.setattr(targets_module, "GATHER_ALL", True)
+    for name in ("check_targets", "collate_targets"):  # they read targets, which are on the host
+        monkeypatch.setattr(dense, name, on_host(getattr(dense, name)))
     train_step, waits = engine.train_step, []
 
     def watched(run, batches):
@@ -90,6 +89,7 @@ def test_a_step_does_not_wait_for_a_gpu(method, opt, shapes, tmp_path, monkeypat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["retinanet", "fsaf"])
 def test_a_gpu_is_not_waited_for_in_a_step(method, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets_module, "GATHER_ALL", True)
     train_step, steps = engine.train_step, []
 
     def watched(run, batches):
@@ -105,8 +105,9 @@ def test_a_gpu_is_not_waited_for_in_a_step(method, shapes, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("neck", ["fpn", "sepc"])
 @pytest.mark.parametrize("method", ["retinanet", "fsaf"])
-def test_the_way_to_a_loss_does_not_wait_for_a_gpu(method, neck):
-    """A made-up one, which knows types and sizes of tensors, and no values."""
+def test_a_loss_does_not_wait_for_a_gpu(method, neck, monkeypatch):
+    """The GPU is made up: it knows types and sizes of tensors, and no values."""
+    monkeypatch.setattr(targets_module, "GATHER_ALL", True)
     model = create_model(f"{method}_r18_{neck}", channels=32)
     target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -115,7 +116,8 @@ def test_the_way_to_a_loss_does_not_wait_for_a_gpu(method, neck):
         with Waits() as waits:
             images = batch.normalized((0.5,) * 3, (0.5,) * 3, "cuda").images
             predictions = model(images)
-            truths = [truth_of(target, like=predictions.deltas)] * 2
-            loss, _ = model.method.loss_sums(predictions, model.anchors(predictions), truths)
-    assert {term.device.type for term in loss.values()} == {"cuda"}
+            targets = collate_targets([target] * 2, like=predictions.deltas)
+            anchors = model.anchors(predictions.sizes, like=predictions.deltas)
+            terms = model.method.loss(predictions, anchors, targets, model.config.coder)
+    assert {x.device.type for term in terms.values() for x in term} == {"cuda"}
     assert waits.seen == []

@@ -1,40 +1,37 @@
-"""Training in two processes is training in one."""
+"""Training in two processes gives the numbers of one."""
 
-import csv
 import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from io import StringIO
-from pathlib import Path
 
 import pytest
+import tiny_runs
 import torch
 from accelerate import PartialState
+from gradients_of_runs import batches_of, exactly, gradient, ready
 from process_pair import ProcessPair
+from tiny_runs import before_step, read_log, state_of
 from torch import nn
 
 from sepc_zoo.cli import main
-from sepc_zoo.data import collate, write_shapes
+from sepc_zoo.data import write_shapes
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.ops.distributed import sum_over_processes
 from sepc_zoo.training import trainer as engine
-from sepc_zoo.training.checkpoint import STATE
-from sepc_zoo.training.options import TrainOptions
-from sepc_zoo.training.recipes import set_train_mode
+from sepc_zoo.training.callbacks import Callback, DrawSamples
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER
 from sepc_zoo.training.setup import prepare
 from sepc_zoo.training.summary import describe
-from sepc_zoo.training.trainer import accumulate_gradient, train
+from sepc_zoo.training.trainer import train
 
 METHODS = ("retinanet", "freeanchor", "fsaf")
 STEPS = 20
 SHARES = (3, 1)  # images of each process
-
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(scope="module")
@@ -45,30 +42,18 @@ def pair():
 
 
 def options(data, output, **changes):
-    """Images differ in scale, but are padded to one size: so no batch is padded otherwise."""
-    small = {
+    """Options of a run whose images differ in scale but are padded to one size, in any batch."""
+    common = {
         "model": "retinanet_test_efficientnet_pconv",
-        "model_kwargs": {"channels": 16, "neck": {"blocks": 1}},
-        "image_size": (64, 64),
         "scale": (0.6, 1.0),
+        "epochs": None,
         "max_steps": STEPS,
         "batch_size": 2,
         "freeze_bn": True,
-        "workers": 0,
-        "cpu": True,
-        "log_with": (),
         "log_interval": 1,
         "val_interval": 100,
     }
-    return TrainOptions(**small | {"data": str(data), "output": str(output)} | changes)
-
-
-@contextmanager
-def exactly():
-    """Sums in another order differ in float64 no more than in the last digits."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    return tiny_runs.options(data, output, **common | changes)
 
 
 def train_exactly(options):
@@ -78,18 +63,12 @@ def train_exactly(options):
 
 
 def draw_nothing(patch):
-    for name in ("draw_samples", "plot_curves"):
-        patch.setattr(engine, name, lambda *_: None)
+    patch.setattr(DrawSamples, "after_validation", Callback.after_validation)
 
 
 def read_losses(run):
-    with (Path(run) / "log.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    rows = [row for row in read_log(run) if row["loss"]]
     return [{k: float(v) for k, v in row.items() if k.startswith("loss")} for row in rows]
-
-
-def read_state(run, part):
-    return torch.load(Path(run) / STATE / "run.pt", weights_only=True)[part]
 
 
 @pytest.mark.slow
@@ -104,51 +83,14 @@ def read_state(run, part):
         "retinanet_test_efficientnet_sepc",
     ],
 )
-def test_two_processes_learn_what_one_does_with_the_same_images(model, shapes, tmp_path, pair):
+def test_two_processes_train_like_one_with_the_same_images(model, shapes, tmp_path, pair):
     train_exactly(options(shapes, tmp_path / "one", model=model, batch_size=4))
     pair(train_exactly, options(shapes, tmp_path / "two", model=model, batch_size=2))
     one, two = (read_losses(tmp_path / name) for name in ("one", "two"))
     assert len(one) == STEPS
     assert two == [pytest.approx(row, rel=1e-10) for row in one]
-    one, two = (read_state(tmp_path / name, "model") for name in ("one", "two"))
+    one, two = (state_of(tmp_path / name)["model"] for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)
-
-
-def gradient(run, batches):
-    """The gradient of a step by parameter, and its loss terms."""
-    run.optimizer.zero_grad()
-    losses = accumulate_gradient(run, batches)
-    parameters = run.detector.named_parameters()
-    return {n: p.grad.clone() for n, p in parameters}, {n: v.item() for n, v in losses.items()}
-
-
-def batches_of(run, groups, empty):
-    """The batches of these images of the data set; those in ``empty`` are without boxes."""
-    samples = {i: run.train_loader.loader.dataset[i] for group in groups for i in group}
-    for i in set(empty) & set(samples):
-        for name in ("boxes", "labels", "iscrowd", "area"):
-            samples[i][1][name] = samples[i][1][name][:0]
-    weights = run.detector.config.weights
-    batches = (collate([samples[i] for i in group]) for group in groups)
-    return [batch.normalized(weights.mean, weights.std) for batch in batches]
-
-
-def ready(options):
-    run = prepare(options)
-    set_train_mode(run.detector, freeze_bn=True)
-    return run
-
-
-@pytest.mark.parametrize("empty", [(), (0, 1), (0, 3), (0, 1, 2, 3)], ids=str)
-@pytest.mark.parametrize("method", METHODS)
-def test_accumulated_batches_give_the_gradient_of_one_large_batch(method, empty, shapes, tmp_path):
-    with exactly():
-        run = ready(options(shapes, tmp_path, model=f"{method}_test_efficientnet_pconv"))
-        whole, losses = gradient(run, batches_of(run, [range(4)], empty))
-        for groups in ([(0, 1), (2, 3)], [(0,), (1, 2, 3)]):
-            parts, losses_of_parts = gradient(run, batches_of(run, groups, empty))
-            torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
-            assert losses_of_parts == pytest.approx(losses, rel=1e-10)
 
 
 def gradient_of_share(options, groups, empty):
@@ -161,7 +103,7 @@ def gradient_of_share(options, groups, empty):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_accumulation_in_two_processes_gives_it_too(method, shapes, tmp_path, pair):
+def test_accumulation_in_two_processes_equals_one_large_batch(method, shapes, tmp_path, pair):
     asked = options(shapes, tmp_path, model=f"{method}_test_efficientnet_pconv")
     shares, empty = ([(0,), (1,)], [(2,), (3,)]), (1, 2)
     (parts, some), (same, others) = pair(gradient_of_share, asked, shares, empty)
@@ -235,7 +177,7 @@ def check_sums():
     (sum_over_processes(x).square() * (rank + 1)).sum().backward()
     total = 2 * torch.arange(4.0).double() + 1
     torch.testing.assert_close(x.grad, (1 + 2) * 2 * total)  # every process's loss depends on it
-    assert mean_over_processes(torch.tensor(3 + rank)).item() == 3.5
+    assert mean_over_processes({"loss": torch.tensor(3 + rank)}) == {"loss": 3.5}
 
 
 @pytest.mark.slow
@@ -248,7 +190,7 @@ def descriptions(*many):
 
 
 @pytest.mark.slow
-def test_what_follows_from_the_number_of_processes_is_told(shapes, tmp_path, pair):
+def test_the_effects_of_the_number_of_processes_are_described(shapes, tmp_path, pair):
     def asked(batch_size, **changes):
         model = "retinanet_r18_ibn_pconv"
         return options(shapes, tmp_path, model=model, batch_size=batch_size, **changes)
@@ -261,9 +203,9 @@ def test_what_follows_from_the_number_of_processes_is_told(shapes, tmp_path, pai
         asked(2, sync_bn=False),
     )[0]
     assert few["step"] == "8 images: 2 x 2 processes x 2 accumulated"
-    assert "rate 0.0025 (0.01 for 32 scaled)" in few["learning"]
-    assert few["batch norm"] == "over all processes, which hold 2 images each"
-    assert enough["batch norm"] == "of each process alone, which hold 4 images each"
+    assert "lr 0.0025 (0.01 for 32 scaled)" in few["optimizer"]
+    assert few["batch norm"] == "over all processes, with 2 images each"
+    assert enough["batch norm"] == "of each process alone, with 4 images each"
     assert forced["batch norm"].startswith("over all processes")
     assert refused["batch norm"].startswith("of each process alone")
 
@@ -282,7 +224,7 @@ def images_shown(options, epochs):
 
 
 @pytest.mark.slow
-def test_images_that_make_no_whole_step_wait_for_another_epoch(tmp_path, pair):
+def test_images_that_fill_no_step_are_left_for_another_epoch(tmp_path, pair):
     data = write_shapes(tmp_path / "data", train=7, val=1, size=(64, 64))
     first, second = pair(images_shown, options(data, tmp_path / "run"), 4)
     assert [len(ids) for ids in first + second] == [2] * 8
@@ -304,34 +246,19 @@ def main_at_step(arguments, rank, step):
     terminate = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as errors:
         draw_nothing(patch)
-        before_step(patch, rank, step, terminate)
+        before_step(patch, step, in_process(rank, terminate))
         return main(arguments), errors.getvalue()
 
 
-def before_step(patch, rank, step, act):
-    """Let ``act(run, batches)`` happen in one process as a step begins."""
-    train_step = engine.train_step
-
-    def acting(run, batches):
-        if run.progress.step + 1 == step and PartialState().process_index == rank:
-            act(run, batches)
-        return train_step(run, batches)
-
-    patch.setattr(engine, "train_step", acting)
+def in_process(rank, act):
+    """Call ``act`` only in one of the processes."""
+    return lambda *args: act(*args) if PartialState().process_index == rank else None
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_both_saved(shapes, tmp_path, pair):
-    flags = [
-        "--data",
-        shapes,
-        "--model",
-        "retinanet_test_efficientnet_pconv",
-        "--image-size",
-        64,
-        64,
-        "--cpu",
-    ]
+    flags = ["--data", shapes, "--model", "retinanet_test_efficientnet_pconv", "--cpu"]
+    flags += ["--image-size", 64, 64]
     flags += ["--model-kwargs", "channels=16", "neck.blocks=1", "--batch-size", 2, "--workers", 0]
     flags += ["--max-steps", 4, "--log-with"]
 
@@ -347,7 +274,7 @@ def test_a_signal_to_one_process_ends_both_saved(shapes, tmp_path, pair):
     for arguments in (resume, command(whole)):
         assert [done for done, _ in pair(main_at_step, arguments, 1, None)] == [0, 0]
     for part in ("model", "optimizer"):
-        torch.testing.assert_close(read_state(run, part), read_state(whole, part), rtol=0, atol=0)
+        torch.testing.assert_close(state_of(run)[part], state_of(whole)[part], rtol=0, atol=0)
 
 
 def weights_by_step(options, rank, step, act: Callable | None):
@@ -356,7 +283,7 @@ def weights_by_step(options, rank, step, act: Callable | None):
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
         if act:
-            before_step(patch, rank, step, act)
+            before_step(patch, step, in_process(rank, act))
         train_step = engine.train_step
 
         def noting(run, batches):
@@ -373,7 +300,7 @@ def spoil(_, batches):
 
 
 @pytest.mark.slow
-def test_a_step_that_one_process_cannot_make_is_made_by_none(shapes, tmp_path, pair):
+def test_a_step_that_fails_in_one_process_is_skipped_in_all(shapes, tmp_path, pair):
     first, second = pair(weights_by_step, options(shapes, tmp_path, max_steps=4), 1, 2, spoil)
     assert first == second
     assert first[0] == first[1]

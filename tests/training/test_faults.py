@@ -1,4 +1,4 @@
-"""What goes wrong during a run, and what becomes of it."""
+"""Faults during a run: it survives them, or ends saved and says why."""
 
 import copy
 import json
@@ -26,41 +26,24 @@ from tiny_runs import (
 )
 
 from sepc_zoo.cli import main
-from sepc_zoo.data import DetectionDataset, resilient_loader, write_shapes
-from sepc_zoo.data.images import ImageError
+from sepc_zoo.data import resilient_loader, write_shapes
 from sepc_zoo.factory import load_model
 from sepc_zoo.inference.drawing import contact_sheet
+from sepc_zoo.training import callbacks
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.accelerator import make_accelerator
+from sepc_zoo.training.callbacks import DrawSamples, MovingAverage
 from sepc_zoo.training.checkpoint import STATE
-from sepc_zoo.training.logging import CsvFile, Log
+from sepc_zoo.training.csv_file import CsvFile
+from sepc_zoo.training.logging import Log
 from sepc_zoo.training.options import TrainError
 from sepc_zoo.training.resilience import faults as faults_module
 from sepc_zoo.training.resilience.faults import FaultError
 from sepc_zoo.training.resilience.signals import Interrupted
-from sepc_zoo.training.trainer import draw_samples, train
+from sepc_zoo.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_pictures")
-
-
-@pytest.fixture
-def grey_where_unreadable(monkeypatch):
-    """An image that can no longer be read is a grey one without boxes, and says so."""
-    read = DetectionDataset.__getitem__
-
-    def read_or_grey(dataset, index):
-        try:
-            return read(dataset, index)
-        except ImageError as error:
-            record = dataset.annotations.records[index]
-            nothing = {name: getattr(record, name)[:0] for name in ("boxes", "labels")}
-            nothing |= {name: getattr(record, name)[:0] for name in ("iscrowd", "area")}
-            target = {"image_id": record.image_id, **nothing}
-            grey = torch.full((3, *record.size), 114, dtype=torch.uint8)
-            image, target = dataset.transform(grey, target)
-            return image, {**target, "unreadable": [str(error)]}
-
-    monkeypatch.setattr(DetectionDataset, "__getitem__", read_or_grey)
+pytestmark = pytest.mark.usefixtures("no_pictures")
+draw_samples = DrawSamples.after_validation
 
 
 def spoil_image(_, batches):
@@ -80,7 +63,8 @@ def spoil_gradient(run, _):
 
 def keep_weights(kept):
     def keep(run, _):
-        parts = (run.detector, run.ema, run.optimizer)
+        (average,) = (c for c in run.callbacks if isinstance(c, MovingAverage))
+        parts = (run.detector, average, run.optimizer)
         model, ema, optimizer = (copy.deepcopy(part.state_dict()) for part in parts)
         kept.append((model, ema, optimizer["state"]))
 
@@ -129,7 +113,7 @@ def test_batches_of_accumulated_steps_are_all_kept(shapes, tmp_path, monkeypatch
 
 
 def test_skipped_batches_do_not_fill_the_disk(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(faults_module, "MOST_KEPT", 1)
+    monkeypatch.setattr(faults_module, "MAX_KEPT_STEPS", 1)
     for step in (1, 3):
         before_step(monkeypatch, step, spoil_image)
     train(options(shapes, tmp_path))
@@ -137,7 +121,8 @@ def test_skipped_batches_do_not_fill_the_disk(shapes, tmp_path, monkeypatch):
     assert [row["step"] for row in read_log(tmp_path, "faults.csv")] == ["1", "3"]
 
 
-def test_ten_skipped_steps_in_a_row_end_the_run_which_can_go_on(shapes, tmp_path, monkeypatch):
+def test_ten_skipped_steps_in_a_row_end_the_run_which_can_resume(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(faults_module, "MAX_KEPT_STEPS", 1)
     asked = options(shapes, tmp_path, max_steps=12, epochs=None, val_interval=20)
     with monkeypatch.context() as patch:
         for step in range(2, 12):
@@ -153,6 +138,7 @@ def test_ten_skipped_steps_in_a_row_end_the_run_which_can_go_on(shapes, tmp_path
 
 
 def test_nine_skipped_steps_in_a_row_are_survived(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(faults_module, "MAX_KEPT_STEPS", 0)
     for step in (*range(1, 10), *range(11, 20)):
         before_step(monkeypatch, step, spoil_image)
     train(options(shapes, tmp_path, max_steps=20, epochs=None, val_interval=20))
@@ -167,9 +153,15 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
-@pytest.mark.usefixtures("grey_where_unreadable")
-@pytest.mark.parametrize("damage", [delete, truncate])
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("split", "damage"),
+    [
+        ("train", truncate),
+        ("val", delete),
+        pytest.param("train", delete, marks=pytest.mark.slow),
+        pytest.param("val", truncate, marks=pytest.mark.slow),
+    ],
+)
 def test_an_image_that_vanishes_is_counted_once_and_survived(
     split, damage, shapes, tmp_path, monkeypatch, capsys
 ):
@@ -183,8 +175,7 @@ def test_an_image_that_vanishes_is_counted_once_and_survived(
     assert re.search(r"survived +unreadable image: 1", capsys.readouterr().out)
 
 
-@pytest.mark.usefixtures("grey_where_unreadable")
-def test_samples_are_drawn_without_the_photos_that_are_gone(shapes, tmp_path, monkeypatch):
+def test_samples_are_drawn_without_unreadable_images(shapes, tmp_path, monkeypatch):
     data = copy_of(shapes, tmp_path)
     first, second, *_ = sorted((data / "val").iterdir())
     counts = []
@@ -193,14 +184,13 @@ def test_samples_are_drawn_without_the_photos_that_are_gone(shapes, tmp_path, mo
         counts.append(len(images))
         return contact_sheet(images)
 
-    monkeypatch.setattr(engine, "draw_samples", draw_samples)
-    monkeypatch.setattr(engine, "contact_sheet", count)
+    monkeypatch.setattr(DrawSamples, "after_validation", draw_samples)
+    monkeypatch.setattr(callbacks, "contact_sheet", count)
     before_step(monkeypatch, 1, lambda *_: (first.unlink(), truncate(second)))
     train(options(data, tmp_path / "run"))
     assert counts == [2, 2]
 
 
-@pytest.mark.usefixtures("grey_where_unreadable")
 def test_a_data_set_that_vanishes_ends_the_run_saved_and_with_status_2(
     shapes, tmp_path, monkeypatch, capsys
 ):
@@ -220,8 +210,7 @@ def test_a_data_set_that_vanishes_ends_the_run_saved_and_with_status_2(
     assert resume(run)["AP"] >= 0
 
 
-@pytest.mark.usefixtures("grey_where_unreadable")
-def test_no_figures_are_kept_of_a_validation_without_its_images(shapes, tmp_path, monkeypatch):
+def test_metrics_of_a_validation_without_its_images_are_not_kept(shapes, tmp_path, monkeypatch):
     data, run = copy_of(shapes, tmp_path), tmp_path / "run"
     away = tmp_path / "away"
     with monkeypatch.context() as patch:
@@ -235,7 +224,7 @@ def test_no_figures_are_kept_of_a_validation_without_its_images(shapes, tmp_path
 
 
 def kill_a_worker(*_):
-    """The last that was started, since those of other loaders may still be about to end."""
+    """Kill the newest worker; those of other loaders may still be ending."""
     newest = max(child.pid for child in multiprocessing.active_children())
     os.kill(newest, signal.SIGKILL)
 
@@ -273,20 +262,19 @@ def test_too_many_dead_workers_end_the_run_saved_and_with_advice(shapes, tmp_pat
     "error",
     [RuntimeError("DataLoader worker (pid 1) is killed"), ConnectionResetError(), EOFError()],
 )
-def test_a_worker_that_dies_while_it_hands_a_batch_over_is_replaced(tmp_path, monkeypatch, error):
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_replaced(monkeypatch, error):
     class Loader:
         def __iter__(self):
             yield []
             raise error
 
     monkeypatch.setattr(resilient_loader, "skip_first_batches", lambda _, start: [[]] * (3 - start))
-    faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
-    loader = resilient_loader.ResilientLoader(Loader(), faults.worker_died, faults.look_at)
-    assert len(list(loader)) == 3
-    assert [kind for kind, _ in faults.met] == [faults_module.DEAD_WORKER]
+    deaths = []
+    assert len(list(resilient_loader.ResilientLoader(Loader(), deaths.append, lambda _: None))) == 3
+    assert len(deaths) == 1
 
 
-def test_a_connection_that_breaks_in_a_living_worker_is_no_death(tmp_path):
+def test_a_connection_that_breaks_in_a_living_worker_is_no_death():
     class Loader:
         def __iter__(self):
             yield []
@@ -294,22 +282,19 @@ def test_a_connection_that_breaks_in_a_living_worker_is_no_death(tmp_path):
                 "Caught ConnectionResetError in DataLoader worker process 0."
             )
 
-    faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
     with pytest.raises(ConnectionResetError):
-        list(resilient_loader.ResilientLoader(Loader(), faults.worker_died, faults.look_at))
+        list(resilient_loader.ResilientLoader(Loader(), pytest.fail, lambda _: None))
 
 
 def test_workers_that_die_before_any_step_end_the_run(tmp_path):
     faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
-    for _ in range(faults_module.MOST_DEAD_AT_ONCE):
-        faults.worker_died("DataLoader worker (pid 1) is killed")
+    for _ in range(faults_module.MAX_DEAD_AT_ONCE):
+        faults.add_dead_worker("DataLoader worker (pid 1) is killed")
     with pytest.raises(FaultError, match="new workers die as soon as they are there"):
-        faults.worker_died("DataLoader worker (pid 1) is killed")
+        faults.add_dead_worker("DataLoader worker (pid 1) is killed")
 
 
-def test_what_was_survived_before_a_run_was_resumed_counts_too(
-    shapes, tmp_path, monkeypatch, capsys
-):
+def test_faults_before_a_run_was_resumed_count_too(shapes, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         before_step(patch, 1, spoil_image)
         interrupt_at(patch, 2)
@@ -328,7 +313,7 @@ def test_a_run_without_faults_has_no_table_of_them(shapes, tmp_path, capsys):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 64 MiB with nothing on it."""
+    """An empty disk of 64 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
@@ -339,7 +324,7 @@ def disk(tmp_path):
 
 
 def fill(disk):
-    """Leave no byte free."""
+    """Fill the disk to the last byte."""
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
             while file.write(bytes(2**16)):
@@ -361,35 +346,51 @@ def at_call(monkeypatch, name, call, act):
     monkeypatch.setattr(engine, name, acting)
 
 
+SAVES_OFTEN = {"log_interval": 1, "save_interval": 1, "log_with": ("tensorboard",)}
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory):
+    """A run without faults."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(options(shapes, folder, **SAVES_OFTEN))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "call"),
-    [("save_state", 1), ("save_state", 4), ("save_model", 1), ("save_model", 2), ("write_json", 5)],
+    [
+        ("save_state", 1),
+        ("save_model", 2),
+        *(
+            pytest.param(*when, marks=pytest.mark.slow)
+            for when in (("save_state", 4), ("save_model", 1), ("write_json", 5))
+        ),
+    ],
 )
-def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_space(
-    name, call, disk, shapes, tmp_path, monkeypatch
+def test_a_full_disk_ends_a_run_that_can_resume_when_there_is_space(
+    name, call, disk, whole, shapes, monkeypatch
 ):
-    changes = {"log_interval": 1, "save_interval": 1, "log_with": ("tensorboard",)}
-    train(options(shapes, tmp_path / "whole", **changes))
     run = disk / "run"
     with monkeypatch.context() as patch:
         at_call(patch, name, call, lambda: fill(disk))
         with pytest.raises(TrainError, match=r"the run cannot go on: .*No space left") as error:
-            train(options(shapes, run, **changes))
+            train(options(shapes, run, **SAVES_OFTEN))
     message = str(error.value)
     assert len(message.splitlines()) == 2
     (disk / "filler").unlink()
     if "nothing was saved yet" in message:
-        train(options(shapes, run, **changes))
+        train(options(shapes, run, **SAVES_OFTEN))
     else:
         assert f"go on with --resume {run}" in message
         resume(run)
-    assert read_losses(run) == read_losses(tmp_path / "whole")
-    ours, theirs = (state_of(folder) for folder in (run, tmp_path / "whole"))
+    assert read_losses(run) == read_losses(whole)
+    ours, theirs = (state_of(folder) for folder in (run, whole))
     torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
     assert not list(run.rglob(".*"))
 
 
-def test_a_disk_that_is_full_at_the_start_is_told(disk, shapes):
+def test_a_disk_that_is_full_at_the_start_is_reported(disk, shapes):
     fill(disk)
     with pytest.raises(TrainError, match=r"No space left(.|\n)*nothing was saved yet"):
         train(options(shapes, disk / "run"))
@@ -397,7 +398,7 @@ def test_a_disk_that_is_full_at_the_start_is_told(disk, shapes):
 
 @pytest.fixture
 def long_epoch(tmp_path):
-    """Options of a run that writes nothing but its log for 64 steps."""
+    """Options of a run that writes only its log for 64 steps."""
     data = write_shapes(tmp_path / "data", train=64, val=1, size=(64, 64))
     return {"data": str(data), "batch_size": 1, "epochs": 1, "log_interval": 1}
 
@@ -420,7 +421,7 @@ def test_a_tracker_that_cannot_write_ends_the_run_without_a_traceback(
 
 
 def test_a_state_that_cannot_be_written_whole_leaves_the_one_before(shapes, tmp_path, monkeypatch):
-    """Where files may not grow beyond a size, as on a disk with a quota."""
+    """Files may not grow beyond a size, as on a disk with a quota."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     at_call(
         monkeypatch,
@@ -438,7 +439,7 @@ def test_a_state_that_cannot_be_written_whole_leaves_the_one_before(shapes, tmp_
     assert [p.name for p in tmp_path.iterdir() if "state" in p.name] == [STATE]
 
 
-def test_an_output_that_cannot_be_written_is_told_without_a_traceback(shapes, tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_reported_without_a_traceback(shapes, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     output = tmp_path / "file" / "run"
     flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", output, "--cpu"]

@@ -14,7 +14,6 @@ from sepc_zoo.training.recipes import (
     make_scheduler,
     scaled_lr,
     set_train_mode,
-    step_unless,
 )
 
 
@@ -205,26 +204,3 @@ def test_the_mode_is_set_again_after_validation():
     assert model.training
     assert model.neck.pconvs[0].norm.norm.training
     assert not model.backbone.body.bn1.training
-
-
-def learn_a_line(opt, failing):
-    """Parameters and the optimizer's state after some steps, of which those at ``failing`` fail."""
-    generator = torch.Generator().manual_seed(0)
-    layer = torch.nn.Linear(3, 2)
-    torch.nn.init.ones_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
-    optimizer = make_optimizer(layer, Recipe(opt=opt, weight_decay=0.1), lr=0.01)
-    for step in range(5 + len(failing)):
-        if step in failing:
-            layer(torch.full((4, 3), torch.nan)).square().sum().backward()
-        else:
-            layer(torch.randn(4, 3, generator=generator)).square().sum().backward()
-        step_unless(torch.tensor(step in failing), optimizer, None)
-        optimizer.zero_grad()
-    return list(layer.parameters()), optimizer.state_dict()["state"]
-
-
-@pytest.mark.parametrize("opt", ["sgd", "momentum", "adam", "adamw", "lamb", "muon"])
-@pytest.mark.parametrize("failing", [{0}, {0, 1}, {2, 4}])
-def test_steps_that_fail_leave_no_trace(opt, failing):
-    torch.testing.assert_close(learn_a_line(opt, failing), learn_a_line(opt, set()), rtol=0, atol=0)

@@ -23,12 +23,13 @@ from tiny_runs import (
 )
 
 from sepc_zoo.factory import load_model
+from sepc_zoo.training.callbacks import Callback, DrawSamples
 from sepc_zoo.training.checkpoint import NEW_STATE, OLD_STATE, RUN_FILE, STATE, ResumeError
 from sepc_zoo.training.options import TrainError, read_options
 from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
 from sepc_zoo.training.trainer import train
 
-# Everything that draws random numbers or keeps something from step to step.
+# All options that draw random numbers or carry state from step to step.
 WHOLE = {
     "batch_size": 1,
     "grad_accum_steps": 2,  # four steps an epoch
@@ -48,32 +49,39 @@ quick_first = [
     pytest.param(step, marks=[] if step in STOPS[::6] else pytest.mark.slow) for step in STOPS
 ]
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
 def whole(shapes, tmp_path_factory):
-    """A run that nothing stopped."""
+    """A run without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train(options(shapes, folder, **WHOLE))
     return folder
 
 
-@pytest.fixture
-def stopped(shapes, tmp_path, monkeypatch):
-    """A run that was stopped inside its second epoch."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped_once(shapes, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DrawSamples, "after_validation", Callback.after_validation)
         interrupt_at(patch, 3)
         with pytest.raises(Interrupted):
-            train(options(shapes, tmp_path / "run"))
-    return tmp_path / "run"
+            train(options(shapes, run))
+    return run
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A run that was stopped inside of its second epoch."""
+    return shutil.copytree(stopped_once, tmp_path / "run")
 
 
 def assert_same_run(run, other):
-    """All that a run leaves is equal to the last bit."""
+    """Check that the outputs of two runs are equal to the last bit."""
     ours, theirs = state_of(run), state_of(other)
     assert ours.keys() == theirs.keys()
-    for name in ("model", "ema", "optimizer"):
+    for name in ("model", "MovingAverage", "optimizer"):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
     assert ours["progress"] == theirs["progress"]
     assert ours["scheduler"] == theirs["scheduler"]
@@ -87,7 +95,7 @@ def assert_same_run(run, other):
 
 
 def resumed(run):
-    """The run after it went on to its end, from random numbers that are not its own."""
+    """Resume the run from other random numbers, up to its end."""
     torch.manual_seed(99)
     random.seed(99)
     resume(run)
@@ -95,7 +103,7 @@ def resumed(run):
 
 
 @pytest.mark.parametrize("step", quick_first)
-def test_a_run_goes_on_after_sigterm_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
+def test_a_run_resumes_after_sigterm_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
     asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2)})
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
@@ -105,7 +113,7 @@ def test_a_run_goes_on_after_sigterm_bit_for_bit(step, whole, shapes, tmp_path, 
 
 
 @pytest.mark.parametrize("step", quick_first)
-def test_a_run_goes_on_after_an_exception_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
+def test_a_run_resumes_after_an_exception_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
     asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2), "save_interval": 2})
     with monkeypatch.context() as patch:
         crash_at(patch, step)
@@ -120,7 +128,7 @@ def test_a_run_goes_on_after_an_exception_bit_for_bit(step, whole, shapes, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STOPS)
-def test_a_run_goes_on_after_sigkill_at_any_moment_bit_for_bit(step, whole, shapes, tmp_path):
+def test_a_run_resumes_after_sigkill_at_any_moment_bit_for_bit(step, whole, shapes, tmp_path):
     rng = random.Random(step)
     asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2), "save_interval": 1})
     process = start_process(asked)
@@ -130,7 +138,7 @@ def test_a_run_goes_on_after_sigkill_at_any_moment_bit_for_bit(step, whole, shap
     time.sleep(rng.uniform(0, 0.1))
     process.kill()
     process.join()
-    at_least = logged(tmp_path) - 1  # the last row may stand there before its step is saved
+    at_least = logged(tmp_path) - 1  # the last row is written before its step is saved
     if at_least > 0:
         assert state_of(tmp_path)["progress"]["step"] >= at_least
         assert_same_run(resumed(tmp_path), whole)
@@ -156,7 +164,7 @@ def logged(run):
         ("save_state", 5, "before", 4),  # after validation
     ],
 )
-def test_a_run_goes_on_after_sigkill_while_it_was_saving(
+def test_a_run_resumes_after_sigkill_during_a_save_bit_for_bit(
     function, call, when, step, whole, shapes, tmp_path
 ):
     process = start_process(
@@ -169,12 +177,13 @@ def test_a_run_goes_on_after_sigkill_while_it_was_saving(
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(whole, shapes, tmp_path):
     train(options(shapes, tmp_path, **WHOLE | {"workers": 2}))
     assert_same_run(tmp_path, whole)
 
 
-def test_a_finished_run_resumes_to_nothing_more_to_do(whole, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
     before = (run / "log.csv").read_text()
     assert resume(run)["best_AP"] >= 0
@@ -213,7 +222,7 @@ def test_signals_have_their_usual_effect_after_a_run():
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_rows_after_the_last_save_are_forgotten_on_resuming(shapes, tmp_path, monkeypatch):
+def test_resuming_drops_the_log_rows_after_the_last_save(shapes, tmp_path, monkeypatch):
     changes = {"log_interval": 1, "epochs": 3}
     with monkeypatch.context() as patch:
         crash_at(patch, 4)
@@ -223,35 +232,26 @@ def test_rows_after_the_last_save_are_forgotten_on_resuming(shapes, tmp_path, mo
     assert [row["step"] for row in read_log(tmp_path) if row["loss"]] == list("123456")
 
 
-def test_a_run_goes_on_in_a_folder_that_was_moved(shapes, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, 2)
-    with pytest.raises(Interrupted):
-        train(options(shapes, tmp_path / "old"))
-    (tmp_path / "old").rename(tmp_path / "new")
+def test_a_run_resumes_in_a_folder_that_was_moved(stopped, tmp_path):
+    stopped.rename(tmp_path / "new")
     resume(tmp_path / "new")
-    assert (tmp_path / "new" / "best").is_dir()
-    assert not (tmp_path / "old").exists()
+    assert state_of(tmp_path / "new")["progress"]["step"] == 4
+    assert not stopped.exists()
 
 
-def test_a_state_that_was_being_replaced_is_not_lost(shapes, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, 3)
-    with pytest.raises(Interrupted):
-        train(options(shapes, tmp_path))
-    (tmp_path / STATE).rename(tmp_path / OLD_STATE)
-    (tmp_path / NEW_STATE).mkdir()
+def test_a_state_that_was_being_replaced_is_not_lost(shapes, stopped):
+    (stopped / STATE).rename(stopped / OLD_STATE)
+    (stopped / NEW_STATE).mkdir()
     with pytest.raises(TrainError, match="holds a run"):
-        train(options(shapes, tmp_path))
-    resume(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir() if "state" in p.name) == [STATE]
+        train(options(shapes, stopped))
+    resume(stopped)
+    assert sorted(p.name for p in stopped.iterdir() if "state" in p.name) == [STATE]
 
 
-def test_an_older_state_that_was_not_removed_is_no_obstacle(shapes, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, 3)
-    with pytest.raises(Interrupted):
-        train(options(shapes, tmp_path))
-    shutil.copytree(tmp_path / STATE, tmp_path / OLD_STATE)
-    resume(tmp_path)
-    assert not (tmp_path / OLD_STATE).exists()
+def test_an_older_state_that_was_not_removed_is_ignored_and_then_removed(stopped):
+    shutil.copytree(stopped / STATE, stopped / OLD_STATE)
+    resume(stopped)
+    assert not (stopped / OLD_STATE).exists()
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(shapes, tmp_path):
@@ -267,7 +267,7 @@ def test_a_folder_without_a_run_cannot_be_resumed(shapes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_process_group_ends_in_a_saved_run(number, status, shapes, tmp_path):
-    """As a terminal, ``timeout`` and Slurm send it: the workers get it too."""
+    """A terminal, ``timeout`` and Slurm send it so: the workers get it too."""
     flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", tmp_path / "run"]
     flags += ["--model-kwargs", "channels=16", "--image-size", "64", "64", "--epochs", "500"]
     script = "import sys; from sepc_zoo.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -289,7 +289,7 @@ def test_temporary_files_of_a_killed_writer_are_removed(stopped):
     assert not list(stopped.rglob(".*"))
 
 
-def test_rows_that_were_cut_off_are_no_obstacle(stopped):
+def test_log_rows_that_were_cut_off_are_dropped(stopped):
     with (stopped / "log.csv").open("a") as file:
         file.write("4,2,0.00")
     (stopped / "metrics.csv").write_text("step,epo")
@@ -298,7 +298,7 @@ def test_rows_that_were_cut_off_are_no_obstacle(stopped):
     assert [row["step"] for row in read_log(stopped, "metrics.csv")] == ["4"]
 
 
-def test_a_state_with_code_in_it_is_refused_and_the_code_not_run(stopped, tmp_path):
+def test_a_state_with_code_is_refused_and_its_code_is_not_run(stopped, tmp_path):
     class Code:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "was run"),)
@@ -337,7 +337,7 @@ def test_a_run_without_its_models_config_is_refused(content, stopped):
 
 
 def test_other_data_is_refused(shapes, tmp_path, monkeypatch):
-    """Also where there are as many batches: the last image of nine is dropped."""
+    """The number of batches is the same, as the last image of nine is dropped."""
     data = copy_of(shapes, tmp_path)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1)

@@ -28,7 +28,7 @@ def test_a_signal_that_is_passed_on_twice_is_one():
 
 
 def test_a_second_signal_has_its_usual_effect(monkeypatch):
-    monkeypatch.setattr(engine, "ECHO", 0.0)
+    monkeypatch.setattr(engine, "ECHO_SECONDS", 0.0)
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.signal == signal.SIGTERM

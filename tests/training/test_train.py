@@ -28,7 +28,7 @@ from sepc_zoo.training.trainer import train
 REPO = Path(__file__).parents[2]
 SHAPES = ("disc", "square", "triangle", "star")
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_fine_tuning_keeps_the_head_by_class_name(shapes, tmp_path):
     assert tuned.config.label_names == SHAPES
 
 
-def test_a_new_backbone_is_not_frozen_but_one_that_has_learned_is(shapes, tmp_path):
+def test_a_pretrained_backbone_is_frozen_and_a_new_one_is_not(shapes, tmp_path):
     changes = {"model": "retinanet_r18_pconv", "model_kwargs": {"channels": 16}}
     fresh = prepare(options(shapes, tmp_path / "a", **changes))
     assert (fresh.recipe.freeze_stages, fresh.recipe.freeze_bn) == (0, False)
@@ -159,7 +159,7 @@ def test_options_change_the_recipe(shapes, tmp_path):
     assert {key: getattr(run.recipe, key) for key in asked} == asked
 
 
-def test_the_input_asked_for_travels_with_the_model(shapes, tmp_path):
+def test_the_input_options_are_saved_with_the_model(shapes, tmp_path):
     changes = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0), "image_size": (48, 96)}
     weights = prepare(options(shapes, tmp_path, **changes)).detector.config.weights
     assert (weights.mean, weights.std, weights.image_size) == tuple(changes.values())
@@ -183,7 +183,7 @@ def test_fp16_is_refused_on_the_cpu(shapes, tmp_path):
 
 @pytest.mark.parametrize("left", [0, 1], ids=["none at all", "in one image"])
 @pytest.mark.parametrize("method", ["retinanet", "freeanchor", "fsaf"])
-def test_images_without_boxes_are_learned_from(method, left, shapes, tmp_path):
+def test_images_without_boxes_can_be_trained_on(method, left, shapes, tmp_path):
     data = copy_of(shapes, tmp_path)
 
     def drop_boxes(content):
@@ -227,7 +227,7 @@ def test_a_training_split_without_images_is_refused(shapes, tmp_path):
         train(options(data, tmp_path / "run"))
 
 
-def test_bad_boxes_are_left_out_and_told_only_where_asked(shapes, tmp_path, capsys):
+def test_bad_boxes_are_left_out_and_reported_only_where_asked(shapes, tmp_path, capsys):
     data = copy_of(shapes, tmp_path)
 
     def flatten(content):
@@ -255,7 +255,7 @@ def test_a_validation_split_without_images_is_refused(shapes, tmp_path):
 def test_a_fine_tuned_model_has_continuous_boxes_and_no_credit_for_published_weights(
     shapes, tmp_path
 ):
-    theirs = create_model("fsaf_r18_fpn", channels=16, stacked_convs=0, inclusive_boxes=True)
+    theirs = create_model("fsaf_r18_fpn", channels=16, head={"convs": 0}, inclusive_boxes=True)
     base = save_model(theirs, tmp_path / "base")
     edit_json(base / "config.json", lambda c: c["pretrained_cfg"].update(authors_ap=40.0, tag="t"))
     run = prepare(options(shapes, tmp_path / "run", model=f"local-dir:{base}", model_kwargs={}))
@@ -277,7 +277,7 @@ def test_two_processes_train_save_and_validate(shapes, tmp_path):
     assert {f"random_{i}.pt" for i in range(2)} <= {
         file.name for file in (tmp_path / "run" / STATE).iterdir()
     }
-    assert done.stdout.count("use it:") == 1  # only the main process speaks
+    assert done.stdout.count("use it:") == 1  # only the main process prints
 
 
 def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):
@@ -300,7 +300,7 @@ def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):
     assert results
 
 
-def test_columns_of_a_run_that_never_saved_are_not_taken_over(shapes, tmp_path):
+def test_the_log_of_a_run_that_never_saved_is_replaced(shapes, tmp_path):
     (tmp_path / "log.csv").write_text("step,epoch,loss_positive_bag\n1,1,0.5\n")
     train(options(shapes, tmp_path, max_steps=1))
     assert [row["loss_cls"] != "" for row in read_log(tmp_path)] == [True, False]
@@ -326,12 +326,12 @@ def test_columns_of_a_run_that_never_saved_are_not_taken_over(shapes, tmp_path):
         ("scale", (0.0, 1.0)),
     ],
 )
-def test_a_number_that_makes_no_sense_is_refused(name, value):
+def test_a_number_out_of_range_is_refused(name, value):
     with pytest.raises(ConfigError, match=re.escape(f"{name} is {value}")):
         options("data", "run", **{name: value})
 
 
 @pytest.mark.parametrize("name", ["chanels", "label_names", "weights", "pretrained", "name"])
-def test_what_is_not_the_models_to_choose_is_refused(name):
+def test_entries_that_model_kwargs_may_not_change_are_refused(name):
     with pytest.raises(ConfigError, match=rf"model_kwargs has \['{name}'\]"):
         options("data", "run", model_kwargs={name: 1})

@@ -1,4 +1,4 @@
-"""How steps ended, which a GPU knows later than the host that gives it work."""
+"""Scalars that a device computes while the host prepares the next step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,30 +9,30 @@ from torch import Tensor
 from sepc_zoo.data import Batch
 
 
-class Later:
-    """Numbers that a GPU may still compute; only who reads them waits, and not for what follows."""
+class AsyncScalars:
+    """A device-to-host copy in flight; ``read()`` blocks until it has arrived."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values.to("cpu", non_blocking=values.is_cuda)
-        self._there = torch.cuda.Event() if values.is_cuda else None
-        if self._there is not None:
-            self._there.record()
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
 
     def read(self) -> list[float]:
-        if self._there is not None:
-            self._there.synchronize()
+        if self._arrived is not None:
+            self._arrived.synchronize()
         return self._values.tolist()
 
 
-class Outcome(NamedTuple):
-    """A step that was begun."""
+class StepResult(NamedTuple):
+    """A step that was started."""
 
     step: int
     batches: Sequence[Batch]
     losses: dict[str, Tensor]
-    flags: Later  # of how many processes it failed, and what they told; see ``train_step``
+    flags: AsyncScalars  # number of processes in which it failed, and ``host_flags`` of all
 
 
-def steps_ahead(device: torch.device) -> int:
-    """How many steps the host may begin before it asks how they went."""
+def max_in_flight(device: torch.device) -> int:
+    """How many steps the host may start before it reads how they went."""
     return 1 if device.type == "cuda" else 0

@@ -1,4 +1,4 @@
-"""What goes wrong during a run: told, counted, and survived up to a limit."""
+"""Faults that a run survives up to a limit: reported, counted, and kept in a table."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,132 +14,126 @@ from torch import Tensor
 from sepc_zoo.data import Batch
 from sepc_zoo.errors import UserError
 from sepc_zoo.files import write_atomically, write_json
-from sepc_zoo.training.logging import CsvFile, Log
+from sepc_zoo.training.csv_file import CsvFile
+from sepc_zoo.training.logging import Log
 
 SKIPPED_FOLDER, FAULTS_FILE = "skipped", "faults.csv"
 UNREADABLE, DEAD_WORKER, SKIPPED = "unreadable image", "dead worker", "skipped step"  # kinds
-MOST_SKIPPED_IN_A_ROW = 10
-MOST_KEPT = 20  # skipped steps whose batches are kept, so that these do not fill the disk
-MOST_DEAD_AT_ONCE = 10  # workers that die before a step is made
+MAX_SKIPPED_IN_A_ROW = 10
+MAX_KEPT_STEPS = 20  # skipped steps whose batches are written to the disk
+MAX_DEAD_AT_ONCE = 10  # workers that die before a step is made
 
 
 class FaultError(UserError, RuntimeError):
-    """Too much went wrong for the run to go on; the message says what may help."""
+    """The run cannot go on because of too many faults; the message says what may help."""
 
 
 class Faults:
     """The faults of a run, each a row of ``faults.csv``.
 
     Args:
-        most: images that can no longer be read, and workers that die, before the run must end.
+        max_faults: number of unreadable images, and of dead workers, that the run survives.
 
     Attributes:
-        met: kind and text of what this process has met and not shared yet.
-        too_much: why the run must end, "" where it need not; the same in all processes.
+        new: kind and text of the faults of this process that the others do not know yet.
+        fatal: why the run must end, or ""; the same in all processes.
     """
 
-    def __init__(self, output: Path, most: int, log: Log) -> None:
-        self.output, self.most, self.log = output, most, log
+    def __init__(self, output: Path, max_faults: int, log: Log) -> None:
+        self.output, self.max_faults, self.log = output, max_faults, log
         self.file = CsvFile(output / FAULTS_FILE)
         self.step = 0
-        self.met: list[tuple[str, str]] = []
-        self.too_much = ""
-        self.unreadable: set[str] = set()  # these count what all processes met since the start
+        self.new: list[tuple[str, str]] = []
+        self.fatal = ""
+        self.unreadable: set[str] = set()  # these three count all processes since the start
         self.dead_workers = 0
         self.skipped = 0
 
-    def look_at(self, unreadable: Iterable[str]) -> None:
-        """Note what is said of images that could not be read."""
-        self.met += [(UNREADABLE, text) for text in unreadable if text not in self.unreadable]
+    def add_unreadable(self, unreadable: Iterable[str]) -> None:
+        """Note the messages of images that could not be read."""
+        self.new += [(UNREADABLE, text) for text in unreadable if text not in self.unreadable]
 
-    def worker_died(self, text: str) -> None:
-        """Note that a worker is gone, which read images for this process.
+    def add_dead_worker(self, text: str) -> None:
+        """Note that a worker of this process died.
 
         Raises:
-            FaultError: those in its place die too, so that no step can be made.
+            FaultError: its successors die too, before a step is made.
         """
-        self.met.append((DEAD_WORKER, text))
-        if sum(kind == DEAD_WORKER for kind, _ in self.met) > MOST_DEAD_AT_ONCE:
-            self._count(self.met)  # the other processes wait elsewhere
+        self.new.append((DEAD_WORKER, text))
+        if sum(kind == DEAD_WORKER for kind, _ in self.new) > MAX_DEAD_AT_ONCE:
+            self._count(self.new)  # without the other processes, which wait elsewhere
             raise FaultError(f"new workers die as soon as they are there, the last: {text}")
 
     def share(self) -> None:
-        """Tell and count what any process has met. To be called by all processes."""
-        met = gather_object(self.met)
-        self.met = []
-        self._count(met)
+        """Report and count the new faults of all processes. Must be called by all of them."""
+        new = gather_object(self.new)
+        self.new = []
+        self._count(new)
 
-    def skip(
+    def skip_step(
         self,
         batches: Sequence[Batch],
         losses: dict[str, Tensor],
         in_a_row: int,
         draw: Callable[[], Image.Image],
     ) -> None:
-        """Tell of a step that was skipped because loss or gradient are not finite.
+        """Report a step that was skipped, as its loss or gradient is not finite.
 
-        Its batches are kept, with a picture of them. To be called by all processes.
+        Its batches are written to the disk, with a picture. Must be called by all processes.
         """
         self.skipped += 1
         ids = gather_object([target["image_id"] for b in batches for target in b.targets])
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
         text = f"loss or gradient is not finite ({values}) with images {ids}"
-        if self.skipped <= MOST_KEPT:
+        if self.skipped <= MAX_KEPT_STEPS:
             folder = self.output / SKIPPED_FOLDER / f"step_{self.step:06d}"
             rank = PartialState().process_index
             for i, batch in enumerate(batches):
-                keep_batch(batch, folder / f"process_{rank}_batch_{i}")
+                write_batch(batch, folder / f"process_{rank}_batch_{i}")
             write_atomically(folder / f"process_{rank}.png", draw().save)
             text += f", kept in {folder}"
-        self._tell(SKIPPED, text)
-        if in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            self.too_much = (
+        self._report(SKIPPED, text)
+        if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            self.fatal = (
                 f"{in_a_row} steps in a row were skipped, the last: {text}. Try a lower --lr or "
                 "--clip-grad in a new run"
             )
 
-    def stop_if_too_much(self) -> None:
-        """
-        Raises:
-            FaultError: the run must end.
-        """
-        if self.too_much:
-            raise FaultError(self.too_much)
-
     def summary(self) -> str:
-        """What the run has survived, also before it was resumed; "" where nothing was."""
-        told = {(row["kind"], row["text"]) for row in self.file.read()}
-        counts = Counter(kind for kind, _ in told)
+        """Count the faults, also those before the run was resumed; "" where there are none."""
+        faults = {(row["kind"], row["text"]) for row in self.file.read()}
+        counts = Counter(kind for kind, _ in faults)
         return ", ".join(f"{kind}: {counts[kind]}" for kind in sorted(counts))
 
-    def _count(self, met: Sequence[tuple[str, str]]) -> None:
-        for kind, text in sorted(set(met)):
-            self._tell(kind, text)
+    def _count(self, new: Sequence[tuple[str, str]]) -> None:
+        for kind, text in sorted(set(new)):
+            self._report(kind, text)
             if kind == UNREADABLE:
                 self.unreadable.add(text)
             else:
                 self.dead_workers += 1
-        last = met[-1][1]
-        if len(self.unreadable) > self.most:
-            self.too_much = (
+        last = new[-1][1]
+        if len(self.unreadable) > self.max_faults:
+            self.fatal = (
                 f"images that can no longer be read: {len(self.unreadable)}, the last: {last}. Is "
                 "the data set still there?"
             )
-        elif self.dead_workers > self.most:
-            self.too_much = (
+        elif self.dead_workers > self.max_faults:
+            self.fatal = (
                 f"workers that died: {self.dead_workers}, the last: {last}. Fewer --workers need "
                 "less memory"
             )
 
-    def _tell(self, kind: str, text: str) -> None:
+    def _report(self, kind: str, text: str) -> None:
         self.log.say(f"step {self.step}: {kind}: {text}")
         self.file.append({"step": self.step, "kind": kind, "text": text})
 
 
-def keep_batch(batch: Batch, path: Path) -> None:
-    """Write a batch as the network got it to ``path`` with .safetensors, and its images to .json.
+def write_batch(batch: Batch, path: Path) -> None:
+    """Write a batch: tensors to ``path.safetensors``, ids and sizes of its images to ``path.json``.
 
-    The tensors are ``images (N, 3, H, W)`` and for each image ``boxes.0 (G, 4)``, ``labels.0``, …
+    The tensors are ``images (N, 3, H, W)`` as the network got them, and for each image
+    ``boxes.0 (G, 4)``, ``labels.0 (G,)``, …
     """
     tensors = {"images": batch.images.cpu().contiguous()}
     for i, target in enumerate(batch.targets):
@@ -152,6 +146,6 @@ def keep_batch(batch: Batch, path: Path) -> None:
 
 
 def any_not_finite(values: Sequence[Tensor]) -> Tensor:
-    """1 where any of the scalars is not finite, else 0: ``(1,)``, for which nobody waits yet."""
+    """Return ``(1,)``: 1 where any of the scalars is not finite, else 0, still on their device."""
     together = torch.stack([value.detach().float() for value in values])
     return (~together.isfinite()).any(dim=0, keepdim=True).float()

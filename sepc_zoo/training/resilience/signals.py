@@ -1,16 +1,17 @@
-"""SIGINT and SIGTERM during a run: finish the step, save, say how to go on."""
+"""SIGINT and SIGTERM: finish the current step, save, and say how to go on."""
 
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO = 1.0  # seconds
+ECHO_SECONDS = 1.0
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
-    """A run that was stopped by a signal; ``status`` is the exit status that shells expect."""
+    """A signal stopped the command; ``status`` is the exit status that shells expect."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -18,10 +19,12 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
 
 
 class Interrupt:
-    """Remembers a signal while it is the context; a second one has its usual effect.
+    """Context that remembers a signal instead of ending; a second signal has its usual effect.
 
-    What comes within ``ECHO`` seconds is still the first one: torchrun and ``timeout`` pass it on
-    to processes that may have got it with their whole group.
+    A second signal within ``ECHO_SECONDS`` is taken for the first one: torchrun and ``timeout``
+    pass signals on to processes that may have got them with their process group.
+
+    Outside of the main thread, where Python allows no handlers, signals keep their usual effect.
     """
 
     def __init__(self) -> None:
@@ -30,8 +33,9 @@ class Interrupt:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._remember)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,11 +44,11 @@ class Interrupt:
     def _remember(self, number: int, _: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since > ECHO:
+        elif time.monotonic() - self._since > ECHO_SECONDS:
             self._restore()
             signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not of Python
         self._previous = {}
