@@ -266,10 +266,10 @@ def test_a_signal_to_one_process_ends_both_saved(shapes, tmp_path, pair):
         return ["train", *map(str, flags), "--output", str(run), *more]
 
     run, whole = tmp_path / "run", tmp_path / "whole"
-    (status, told), (other, silent) = pair(main_at_step, command(run), 1, 3)
+    (status, errors), (other, no_errors) = pair(main_at_step, command(run), 1, 3)
     assert (status, other) == (143, 143)
-    assert told.count(f"saved after step 3; go on with --resume {run}") == 1
-    assert silent == ""
+    assert errors.count(f"saved after step 3; go on with --resume {run}") == 1
+    assert no_errors == ""
     resume = ["train", "--resume", str(run)]
     for arguments in (resume, command(whole)):
         assert [done for done, _ in pair(main_at_step, arguments, 1, None)] == [0, 0]

@@ -100,16 +100,16 @@ def test_processes_without_a_batch_do_not_hold_up_the_others(shapes, tmp_path):
 
 
 def test_predictions_are_those_of_one_process(model, coco, tmp_path):
-    """And an unreadable photo is told and listed by the main process alone."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
+    """The main process alone reports and lists an unreadable image."""
+    images = tmp_path / "images"
+    images.mkdir()
     for file in (coco / "val2017").iterdir():
-        (photos / file.name).symlink_to(file)
-    (photos / "000000000000.jpg").write_bytes(b"no image")
+        (images / file.name).symlink_to(file)
+    (images / "000000000000.jpg").write_bytes(b"no image")
     found = []
     for processes in (1, 2, 3):
         output = tmp_path / str(processes)
-        flags = (photos, "--model", model, "--output", output, "--score-threshold", 0.08)
+        flags = (images, "--model", model, "--output", output, "--score-threshold", 0.08)
         done = launch(processes, "predict", *flags, status=1)
         assert done.stderr.count("not done: ") == 1
         found.append(contents(output, *sorted(path.name for path in output.iterdir())))
