@@ -119,7 +119,7 @@ def dry_run(options: TrainOptions) -> int:
         timedelta(seconds=round(s)) for s in (will.validation_seconds, will.run_seconds)
     )
     print(
-        f"memory: {will.memory:.1f} GiB of {will.memory_there:.1f} GiB in each process,\n"
+        f"memory: {will.memory:.1f} GiB of {will.available_memory:.1f} GiB in each process,\n"
         f"  with {count} images of {height}x{width} and {will.boxes} boxes, the largest batch\n"
         f"step: {will.step_seconds:.2f} s for an average batch, {will.read_seconds:.2f} s to read "
         f"it; {slower}\n"

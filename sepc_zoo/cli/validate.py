@@ -45,7 +45,7 @@ def run(arguments: Arguments) -> int:
     from rich.console import Console
 
     from sepc_zoo.evaluation.metrics import metrics_table
-    from sepc_zoo.training.logging import told_dropped
+    from sepc_zoo.training.logging import list_dropped
 
     if arguments.from_json is not None:
         annotations, evaluation, results = evaluate_file(arguments)
@@ -57,7 +57,7 @@ def run(arguments: Arguments) -> int:
     else:
         raise ConfigError("--model or --from-json is missing")
     written = write_results(arguments, annotations, evaluation, results)
-    for line in told_dropped(annotations):
+    for line in list_dropped(annotations):
         print(line)
     Console().print(metrics_table(evaluation.metrics))
     images = len(annotations.records)

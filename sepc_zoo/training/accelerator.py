@@ -91,8 +91,7 @@ def make_deterministic() -> None:
 
 
 def _use_cpu(asked: bool) -> bool:
-    # Without a GPU accelerate must be told so: else each process of a launcher believes that it is
-    # the only one.
+    # Without a GPU accelerate needs cpu=True: else each process of a launcher runs as if alone.
     return (
         asked or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )

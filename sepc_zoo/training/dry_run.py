@@ -29,7 +29,7 @@ class Forecast:
     images: tuple[int, int, int]  # shape N, H, W of the largest batch
     boxes: int  # number of boxes in that batch
     memory: float  # GiB, of a GPU or of this process
-    memory_there: float  # GiB
+    available_memory: float  # GiB
     step_seconds: float
     read_seconds: float  # per step, by all workers together
     validation_seconds: float  # per validation
@@ -83,7 +83,7 @@ def measure(run: Run) -> Forecast:
         images=(len(largest.images), *largest.images.shape[-2:]),
         boxes=sum(len(target["boxes"]) for target in largest.targets),
         memory=memory,
-        memory_there=available / 2**30,
+        available_memory=available / 2**30,
         step_seconds=step,
         read_seconds=read,
         validation_seconds=validation,

@@ -118,7 +118,7 @@ def used_memory(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def told_dropped(annotations: Annotations) -> list[str]:
+def list_dropped(annotations: Annotations) -> list[str]:
     """List the boxes that the reader left out: their number, and the first of them."""
     count = len(annotations.dropped)
     if not count:

@@ -130,7 +130,12 @@ class ScheduleOptions(Options):
         None, "stop early after N validations without a better AP (default: never)", ge=1
     )
     batch_size: int = option(4, "images per process and backward pass", ge=1)
-    grad_accum_steps: int = option(1, "backward passes per optimizer step", ge=1)
+    grad_accum_steps: int = option(
+        1,
+        "backward passes per optimizer step; the gradient is that of one large batch where the "
+        "counts of the loss terms are known beforehand or all the same, else the mean over batches",
+        ge=1,
+    )
     opt: str | None = option(
         None, "sgd, adamw or another optimizer of timm (default: the recipe's)", metavar="NAME"
     )

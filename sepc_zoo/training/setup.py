@@ -40,7 +40,7 @@ from sepc_zoo.training.callbacks import (
 )
 from sepc_zoo.training.checkpoint import Progress, ResumeError, load_state, saved_state
 from sepc_zoo.training.gradients import make_scaler
-from sepc_zoo.training.logging import Log, told_dropped
+from sepc_zoo.training.logging import Log, list_dropped
 from sepc_zoo.training.options import TrainError, TrainOptions, write_options
 from sepc_zoo.training.recipes import (
     Recipe,
@@ -161,7 +161,7 @@ def start(run: Run, resume: bool) -> None:
     # TensorBoard drops the steps that will be repeated.
     purge = {"tensorboard": {"purge_step": run.progress.step + 1}}
     run.accelerator.init_trackers("tracking", init_kwargs=purge)
-    for line in (*told_dropped(run.train_data), *told_dropped(run.val_data)):
+    for line in (*list_dropped(run.train_data), *list_dropped(run.val_data)):
         run.log.say(line)
 
 

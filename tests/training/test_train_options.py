@@ -82,7 +82,7 @@ def test_a_dry_run_measures_the_largest_batch(tmp_path):
     data = write_shapes(tmp_path / "data", train=8, val=2, size=(64, 96))
     will = forecast(options(data, tmp_path / "run", batch_size=2, image_size=(64, 128)))
     assert will.images == (2, 64, 96)
-    assert 0 < will.memory < will.memory_there
+    assert 0 < will.memory < will.available_memory
     assert min(will.step_seconds, will.read_seconds, will.validation_seconds) > 0
 
 
