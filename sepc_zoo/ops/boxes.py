@@ -1,8 +1,8 @@
 """Continuous xyxy boxes in pixels, and overlaps of many boxes with very many anchors.
 
-A table of overlaps ``(..., G, A)`` compares ``boxes (..., G, 4)`` with ``anchors (A, 4)``, which the
-images of a batch share, or with ``(..., A, 4)``. Pass three preallocated ``out`` buffers to avoid
-allocations in a loop, which cost more than the arithmetic; the first becomes the table.
+A table of overlaps ``(..., G, A)`` compares ``boxes (..., G, 4)`` with ``anchors (A, 4)`` that all
+images share, or with ``(..., A, 4)``. Pass three preallocated ``out`` buffers to avoid allocations
+in a loop, which cost more than the arithmetic; the first becomes the table.
 """
 
 import math

@@ -72,7 +72,9 @@ class Log:
         memory = used_memory(self.accelerator.device)
         values = {"lr": lr, "loss": sum(terms.values()), **terms}
         values |= {"images_per_second": speed, "memory_gib": memory}
-        self.steps.append({"step": step, "epoch": epoch} | values | dict.fromkeys(LOGGED_METRICS, ""))
+        self.steps.append(
+            {"step": step, "epoch": epoch} | values | dict.fromkeys(LOGGED_METRICS, "")
+        )
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step)
         shown = {name: f"{value:.3g}" for name, value in terms.items()}
         self.bar.set_postfix(shown | {"img/s": f"{speed:.1f}", "GiB": f"{memory:.1f}"})
