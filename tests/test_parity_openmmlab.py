@@ -84,7 +84,11 @@ def assert_equal(value: Tensor, summary: dict, tolerance: float = 1e-9) -> None:
     samples = torch.tensor(summary["value"], dtype=value.dtype)
     error = (value[summary["index"]] - samples).abs().max()
     assert error < tolerance * samples.abs().max()
-    for name, of in (("mean", value.mean()), ("std", value.std(correction=0)), ("l2", value.norm())):
+    for name, of in (
+        ("mean", value.mean()),
+        ("std", value.std(correction=0)),
+        ("l2", value.norm()),
+    ):
         assert of.item() == pytest.approx(summary[name], rel=tolerance, abs=tolerance), name
 
 

@@ -1,4 +1,4 @@
-"""Matching by the centres of anchors: ATSS and FCOS.
+"""Matching by the centres of anchors: ATSS, FCOS, and FSAF with pairs that are ignored.
 
 As in ``matching``, a match is the index of a box or ``NEGATIVE``, boxes are ``(..., G, 4)`` of one
 image or of many, and boxes without area, which pad images with fewer boxes, match nothing.
@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.methods.matching import NEGATIVE
-from sepc_zoo.ops.boxes import anchor_chunks, box_area, paired_iou, rows_at_once
+from sepc_zoo.ops.boxes import (
+    anchor_chunks,
+    box_area,
+    box_iof,
+    paired_iou,
+    rows_at_once,
+    shrink_boxes,
+    table_chunks,
+)
 
 MIN_INSIDE = 0.01  # pixels between the centre of a positive anchor of ATSS and the box around it
 
@@ -143,6 +151,55 @@ def match_points(
         box = order.gather(-1, first.clamp(max=num_boxes - 1))
         match[..., chunk] = box.masked_fill(first == num_boxes, NEGATIVE)
     return match
+
+
+def match_by_centre_pairs(
+    boxes: Tensor,
+    anchors: Tensor,
+    exists: Tensor,
+    *,
+    labels: Tensor,
+    num_classes: int,
+    central: float = 0.2,
+    min_cover: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """FSAF's matching in openmmlab's version 2, which ignores classes of a cell, not cells.
+
+    As in ``match_by_centre``, a cell is positive where the central part of a box covers more than
+    ``min_cover`` of it and its centre lies strictly inside the box; the smallest box wins. The
+    class of every other box that covers the cell so is ignored there. If that is the class of the
+    winner, the cell is not positive.
+
+    Args:
+        boxes: ``(N, G, 4)``, labels ``(N, G)``.
+        anchors: ``(A, 4)``.
+        exists: ``(N, A)``, False where an anchor matches nothing.
+        central: part of a box that counts, by side.
+
+    Returns:
+        The match ``(N, A)``, and the ignored places in flattened logits ``(N, A, K)``, sorted.
+    """
+    num_images, num_boxes = labels.shape
+    pairs = []
+    for chunk, cover, _ in table_chunks(box_iof, shrink_boxes(boxes, central), anchors):
+        covered = (cover > min_cover) & exists[:, None, chunk]
+        image, box, anchor = covered.nonzero(as_tuple=True)  # waits for a GPU
+        pairs.append(torch.stack([image, box, anchor + chunk.start]))
+    image, box, anchor = torch.cat([exists.new_zeros(3, 0, dtype=torch.long), *pairs], dim=1)
+    centre, found, label = _centre(anchors[anchor]), boxes[image, box], labels[image, box]
+    inside = ((centre > found[:, :2]) & (centre < found[:, 2:])).all(dim=1)
+
+    rank = box_area(boxes).argsort(dim=-1, stable=True).argsort(dim=-1)[image, box]
+    cell = image * len(anchors) + anchor
+    best = torch.full((num_images * len(anchors),), num_boxes, device=boxes.device)
+    best.scatter_reduce_(0, cell[inside], rank[inside], "amin")
+    wins = inside & (rank == best[cell])
+    match = torch.full_like(best, NEGATIVE)
+    match[cell[wins]] = box[wins]
+    ignored = (cell * num_classes + label)[~wins].unique()
+    won = (cell * num_classes + label)[wins]
+    match[won[torch.isin(won, ignored)] // num_classes] = NEGATIVE
+    return match.view(num_images, -1), ignored
 
 
 def _centre(boxes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sepc_zoo.methods.matching import NEGATIVE
-from sepc_zoo.methods.point_matching import match_atss, match_points
+from sepc_zoo.methods.point_matching import match_atss, match_by_centre_pairs, match_points
 from sepc_zoo.ops import boxes as boxes_module
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -205,6 +205,64 @@ def test_point_matching_equals_openmmlabs(given, name, radius):
     cell = (match >= 0).nonzero().flatten()
     assert cell.tolist() == expected["cell"]
     assert match[cell].tolist() == expected["box"]
+
+
+def naive_match_by_centre_pairs(boxes, labels, cells, exists):
+    match, ignored = [], []
+    for j, (x1, y1, x2, y2) in enumerate(cells):
+        covering = []
+        for i, (bx1, by1, bx2, by2) in enumerate(boxes):
+            mx, my, w, h = (bx1 + bx2) / 2, (by1 + by2) / 2, (bx2 - bx1) / 5, (by2 - by1) / 5
+            width = max(0, min(mx + w / 2, x2) - max(mx - w / 2, x1))
+            height = max(0, min(my + h / 2, y2) - max(my - h / 2, y1))
+            if exists[j] and width * height > 0.01 * (x2 - x1) * (y2 - y1):
+                inside = min(side_distances((x1, y1, x2, y2), (bx1, by1, bx2, by2))) > 0
+                covering.append((not inside, (bx2 - bx1) * (by2 - by1), i))
+        winner = min(covering, default=(True, 0, NEGATIVE))
+        winner = NEGATIVE if winner[0] else winner[2]
+        losers = {labels[i] for *_, i in covering if i != winner}
+        match.append(NEGATIVE if winner >= 0 and labels[winner] in losers else winner)
+        ignored += [(j, label) for label in sorted(losers)]
+    return match, ignored
+
+
+@pytest.mark.parametrize("cells", [None, 500])
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_centre_matching_with_ignored_pairs_equals_the_naive_loop(count, cells, monkeypatch):
+    if cells is not None:
+        monkeypatch.setattr(boxes_module, "TABLE_CELLS", cells)
+    boxes = random_boxes(max(1, count), count, images=(2,))
+    boxes[0, count:], boxes[1, 4:] = 0, 0
+    generator = torch.Generator().manual_seed(count)
+    labels = torch.randint(0, 5, boxes.shape[:2], generator=generator)
+    exists = torch.rand(2, len(POINTS), generator=generator) > 0.2
+    match, ignored = match_by_centre_pairs(boxes, POINTS, exists, labels=labels, num_classes=5)
+    for i in range(2):
+        naive = naive_match_by_centre_pairs(
+            boxes[i].tolist(), labels[i].tolist(), POINTS.tolist(), exists[i].tolist()
+        )
+        mine = ignored[ignored // (5 * len(POINTS)) == i] % (5 * len(POINTS))
+        pairs = list(zip((mine // 5).tolist(), (mine % 5).tolist(), strict=True))
+        assert (match[i].tolist(), pairs) == naive
+
+
+def test_centre_matching_with_ignored_pairs_equals_openmmlabs(given):
+    grid = grids(given["batch"])
+    boxes = torch.tensor(given["boxes"], dtype=torch.float64)[None]
+    exists = exists_inside(grid, given["pad_shape"])[None]
+    match, ignored = match_by_centre_pairs(
+        boxes,
+        squares(1, 0.0, grid),
+        exists,
+        labels=torch.tensor(given["labels"])[None],
+        num_classes=80,
+    )
+    expected = given["fsaf_r50_fpn_1x_coco"]
+    anchor = (match[0] >= 0).nonzero().flatten()
+    assert anchor.tolist() == expected["anchor"]
+    assert match[0, anchor].tolist() == expected["box"]
+    pairs = torch.stack([ignored // 80, ignored % 80], dim=1)
+    assert pairs.tolist() == sorted(expected["ignored_pairs"])
 
 
 @pytest.mark.parametrize("match", [match_atss, match_points])
