@@ -20,6 +20,7 @@ from sepc_zoo.ops.boxes import (
     shrink_boxes,
     table_chunks,
 )
+from sepc_zoo.outputs import Anchors, Targets
 
 MIN_INSIDE = 0.01  # pixels between the centre of a positive anchor of ATSS and the box around it
 
@@ -154,11 +155,8 @@ def match_points(
 
 
 def match_by_centre_pairs(
-    boxes: Tensor,
-    anchors: Tensor,
-    exists: Tensor,
-    *,
-    labels: Tensor,
+    targets: Targets,
+    anchors: Anchors,
     num_classes: int,
     central: float = 0.2,
     min_cover: float = 0.01,
@@ -171,27 +169,28 @@ def match_by_centre_pairs(
     winner, the cell is not positive.
 
     Args:
-        boxes: ``(N, G, 4)``, labels ``(N, G)``.
-        anchors: ``(A, 4)``.
-        exists: ``(N, A)``, False where an anchor matches nothing.
         central: part of a box that counts, by side.
 
     Returns:
         The match ``(N, A)``, and the ignored places in flattened logits ``(N, A, K)``, sorted.
     """
-    num_images, num_boxes = labels.shape
+    boxes, num_anchors = targets.boxes, len(anchors.boxes)
+    num_images, num_boxes = targets.labels.shape
     pairs = []
-    for chunk, cover, _ in table_chunks(box_iof, shrink_boxes(boxes, central), anchors):
-        covered = (cover > min_cover) & exists[:, None, chunk]
+    for chunk, cover, _ in table_chunks(box_iof, shrink_boxes(boxes, central), anchors.boxes):
+        covered = cover > min_cover
+        if anchors.exists is not None:
+            covered &= anchors.exists[:, None, chunk]
         image, box, anchor = covered.nonzero(as_tuple=True)  # waits for a GPU
         pairs.append(torch.stack([image, box, anchor + chunk.start]))
-    image, box, anchor = torch.cat([exists.new_zeros(3, 0, dtype=torch.long), *pairs], dim=1)
-    centre, found, label = _centre(anchors[anchor]), boxes[image, box], labels[image, box]
+    image, box, anchor = torch.cat(pairs, dim=1)
+    centre, found = _centre(anchors.boxes[anchor]), boxes[image, box]
+    label = targets.labels[image, box]
     inside = ((centre > found[:, :2]) & (centre < found[:, 2:])).all(dim=1)
 
     rank = box_area(boxes).argsort(dim=-1, stable=True).argsort(dim=-1)[image, box]
-    cell = image * len(anchors) + anchor
-    best = torch.full((num_images * len(anchors),), num_boxes, device=boxes.device)
+    cell = image * num_anchors + anchor
+    best = torch.full((num_images * num_anchors,), num_boxes, device=boxes.device)
     best.scatter_reduce_(0, cell[inside], rank[inside], "amin")
     wins = inside & (rank == best[cell])
     match = torch.full_like(best, NEGATIVE)

@@ -3,9 +3,9 @@ import torch
 import torchvision
 from small_batches import CLASSES, SIZES, anchors_of, losses_of, random_predictions, target
 
-from sepc_zoo.methods.fsaf import best_level, iou_loss
+from sepc_zoo.methods.fsaf import best_level, distance_iou_loss
 from sepc_zoo.methods.matching import IGNORE, match_by_centre
-from sepc_zoo.ops.coders import decode_tblr, encode_tblr
+from sepc_zoo.ops.coders import decode_distance, encode_distance
 from sepc_zoo.outputs import Predictions
 
 LEVEL = [level for level, (h, w) in enumerate(SIZES) for _ in range(h * w)]
@@ -20,7 +20,7 @@ TARGETS = [
 
 def naive_box_loss(anchor, tblr, box):
     """In pixels of decoded boxes; the union counts as at least one anchor."""
-    found = decode_tblr(anchor, tblr)
+    found = decode_distance(anchor, tblr)
     size = anchor[2:] - anchor[:2]
     inter = (torch.minimum(found[2:], box[2:]) - torch.maximum(found[:2], box[:2])).prod()
     areas = (found[2:] - found[:2]).prod() + (box[2:] - box[:2]).prod()
@@ -102,19 +102,19 @@ def test_each_box_is_learned_on_one_level():
         assert len(levels) == 1
 
 
-def test_iou_loss_is_minus_log_iou_of_the_decoded_boxes():
+def test_distance_iou_loss_is_minus_log_iou_of_the_decoded_boxes():
     anchors = ANCHORS[:30]
     generator = torch.Generator().manual_seed(1)
     found, wanted = (
         torch.rand(30, 4, generator=generator, dtype=torch.float64) * 3 + 1 for _ in range(2)
     )
-    iou = torchvision.ops.box_iou(decode_tblr(anchors, found), decode_tblr(anchors, wanted))
-    torch.testing.assert_close(iou_loss(found, wanted), -iou.diagonal().log())
+    iou = torchvision.ops.box_iou(decode_distance(anchors, found), decode_distance(anchors, wanted))
+    torch.testing.assert_close(distance_iou_loss(found, wanted), -iou.diagonal().log())
 
 
-def test_iou_loss_of_a_point_is_finite_and_bounded():
+def test_distance_iou_loss_of_a_point_is_finite_and_bounded():
     found, wanted = torch.zeros(1, 4, requires_grad=True), torch.ones(1, 4)
-    loss = iou_loss(found, wanted)
+    loss = distance_iou_loss(found, wanted)
     loss.sum().backward()
     torch.testing.assert_close(loss, -torch.tensor([1e-6]).log())
     assert found.grad.isfinite().all()
@@ -126,6 +126,6 @@ def test_a_perfect_prediction_has_hardly_any_loss():
     logits = torch.full((1, len(ANCHORS), CLASSES), -20.0, dtype=torch.float64)
     positive = (match >= 0).nonzero().squeeze(1)
     logits[0, positive, labels[match[positive]]] = 20
-    deltas = encode_tblr(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
+    deltas = encode_distance(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
     losses = losses_of("fsaf", Predictions(logits, deltas, SIZES), TARGETS[0])
     assert sum(losses.values()) < 1e-10

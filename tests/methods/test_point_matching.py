@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 from sepc_zoo.methods.matching import NEGATIVE
 from sepc_zoo.methods.point_matching import match_atss, match_by_centre_pairs, match_points
 from sepc_zoo.ops import boxes as boxes_module
+from sepc_zoo.outputs import Anchors, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
 SIZES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
@@ -226,6 +227,10 @@ def naive_match_by_centre_pairs(boxes, labels, cells, exists):
     return match, ignored
 
 
+def targets_of(boxes, labels):
+    return Targets(boxes, labels, boxes[:, :0], (boxes.shape[1],) * len(boxes))
+
+
 @pytest.mark.parametrize("cells", [None, 500])
 @pytest.mark.parametrize("count", [0, 1, 30])
 def test_centre_matching_with_ignored_pairs_equals_the_naive_loop(count, cells, monkeypatch):
@@ -236,7 +241,9 @@ def test_centre_matching_with_ignored_pairs_equals_the_naive_loop(count, cells, 
     generator = torch.Generator().manual_seed(count)
     labels = torch.randint(0, 5, boxes.shape[:2], generator=generator)
     exists = torch.rand(2, len(POINTS), generator=generator) > 0.2
-    match, ignored = match_by_centre_pairs(boxes, POINTS, exists, labels=labels, num_classes=5)
+    match, ignored = match_by_centre_pairs(
+        targets_of(boxes, labels), Anchors(POINTS, LENGTHS, exists), num_classes=5
+    )
     for i in range(2):
         naive = naive_match_by_centre_pairs(
             boxes[i].tolist(), labels[i].tolist(), POINTS.tolist(), exists[i].tolist()
@@ -250,13 +257,9 @@ def test_centre_matching_with_ignored_pairs_equals_openmmlabs(given):
     grid = grids(given["batch"])
     boxes = torch.tensor(given["boxes"], dtype=torch.float64)[None]
     exists = exists_inside(grid, given["pad_shape"])[None]
-    match, ignored = match_by_centre_pairs(
-        boxes,
-        squares(1, 0.0, grid),
-        exists,
-        labels=torch.tensor(given["labels"])[None],
-        num_classes=80,
-    )
+    anchors = Anchors(squares(1, 0.0, grid), [h * w for h, w in grid], exists)
+    targets = targets_of(boxes, torch.tensor(given["labels"])[None])
+    match, ignored = match_by_centre_pairs(targets, anchors, num_classes=80)
     expected = given["fsaf_r50_fpn_1x_coco"]
     anchor = (match[0] >= 0).nonzero().flatten()
     assert anchor.tolist() == expected["anchor"]

@@ -4,9 +4,9 @@ import torch
 from sepc_zoo.ops.coders import (
     MAX_SIDE_RATIO,
     decode_delta,
-    decode_tblr,
+    decode_distance,
     encode_delta,
-    encode_tblr,
+    encode_distance,
 )
 
 SCALES = ((1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2))
@@ -39,9 +39,9 @@ def test_encode_delta_is_the_inverse_of_decode_delta(pairs, scale):
     torch.testing.assert_close(again, deltas)
 
 
-def test_decode_tblr_is_the_inverse_of_encode_tblr(pairs):
+def test_decode_distance_is_the_inverse_of_encode_distance(pairs):
     anchors, boxes = pairs
-    torch.testing.assert_close(decode_tblr(anchors, encode_tblr(anchors, boxes)), boxes)
+    torch.testing.assert_close(decode_distance(anchors, encode_distance(anchors, boxes)), boxes)
 
 
 def test_zero_delta_is_the_anchor(pairs):
@@ -61,12 +61,12 @@ def test_delta_is_in_sides_of_the_anchor():
 def test_tblr_is_top_bottom_left_right_in_sides_of_the_anchor():
     anchor = torch.tensor([0.0, 0.0, 8.0, 8.0])  # centre 4, 4
     box = torch.tensor([2.0, 0.0, 20.0, 12.0])
-    assert encode_tblr(anchor, box).tolist() == [0.5, 1.0, 0.25, 2.0]
+    assert encode_distance(anchor, box).tolist() == [0.5, 1.0, 0.25, 2.0]
 
 
 def test_tblr_is_negative_where_the_centre_lies_outside():
     anchor, box = torch.tensor([0.0, 0.0, 8.0, 8.0]), torch.tensor([6.0, 0.0, 9.0, 9.0])
-    assert encode_tblr(anchor, box)[2] < 0
+    assert encode_distance(anchor, box)[2] < 0
 
 
 def test_wild_deltas_decode_to_finite_boxes():
@@ -77,7 +77,7 @@ def test_wild_deltas_decode_to_finite_boxes():
     assert (box[3] - box[1]).item() == pytest.approx(10 / MAX_SIDE_RATIO, abs=1e-5)
 
 
-@pytest.mark.parametrize("decode", [decode_delta, decode_tblr])
+@pytest.mark.parametrize("decode", [decode_delta, decode_distance])
 def test_decoding_a_batch_is_decoding_each_image(decode, pairs):
     anchors, _ = pairs
     deltas = torch.rand(3, 200, 4, dtype=torch.float64)

@@ -48,7 +48,8 @@ def naive_selection(logits, deltas, size, config):
     boxes = decode_delta(ANCHORS[candidates], deltas[candidates])
     boxes[:, 0::2] = boxes[:, 0::2].clamp(0, size[1])
     boxes[:, 1::2] = boxes[:, 1::2].clamp(0, size[0])
-    boxes, scores = boxes.tolist(), logits[candidates].sigmoid()
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes, scores = boxes.tolist(), logits[candidates].sigmoid() * has_area[:, None]
     found = []
     for label in range(logits.shape[1]):
         kept = []
