@@ -12,7 +12,10 @@ from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab, renames
 from sepc_zoo.config import override
 from sepc_zoo.models.detector import Detector
 
+FOLDERS = ("openmmlab", "openmmlab_more")
+MORE_GOLDENS = ("atss_r50_fpn_sepc_noibn_1x_coco", "retinanet_r50-caffe_fpn_1x_coco")
 GOLDENS = (
+    *MORE_GOLDENS,
     "retinanet_r50_fpn_1x_coco",
     "freeanchor_r50_fpn_1x_coco",
     "fsaf_r50_fpn_1x_coco",
@@ -36,9 +39,11 @@ pytestmark = pytest.mark.slow
 class Golden:
     """The figures of a golden file, and our model with its inputs."""
 
-    def __init__(self, folder: Path, weights, name: str) -> None:
+    def __init__(self, reference: Path, name: str) -> None:
+        folder = reference / FOLDERS[name in MORE_GOLDENS]
+        weights = import_file(folder / "repeatable_weights.py")
         self.figures = json.loads((folder / "given" / f"{name}.json").read_text())
-        shapes = published_shapes(folder)[self.figures["model"]]
+        shapes = published_shapes(reference)[name]
         state = weights.repeatable_state_dict(shapes, self.figures["salt"])
         self.names = renames(state)
         self.model = from_openmmlab({key: value.double() for key, value in state.items()}, name)
@@ -49,6 +54,7 @@ class Golden:
         with torch.no_grad():
             self.features = self.model.backbone(self.images)
             self.pyramid = self.model.fpn(self.features)
+            self.necks = self.model.neck(self.pyramid)
             self.outputs = self.model(self.images)
 
     def targets(self, step: dict) -> list[dict[str, Tensor]]:
@@ -62,21 +68,15 @@ class Golden:
         ]
 
 
-def published_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
-    """Shapes of each set of tensors; those that are shared by several files by each name."""
-    shapes = json.loads((folder / "state_dict_shapes.json").read_text())
-    files = json.loads((folder / "checkpoints.json").read_text())
-    return shapes | {f["name"]: shapes[f["shapes"]] for f in files if f["shapes"]}
-
-
-@pytest.fixture(scope="module")
-def folder(shared_reference) -> Path:
-    return shared_reference / "openmmlab"
+def published_shapes(reference: Path) -> dict[str, dict[str, list[int]]]:
+    """Name and shape of every tensor of the published checkpoints, by one of their names."""
+    files = [reference / name / "state_dict_shapes.json" for name in FOLDERS]
+    return {k: v for file in files for k, v in json.loads(file.read_text()).items()}
 
 
 @pytest.fixture(scope="module", params=GOLDENS)
-def golden(request, folder) -> Golden:
-    return Golden(folder, import_file(folder / "repeatable_weights.py"), request.param)
+def golden(request, shared_reference) -> Golden:
+    return Golden(shared_reference, request.param)
 
 
 def assert_equal(value: Tensor, summary: dict, tolerance: float = 1e-9) -> None:
@@ -113,6 +113,9 @@ def test_maps_equal_the_originals(golden):
     figures, outputs = golden.figures, golden.outputs
     assert_maps_equal(golden.features, figures["backbone"][1:])
     assert_maps_equal(golden.pyramid, figures["fpn"])
+    if "sepc_cls" in figures:
+        assert_maps_equal(golden.necks[0], figures["sepc_cls"])
+        assert_maps_equal(golden.necks[1], figures["sepc_box"])
     assert_maps_equal(by_level(golden, outputs.logits), figures["cls_score"])
     deltas = by_level(golden, outputs.deltas)
     if "normbbox" in figures["model"]:  # given in pixels, not in strides
@@ -171,7 +174,7 @@ def test_what_the_recipe_freezes_is_the_stem_and_the_first_stage(golden):
     assert {golden.names[name] for name in theirs} <= ours
 
 
-def test_every_published_checkpoint_converts_with_no_tensor_left_over(folder):
-    for name, shapes in json.loads((folder / "state_dict_shapes.json").read_text()).items():
+def test_every_published_checkpoint_converts_with_no_tensor_left_over(shared_reference):
+    for name, shapes in published_shapes(shared_reference).items():
         state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
         assert isinstance(from_openmmlab(state, name), Detector)
