@@ -1,12 +1,16 @@
 import pytest
 import torch
 
+from sepc_zoo.config import DistanceCoder, DistributionCoder
 from sepc_zoo.ops.coders import (
     MAX_SIDE_RATIO,
+    decode,
     decode_delta,
     decode_distance,
+    encode,
     encode_delta,
     encode_distance,
+    expected_bins,
 )
 
 SCALES = ((1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2))
@@ -84,3 +88,38 @@ def test_decoding_a_batch_is_decoding_each_image(decode, pairs):
     batch = decode(anchors.expand(3, -1, -1), deltas)
     for image, of_image in zip(batch, deltas, strict=True):
         assert torch.equal(image, decode(anchors, of_image))
+
+
+@pytest.mark.parametrize(
+    "coder", [DistanceCoder(unit=4.0), DistanceCoder(order="ltrb", in_pixels=True)]
+)
+def test_distances_of_any_coder_decode_to_the_box(coder, pairs):
+    anchors, boxes = pairs
+    torch.testing.assert_close(decode(coder, anchors, encode(coder, anchors, boxes)), boxes)
+
+
+def test_distances_have_the_order_and_the_unit_of_their_coder():
+    anchor, box = torch.tensor([0.0, 0, 10, 20]), torch.tensor([4.0, 8, 25, 50])
+    pixels = DistanceCoder(order="ltrb", in_pixels=True)
+    assert encode(pixels, anchor, box).tolist() == [1, 2, 20, 40]
+    assert encode(DistanceCoder(order="ltrb", unit=2.0), anchor, box).tolist() == pytest.approx(
+        [1 / 20, 2 / 40, 20 / 20, 40 / 40]
+    )
+    assert encode(DistanceCoder(), anchor, box).tolist() == pytest.approx([0.1, 2, 0.1, 2])
+    bins = encode(DistributionCoder(unit=0.5), anchor, box)
+    assert bins.tolist() == pytest.approx([0.2, 0.2, 4, 4])
+
+
+def test_a_distribution_decodes_to_its_expectation(pairs):
+    anchors, boxes = pairs
+    coder = DistributionCoder(bins=60, unit=1.0)
+    bins = encode(coder, anchors, boxes).clamp(min=0, max=58.9)
+    low = bins.floor().long()
+    probs = torch.zeros(*bins.shape, 60, dtype=bins.dtype)
+    probs.scatter_(-1, low[..., None], (1 - bins + low)[..., None])
+    probs.scatter_(-1, low[..., None] + 1, (bins - low)[..., None])
+    logits = probs.clamp(min=1e-300).log().flatten(-2)
+    torch.testing.assert_close(expected_bins(logits, 60), bins)
+    inside = (encode(coder, anchors, boxes) == bins).all(dim=1)
+    assert inside.any()
+    torch.testing.assert_close(decode(coder, anchors, logits)[inside], boxes[inside])
