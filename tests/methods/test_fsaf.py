@@ -1,10 +1,22 @@
 import pytest
 import torch
 import torchvision
-from small_batches import CLASSES, SIZES, anchors_of, losses_of, random_predictions, target
+from small_batches import (
+    CLASSES,
+    SIZES,
+    anchors_of,
+    config_of,
+    losses_of,
+    random_predictions,
+    target,
+)
 
+from sepc_zoo.config import override
 from sepc_zoo.methods.fsaf import best_level, distance_iou_loss
 from sepc_zoo.methods.matching import IGNORE, match_by_centre
+from sepc_zoo.methods.point_matching import match_by_centre_pairs
+from sepc_zoo.methods.targets import collate_targets
+from sepc_zoo.models.dense import DenseDetector
 from sepc_zoo.ops.coders import decode_distance, encode_distance
 from sepc_zoo.outputs import Predictions
 
@@ -129,3 +141,55 @@ def test_a_perfect_prediction_has_hardly_any_loss():
     deltas = encode_distance(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
     losses = losses_of("fsaf", Predictions(logits, deltas, SIZES), TARGETS[0])
     assert sum(losses.values()) < 1e-10
+
+
+OPENMMLAB = {"ignore": "pairs", "min_distance": 1e-4, "min_union": 0.0, "count_negatives": True}
+
+
+def pairs_terms(predictions, *targets):
+    """Sums and counts with the hyperparameters of openmmlab."""
+    config = override(config_of("fsaf"), {"method": OPENMMLAB})
+    collated = collate_targets(targets, like=predictions.deltas)
+    return config.method.loss(predictions, anchors_of("fsaf"), collated, config.coder)
+
+
+def test_where_pairs_are_ignored_a_cell_learns_its_other_classes():
+    predictions = random_predictions("fsaf")
+    terms = pairs_terms(predictions, *TARGETS)
+    sum(total for total, _ in terms.values()).backward()
+    _, pairs = match_by_centre_pairs(
+        collate_targets(TARGETS, like=predictions.deltas), anchors_of("fsaf"), CLASSES
+    )
+    assert len(pairs)
+    learned = predictions.logits.grad.flatten().abs() > 1e-14  # pairs are added and subtracted
+    assert not learned[pairs].any()
+    # Of all others, only the own classes of cells where another level was chosen learn nothing.
+    rest = torch.ones_like(learned)
+    rest[pairs] = False
+    assert (~learned & rest).view(-1, CLASSES).sum(dim=1).max() == 1
+    assert (learned | ~rest).float().mean() > 0.95
+
+
+def test_a_batch_without_positive_cells_is_divided_by_the_negative_ones():
+    predictions = random_predictions("fsaf")
+    none = target([], [])
+    assert {int(count) for _, count in pairs_terms(predictions, none, none).values()} == {
+        2 * len(ANCHORS)
+    }
+    assert int(pairs_terms(predictions, *TARGETS)["loss_cls"][1]) < 100
+
+
+def test_distances_are_learned_as_if_they_had_a_smallest_value():
+    predictions = random_predictions("fsaf")
+    with torch.no_grad():
+        predictions.deltas[:] = 0
+    expected, _ = pairs_terms(predictions, *TARGETS)["loss_box"]
+    with torch.no_grad():
+        predictions.deltas[:] = 1e-4
+    torch.testing.assert_close(pairs_terms(predictions, *TARGETS)["loss_box"][0], expected)
+
+
+def test_a_coder_of_another_order_is_refused():
+    config = override(config_of("fsaf"), {"coder": {"order": "ltrb"}})
+    with pytest.raises(ValueError, match=r"fsaf .*coder.order"):
+        DenseDetector(config)
