@@ -11,7 +11,7 @@ from sepc_zoo.checkpoints.convert.openmmlab import (
 )
 from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
 from sepc_zoo.config import IMAGENET_MEAN, IMAGENET_STD
-from sepc_zoo.factory import build
+from sepc_zoo.models.build import build
 from sepc_zoo.registry import UnknownModelError
 
 TRICKS = "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco"
