@@ -184,7 +184,9 @@ def mean_terms(terms: Terms) -> dict[str, Tensor]:
 
 
 def mean_over_processes(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The means of counts over all processes, at least 1, by which loss terms are divided.
+    """The means of counts over all processes, by which loss terms are divided.
+
+    A sum over all processes is at least 1.
 
     Gradients are averaged over processes; divided so, they are those of the whole batch.
     """
@@ -192,5 +194,5 @@ def mean_over_processes(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for count in counts.values():
         dtype = torch.promote_types(dtype, count.dtype)
     stacked = torch.stack([count.to(dtype) for count in counts.values()])
-    means = (sum_over_processes(stacked) / process_count()).clamp(min=1)
+    means = sum_over_processes(stacked).clamp(min=1) / process_count()
     return dict(zip(counts, means.unbind(), strict=True))

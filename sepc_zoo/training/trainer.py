@@ -152,10 +152,15 @@ def changing_statistics(detector: Detector) -> list[Tensor]:
 
 
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """The gradient of all batches as of a single one goes to the parameters; the loss terms."""
+    """The gradient of all batches as of a single one goes to the parameters; the loss terms.
+
+    It is exact where the counts of the loss terms follow from the targets, or where all terms have
+    one count. Otherwise (GFL) all terms are weighted as the first.
+    """
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
-    divisors: dict[str, Tensor] = {}
+    known = known_divisors(run, batches) if len(batches) > 1 else {}
+    divisors = known
     for i, batch in enumerate(batches):
         is_last = i + 1 == len(batches)
         with nullcontext() if is_last else run.accelerator.no_sync(run.model):
@@ -165,12 +170,24 @@ def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]
             losses = [total / divisors[name] for name, (total, _) in terms.items()]
             run.accelerator.backward(torch.stack(losses).sum())
         sums = {name: sums.get(name, 0) + total.detach() for name, (total, _) in terms.items()}
-    if len(batches) > 1:  # the counts of all batches are known only now; all terms share one
+    if len(batches) > 1 and not known:  # the counts of all batches are known only now
         first, divisors = divisors, mean_over_processes(counts)
         gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
         name = next(iter(sums))
         torch._foreach_mul_(gradients, first[name] / divisors[name])
     return {name: total / divisors[name] for name, total in sums.items()}
+
+
+def known_divisors(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """What the loss terms of all batches together are divided by, if the targets tell; else {}."""
+    totals: dict[str, Tensor] = {}
+    for batch in batches:
+        height, width = batch.images.shape[-2:]
+        counts = run.detector.loss_counts((height, width), batch.targets)
+        if counts is None:
+            return {}
+        totals = {name: totals.get(name, 0) + count for name, count in counts.items()}
+    return mean_over_processes(totals)
 
 
 def told_by_host(run: Run) -> Tensor:
