@@ -166,7 +166,7 @@ class DenseHead(Entry, frozen=True, tag="dense"):
     """Two branches of convolutions that all levels share, for classes and for boxes."""
 
     convs: Annotated[int, Meta(ge=0, le=32)] = 4  # 3x3 convolutions of each branch before its last
-    norm: Literal["none", "group"] = "none"  # norm behind each of these: group norm has 32 groups
+    norm: Literal["none", "group"] = "none"  # norm behind each of these; groups have 8 channels
     norm_bias: bool = False  # whether a convolution before a norm has a bias
     box_bias: Annotated[float, Meta(ge=-64, le=64)] = 0.0  # initial bias of the box convolution
     box_scales: bool = False  # a learned factor for each level on the box convolution's output

@@ -65,8 +65,9 @@ def test_every_parameter_gets_a_finite_gradient(method, neck):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        # A new residual block of timm's ends in a norm of weight zero, which stops its gradient.
-        assert parameter.grad.any() or name.startswith("backbone."), name
+        # A new residual block of timm's ends in a norm of weight zero, which stops its gradient. The
+        # scale of a level learns from boxes of this level only.
+        assert parameter.grad.any() or name.startswith(("backbone.", "head.scales.")), name
 
 
 @pytest.mark.parametrize(("method", "neck"), COMBINATIONS)

@@ -13,7 +13,7 @@ from sepc_zoo.outputs import Predictions
 
 # Bias for an initial score of 0.01 of every class on every anchor (RetinaNet, section 4.1).
 PRIOR_BIAS = -math.log((1 - 0.01) / 0.01)
-NORM_GROUPS = 32
+GROUP_CHANNELS = 8  # channels of a group norm's group: the usual 32 groups at 256 channels
 MAX_EXPONENT = 11.0  # exp gives 60,000 pixels, which half precision holds
 
 
@@ -111,7 +111,7 @@ def _tower(channels: int, config: DenseHead) -> nn.Sequential:
         init_conv(conv)
         layers.append(conv)
         if has_norm:
-            layers.append(nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels))
+            layers.append(nn.GroupNorm(channels // math.gcd(GROUP_CHANNELS, channels), channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
