@@ -62,6 +62,13 @@ class MethodConfig:
     def name(self) -> str:
         return tag_of(self)
 
+    def check(self, config: "DetectorConfig") -> None:
+        """Refuse a config whose head or coder the method cannot train.
+
+        Raises:
+            ConfigError: names the entry and what it must be.
+        """
+
 
 class NeckConfig:
     """Marks the entries of a neck; derive from ``NeckEntry`` to add one.
@@ -118,6 +125,9 @@ METHOD_TYPES: dict[str, Any] = {
     "retinanet": "sepc_zoo.methods.retinanet:RetinaNet",
     "freeanchor": "sepc_zoo.methods.freeanchor:FreeAnchor",
     "fsaf": "sepc_zoo.methods.fsaf:FSAF",
+    "atss": "sepc_zoo.methods.atss:ATSS",
+    "gfl": "sepc_zoo.methods.gfl:GFL",
+    "fcos": "sepc_zoo.methods.fcos:FCOS",
 }
 NECK_TYPES: dict[str, Any] = {"fpn": PlainNeck, "sepc": SEPCNeck}
 
@@ -127,6 +137,7 @@ class BackboneConfig(Entry, frozen=True):
 
     name: str  # timm's name
     kwargs: dict[str, Any] = {}  # arguments for timm.create_model
+    stride_in_1x1: bool = False  # a ResNet's stages halve in their first 1x1, as in Caffe's
 
     def __post_init__(self) -> None:
         _require(
@@ -155,8 +166,12 @@ class DenseHead(Entry, frozen=True, tag="dense"):
     """Two branches of convolutions that all levels share, for classes and for boxes."""
 
     convs: Annotated[int, Meta(ge=0, le=32)] = 4  # 3x3 convolutions of each branch before its last
+    norm: Literal["none", "group"] = "none"  # norm behind each of these; groups have 8 channels
+    norm_bias: bool = False  # whether a convolution before a norm has a bias
     box_bias: Annotated[float, Meta(ge=-64, le=64)] = 0.0  # initial bias of the box convolution
-    box_activation: Literal["none", "relu"] = "none"
+    box_scales: bool = False  # a learned factor for each level on the box convolution's output
+    box_activation: Literal["none", "relu", "exp"] = "none"  # behind the factor
+    quality: Literal["none", "cls", "box"] = "none"  # branch that also predicts box quality
 
 
 class AnchorConfig(Entry, frozen=True):
@@ -165,6 +180,10 @@ class AnchorConfig(Entry, frozen=True):
     base_scale: Positive = 4.0  # side of the smallest square anchor, in strides
     octaves: Annotated[int, Meta(ge=1, le=16)] = 3  # sizes per octave
     ratios: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0, 2.0)
+    centre: Literal["cell", "corner"] = "cell"  # middle of the cell, or its upper left corner
+    rounded: bool = True  # whether sides lie on whole pixels
+    stride: Literal["level", "measured"] = "level"  # measured: height and width over cells
+    in_padding: bool = True  # in training, whether anchors lie on the padding beyond an image's own
 
     @property
     def per_cell(self) -> int:
@@ -178,14 +197,32 @@ class DeltaCoder(Entry, frozen=True, tag="delta"):
 
 
 class DistanceCoder(Entry, frozen=True, tag="distance"):
-    """Distances from the anchor's centre to top, bottom, left, right, in sides of the anchor."""
+    """Distances from the anchor's centre to the four sides of the box (FSAF, FCOS)."""
+
+    order: Literal["tblr", "ltrb"] = "tblr"  # top, bottom, left, right; left, top, right, bottom
+    unit: Positive = 1.0  # in sides of the anchor
+    in_pixels: bool = False  # whether the unit is one pixel instead
+
+
+class DistributionCoder(Entry, frozen=True, tag="distribution"):
+    """A distribution over bins for the distance to left, top, right, bottom (GFL, section 3.2)."""
+
+    bins: Annotated[int, Meta(ge=2, le=128)] = 17  # distances 0, 1, ..., bins - 1
+    unit: Positive = 0.125  # distance between bins, in sides of the anchor
+
+
+Coder = DeltaCoder | DistanceCoder | DistributionCoder
 
 
 class PostprocessConfig(Entry, frozen=True):
     """From predictions to detections."""
 
     score_threshold: Fraction = 0.05
-    candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # anchors that reach NMS
+    candidates: Literal["anchors", "pairs"] = "anchors"  # pairs: an anchor with one of its classes
+    candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # candidates that reach NMS
+    # How the quality that a head predicts enters the score: as a factor after the choice of the
+    # candidates, or before it as in the root of quality times score.
+    quality: Literal["factor", "root"] = "factor"
     iou_threshold: Fraction = 0.5
     max_detections: Annotated[int, Meta(ge=1, le=10**5)] = 100  # per image
 
@@ -238,7 +275,7 @@ class DetectorConfig(Entry, frozen=True):
     fpn: FPNConfig = FPNConfig()
     head: DenseHead = DenseHead()
     anchors: AnchorConfig = AnchorConfig()
-    coder: DeltaCoder | DistanceCoder = DeltaCoder()
+    coder: Coder = DeltaCoder()
     postprocess: PostprocessConfig = PostprocessConfig()
     inclusive_boxes: bool = False  # the authors' x2, y2 are the last pixel inside the box
     weights: WeightsConfig = WeightsConfig()
@@ -248,7 +285,7 @@ class DetectorConfig(Entry, frozen=True):
             NAME.fullmatch(self.architecture) is not None,
             f"architecture {self.architecture!r:.80} is no name of a model",
         )
-        outputs = self.num_classes * self.anchors.per_cell
+        outputs = max(self.num_classes, self.box_values) * self.anchors.per_cell
         _require(outputs <= 10**6, f"num_classes times anchors of a cell is {outputs}, over 1e6")
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
@@ -257,6 +294,11 @@ class DetectorConfig(Entry, frozen=True):
                 f"{name} has {len(values)} entries for num_classes {self.num_classes}",
             )
             _require(len(set(values)) == len(values), f"{name} has duplicates")
+
+    @property
+    def box_values(self) -> int:
+        """Number of values that the head predicts for the box of an anchor."""
+        return 4 * self.coder.bins if isinstance(self.coder, DistributionCoder) else 4
 
 
 def tag_of(config: Any) -> str:

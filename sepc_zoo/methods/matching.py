@@ -9,27 +9,39 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.ops.boxes import box_area, box_iof, box_iou, shrink_boxes, table_chunks
+from sepc_zoo.outputs import Anchors, Targets
 
 NEGATIVE = -1
 IGNORE = -2
 
 
-def match_by_iou(boxes: Tensor, anchors: Tensor, positive: float, negative: float) -> Tensor:
+def match_by_iou(
+    boxes: Tensor,
+    anchors: Tensor,
+    positive: float,
+    negative: float,
+    exists: Tensor | None = None,
+) -> Tensor:
     """RetinaNet's matching (section 4.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
     An anchor goes to the box it overlaps most if their IoU is at least ``positive``, is negative
     below ``negative`` and ignored between. Every box keeps its best anchors whatever their IoU, all
     that tie, as long as they overlap it; of two boxes that claim one anchor so, the later gets it.
+
+    Args:
+        exists: ``(..., A)``, False where an anchor matches nothing.
     """
     match = _no_match(boxes, anchors)
     if boxes.shape[-2] == 0:
         return match
     top = boxes.new_zeros(boxes.shape[:-1])  # ..., G
-    for _, iou, _ in table_chunks(box_iou, boxes, anchors):
+    for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
+        _clear_missing(iou, exists, chunk)
         top = torch.maximum(top, iou.amax(dim=-1))
     top = top.masked_fill(top == 0, torch.inf)[..., None]  # of a box that overlaps no anchor: never
     number = torch.arange(1, boxes.shape[-2] + 1, device=boxes.device).to(boxes)[:, None]  # G, 1
     for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
+        _clear_missing(iou, exists, chunk)
         best, index = iou.max(dim=-2)  # ..., a
         index = index.masked_fill(best < positive, IGNORE).masked_fill(best < negative, NEGATIVE)
         kept = iou.eq_(top).mul_(number).amax(dim=-2).long() - 1
@@ -38,7 +50,11 @@ def match_by_iou(boxes: Tensor, anchors: Tensor, positive: float, negative: floa
 
 
 def match_by_centre(
-    boxes: Tensor, anchors: Tensor, central: float = 0.2, min_cover: float = 0.01
+    boxes: Tensor,
+    anchors: Tensor,
+    central: float = 0.2,
+    min_cover: float = 0.01,
+    exists: Tensor | None = None,
 ) -> Tensor:
     """FSAF's matching (section 3.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
@@ -57,6 +73,7 @@ def match_by_centre(
     number = torch.arange(num_boxes, 0, -1, device=boxes.device).to(boxes)[:, None]  # G, 1
     for chunk, cover, holds in table_chunks(box_iof, shrink_boxes(boxes, central), anchors):
         hit = cover.gt_(min_cover)  # 1 or 0
+        _clear_missing(hit, exists, chunk)
         outside = hit.amax(dim=-2)
         for low, high, centre in ((left, right - 1, x[chunk]), (top, bottom - 1, y[chunk])):
             hit.mul_(torch.lt(low, centre, out=holds)).mul_(torch.gt(high, centre, out=holds))
@@ -74,6 +91,24 @@ def inside_crowd(crowds: Tensor, anchors: Tensor) -> Tensor:
         for chunk, cover, _ in table_chunks(box_iof, crowds, anchors):
             inside[..., chunk] = cover.amax(dim=-2) > 0.5
     return inside
+
+
+def ignore_negatives(match: Tensor, anchors: Anchors, targets: Targets) -> Tensor:
+    """``match (N, A)`` with IGNORE for negatives in crowds, and for anchors that do not exist."""
+    ignored = inside_crowd(targets.crowds, anchors.boxes)
+    if anchors.exists is not None:
+        ignored = ignored | ~anchors.exists
+    return match.masked_fill((match < 0) & ignored, IGNORE)
+
+
+def count_positives(match: Tensor) -> Tensor:
+    """Number of positive anchors ``()``; an image counts for at least one."""
+    return (match >= 0).sum(dim=1).clamp(min=1).sum()
+
+
+def _clear_missing(table: Tensor, exists: Tensor | None, chunk: slice) -> None:
+    if exists is not None:
+        table.mul_(exists[..., None, chunk])
 
 
 def _no_match(boxes: Tensor, anchors: Tensor) -> Tensor:

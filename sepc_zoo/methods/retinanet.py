@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sepc_zoo.config import Fraction, NonNegative
 from sepc_zoo.methods.losses import focal_loss
-from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_iou
+from sepc_zoo.methods.matching import IGNORE, count_positives, ignore_negatives, match_by_iou
 from sepc_zoo.methods.method import Coder, Method
 from sepc_zoo.methods.targets import positives
 from sepc_zoo.ops.coders import encode
@@ -24,7 +24,7 @@ class RetinaNet(Method, frozen=True, tag="retinanet"):
 
         An image counts for at least one.
         """
-        match = self.match(anchors.boxes, targets)  # N, A
+        match = self.match(anchors, targets)  # N, A
         pos = positives(match, targets)
         loss_cls = focal_loss(predictions.logits, pos, ignored=match == IGNORE)
 
@@ -33,10 +33,15 @@ class RetinaNet(Method, frozen=True, tag="retinanet"):
         distance = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
         loss_box = pos.sum(distance)
 
-        count = (match >= 0).sum(dim=1).clamp(min=1).sum()
+        count = count_positives(match)
         return {"loss_cls": (loss_cls, count), "loss_box": (loss_box, count)}
 
-    def match(self, anchors: Tensor, targets: Targets) -> Tensor:
+    def counts(self, anchors: Anchors, targets: Targets) -> dict[str, Tensor]:
+        count = count_positives(self.match(anchors, targets))
+        return {"loss_cls": count, "loss_box": count}
+
+    def match(self, anchors: Anchors, targets: Targets) -> Tensor:
         """Index of the box of each anchor ``(N, A)``, NEGATIVE or IGNORE."""
-        match = match_by_iou(targets.boxes, anchors, self.positive_iou, self.negative_iou)
-        return match.masked_fill((match < 0) & inside_crowd(targets.crowds, anchors), IGNORE)
+        thresholds = self.positive_iou, self.negative_iou
+        match = match_by_iou(targets.boxes, anchors.boxes, *thresholds, anchors.exists)
+        return ignore_negatives(match, anchors, targets)

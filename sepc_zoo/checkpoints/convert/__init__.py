@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab
 from sepc_zoo.checkpoints.convert.sepc_authors import convert, from_authors
 from sepc_zoo.models.detector import Detector
 
-__all__ = ["from_authors"]
+__all__ = ["from_authors", "from_openmmlab"]
 
 # From a file and a model's name to the model, by the publisher of the file.
 CONVERTERS: dict[str, Callable[[str | Path, str], Detector]] = {"sepc": convert}
