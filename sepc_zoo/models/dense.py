@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class DenseDetector(Detector):
 
     def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
         super().__init__(config, pretrained_backbone)
-        self.head = Head(config.channels, config.anchors.per_cell, config.num_classes, config.head)
+        head: Any = config.head
+        self.head = Head(config.channels, config.anchors.per_cell, config.num_classes, head)
 
     def forward(
         self,

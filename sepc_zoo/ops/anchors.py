@@ -10,15 +10,14 @@ from sepc_zoo.ops.devices import to_device
 
 
 def cell_anchors(config: AnchorConfig, stride: int) -> Tensor:
-    """Anchors of the first cell ``(per_cell, 4)`` float64: ratios outside, sizes inside.
-
-    Their sides lie on whole pixels, as the SEPC authors' weights expect.
-    """
+    """Anchors of the first cell ``(per_cell, 4)`` float64: ratios outside, sizes inside."""
     octaves = torch.arange(config.octaves, dtype=torch.float64) / config.octaves
     sides = config.base_scale * stride * 2**octaves
     stretch = torch.tensor(config.ratios, dtype=torch.float64).sqrt()[:, None]
     size = torch.stack([sides / stretch, sides * stretch], dim=-1).view(-1, 2)  # width, height
-    return torch.cat([(stride - size) / 2, (stride + size) / 2], dim=1).round()
+    middle = stride if config.centre == "cell" else 0
+    anchors = torch.cat([(middle - size) / 2, (middle + size) / 2], dim=1)
+    return anchors.round() if config.rounded else anchors
 
 
 def make_anchors(
@@ -33,9 +32,13 @@ def make_anchors(
     A runs over levels, then rows, columns and the anchors of a cell; the grid starts at (0, 0).
     """
     levels = []
+    batch = [side * strides[0] for side in sizes[0]]
     for (height, width), stride in zip(sizes, strides, strict=True):
-        x = torch.arange(width, device=device, dtype=dtype) * stride
-        y = torch.arange(height, device=device, dtype=dtype) * stride
+        steps = (stride, stride)
+        if config.stride == "measured":
+            steps = (batch[0] // height, batch[1] // width)
+        y = torch.arange(height, device=device, dtype=dtype) * steps[0]
+        x = torch.arange(width, device=device, dtype=dtype) * steps[1]
         y, x = torch.meshgrid(y, x, indexing="ij")
         corner = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
         first = to_device(cell_anchors(config, stride), corner.device, corner.dtype)

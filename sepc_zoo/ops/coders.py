@@ -22,7 +22,7 @@ def encode(coder: DeltaCoder | DistanceCoder, anchors: Tensor, boxes: Tensor) ->
 def decode(coder: DeltaCoder | DistanceCoder, anchors: Tensor, deltas: Tensor) -> Tensor:
     """The inverse of ``encode``."""
     if isinstance(coder, DeltaCoder):
-        return decode_delta(anchors, deltas, coder.scale)
+        return decode_delta(anchors, deltas, coder.scale, coder.clamp_shrinking)
     return decode_tblr(anchors, deltas)
 
 
@@ -41,14 +41,22 @@ def encode_delta(
 
 
 def decode_delta(
-    anchors: Tensor, deltas: Tensor, scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
+    anchors: Tensor,
+    deltas: Tensor,
+    scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    clamp_shrinking: bool = True,
 ) -> Tensor:
-    """The inverse of ``encode_delta``; sides change by a factor of 62.5 at most."""
+    """The inverse of ``encode_delta``; sides change by a factor of 62.5 at most.
+
+    Args:
+        clamp_shrinking: whether that factor also bounds sides that shrink.
+    """
     deltas = deltas * _like(deltas, scale)
     limit = math.log(MAX_SIDE_RATIO)
+    lower = -limit if clamp_shrinking else None
     size = anchors[..., 2:] - anchors[..., :2]
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
-    half = size * deltas[..., 2:].clamp(-limit, limit).exp() / 2
+    half = size * deltas[..., 2:].clamp(lower, limit).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
