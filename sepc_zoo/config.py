@@ -149,6 +149,7 @@ class BackboneConfig(Entry, frozen=True):
 
     name: str  # timm's name
     kwargs: dict[str, Any] = {}  # arguments for timm.create_model
+    norm_eps: Fraction | None = None  # epsilon of all norms; None: timm's own
 
     def __post_init__(self) -> None:
         _require(

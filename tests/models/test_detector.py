@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from sepc_zoo.config import METHOD_TYPES as METHODS
-from sepc_zoo.config import FPNConfig
+from sepc_zoo.config import METHOD_TYPES, FPNConfig, resolve
 from sepc_zoo.factory import create_model
 from sepc_zoo.methods.targets import TargetError
 from sepc_zoo.outputs import Predictions
@@ -10,6 +9,7 @@ from sepc_zoo.registry import NECKS
 
 STRIDES = FPNConfig().strides
 
+METHODS = [m for m, address in METHOD_TYPES.items() if resolve(address).head == "dense"]
 COMBINATIONS = [(method, neck) for method in METHODS for neck in NECKS]
 LOSSES = {
     "retinanet": ["loss_cls", "loss_box"],

@@ -19,8 +19,13 @@ class FPN(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int, config: FPNConfig) -> None:
         super().__init__()
         self.config = config
-        self.lateral = nn.ModuleList(_conv(c, channels, 1, config.norm) for c in in_channels)
-        self.output = nn.ModuleList(_conv(channels, channels, 3, config.norm) for _ in in_channels)
+        bias = not config.norm
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1, bias=bias) for c in in_channels)
+        self.output = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in in_channels
+        )
+        self.lateral_norms = _norms(len(in_channels), channels, config)
+        self.output_norms = _norms(len(in_channels), channels, config)
         last = config.levels[1]
         if last >= 6 and config.p6_from != "pool":
             p6_channels = in_channels[-1] if config.p6_from == "c5" else channels
@@ -34,10 +39,12 @@ class FPN(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        merged = [conv(c) for conv, c in zip(self.lateral, features, strict=True)]
+        lateral = zip(self.lateral, self.lateral_norms, features, strict=True)
+        merged = [norm(conv(c)) for conv, norm, c in lateral]
         for i in reversed(range(len(merged) - 1)):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:])
-        pyramid = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
+        output = zip(self.output, self.output_norms, merged, strict=True)
+        pyramid = [norm(conv(x)) for conv, norm, x in output]
         last, p6_from = self.config.levels[1], self.config.p6_from
         if last >= 6 and p6_from == "pool":
             pyramid.append(pyramid[-1][:, :, ::2, ::2])
@@ -50,6 +57,7 @@ class FPN(nn.Module):
         return pyramid
 
 
-def _conv(in_channels: int, channels: int, side: int, norm: bool) -> nn.Module:
-    conv = nn.Conv2d(in_channels, channels, side, padding=side // 2, bias=not norm)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels)) if norm else conv
+def _norms(count: int, channels: int, config: FPNConfig) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.BatchNorm2d(channels) if config.norm else nn.Identity() for _ in range(count)
+    )
