@@ -49,6 +49,8 @@ class RoIHead(nn.Module):
     def forward(self, pyramid: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(N, R, 1 + K)``, the first of the background, and deltas ``(N, R, K, 4)``.
 
+        Both are 0 for regions without area.
+
         Args:
             pyramid: the maps of ``levels``.
             regions: ``(N, R, 4)``, pixels.
@@ -56,24 +58,30 @@ class RoIHead(nn.Module):
         images, count = regions.shape[:2]
         boxes = regions.flatten(0, 1)
         image = torch.arange(images, device=boxes.device).repeat_interleave(count).to(boxes)
+        rows = torch.cat([image[:, None], boxes], dim=1)
+        # Regions go through the layers in the order of their levels, those without area not at all.
         level = self.level_of(boxes)
-        # Regions go through the layers in the order of their levels.
-        order = level.argsort(stable=True)
-        rows = torch.cat([image[:, None], boxes], dim=1)[order]
-        lengths = level.bincount(minlength=len(self.levels)).tolist()  # on a GPU, waits
-        x = self.linears(self.convs(self.pool(pyramid, rows.split(lengths))).flatten(1))
-        back = order.argsort()
-        logits = self.cls(x)[back].unflatten(0, (images, count))
-        deltas = self.box(x)[back].view(images, count, self.num_classes, 4)
-        return logits, deltas
+        lengths = level.bincount(minlength=len(self.levels) + 1).tolist()[:-1]  # on a GPU, waits
+        order = level.argsort(stable=True)[: sum(lengths)]
+        x = self.linears(self.convs(self.pool(pyramid, rows[order].split(lengths))).flatten(1))
+        logits, deltas = (
+            y.new_zeros(len(rows), y.shape[1]).index_copy(0, order, y)
+            for y in (self.cls(x), self.box(x))
+        )
+        shape = (images, count, self.num_classes, 4)
+        return logits.unflatten(0, (images, count)), deltas.view(shape)
 
     def level_of(self, regions: Tensor) -> Tensor:
-        """Index of the level that each region ``(R, 4)`` is read from (FPN, equation 1)."""
+        """Index of the level that each region ``(R, 4)`` is read from (FPN, equation 1).
+
+        Those without area have an index more than there are levels.
+        """
         width, height = (regions[:, 2:] - regions[:, :2]).unbind(1)
         side = (width * height).sqrt()
         config = self.config
         level = (config.canonical_level + (side / config.canonical_side).log2() + 1e-6).floor()
-        return level.clamp(self.levels[0], self.levels[-1]).long() - self.levels[0]
+        level = level.clamp(self.levels[0], self.levels[-1]).long() - self.levels[0]
+        return level.where((width > 0) & (height > 0), len(self.levels))
 
     def pool(self, pyramid: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
         """Maps of fixed size ``(R, C, size, size)``.
