@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from sepc_zoo.config import RoIHead as RoIConfig
+from sepc_zoo.ops.roi_align import roi_align
 
 
 class RoIHead(nn.Module):
