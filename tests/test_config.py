@@ -16,7 +16,7 @@ from sepc_zoo.config import (
     override,
 )
 from sepc_zoo.published import PUBLISHED
-from sepc_zoo.registry import authors_config, model_config, necks_of
+from sepc_zoo.registry import model_config, necks_of
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_json_gives_the_config_back(method, neck):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_json_gives_the_authors_config_back(name):
-    config = authors_config(name)
+def test_json_gives_a_published_config_back(name):
+    config = model_config(name)
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 

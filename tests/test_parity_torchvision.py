@@ -10,7 +10,7 @@ from module_files import import_file
 from msgspec.structs import replace
 from torch import Tensor
 
-from sepc_zoo.checkpoints.convert.torchvision import convert, rename
+from sepc_zoo.checkpoints.convert.torchvision import our_name, rename, with_weights
 from sepc_zoo.config import DeltaCoder, override
 from sepc_zoo.data.images import normalize, pad_and_stack, resized_size
 from sepc_zoo.inference.preprocess import plan_resize
@@ -20,7 +20,6 @@ from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.heads.roi import RoIHead
 from sepc_zoo.ops.coders import decode, encode
 from sepc_zoo.outputs import Terms, TwoStagePredictions
-from sepc_zoo.published_torchvision import TORCHVISION
 from sepc_zoo.registry import model_config
 
 IN_FLOAT32 = 1e-6  # torchvision computes the RPN's classification loss so, whatever the model is
@@ -40,11 +39,10 @@ class Golden:
 
     def __init__(self, folder: Path, weights: ModuleType, name: str) -> None:
         self.figures = json.loads((folder / "given" / f"{name}.json").read_text())
-        ours = next(ours for ours, row in TORCHVISION.items() if row.model == name)
-        config = override(model_config(ours), self.options())
+        config = override(model_config(our_name(name)), self.options())
         state = weights.state_dict(name, self.figures["salt"])
         state = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
-        self.model = convert(state, config)
+        self.model = with_weights(config, state)
         self.method = self.model.method
         self.sizes = [tuple(size) for size in self.figures["image_sizes"]]
         photos = [weights.photo(**photo) for photo in self.figures["photos"]]

@@ -185,10 +185,12 @@ def test_exclusions_take_away():
     assert list_models(exclude_filters="*") == []
 
 
-def test_thirteen_models_have_published_weights():
+def test_published_weights_are_listed_with_their_tags():
     names = list_models(pretrained=True)
-    assert len(names) == 13
     assert names == sorted(PUBLISHED)
+    assert list_models("*.coco_1x", pretrained=True) == sorted(
+        row.name for row in PUBLISHED.values() if row.publisher == "sepc"
+    )
     assert list_models("fsaf*", pretrained=True, exclude_filters="*_fpn.*") == [
         "fsaf_r50_ibn_pconv.coco_1x",
         "fsaf_r50_pconv.coco_1x",

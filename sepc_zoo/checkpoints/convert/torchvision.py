@@ -1,17 +1,18 @@
-"""From the checkpoints of torchvision's detectors to our models."""
+"""Convert checkpoints of torchvision's detectors."""
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
+from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError, read_authors_checkpoint
 from sepc_zoo.checkpoints.folder import misfits
 from sepc_zoo.config import DetectorConfig
-from sepc_zoo.factory import build
+from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
-from sepc_zoo.published_torchvision import TORCHVISION
+from sepc_zoo.published import PUBLISHED
 from sepc_zoo.registry import UnknownModelError, model_config
 
 # Names that torchvision itself still renames while it loads older files.
@@ -40,14 +41,20 @@ LAST_LAYERS = ("roi_head.cls", "roi_head.box", "head.cls")
 NUM_COLUMNS = 91  # a class's column is its id in COCO; 0 is the background
 
 
-def from_torchvision(state_dict: Mapping[str, Tensor], name: str) -> Detector:
-    """A model of ours with the weights of torchvision, in eval mode.
+def convert(path: str | Path, name: str) -> Detector:
+    """Build the model of a name with the weights in a file of torchvision's."""
+    return from_torchvision(read_authors_checkpoint(path), name)
 
-    Its conventions stay in the config: anchors, coder, sizes of inputs, epsilon of norms. Of 91
-    classes the 80 of COCO remain; a softmax keeps the others, which are never reported.
+
+def from_torchvision(state_dict: Mapping[str, Tensor], name: str) -> Detector:
+    """Build a model with weights of torchvision, in eval mode.
+
+    Their conventions become entries of its config: anchors, coder, sizes of inputs, epsilon of
+    norms. Of 91 classes the 80 of COCO remain; a softmax keeps the others, which nothing reports.
 
     Args:
-        state_dict: theirs, under the names of today or older ones; its floating type stays.
+        state_dict: their tensors, under the names of today or older ones; the model gets their
+            floating type.
         name: of the model, ``"fasterrcnn_r50_fpn.tv_coco_v2"`` (without a tag the first that
             torchvision published), or torchvision's, ``"fasterrcnn_resnet50_fpn_v2"``.
 
@@ -55,19 +62,17 @@ def from_torchvision(state_dict: Mapping[str, Tensor], name: str) -> Detector:
         UnknownModelError: torchvision published no such model.
         CheckpointError: a tensor is missing, left over or misshapen.
     """
-    name = _our_name(name)
-    return convert(state_dict, model_config(name))
+    return with_weights(model_config(our_name(name)), state_dict)
 
 
-def convert(state_dict: Mapping[str, Tensor], config: DetectorConfig) -> Detector:
-    """A model of this config with the weights of torchvision, whose columns are category ids."""
+def with_weights(config: DetectorConfig, state_dict: Mapping[str, Tensor]) -> Detector:
+    """Build the model of a config, the ids of whose classes are torchvision's columns."""
     model = build(config)
     wanted = model.state_dict()
-    state = {rename(key): value for key, value in state_dict.items()}
-    state = {
-        key: select_classes(key, value, list(config.category_ids)) for key, value in state.items()
-    }
-    for key, value in wanted.items():  # frozen norms do not count batches; old files may
+    ids = list(config.category_ids)
+    renamed = {rename(key): value for key, value in state_dict.items()}
+    state = {key: select_classes(key, value, ids) for key, value in renamed.items()}
+    for key, value in wanted.items():  # frozen norms do not count batches, but old files may
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, value)
     problems = misfits(state, wanted)
@@ -98,11 +103,17 @@ def select_classes(key: str, value: Tensor, ids: list[int]) -> Tensor:
     return value.unflatten(0, (-1, NUM_COLUMNS))[:, ids].flatten(0, 1)
 
 
-def _our_name(name: str) -> str:
-    """Our name with its tag, of theirs or ours."""
-    for ours, row in TORCHVISION.items():
-        if name in (ours, ours.partition(".")[0], row.model):
-            return ours
+def our_name(name: str) -> str:
+    """Our name with its tag, of torchvision's name or ours.
+
+    Raises:
+        UnknownModelError: torchvision published no such model.
+    """
+    rows = [row for row in PUBLISHED.values() if row.publisher == "torchvision"]
+    for row in rows:
+        theirs = row.url.rpartition("/")[2].rpartition("_coco")[0]
+        if name in (row.name, row.architecture, theirs):
+            return row.name
     raise UnknownModelError(
-        f"torchvision published no {name!r}; it published {', '.join(TORCHVISION)}"
+        f"torchvision published no {name!r}; it published {', '.join(row.name for row in rows)}"
     )
