@@ -51,6 +51,12 @@ class TwoStageDetector(Detector):
         logits, deltas = self.roi_head(roi_pyramid, regions)
         return TwoStagePredictions(rpn_logits, rpn_deltas, sizes, regions, logits, deltas)
 
+    def forward_layers(self, images: Tensor) -> None:
+        pyramid, _ = self.forward_features(images)
+        self.rpn(pyramid)
+        side, count = self.roi_head.config.size, self.rpn.config.max_proposals * len(images)
+        self.roi_head.classify(pyramid[0].new_empty(count, self.config.channels, side, side))
+
     def loss_terms(self, outputs: TwoStagePredictions, targets: Sequence[Target]) -> Terms:
         if len(targets) != len(outputs.regions):
             raise ValueError(f"{len(targets)} targets for {len(outputs.regions)} images")

@@ -63,13 +63,17 @@ class RoIHead(nn.Module):
         level = self.level_of(boxes)
         lengths = level.bincount(minlength=len(self.levels) + 1).tolist()[:-1]  # on a GPU, waits
         order = level.argsort(stable=True)[: sum(lengths)]
-        x = self.linears(self.convs(self.pool(pyramid, rows[order].split(lengths))).flatten(1))
+        outputs = self.classify(self.pool(pyramid, rows[order].split(lengths)))
         logits, deltas = (
-            y.new_zeros(len(rows), y.shape[1]).index_copy(0, order, y)
-            for y in (self.cls(x), self.box(x))
+            x.new_zeros(len(rows), x.shape[1]).index_copy(0, order, x) for x in outputs
         )
         shape = (images, count, self.num_classes, 4)
         return logits.unflatten(0, (images, count)), deltas.view(shape)
+
+    def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(R, 1 + K)`` and deltas ``(R, 4 * K)`` of ``pooled`` regions."""
+        x = self.linears(self.convs(pooled).flatten(1))
+        return self.cls(x), self.box(x)
 
     def level_of(self, regions: Tensor) -> Tensor:
         """Index of the level that each region ``(R, 4)`` is read from (FPN, equation 1).
