@@ -139,6 +139,9 @@ METHOD_TYPES: dict[str, Any] = {
     "retinanet": "sepc_zoo.methods.retinanet:RetinaNet",
     "freeanchor": "sepc_zoo.methods.freeanchor:FreeAnchor",
     "fsaf": "sepc_zoo.methods.fsaf:FSAF",
+    "atss": "sepc_zoo.methods.atss:ATSS",
+    "gfl": "sepc_zoo.methods.gfl:GFL",
+    "fcos": "sepc_zoo.methods.fcos:FCOS",
     "fasterrcnn": "sepc_zoo.methods.fasterrcnn:FasterRCNN",
 }
 NECK_TYPES: dict[str, Any] = {"fpn": PlainNeck, "sepc": SEPCNeck}
@@ -150,6 +153,7 @@ class BackboneConfig(Entry, frozen=True):
     name: str  # timm's name
     kwargs: dict[str, Any] = {}  # arguments for timm.create_model
     norm_eps: Fraction | None = None  # epsilon of all norms; None: timm's own
+    stride_in_1x1: bool = False  # a ResNet's stages halve in their first 1x1, as in Caffe's
 
     def __post_init__(self) -> None:
         _require(
@@ -180,8 +184,12 @@ class DenseHead(Entry, frozen=True, tag="dense"):
     """Two branches of convolutions that all levels share, for classes and for boxes."""
 
     convs: Annotated[int, Meta(ge=0, le=32)] = 4  # 3x3 convolutions of each branch before its last
+    norm: Literal["none", "group"] = "none"  # norm behind each of these; groups have 8 channels
+    norm_bias: bool = False  # whether a convolution before a norm has a bias
     box_bias: Annotated[float, Meta(ge=-64, le=64)] = 0.0  # initial bias of the box convolution
-    box_activation: Literal["none", "relu"] = "none"
+    box_scales: bool = False  # a learned factor for each level on the box convolution's output
+    box_activation: Literal["none", "relu", "exp"] = "none"  # behind the factor
+    quality: Literal["none", "cls", "box"] = "none"  # branch that also predicts box quality
 
 
 class AnchorConfig(Entry, frozen=True):
@@ -192,7 +200,9 @@ class AnchorConfig(Entry, frozen=True):
     ratios: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0, 2.0)
     centre: Literal["cell", "corner"] = "cell"  # middle of the cell, or its upper left corner
     rounded: bool = True  # whether sides lie on whole pixels
+    whole_sizes: bool = False  # whether sides of squares are cut to whole pixels before that
     stride: Literal["level", "measured"] = "level"  # measured: height and width over cells
+    in_padding: bool = True  # in training, whether anchors lie on the padding beyond an image's own
 
     @property
     def per_cell(self) -> int:
@@ -207,7 +217,21 @@ class DeltaCoder(Entry, frozen=True, tag="delta"):
 
 
 class DistanceCoder(Entry, frozen=True, tag="distance"):
-    """Distances from the anchor's centre to top, bottom, left, right, in sides of the anchor."""
+    """Distances from the anchor's centre to the four sides of the box (FSAF, FCOS)."""
+
+    order: Literal["tblr", "ltrb"] = "tblr"  # top, bottom, left, right; left, top, right, bottom
+    unit: Positive = 1.0  # in sides of the anchor
+    in_pixels: bool = False  # whether the unit is one pixel instead
+
+
+class DistributionCoder(Entry, frozen=True, tag="distribution"):
+    """A distribution over bins for the distance to left, top, right, bottom (GFL, section 3.2)."""
+
+    bins: Annotated[int, Meta(ge=2, le=128)] = 17  # distances 0, 1, ..., bins - 1
+    unit: Positive = 0.125  # distance between bins, in sides of the anchor
+
+
+Coder = DeltaCoder | DistanceCoder | DistributionCoder
 
 
 class RPNHead(Entry, frozen=True):
@@ -251,7 +275,12 @@ class PostprocessConfig(Entry, frozen=True):
     """From predictions to detections."""
 
     score_threshold: Fraction = 0.05
-    candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # anchors that reach NMS
+    candidates: Literal["anchors", "pairs"] = "anchors"  # pairs: an anchor with one of its classes
+    candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # candidates that reach NMS
+    # How the quality that a head predicts enters the score: as a factor after the choice of the
+    # candidates, or before it as in the root of quality times score.
+    quality: Literal["factor", "root"] = "factor"
+    empty_boxes: bool = False  # whether boxes that clipping leaves without area are found
     iou_threshold: Fraction = 0.5
     max_detections: Annotated[int, Meta(ge=1, le=10**5)] = 100  # per image
 
@@ -306,7 +335,7 @@ class DetectorConfig(Entry, frozen=True):
     fpn: FPNConfig = FPNConfig()
     head: DenseHead | TwoStageHead = DenseHead()
     anchors: AnchorConfig = AnchorConfig()
-    coder: DeltaCoder | DistanceCoder = DeltaCoder()
+    coder: Coder = DeltaCoder()
     postprocess: PostprocessConfig = PostprocessConfig()
     inclusive_boxes: bool = False  # the authors' x2, y2 are the last pixel inside the box
     weights: WeightsConfig = WeightsConfig()
@@ -316,13 +345,12 @@ class DetectorConfig(Entry, frozen=True):
             NAME.fullmatch(self.architecture) is not None,
             f"architecture {self.architecture!r:.80} is no name of a model",
         )
-        outputs = self.num_classes * self.anchors.per_cell
+        outputs = max(self.num_classes, self.box_values) * self.anchors.per_cell
         _require(outputs <= 10**6, f"num_classes times anchors of a cell is {outputs}, over 1e6")
         _require(
             tag_of(self.head) == self.method.head,
             f"head.type is {tag_of(self.head)!r}, but {self.method.name} has {self.method.head!r}",
         )
-        self.method.check(self)
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
             _require(
@@ -330,6 +358,11 @@ class DetectorConfig(Entry, frozen=True):
                 f"{name} has {len(values)} entries for num_classes {self.num_classes}",
             )
             _require(len(set(values)) == len(values), f"{name} has duplicates")
+
+    @property
+    def box_values(self) -> int:
+        """Number of values that the head predicts for the box of an anchor."""
+        return 4 * self.coder.bins if isinstance(self.coder, DistributionCoder) else 4
 
 
 def tag_of(config: Any) -> str:

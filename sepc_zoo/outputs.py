@@ -66,6 +66,7 @@ class Anchors(NamedTuple):
 
     boxes: Tensor  # A, 4; pixels
     lengths: Sequence[int]  # number of anchors of each level
+    exists: Tensor | None = None  # N, A: False beyond an image's own padding; None: all exist
 
     @property
     def levels(self) -> Tensor:

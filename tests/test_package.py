@@ -24,7 +24,7 @@ LAYERS = [
     {"models"},
     {"inference", "methods"},
     {"data", "ops"},
-    {"registry", "published"},
+    {"registry", "published", "openmmlab"},
     {"config", "outputs"},
     {"errors", "files", "options", "lazy", "metric_names"},
 ]

@@ -153,7 +153,10 @@ def collate(samples: Sequence[tuple[Tensor, Target]], multiple: int = 32) -> Bat
     """Make a batch of samples, its sides multiples of ``multiple`` (see ``pad_and_stack``)."""
     images = [image for image, _ in samples]
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-    return Batch(pad_and_stack(images, multiple), [target for _, target in samples], sizes)
+    targets = [
+        target | {"image_size": size} for (_, target), size in zip(samples, sizes, strict=True)
+    ]
+    return Batch(pad_and_stack(images, multiple), targets, sizes)
 
 
 def make_loader(

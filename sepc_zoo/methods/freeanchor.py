@@ -24,13 +24,15 @@ class FreeAnchor(Method, frozen=True, tag="freeanchor"):
     gamma: NonNegative = 2.0
     smooth_l1_beta: NonNegative = 0.11
     box_weight: NonNegative = 0.75
+    count_empty_images: bool = True  # whether an image without boxes counts as one with a bag
 
     defaults: ClassVar[Mapping[str, Any]] = {"coder": {"scale": (0.1, 0.1, 0.2, 0.2)}}
 
     def loss(
         self, predictions: Predictions, anchors: Anchors, targets: Targets, coder: Coder
     ) -> Terms:
-        """``loss_positive_bag`` (eq. 7) and ``loss_negative_bag`` (eq. 8), over the number of bags.
+        """``loss_positive_bag`` (eq. 7) over the number of bags, ``loss_negative_bag`` (eq. 8) over
+        the number of their anchors.
 
         An image without boxes counts as one with a single bag, or its share would be huge.
         """
@@ -57,11 +59,17 @@ class FreeAnchor(Method, frozen=True, tag="freeanchor"):
         in_crowd = ~counted.flatten()[meant // logits.shape[2]]
         negative = negative + rest.masked_fill(in_crowd, 0).sum()
 
-        count = torch.full((), sum(max(1, n) for n in targets.lengths), device=logits.device)
+        counts = self.counts(anchors, targets)
         return {
-            "loss_positive_bag": (self.alpha * positive, count),
-            "loss_negative_bag": ((1 - self.alpha) / self.bag_size * negative, count),
+            "loss_positive_bag": (self.alpha * positive, counts["loss_positive_bag"]),
+            "loss_negative_bag": ((1 - self.alpha) * negative, counts["loss_negative_bag"]),
         }
+
+    def counts(self, anchors: Anchors, targets: Targets) -> dict[str, Tensor]:
+        at_least = 1 if self.count_empty_images else 0
+        count = sum(max(at_least, n) for n in targets.lengths)
+        bags = torch.full((), count, device=anchors.boxes.device)
+        return {"loss_positive_bag": bags, "loss_negative_bag": bags * self.bag_size}
 
     def positive_bag_loss(self, logits: Tensor, deltas: Tensor, wanted: Tensor) -> Tensor:
         """-log of the chance that some anchor of the bag finds each object, summed: ``()``.

@@ -1,15 +1,17 @@
 """FSAF: no anchors, and each box is learned on the level where it fits best (Zhu et al. 2019)."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from sepc_zoo.config import Fraction
+from sepc_zoo.config import DetectorConfig, DistanceCoder, Fraction, NonNegative
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.methods.losses import cell_losses, focal_loss
-from sepc_zoo.methods.matching import IGNORE, inside_crowd, match_by_centre
+from sepc_zoo.methods.matching import IGNORE, NEGATIVE, ignore_negatives, match_by_centre
 from sepc_zoo.methods.method import Coder, Method
+from sepc_zoo.methods.point_matching import match_by_centre_pairs
 from sepc_zoo.methods.targets import positives
 from sepc_zoo.ops.coders import encode
 from sepc_zoo.outputs import Anchors, Predictions, Targets, Terms
@@ -18,6 +20,12 @@ from sepc_zoo.outputs import Anchors, Predictions, Targets, Terms
 class FSAF(Method, frozen=True, tag="fsaf"):
     central: Fraction = 0.2  # part of a box, by side, whose cells learn it
     min_cover: Fraction = 0.01  # part of a cell that this part must cover
+    # Where a box covers a cell without winning it, the cell is ignored if no other box wins it; or
+    # the class of the box is ignored there.
+    ignore: Literal["cells", "pairs"] = "cells"
+    min_distance: NonNegative = 0.0  # smallest distance that is learned, in units of the coder
+    min_union: NonNegative = 1.0  # smallest union of boxes, in squares of that unit
+    count_negatives: bool = False  # divide by the negative cells where no cell is positive
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "anchors": {"base_scale": 1.0, "octaves": 1, "ratios": (1.0,)},
@@ -25,32 +33,54 @@ class FSAF(Method, frozen=True, tag="fsaf"):
         "coder": {"type": "distance"},
     }
 
+    def check(self, config: DetectorConfig) -> None:
+        coder = config.coder
+        if not isinstance(coder, DistanceCoder) or coder.order != "tblr":
+            raise ConfigError('method fsaf needs coder.type "distance" and coder.order "tblr"')
+
     def loss(
         self, predictions: Predictions, anchors: Anchors, targets: Targets, coder: Coder
     ) -> Terms:
         """``loss_cls`` and ``loss_box``, over the number of positive cells (section 3.2)."""
-        match = self.match(anchors.boxes, targets)  # N, A
+        num_classes = predictions.logits.shape[2]
+        match, pairs = self.match(anchors, targets, num_classes)  # N, A
         pos = positives(match, targets)
-        deltas = predictions.deltas[pos.image, pos.anchor]  # P, 4
-        loss_box = iou_loss(deltas, encode(coder, anchors.boxes[pos.anchor], pos.boxes))
+        deltas = predictions.deltas[pos.image, pos.anchor].clamp(min=self.min_distance)  # P, 4
+        wanted = encode(coder, anchors.boxes[pos.anchor], pos.boxes)
+        loss_box = distance_iou_loss(deltas, wanted, self.min_union)
 
         with torch.no_grad():
-            loss = cell_losses(predictions.logits, pos) + loss_box  # P
+            loss = cell_losses(predictions.logits, pos, pairs) + loss_box  # P
             level = anchors.levels[pos.anchor]
             num_boxes = targets.labels.numel()
             # One box more owns the anchors that are not positive.
             owner = pos.box if pos.real is None else pos.box.masked_fill(~pos.real, num_boxes)
             best = best_level(loss, owner, level, num_boxes + 1, len(anchors.lengths))
             chosen = level == best[owner]
-        loss_cls = focal_loss(predictions.logits, pos, match == IGNORE, chosen)
+        loss_cls = focal_loss(predictions.logits, pos, match == IGNORE, chosen, pairs)
         loss_box = pos.sum(loss_box.masked_fill(~chosen, 0))
         count = pos.sum(chosen.long())
+        if self.count_negatives:
+            count = torch.where(count > 0, count, (match == NEGATIVE).sum())
         return {"loss_cls": (loss_cls, count), "loss_box": (loss_box, count)}
 
-    def match(self, anchors: Tensor, targets: Targets) -> Tensor:
-        """Index of the box of each cell ``(N, A)``, NEGATIVE or IGNORE."""
-        match = match_by_centre(targets.boxes, anchors, self.central, self.min_cover)
-        return match.masked_fill((match < 0) & inside_crowd(targets.crowds, anchors), IGNORE)
+    def match(
+        self, anchors: Anchors, targets: Targets, num_classes: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Index of the box of each cell ``(N, A)``, NEGATIVE or IGNORE.
+
+        And indices into flattened logits ``(N, A, K)`` that are ignored, if pairs are.
+        """
+        if self.ignore == "cells":
+            match = match_by_centre(
+                targets.boxes, anchors.boxes, self.central, self.min_cover, anchors.exists
+            )
+            return ignore_negatives(match, anchors, targets), None
+        match, pairs = match_by_centre_pairs(
+            targets, anchors, num_classes, self.central, self.min_cover
+        )
+        match = ignore_negatives(match, anchors, targets)
+        return match, pairs[match.flatten()[pairs // num_classes] != IGNORE]
 
 
 def best_level(loss: Tensor, box: Tensor, level: Tensor, num_boxes: int, num_levels: int) -> Tensor:
@@ -67,14 +97,17 @@ def best_level(loss: Tensor, box: Tensor, level: Tensor, num_boxes: int, num_lev
     return total.view(num_boxes, num_levels).argmin(dim=1)
 
 
-def iou_loss(found: Tensor, wanted: Tensor) -> Tensor:
+def distance_iou_loss(found: Tensor, wanted: Tensor, min_union: float = 1.0) -> Tensor:
     """-log IoU of boxes around one centre, given as distances to their sides ``(P, 4) -> (P,)``.
 
-    Distances are in sides of the anchor, all at least 0. The union counts as at least 1 (UnitBox,
-    eq. 3).
+    Distances are top, bottom, left, right, all at least 0 (UnitBox, eq. 3).
+
+    Args:
+        min_union: smallest area that the union counts as.
     """
     inter = _extent(torch.minimum(found, wanted))
-    union = (_extent(found) + _extent(wanted) - inter).clamp(min=1)
+    floor = max(min_union, torch.finfo(found.dtype).tiny)
+    union = (_extent(found) + _extent(wanted) - inter).clamp(min=floor)
     return -(inter / union).clamp(min=1e-6).log()
 
 

@@ -13,12 +13,17 @@ from sepc_zoo.outputs import Terms
 
 FOCAL_ALPHA = 0.25  # weight of the positives
 FOCAL_GAMMA = 2.0
+QUALITY_GAMMA = 2.0
 # Number of logits in a chunk; on the CPU its intermediate results stay in the cache.
 CACHED_LOGITS, LOGITS = 2**18, 2**24
 
 
 def focal_loss(
-    logits: Tensor, positives: Positives, ignored: Tensor, chosen: Tensor | None = None
+    logits: Tensor,
+    positives: Positives,
+    ignored: Tensor,
+    chosen: Tensor | None = None,
+    ignored_pairs: Tensor | None = None,
 ) -> Tensor:
     """Sum of the focal loss over the classes of all anchors (RetinaNet, eq. 5): ``()``.
 
@@ -30,20 +35,58 @@ def focal_loss(
         positives: the positive anchors and their labels.
         ignored: ``(N, A)``, anchors that do not count.
         chosen: ``(P,)``, False where the logit of a positive's own class is ignored.
+        ignored_pairs: ``(M,)``, more single logits that do not count, as indices into the flattened
+            logits; none of them of an anchor in ``ignored``, or a positive's own class.
     """
     own_index = flat_index(logits, positives.image, positives.anchor, positives.labels)
-    negative, own = sum_background(logits, ~ignored, FOCAL_GAMMA, own_index)
+    pairs = own_index[:0] if ignored_pairs is None else ignored_pairs
+    picked = torch.cat([own_index, pairs])
+    negative, own = sum_background(logits, ~ignored, FOCAL_GAMMA, picked)
+    own, in_pairs = own.split([len(own_index), len(pairs)])
+    negative = negative - background(in_pairs, FOCAL_GAMMA).sum()
     as_positive = focal_positive(own)
     if chosen is not None:
         as_positive = as_positive.masked_fill(~chosen, 0)
     return (1 - FOCAL_ALPHA) * negative + positives.sum(as_positive - focal_negative(own))
 
 
-def cell_losses(logits: Tensor, positives: Positives) -> Tensor:
-    """Focal loss of each positive anchor, summed over the classes ``(P,)``."""
+def quality_focal_loss(
+    logits: Tensor, positives: Positives, ignored: Tensor, quality: Tensor
+) -> Tensor:
+    """Sum of the quality focal loss over the classes of all anchors (GFL, eq. 5): ``()``.
+
+    ``|q - p|^2 BCE(p, q)``, where the target q is the quality for a positive's own class, else 0.
+
+    Args:
+        logits: ``(N, A, K)``.
+        ignored: ``(N, A)``, anchors that do not count.
+        quality: ``(P,)`` in 0..1, such as the IoU of the predicted box.
+    """
+    own_index = flat_index(logits, positives.image, positives.anchor, positives.labels)
+    negative, own = sum_background(logits, ~ignored, QUALITY_GAMMA, own_index)
+    distance = (quality - own.sigmoid()).abs() ** QUALITY_GAMMA
+    as_positive = distance * F.binary_cross_entropy_with_logits(own, quality, reduction="none")
+    return negative + positives.sum(as_positive - background(own, QUALITY_GAMMA))
+
+
+def cell_losses(
+    logits: Tensor, positives: Positives, ignored_pairs: Tensor | None = None
+) -> Tensor:
+    """Focal loss of each positive anchor, summed over the classes ``(P,)``.
+
+    Args:
+        ignored_pairs: see ``focal_loss``; sorted.
+    """
     rows = logits[positives.image, positives.anchor]  # P, K
     own = rows.gather(1, positives.labels[:, None]).squeeze(1)
-    return focal_negative(rows).sum(dim=1) - focal_negative(own) + focal_positive(own)
+    losses = focal_negative(rows).sum(dim=1) - focal_negative(own) + focal_positive(own)
+    if ignored_pairs is None or not len(losses):
+        return losses
+    cells = positives.image * logits.shape[1] + positives.anchor  # P, rising
+    pair_cells = ignored_pairs // logits.shape[2]  # M
+    place = torch.searchsorted(cells, pair_cells).clamp(max=len(cells) - 1)
+    excess = focal_negative(logits.flatten()[ignored_pairs])
+    return losses.index_add(0, place, -excess * (cells[place] == pair_cells))
 
 
 def focal_positive(logits: Tensor) -> Tensor:
@@ -141,10 +184,15 @@ def mean_terms(terms: Terms) -> dict[str, Tensor]:
 
 
 def mean_over_processes(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The means of counts over all processes, at least 1, by which loss terms are divided.
+    """The means of counts over all processes, by which loss terms are divided.
+
+    A sum over all processes is at least 1.
 
     Gradients are averaged over processes; divided so, they are those of the whole batch.
     """
-    stacked = torch.stack([count.to(torch.get_default_dtype()) for count in counts.values()])
-    means = (sum_over_processes(stacked) / process_count()).clamp(min=1)
+    dtype = torch.get_default_dtype()
+    for count in counts.values():
+        dtype = torch.promote_types(dtype, count.dtype)
+    stacked = torch.stack([count.to(dtype) for count in counts.values()])
+    means = sum_over_processes(stacked).clamp(min=1) / process_count()
     return dict(zip(counts, means.unbind(), strict=True))

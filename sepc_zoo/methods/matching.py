@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.ops.boxes import box_area, box_iof, box_iou, shrink_boxes, table_chunks
+from sepc_zoo.outputs import Anchors, Targets
 
 NEGATIVE = -1
 IGNORE = -2
@@ -23,6 +24,7 @@ def match_by_iou(
     positive: float,
     negative: float,
     low_quality: LowQuality = "claimed",
+    exists: Tensor | None = None,
 ) -> Tensor:
     """RetinaNet's matching (section 4.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
@@ -35,18 +37,21 @@ def match_by_iou(
             their IoU. ``"claimed"``: the box gets them, if they overlap it; of two boxes that claim
             one anchor the later. ``"own"``: each goes to the box that it overlaps most itself, as
             in torchvision, where a box that no anchor overlaps claims all. ``"none"``: nothing.
+        exists: ``(..., A)``, False where an anchor matches nothing.
     """
     match = _no_match(boxes, anchors)
     if boxes.shape[-2] == 0:
         return match
     top = boxes.new_zeros(boxes.shape[:-1])  # ..., G
     if low_quality != "none":
-        for _, iou, _ in table_chunks(box_iou, boxes, anchors):
+        for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
+            _clear_missing(iou, exists, chunk)
             top = torch.maximum(top, iou.amax(dim=-1))
     never = box_area(boxes) <= 0 if low_quality == "own" else top == 0
     top = top.masked_fill(never, torch.inf)[..., None]
     number = torch.arange(1, boxes.shape[-2] + 1, device=boxes.device).to(boxes)[:, None]  # G, 1
     for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
+        _clear_missing(iou, exists, chunk)
         best, own = iou.max(dim=-2)  # ..., a
         index = own.masked_fill(best < positive, IGNORE).masked_fill(best < negative, NEGATIVE)
         claimed = iou.eq_(top).mul_(number).amax(dim=-2).long() - 1
@@ -56,7 +61,11 @@ def match_by_iou(
 
 
 def match_by_centre(
-    boxes: Tensor, anchors: Tensor, central: float = 0.2, min_cover: float = 0.01
+    boxes: Tensor,
+    anchors: Tensor,
+    central: float = 0.2,
+    min_cover: float = 0.01,
+    exists: Tensor | None = None,
 ) -> Tensor:
     """FSAF's matching (section 3.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
@@ -75,6 +84,7 @@ def match_by_centre(
     number = torch.arange(num_boxes, 0, -1, device=boxes.device).to(boxes)[:, None]  # G, 1
     for chunk, cover, holds in table_chunks(box_iof, shrink_boxes(boxes, central), anchors):
         hit = cover.gt_(min_cover)  # 1 or 0
+        _clear_missing(hit, exists, chunk)
         outside = hit.amax(dim=-2)
         for low, high, centre in ((left, right - 1, x[chunk]), (top, bottom - 1, y[chunk])):
             hit.mul_(torch.lt(low, centre, out=holds)).mul_(torch.gt(high, centre, out=holds))
@@ -92,6 +102,24 @@ def inside_crowd(crowds: Tensor, anchors: Tensor) -> Tensor:
         for chunk, cover, _ in table_chunks(box_iof, crowds, anchors):
             inside[..., chunk] = cover.amax(dim=-2) > 0.5
     return inside
+
+
+def ignore_negatives(match: Tensor, anchors: Anchors, targets: Targets) -> Tensor:
+    """``match (N, A)`` with IGNORE for negatives in crowds, and for anchors that do not exist."""
+    ignored = inside_crowd(targets.crowds, anchors.boxes)
+    if anchors.exists is not None:
+        ignored = ignored | ~anchors.exists
+    return match.masked_fill((match < 0) & ignored, IGNORE)
+
+
+def count_positives(match: Tensor) -> Tensor:
+    """Number of positive anchors ``()``; an image counts for at least one."""
+    return (match >= 0).sum(dim=1).clamp(min=1).sum()
+
+
+def _clear_missing(table: Tensor, exists: Tensor | None, chunk: slice) -> None:
+    if exists is not None:
+        table.mul_(exists[..., None, chunk])
 
 
 def _no_match(boxes: Tensor, anchors: Tensor) -> Tensor:

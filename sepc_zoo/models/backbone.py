@@ -50,6 +50,8 @@ class Backbone(nn.Module):
             for module in self.body.modules():
                 if hasattr(module, "eps"):
                     module.eps = config.norm_eps
+        if config.stride_in_1x1:
+            move_strides(self.body, name)
         info: Any = self.body.feature_info
         reductions = info.reduction()
         if not set(strides) <= set(reductions):
@@ -133,6 +135,25 @@ class Backbone(nn.Module):
             stages.append([p for part in parts for p in part])
             start = stop
         return stages
+
+
+def move_strides(body: nn.Module, name: str) -> None:
+    """Move the stride of each bottleneck from its 3x3 convolution to the 1x1 before it.
+
+    Raises:
+        ConfigError: there are no bottlenecks with a stride.
+    """
+    moved = 0
+    for block in body.modules():
+        convs = [getattr(block, name, None) for name in ("conv1", "conv2")]
+        first, second = (conv if isinstance(conv, nn.Conv2d) else None for conv in convs)
+        if first and second and first.kernel_size == (1, 1) and second.stride == (2, 2):
+            first.stride, second.stride = second.stride, first.stride
+            moved += 1
+    if not moved:
+        raise ConfigError(
+            f"backbone.stride_in_1x1: {name!r} has no ResNet bottlenecks with a stride"
+        )
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

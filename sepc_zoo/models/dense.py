@@ -11,8 +11,9 @@ from sepc_zoo.config import DetectorConfig
 from sepc_zoo.methods.targets import check_targets, collate_targets
 from sepc_zoo.models.detector import Detector, Target
 from sepc_zoo.models.heads.dense import Head
-from sepc_zoo.ops.anchors import make_anchors
+from sepc_zoo.ops.anchors import existing_anchors, make_anchors
 from sepc_zoo.ops.coders import decode
+from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.nms import select_detections
 from sepc_zoo.outputs import Anchors, Predictions, Terms
 
@@ -21,9 +22,17 @@ class DenseDetector(Detector):
     """A one-stage detector: one head over all levels of the pyramid."""
 
     def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
+        config.method.check(config)
         super().__init__(config, pretrained_backbone)
         head: Any = config.head
-        self.head = Head(config.channels, config.anchors.per_cell, config.num_classes, head)
+        self.head = Head(
+            config.channels,
+            config.anchors.per_cell,
+            config.num_classes,
+            head,
+            box_values=config.box_values,
+            num_levels=len(config.fpn.strides),
+        )
 
     def forward(
         self,
@@ -40,14 +49,16 @@ class DenseDetector(Detector):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             predictions = outputs.in_full_precision()
             collated = collate_targets(targets, like=predictions.deltas)
-            anchors = self.anchors(predictions.sizes, like=predictions.deltas)
+            image_sizes = known_image_sizes(targets)
+            anchors = self.anchors(predictions.sizes, predictions.deltas, image_sizes)
             return self.method.loss(predictions, anchors, collated, self.config.coder)
 
     def loss_counts(
         self, image_size: tuple[int, int], targets: Sequence[Target]
     ) -> dict[str, Tensor] | None:
         like = self.head.cls.weight
-        anchors = self.anchors(self.level_sizes(image_size), like)
+        sizes = self.level_sizes(image_size)
+        anchors = self.anchors(sizes, like, known_image_sizes(targets))
         return self.method.counts(anchors, collate_targets(targets, like))
 
     def postprocess(
@@ -66,16 +77,40 @@ class DenseDetector(Detector):
     def reset_head(self, old_index: Sequence[int | None]) -> None:
         self.head.reset_classes(old_index)
 
-    def anchors(self, sizes: Sequence[tuple[int, int]], like: Tensor) -> Anchors:
-        """The anchors of levels of ``sizes`` in cells, with type and device of ``like``."""
-        config = self.config
-        per_cell = config.anchors.per_cell
+    def anchors(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        like: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> Anchors:
+        """The anchors of a batch.
+
+        Args:
+            sizes: height and width of each level in cells.
+            like: a tensor of the type and on the device of the anchors.
+            image_sizes: height and width of each image inside the batch, pixels.
+        """
+        config, strides = self.config, self.config.fpn.strides
+        exists = None
+        if image_sizes is not None and not config.anchors.in_padding:
+            multiple = config.weights.pad_multiple
+            exists = existing_anchors(config.anchors, sizes, strides, image_sizes, multiple)
+            exists = to_device(exists, like.device)
         return Anchors(
-            make_anchors(config.anchors, sizes, config.fpn.strides, like.device, like.dtype),
-            [height * width * per_cell for height, width in sizes],
+            make_anchors(config.anchors, sizes, strides, like.device, like.dtype),
+            [height * width * config.anchors.per_cell for height, width in sizes],
+            exists,
         )
 
     def _extent(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Height and width of the batch in pixels, as the finest level tells."""
         (height, width), stride, lost = sizes[0], self.config.fpn.strides[0], 2 * self.cropped_cells
         return (height + lost) * stride, (width + lost) * stride
+
+
+def known_image_sizes(targets: Sequence[Target]) -> list[tuple[int, int]] | None:
+    """Height and width of each image inside the batch, pixels; None where a target lacks them."""
+    if any("image_size" not in target for target in targets):
+        return None
+    sizes = [target["image_size"] for target in targets]
+    return [(int(height), int(width)) for height, width in sizes]

@@ -12,4 +12,5 @@ def init_conv(conv: nn.Conv2d, bias: float = 0.0) -> None:
     layer stays the same: without a norm, narrow heads would hardly let a signal through.
     """
     nn.init.normal_(conv.weight, std=0.01 * math.sqrt(256 / conv.in_channels))
-    nn.init.constant_(conv.bias, bias)  # type: ignore[arg-type]
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, bias)

@@ -22,6 +22,7 @@ class TwoStageDetector(Detector):
     """Faster R-CNN on one pyramid for both heads (Lin et al. 2017, section 4)."""
 
     def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
+        config.method.check(config)
         super().__init__(config, pretrained_backbone)
         head: Any = config.head
         first, last = config.fpn.levels

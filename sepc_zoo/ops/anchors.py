@@ -13,6 +13,7 @@ def cell_anchors(config: AnchorConfig, stride: int) -> Tensor:
     """Anchors of the first cell ``(per_cell, 4)`` float64: ratios outside, sizes inside."""
     octaves = torch.arange(config.octaves, dtype=torch.float64) / config.octaves
     sides = config.base_scale * stride * 2**octaves
+    sides = sides.floor() if config.whole_sizes else sides
     stretch = torch.tensor(config.ratios, dtype=torch.float64).sqrt()[:, None]
     size = torch.stack([sides / stretch, sides * stretch], dim=-1).view(-1, 2)  # width, height
     middle = stride if config.centre == "cell" else 0
@@ -44,3 +45,28 @@ def make_anchors(
         first = to_device(cell_anchors(config, stride), corner.device, corner.dtype)
         levels.append((corner + first).view(-1, 4))
     return torch.cat(levels)
+
+
+def existing_anchors(
+    config: AnchorConfig,
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    pad_multiple: int,
+) -> Tensor:
+    """Which anchors lie inside their own image, padding included, ``(N, A)``.
+
+    Args:
+        sizes: height and width of each level in cells.
+        image_sizes: height and width of each image inside the batch, pixels.
+        pad_multiple: sides of an image, padded alone, are rounded up to multiples of this.
+    """
+    padded = [[-(-side // pad_multiple) * pad_multiple for side in size] for size in image_sizes]
+    images = torch.tensor(padded)[:, :, None]  # N, 2, 1
+    levels = []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        row = torch.arange(height) * stride < images[:, 0]  # N, height
+        column = torch.arange(width) * stride < images[:, 1]
+        inside = row[:, :, None] & column[:, None, :]
+        levels.append(inside.flatten(1).repeat_interleave(config.per_cell, dim=1))
+    return torch.cat(levels, dim=1)

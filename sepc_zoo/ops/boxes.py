@@ -48,6 +48,21 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, out: Buffers = FRESH) -> Tensor:
     return inter.div_(areas.sub_(inter).clamp_(min=torch.finfo(inter.dtype).tiny))
 
 
+def paired_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union of each box with its partner, ``(..., 4), (..., 4) -> (...)``."""
+    inter = paired_intersection(boxes1, boxes2)
+    union = box_area(boxes1) + box_area(boxes2) - inter
+    return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
+
+
+def paired_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Area of overlap of each box with its partner, ``(..., 4), (..., 4) -> (...)``."""
+    lower = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    upper = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    width, height = (upper - lower).clamp(min=0).unbind(-1)
+    return width * height
+
+
 def box_iof(boxes: Tensor, anchors: Tensor, out: Buffers = FRESH) -> Tensor:
     """Intersection over the anchor's area ``(..., G, A)``."""
     return intersection(boxes, anchors, out).div_(box_area(anchors)[..., None, :])
@@ -90,12 +105,16 @@ def table_rows(overlap: Overlap, boxes: Tensor, anchors: Tensor) -> Iterator[Ten
     Yields:
         The rows ``(g, A)``. The caller may overwrite them; the next step does.
     """
-    cells = min(TABLE_CELLS, CACHED_CELLS) if boxes.device.type == "cpu" else TABLE_CELLS
-    step = max(1, cells // max(1, len(anchors)))
+    step = rows_at_once(len(anchors), boxes.device)
     out = boxes.new_empty(3, min(step, len(boxes)), len(anchors))
-    for start in range(0, len(boxes), step):
-        part = boxes[start : start + step]
+    for part in boxes.split(step):
         yield overlap(part, anchors, out[:, : len(part)].unbind())
+
+
+def rows_at_once(row_length: int, device: torch.device) -> int:
+    """Number of rows such that a part of a table outgrows no limit, unless one row does."""
+    cells = min(TABLE_CELLS, CACHED_CELLS) if device.type == "cpu" else TABLE_CELLS
+    return max(1, cells // max(1, row_length))
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor, border: float = 0.0) -> Tensor:

@@ -6,24 +6,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sepc_zoo.config import DeltaCoder, DistanceCoder
+from sepc_zoo.config import Coder, DeltaCoder, DistributionCoder
 
 # A side changes by at most this factor; the exponential of a wild prediction would overflow.
 MAX_SIDE_RATIO = 1000 / 16
 
 
-def encode(coder: DeltaCoder | DistanceCoder, anchors: Tensor, boxes: Tensor) -> Tensor:
-    """The regression target of each anchor, ``(..., 4), (..., 4) -> (..., 4)``."""
+def encode(coder: Coder, anchors: Tensor, boxes: Tensor) -> Tensor:
+    """The regression target of each anchor, ``(..., 4), (..., 4) -> (..., 4)``.
+
+    With a ``DistributionCoder`` it is the expected bin of each side.
+    """
     if isinstance(coder, DeltaCoder):
         return encode_delta(anchors, boxes, coder.scale)
-    return encode_tblr(anchors, boxes)
+    if isinstance(coder, DistributionCoder):
+        return encode_distance(anchors, boxes, "ltrb", coder.unit)
+    return encode_distance(anchors, boxes, coder.order, coder.unit, coder.in_pixels)
 
 
-def decode(coder: DeltaCoder | DistanceCoder, anchors: Tensor, deltas: Tensor) -> Tensor:
-    """The inverse of ``encode``."""
+def decode(coder: Coder, anchors: Tensor, deltas: Tensor) -> Tensor:
+    """The box of each anchor from what its head predicts, ``(..., 4), (..., V) -> (..., 4)``."""
     if isinstance(coder, DeltaCoder):
         return decode_delta(anchors, deltas, coder.scale, coder.clamp_shrinking)
-    return decode_tblr(anchors, deltas)
+    if isinstance(coder, DistributionCoder):
+        return decode_distance(anchors, expected_bins(deltas, coder.bins), "ltrb", coder.unit)
+    return decode_distance(anchors, deltas, coder.order, coder.unit, coder.in_pixels)
 
 
 def encode_delta(
@@ -65,23 +72,46 @@ def _like(deltas: Tensor, scale: Sequence[float]) -> Tensor:
     return torch.stack([deltas.new_full((), value) for value in scale])
 
 
-def encode_tblr(anchors: Tensor, boxes: Tensor) -> Tensor:
+def encode_distance(
+    anchors: Tensor, boxes: Tensor, order: str = "tblr", unit: float = 1.0, in_pixels: bool = False
+) -> Tensor:
     """Distances from the anchors' centres to the four sides, ``(..., 4), (..., 4) -> (..., 4)``.
 
-    Top, bottom, left, right, in sides of the anchor; positive where the centre lies inside.
+    In ``unit`` sides of the anchor, or in pixels; positive where the centre lies inside.
+
+    Args:
+        order: initials of top, bottom, left and right.
     """
-    size = anchors[..., 2:] - anchors[..., :2]
-    centre = (anchors[..., :2] + anchors[..., 2:]) / 2
-    left, top = ((centre - boxes[..., :2]) / size).unbind(-1)
-    right, bottom = ((boxes[..., 2:] - centre) / size).unbind(-1)
-    return torch.stack([top, bottom, left, right], dim=-1)
+    centre, step = _centre_and_step(anchors, unit, in_pixels)
+    left, top = ((centre - boxes[..., :2]) / step).unbind(-1)
+    right, bottom = ((boxes[..., 2:] - centre) / step).unbind(-1)
+    sides = {"l": left, "t": top, "r": right, "b": bottom}
+    return torch.stack([sides[side] for side in order], dim=-1)
 
 
-def decode_tblr(anchors: Tensor, tblr: Tensor) -> Tensor:
-    """The inverse of ``encode_tblr``."""
-    size = anchors[..., 2:] - anchors[..., :2]
-    centre = (anchors[..., :2] + anchors[..., 2:]) / 2
-    top, bottom, left, right = tblr.unbind(-1)
-    lower = centre - torch.stack([left, top], dim=-1) * size
-    upper = centre + torch.stack([right, bottom], dim=-1) * size
+def decode_distance(
+    anchors: Tensor,
+    distances: Tensor,
+    order: str = "tblr",
+    unit: float = 1.0,
+    in_pixels: bool = False,
+) -> Tensor:
+    """The inverse of ``encode_distance``."""
+    centre, step = _centre_and_step(anchors, unit, in_pixels)
+    sides = dict(zip(order, distances.unbind(-1), strict=True))
+    lower = centre - torch.stack([sides["l"], sides["t"]], dim=-1) * step
+    upper = centre + torch.stack([sides["r"], sides["b"]], dim=-1) * step
     return torch.cat([lower, upper], dim=-1)
+
+
+def _centre_and_step(anchors: Tensor, unit: float, in_pixels: bool) -> tuple[Tensor, Tensor]:
+    """Centres of the anchors and the unit of distances along x and y, ``(..., 2)`` each."""
+    size = anchors[..., 2:] - anchors[..., :2]
+    step = torch.full_like(size, unit) if in_pixels else size * unit
+    return (anchors[..., :2] + anchors[..., 2:]) / 2, step
+
+
+def expected_bins(logits: Tensor, bins: int) -> Tensor:
+    """Expectation of each side's distribution, ``(..., 4 * bins) -> (..., 4)`` (GFL, eq. 4)."""
+    values = torch.arange(bins, device=logits.device, dtype=logits.dtype)
+    return logits.unflatten(-1, (4, bins)).softmax(dim=-1) @ values

@@ -21,11 +21,11 @@ def select_detections(
     config: PostprocessConfig,
     border: float = 0.0,
 ) -> list[dict[str, Tensor]]:
-    """Class-wise non-maximum suppression of the best anchors of each level.
+    """Class-wise non-maximum suppression of the best candidates of each level.
 
     Args:
         anchors: ``(A, 4)``.
-        decode: function from anchors and deltas to boxes, all ``(R, 4)``.
+        decode: function from anchors and deltas to boxes, ``(R, 4), (R, V) -> (R, 4)``.
         image_sizes: height and width of each image inside the batch; boxes are clipped to it.
         border: smallest part of a box inside the image in pixels, see ``clip_boxes``.
 
@@ -36,16 +36,29 @@ def select_detections(
     images, num_anchors, num_classes = logits.shape
     if len(image_sizes) != images:
         raise ValueError(f"{len(image_sizes)} image_sizes for {images} images")
-    rows = _candidates(predictions, config)  # R, of all images
+    rows, level = _candidates(predictions, config)  # R, of all images
     image, anchor = rows // num_anchors, rows % num_anchors
     scores = logits.flatten(0, 1).index_select(0, rows).sigmoid_()  # R, K
+    quality = None if predictions.quality is None else predictions.quality.flatten()[rows].sigmoid()
+    if quality is not None and config.quality == "root":
+        scores.mul_(quality[:, None]).sqrt_()
     boxes = decode(anchors[anchor], deltas.flatten(0, 1)[rows])
     limits = to_device(torch.tensor(image_sizes), boxes.device)
     boxes = clip_boxes(boxes[:, None], limits[image], border).squeeze(1)
 
     # On a GPU the next line waits, and so does copying the counts; nothing before does.
     row, label = (scores > config.score_threshold).nonzero(as_tuple=True)
-    image, boxes, scores = image[row], boxes[row], scores[row, label]
+    scores = scores[row, label]
+    if config.candidates == "pairs":
+        group = image[row] * len(predictions.sizes) + level[row]
+        best = _best_of_groups(scores, group, config.candidates_per_level)
+        row, label, scores = row[best], label[best], scores[best]
+    if quality is not None and config.quality == "factor":
+        scores = scores * quality[row]
+    if not config.empty_boxes:
+        has_area = (boxes[row, 2:] > boxes[row, :2]).all(dim=1)
+        row, label, scores = row[has_area], label[has_area], scores[has_area]
+    image, boxes = image[row], boxes[row]
     keep = suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
     found = best_of_images(keep, image, images, config.max_detections)
     return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]
@@ -101,6 +114,15 @@ def best_of_images(keep: Tensor, image: Tensor, images: int, limit: int) -> list
     return [kept[:limit] for kept in by_image]
 
 
+def _best_of_groups(scores: Tensor, group: Tensor, limit: int) -> Tensor:
+    """Indices of the ``limit`` highest scores of each group, or all of a smaller one."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    members = group[order]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(members, members)
+    return order[rank < limit]
+
+
 def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes kept, by falling score; a group is a class of an image."""
     if boxes.device.type != "cpu" or not len(boxes):
@@ -118,19 +140,27 @@ def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float)
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
-def _candidates(predictions: Predictions, config: PostprocessConfig) -> Tensor:
-    """The anchors of each level and image with the highest logit of any class, counted over the
-    batch ``(R,)``."""
+def _candidates(predictions: Predictions, config: PostprocessConfig) -> tuple[Tensor, Tensor]:
+    """The anchors of each level and image with the highest score of any class.
+
+    The best pairs of anchor and class are among them.
+
+    Returns:
+        Indices over the anchors of the batch ``(R,)``, and their levels ``(R,)``.
+    """
     best = predictions.logits.amax(dim=2)  # N, A
+    if predictions.quality is not None and config.quality == "root":
+        best = (best.sigmoid() * predictions.quality.sigmoid()).sqrt().logit()
     chosen, start = [], 0
-    for length in predictions.level_lengths:
+    for i, length in enumerate(predictions.level_lengths):
         level = best[:, start : start + length]
         top = level.topk(min(config.candidates_per_level, length), dim=1)
-        chosen.append((top.values, top.indices + start))
+        chosen.append((top.values, top.indices + start, torch.full_like(top.indices, i)))
         start += length
-    logit, anchor = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))  # N, C
+    logit, anchor, level = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))  # N, C
     rows = anchor + best.shape[1] * torch.arange(len(best), device=best.device)[:, None]
     if counting_is_free(best.device):
         # Most scores are far below the threshold. The margin allows for rounding.
-        return rows[~(logit.sigmoid() < 0.999 * config.score_threshold)]
-    return rows.flatten()
+        near = ~(logit.sigmoid() < 0.999 * config.score_threshold)
+        return rows[near], level[near]
+    return rows.flatten(), level.flatten()

@@ -25,16 +25,24 @@ def anchors_of(method, sizes=SIZES, dtype=torch.float64):
 def random_predictions(
     method, images=2, classes=CLASSES, sizes=SIZES, seed=0, dtype=torch.float64, scale=1.0
 ):
-    generator = torch.Generator().manual_seed(seed)
+    config, generator = config_of(method), torch.Generator().manual_seed(seed)
     count = len(anchors_of(method, sizes).boxes)
 
     def some(values):
         return torch.randn(images, count, values, generator=generator, dtype=dtype)
 
-    logits, deltas = some(classes) - 1, some(4) * scale
-    if config_of(method).head.box_activation == "relu":
+    logits, deltas = some(classes) - 1, some(config.box_values) * scale
+    if config.head.box_activation == "relu":
         deltas = deltas.abs()
-    return Predictions(logits.requires_grad_(), deltas.requires_grad_(), sizes)
+    quality = None if config.head.quality == "none" else some(1).squeeze(2).requires_grad_()
+    return Predictions(logits.requires_grad_(), deltas.requires_grad_(), sizes, quality)
+
+
+def rows(predictions, images):
+    """The predictions of these images of a batch."""
+    logits, deltas, sizes, quality = predictions
+    quality = None if quality is None else quality[images]
+    return Predictions(logits[images], deltas[images], sizes, quality)
 
 
 def target(boxes, labels):

@@ -1,8 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_batches import CLASSES, SIZES, anchors_of, losses_of, random_predictions, target
+from small_batches import (
+    CLASSES,
+    SIZES,
+    anchors_of,
+    config_of,
+    losses_of,
+    random_predictions,
+    target,
+)
 
+from sepc_zoo.config import override
 from sepc_zoo.methods.freeanchor import (
     FreeAnchor,
     mean_max,
@@ -177,3 +186,12 @@ def test_the_positive_term_does_not_need_a_certain_anchor():
     logits[0, best, 2] = 30
     losses = losses_of("freeanchor", Predictions(logits, deltas, SIZES), *TARGETS[1:])
     assert sum(losses.values()) < 1e-6
+
+
+def test_images_without_boxes_may_count_for_no_bag():
+    predictions = random_predictions("freeanchor")
+    config = override(config_of("freeanchor"), {"method": {"count_empty_images": False}})
+    for targets, bags in ((TARGETS, 4), ([TARGETS[0], target([], [])], 3)):
+        collated = collate_targets(targets, like=predictions.deltas)
+        counts = config.method.counts(anchors_of("freeanchor"), collated)
+        assert counts == {"loss_positive_bag": bags, "loss_negative_bag": 50 * bags}

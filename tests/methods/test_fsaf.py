@@ -1,11 +1,23 @@
 import pytest
 import torch
 import torchvision
-from small_batches import CLASSES, SIZES, anchors_of, losses_of, random_predictions, target
+from small_batches import (
+    CLASSES,
+    SIZES,
+    anchors_of,
+    config_of,
+    losses_of,
+    random_predictions,
+    target,
+)
 
-from sepc_zoo.methods.fsaf import best_level, iou_loss
+from sepc_zoo.config import override
+from sepc_zoo.methods.fsaf import best_level, distance_iou_loss
 from sepc_zoo.methods.matching import IGNORE, match_by_centre
-from sepc_zoo.ops.coders import decode_tblr, encode_tblr
+from sepc_zoo.methods.point_matching import match_by_centre_pairs
+from sepc_zoo.methods.targets import collate_targets
+from sepc_zoo.models.dense import DenseDetector
+from sepc_zoo.ops.coders import decode_distance, encode_distance
 from sepc_zoo.outputs import Predictions
 
 LEVEL = [level for level, (h, w) in enumerate(SIZES) for _ in range(h * w)]
@@ -20,7 +32,7 @@ TARGETS = [
 
 def naive_box_loss(anchor, tblr, box):
     """In pixels of decoded boxes; the union counts as at least one anchor."""
-    found = decode_tblr(anchor, tblr)
+    found = decode_distance(anchor, tblr)
     size = anchor[2:] - anchor[:2]
     inter = (torch.minimum(found[2:], box[2:]) - torch.maximum(found[:2], box[:2])).prod()
     areas = (found[2:] - found[:2]).prod() + (box[2:] - box[:2]).prod()
@@ -102,19 +114,19 @@ def test_each_box_is_learned_on_one_level():
         assert len(levels) == 1
 
 
-def test_iou_loss_is_minus_log_iou_of_the_decoded_boxes():
+def test_distance_iou_loss_is_minus_log_iou_of_the_decoded_boxes():
     anchors = ANCHORS[:30]
     generator = torch.Generator().manual_seed(1)
     found, wanted = (
         torch.rand(30, 4, generator=generator, dtype=torch.float64) * 3 + 1 for _ in range(2)
     )
-    iou = torchvision.ops.box_iou(decode_tblr(anchors, found), decode_tblr(anchors, wanted))
-    torch.testing.assert_close(iou_loss(found, wanted), -iou.diagonal().log())
+    iou = torchvision.ops.box_iou(decode_distance(anchors, found), decode_distance(anchors, wanted))
+    torch.testing.assert_close(distance_iou_loss(found, wanted), -iou.diagonal().log())
 
 
-def test_iou_loss_of_a_point_is_finite_and_bounded():
+def test_distance_iou_loss_of_a_point_is_finite_and_bounded():
     found, wanted = torch.zeros(1, 4, requires_grad=True), torch.ones(1, 4)
-    loss = iou_loss(found, wanted)
+    loss = distance_iou_loss(found, wanted)
     loss.sum().backward()
     torch.testing.assert_close(loss, -torch.tensor([1e-6]).log())
     assert found.grad.isfinite().all()
@@ -126,6 +138,58 @@ def test_a_perfect_prediction_has_hardly_any_loss():
     logits = torch.full((1, len(ANCHORS), CLASSES), -20.0, dtype=torch.float64)
     positive = (match >= 0).nonzero().squeeze(1)
     logits[0, positive, labels[match[positive]]] = 20
-    deltas = encode_tblr(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
+    deltas = encode_distance(ANCHORS, boxes[match.clamp(min=0)]).clamp(min=0)[None]
     losses = losses_of("fsaf", Predictions(logits, deltas, SIZES), TARGETS[0])
     assert sum(losses.values()) < 1e-10
+
+
+OPENMMLAB = {"ignore": "pairs", "min_distance": 1e-4, "min_union": 0.0, "count_negatives": True}
+
+
+def pairs_terms(predictions, *targets):
+    """Sums and counts with the hyperparameters of openmmlab."""
+    config = override(config_of("fsaf"), {"method": OPENMMLAB})
+    collated = collate_targets(targets, like=predictions.deltas)
+    return config.method.loss(predictions, anchors_of("fsaf"), collated, config.coder)
+
+
+def test_where_pairs_are_ignored_a_cell_learns_its_other_classes():
+    predictions = random_predictions("fsaf")
+    terms = pairs_terms(predictions, *TARGETS)
+    sum(total for total, _ in terms.values()).backward()
+    _, pairs = match_by_centre_pairs(
+        collate_targets(TARGETS, like=predictions.deltas), anchors_of("fsaf"), CLASSES
+    )
+    assert len(pairs)
+    learned = predictions.logits.grad.flatten().abs() > 1e-14  # pairs are added and subtracted
+    assert not learned[pairs].any()
+    # Of all others, only the own classes of cells where another level was chosen learn nothing.
+    rest = torch.ones_like(learned)
+    rest[pairs] = False
+    assert (~learned & rest).view(-1, CLASSES).sum(dim=1).max() == 1
+    assert (learned | ~rest).float().mean() > 0.95
+
+
+def test_a_batch_without_positive_cells_is_divided_by_the_negative_ones():
+    predictions = random_predictions("fsaf")
+    none = target([], [])
+    assert {int(count) for _, count in pairs_terms(predictions, none, none).values()} == {
+        2 * len(ANCHORS)
+    }
+    assert int(pairs_terms(predictions, *TARGETS)["loss_cls"][1]) < 100
+
+
+def test_distances_are_learned_as_if_they_had_a_smallest_value():
+    predictions = random_predictions("fsaf")
+    with torch.no_grad():
+        predictions.deltas[:] = 0
+    expected, _ = pairs_terms(predictions, *TARGETS)["loss_box"]
+    with torch.no_grad():
+        predictions.deltas[:] = 1e-4
+    torch.testing.assert_close(pairs_terms(predictions, *TARGETS)["loss_box"][0], expected)
+
+
+def test_a_coder_of_another_order_is_refused():
+    config = override(config_of("fsaf"), {"coder": {"order": "ltrb"}})
+    with pytest.raises(ValueError, match=r"fsaf .*coder.order"):
+        DenseDetector(config)

@@ -5,11 +5,15 @@ import torchvision
 from sepc_zoo.methods import losses as losses_module
 from sepc_zoo.methods.losses import (
     background,
+    cell_losses,
+    focal_loss,
     focal_negative,
     focal_positive,
     mean_over_processes,
+    quality_focal_loss,
     sum_background,
 )
+from sepc_zoo.methods.targets import Positives
 
 LOGITS = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 6
 
@@ -96,3 +100,65 @@ def test_a_float32_sum_of_many_terms_is_exact():
     total, _ = sum_background(logits, counted, 2.0, none)
     exact, _ = sum_background(logits.double(), counted, 2.0, none)
     assert total.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+@pytest.fixture
+def positives_of_batch():
+    """Three positive anchors of the batch, two of them in its second image."""
+    image, anchor = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 6])
+    labels, empty = torch.tensor([3, 0, 0]), torch.zeros(3, 4)
+    return Positives(image, anchor, labels, empty, labels, None)
+
+
+def test_focal_loss_leaves_out_pairs_that_are_ignored(batch, positives_of_batch):
+    logits, counted, _ = batch
+    pairs = torch.tensor([1, 30, 33])
+    counted = counted.clone().flatten()
+    counted[pairs // 4] = True
+    counted = counted.view(2, 7)
+    for x in (logits, logits.detach().requires_grad_()):
+        wanted = torch.zeros_like(x)
+        wanted[positives_of_batch.image, positives_of_batch.anchor, positives_of_batch.labels] = 1
+        terms = torchvision.ops.sigmoid_focal_loss(x, wanted)
+        counts = (counted[..., None] | (wanted == 1).any(2, keepdim=True)).expand_as(x).clone()
+        counts.view(-1)[pairs] = False
+        expected = terms[counts].sum()
+        found = focal_loss(x, positives_of_batch, ~counts.any(dim=2), ignored_pairs=pairs)
+        torch.testing.assert_close(found, expected)
+        ours, theirs = (torch.autograd.grad(loss, x)[0] for loss in (found, expected))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_loss_of_a_cell_leaves_out_its_ignored_pairs(batch, positives_of_batch):
+    logits, *_ = batch
+    pairs = torch.tensor([1, 9, 10, 29, 52])  # 9 and 10 of the first positive cell, 29 of the next
+    rest = logits.detach().clone().view(-1)
+    rest[pairs] = -100.0
+    expected = cell_losses(rest.view_as(logits), positives_of_batch)
+    assert (pairs == 52).any()  # the own class of the last: not to be ignored
+    found = cell_losses(logits.detach(), positives_of_batch, pairs[:-1])
+    torch.testing.assert_close(found[:2], expected[:2])
+
+
+def test_quality_focal_loss_equals_its_formula(batch, positives_of_batch):
+    logits, counted, _ = batch
+    quality = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    wanted = torch.zeros_like(logits)
+    place = (positives_of_batch.image, positives_of_batch.anchor, positives_of_batch.labels)
+    wanted[place] = quality
+    counted = counted.clone()
+    counted[place[:2]] = True
+    prob = logits.sigmoid()
+    entropy = -wanted * prob.log() - (1 - wanted) * (1 - prob).log()
+    expected = ((wanted - prob) ** 2 * entropy)[counted].sum()
+    found = quality_focal_loss(logits, positives_of_batch, ~counted, quality)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(loss, logits)[0] for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_counts_keep_their_precision():
+    third = torch.tensor(4 / 3, dtype=torch.float64)
+    means = mean_over_processes({"loss_cls": torch.tensor(7), "loss_box": third})
+    assert means["loss_box"].item() == 4 / 3
+    assert means["loss_cls"].item() == 7

@@ -5,7 +5,7 @@ import time
 import pytest
 import small_batches as batches
 import torch
-from small_batches import losses_of
+from small_batches import losses_of, rows
 from waits import Waits
 
 from sepc_zoo.config import METHOD_TYPES, resolve
@@ -13,7 +13,6 @@ from sepc_zoo.methods import targets as targets_module
 from sepc_zoo.methods.losses import mean_terms
 from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.ops import boxes as boxes_module
-from sepc_zoo.outputs import Predictions
 
 CLASSES, HEIGHT, WIDTH = 4, 96, 128
 STRIDES = (8, 16, 32, 64, 128)
@@ -77,12 +76,8 @@ def test_a_batch_without_boxes_weighs_no_more_than_one_with_a_box(method):
 @METHOD
 def test_one_image_alone_is_the_batch_of_one(method):
     predictions = random_predictions(method)
-    first = Predictions(predictions.logits[:1], predictions.deltas[:1], predictions.sizes)
-    both = Predictions(
-        predictions.logits[:1].repeat(2, 1, 1), predictions.deltas[:1].repeat(2, 1, 1), first.sizes
-    )
-    alone = losses_of(method, first, SOME)
-    for name, loss in losses_of(method, both, SOME, SOME).items():
+    alone = losses_of(method, rows(predictions, [0]), SOME)
+    for name, loss in losses_of(method, rows(predictions, [0, 0]), SOME, SOME).items():
         torch.testing.assert_close(loss, alone[name])  # sums and counts both double
 
 
@@ -99,7 +94,7 @@ def test_the_order_of_the_boxes_does_not_matter(method):
 @METHOD
 def test_the_order_of_the_images_does_not_matter(method):
     predictions = random_predictions(method)
-    turned = Predictions(predictions.logits.flip(0), predictions.deltas.flip(0), predictions.sizes)
+    turned = rows(predictions, [1, 0])
     expected = losses_of(method, predictions, SOME, NONE)
     for name, loss in losses_of(method, turned, NONE, SOME).items():
         torch.testing.assert_close(loss, expected[name])
@@ -239,14 +234,19 @@ def test_boxes_of_any_size_have_finite_losses(method, box):
 def test_the_gradient_is_that_of_the_loss(method):
     """Along a random direction, in float64."""
     predictions = random_predictions(method, images=1)
-    logits, deltas = (
-        part.detach().double().requires_grad_() for part in (predictions.logits, predictions.deltas)
+    predictions = predictions._replace(
+        **{
+            name: part.detach().double().requires_grad_()
+            for name, part in predictions._asdict().items()
+            if isinstance(part, torch.Tensor)
+        }
     )
+    logits = predictions.logits
     generator = torch.Generator().manual_seed(1)
     step = torch.randn(logits.shape, generator=generator, dtype=torch.float64) * 1e-6
 
     def total(moved):
-        return total_of(method, predictions._replace(logits=moved, deltas=deltas), SOME)
+        return total_of(method, predictions._replace(logits=moved), SOME)
 
     total(logits).backward()
     expected = (logits.grad * step).sum().item()

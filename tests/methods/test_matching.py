@@ -96,6 +96,19 @@ def test_chunks_of_anchors_match_as_all_at_once(cells, monkeypatch):
     assert torch.equal(inside_crowd(boxes, ANCHORS), crowd)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_anchors_that_do_not_exist_are_matched_as_if_they_were_not_there(seed):
+    boxes = random_boxes(20, seed)
+    exists = torch.rand(len(ANCHORS), generator=torch.Generator().manual_seed(seed)) > 0.3
+    match = match_by_iou(boxes, ANCHORS, 0.5, 0.4, exists)
+    assert torch.equal(match[exists], match_by_iou(boxes, ANCHORS[exists], 0.5, 0.4))
+    assert (match[~exists] == NEGATIVE).all()
+    here = exists[: len(CELLS)]
+    match = match_by_centre(boxes.double(), CELLS, exists=here)
+    assert torch.equal(match[here], match_by_centre(boxes.double(), CELLS[here]))
+    assert (match[~here] == NEGATIVE).all()
+
+
 def test_no_boxes_make_every_anchor_negative():
     none = torch.zeros(0, 4)
     assert (match_by_iou(none, ANCHORS, 0.5, 0.4) == NEGATIVE).all()

@@ -178,3 +178,23 @@ def test_a_model_of_a_fixed_size_takes_any_where_it_can():
 def test_arguments_that_fail_on_an_image_are_refused():
     with pytest.raises(ConfigError, match=r"test_efficientnet.*bn_eps.*fails on an image"):
         make("test_efficientnet", bn_eps=[])
+
+
+def test_strides_move_to_the_1x1_convolutions_of_a_resnet():
+    config = BackboneConfig(name="resnet50", stride_in_1x1=True)
+    moved, plain = Backbone(config), Backbone(BackboneConfig(name="resnet50"))
+    assert moved.state_dict().keys() == plain.state_dict().keys()
+    strides = [
+        (block.conv1.stride, block.conv2.stride)
+        for layer in ("layer1", "layer2", "layer3", "layer4")
+        for block in [getattr(moved.body, layer)[0]]
+    ]
+    assert strides == [((1, 1), (1, 1))] + [((2, 2), (1, 1))] * 3
+    with torch.no_grad():
+        maps = moved.eval()(torch.zeros(1, 3, 65, 97))
+    assert [x.shape[-2:] for x in maps] == [(9, 13), (5, 7), (3, 4)]
+
+
+def test_a_backbone_without_bottlenecks_has_no_strides_to_move():
+    with pytest.raises(ConfigError, match=r"stride_in_1x1.*resnet18"):
+        Backbone(BackboneConfig(name="resnet18", stride_in_1x1=True))

@@ -15,6 +15,9 @@ LOSSES = {
     "retinanet": ["loss_cls", "loss_box"],
     "freeanchor": ["loss_positive_bag", "loss_negative_bag"],
     "fsaf": ["loss_cls", "loss_box"],
+    "atss": ["loss_cls", "loss_box", "loss_quality"],
+    "gfl": ["loss_cls", "loss_box", "loss_dfl"],
+    "fcos": ["loss_cls", "loss_box", "loss_quality"],
 }
 
 
@@ -46,10 +49,9 @@ def test_predictions_lie_on_the_pyramid(method, neck):
     assert predictions.sizes == tuple((-(-96 // s), -(-128 // s)) for s in STRIDES)
     count = sum(h * w for h, w in predictions.sizes) * model.config.anchors.per_cell
     assert predictions.logits.shape == (2, count, 4)
-    assert predictions.deltas.shape == (
-        2,
-        *model.anchors(predictions.sizes, predictions.deltas).boxes.shape,
-    )
+    assert len(model.anchors(predictions.sizes, predictions.deltas).boxes) == count
+    assert predictions.deltas.shape == (2, count, model.config.box_values)
+    assert (predictions.quality is not None) == (model.config.head.quality != "none")
     assert sum(predictions.level_lengths) == count
 
 
@@ -64,12 +66,13 @@ def test_every_parameter_gets_a_finite_gradient(method, neck):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         # A new residual block of timm's ends in a norm of weight zero, which stops its gradient.
-        assert parameter.grad.any() or name.startswith("backbone."), name
+        # The scale of a level learns from boxes of this level only.
+        assert parameter.grad.any() or name.startswith(("backbone.", "head.scales.")), name
 
 
 @pytest.mark.parametrize(("method", "neck"), COMBINATIONS)
 def test_detections_lie_in_their_images(method, neck):
-    model = tiny(method, neck, postprocess={"score_threshold": 0.0})
+    model = tiny(method, neck, postprocess={"score_threshold": 0.0, "iou_threshold": 1.0})
     sizes = [(96, 128), (80, 100)]
     found = model.postprocess(model(some_images()), sizes)
     for image, (height, width) in zip(found, sizes, strict=True):
@@ -91,8 +94,10 @@ def test_train_and_eval_give_the_same_type(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_new_model_scores_everything_near_one_percent(method):
-    predictions = tiny(method, "fpn")(some_images())
-    torch.testing.assert_close(predictions.logits.sigmoid().mean().item(), 0.01, rtol=0.05, atol=0)
+    model = tiny(method, "fpn")
+    mean = model(some_images()).logits.sigmoid().mean().item()
+    spread = 0.25 if model.config.head.norm == "group" else 0.05  # a norm makes features larger
+    torch.testing.assert_close(mean, 0.01, rtol=spread, atol=0)
 
 
 def test_fsafs_deltas_are_not_negative():
@@ -210,7 +215,8 @@ def test_a_few_steps_lower_the_loss(method):
     model = tiny(method, "sepc_lite").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     totals = []
-    for _ in range(8):
+    # The weight of a box in GFL is its score, which has to grow first.
+    for _ in range(30 if method == "gfl" else 8):
         loss = sum(model.loss(model(some_images()), some_targets()).values())
         optimizer.zero_grad()
         loss.backward()

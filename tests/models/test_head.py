@@ -63,3 +63,46 @@ def test_the_box_bias_and_activation_are_the_methods(pyramid):
     head = make_head(box_bias=1.0, box_activation="relu")
     assert (head.box.bias == 1).all()
     assert head([-1e6 * x.abs() for x in pyramid], pyramid).deltas.min() >= 0
+
+
+def test_group_norm_stands_behind_each_convolution_which_then_has_a_bias_only_if_asked():
+    for norm_bias in (False, True):
+        tower = make_head(convs=2, norm="group", norm_bias=norm_bias).cls_tower
+        kinds = [type(layer) for layer in tower]
+        assert kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 2
+        assert all((conv.bias is not None) == norm_bias for conv in tower[::3])
+
+
+def test_each_level_scales_its_boxes(pyramid):
+    plain, scaled = make_head(), make_head(box_scales=True)
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    expected = plain(pyramid, pyramid)
+    assert torch.equal(scaled(pyramid, pyramid).deltas, expected.deltas)
+    factors = [1.0, 2.0, 3.0, 4.0, 5.0]
+    for scale, factor in zip(scaled.scales, factors, strict=True):
+        scale.data.fill_(factor)
+    levels = expected.deltas.split(expected.level_lengths, dim=1)
+    torch.testing.assert_close(
+        scaled(pyramid, pyramid).deltas,
+        torch.cat([level * factor for level, factor in zip(levels, factors, strict=True)], dim=1),
+    )
+
+
+@pytest.mark.parametrize("branch", ["cls", "box"])
+def test_quality_is_read_off_its_branch(branch, pyramid):
+    head, other = make_head(convs=1, quality=branch), [x + 1 for x in pyramid]
+    quality = head(pyramid, pyramid).quality
+    assert quality.shape == head(pyramid, pyramid).logits.shape[:2]
+    assert torch.equal(head(other, pyramid).quality, quality) == (branch == "box")
+    assert torch.equal(head(pyramid, other).quality, quality) == (branch == "cls")
+
+
+def test_an_exponential_is_finite_and_in_single_precision():
+    head = make_head(box_activation="exp")
+    wild = [torch.full((1, 8, 2, 2), 1e4)]
+    nn.init.ones_(head.box.weight)
+    assert head(wild, wild).deltas.isfinite().all()
+    half = make_head(box_activation="exp").bfloat16()
+    images = [torch.zeros(1, 8, 2, 2, dtype=torch.bfloat16)]
+    assert half(images, images).deltas.dtype == torch.float32
+    assert (half(images, images).deltas == 1).all()

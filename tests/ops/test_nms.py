@@ -37,37 +37,58 @@ def iou(box, other):
     return inter / max(sum(areas) - inter, 1e-9)
 
 
-def naive_selection(logits, deltas, size, config):
+def naive_selection(logits, deltas, size, config, quality=None):
     """One image, one class after the other."""
     lengths = [h * w * 9 for h, w in SIZES]
-    candidates = []
+    candidates, scores, most = [], logits.sigmoid(), config.candidates_per_level
+    if config.quality == "root":
+        scores = (scores * quality.sigmoid()[:, None]).sqrt()
+    scores = scores * (scores > config.score_threshold)
     for level, start in zip(lengths, torch.tensor([0, *lengths]).cumsum(0).tolist(), strict=False):
-        best = logits[start : start + level].amax(dim=1)
-        order = best.sort(descending=True, stable=True).indices[: config.candidates_per_level]
-        candidates += (order + start).tolist()
+        part = scores[start : start + level]
+        if config.candidates == "pairs":
+            part *= part >= part.flatten().sort(descending=True).values[:most][-1]
+            candidates += range(start, start + level)
+        else:
+            order = part.amax(dim=1).sort(descending=True, stable=True).indices[:most]
+            candidates += (order + start).tolist()
+    if quality is not None and config.quality == "factor":
+        scores = scores * quality.sigmoid()[:, None]
     boxes = decode_delta(ANCHORS[candidates], deltas[candidates])
     boxes[:, 0::2] = boxes[:, 0::2].clamp(0, size[1])
     boxes[:, 1::2] = boxes[:, 1::2].clamp(0, size[0])
-    boxes, scores = boxes.tolist(), logits[candidates].sigmoid()
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes, scores = boxes.tolist(), scores[candidates] * has_area[:, None]
     found = []
     for label in range(logits.shape[1]):
         kept = []
         for i in scores[:, label].argsort(descending=True).tolist():
             score = scores[i, label].item()
-            if score > config.score_threshold and all(
-                iou(boxes[i], other) <= config.iou_threshold for other in kept
-            ):
+            if score > 0 and all(iou(boxes[i], other) <= config.iou_threshold for other in kept):
                 kept.append(boxes[i])
                 found.append((score, label, boxes[i]))
     return sorted(found, reverse=True)[: config.max_detections]
 
 
-def test_detections_equal_the_naive_loop():
+@pytest.mark.parametrize("candidates", ["anchors", "pairs"])
+@pytest.mark.parametrize("quality", [None, "factor", "root"])
+def test_detections_equal_the_naive_loop(candidates, quality):
     predictions, sizes = random_predictions(), [(64, 64), (50, 61), (33, 64)]
-    config = PostprocessConfig(candidates_per_level=40, max_detections=30)
-    found = select(predictions, sizes, candidates_per_level=40, max_detections=30)
+    changes = {"candidates_per_level": 40, "max_detections": 30}
+    changes |= {"candidates": candidates, "score_threshold": 0.1}
+    if quality is not None:
+        generator = torch.Generator().manual_seed(1)
+        values = torch.randn(predictions.logits.shape[:2], generator=generator)
+        predictions, changes = predictions._replace(quality=values), changes | {"quality": quality}
+    found = select(predictions, sizes, **changes)
     for i, ours in enumerate(found):
-        naive = naive_selection(predictions.logits[i], predictions.deltas[i], sizes[i], config)
+        naive = naive_selection(
+            predictions.logits[i],
+            predictions.deltas[i],
+            sizes[i],
+            PostprocessConfig(**changes),
+            None if quality is None else predictions.quality[i],
+        )
         assert ours["labels"].tolist() == [label for _, label, _ in naive]
         torch.testing.assert_close(ours["scores"], torch.tensor([score for score, _, _ in naive]))
         torch.testing.assert_close(ours["boxes"], torch.tensor([box for _, _, box in naive]))
@@ -197,3 +218,9 @@ def test_suppression_by_sorted_groups_is_torchvisions():
     expected = torchvision.ops.batched_nms(boxes, scores, group, 0.5)
     assert 7 < len(expected) < 400
     assert torch.equal(postprocess_module.suppress(boxes, scores, group, 0.5), expected)
+
+
+def test_a_box_without_area_is_no_detection():
+    predictions = random_predictions(images=1, mean=3.0)
+    [found] = select(predictions, sizes=[(20, 64)], iou_threshold=1.0, max_detections=10_000)
+    assert (found["boxes"][:, 2:] > found["boxes"][:, :2]).all()

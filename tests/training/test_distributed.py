@@ -29,7 +29,8 @@ from sepc_zoo.training.setup import prepare
 from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
 
-METHODS = ("retinanet", "freeanchor", "fsaf")
+METHODS = ("retinanet", "freeanchor", "fsaf", "atss", "fcos")
+TRAINED = (*METHODS, "gfl")  # whose counts are known only after the forward pass
 STEPS = 20
 SHARES = (3, 1)  # images of each process
 
@@ -77,7 +78,7 @@ def read_losses(run):
     [
         *(
             f"{method}_test_efficientnet_{neck}"
-            for method in METHODS
+            for method in TRAINED
             for neck in ("pconv", "ibn_pconv")
         ),
         "retinanet_test_efficientnet_sepc",

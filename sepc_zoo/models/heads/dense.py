@@ -13,7 +13,20 @@ from sepc_zoo.outputs import Predictions
 
 # Bias for an initial score of 0.01 of every class on every anchor (RetinaNet, section 4.1).
 PRIOR_BIAS = -math.log((1 - 0.01) / 0.01)
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": nn.Identity(), "relu": F.relu}
+GROUP_CHANNELS = 8  # channels of a group norm's group: the usual 32 groups at 256 channels
+MAX_EXPONENT = 11.0  # exp gives 60,000 pixels, which half precision holds
+
+
+def exp(x: Tensor) -> Tensor:
+    """Exponential in at least single precision, and finite."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).clamp(max=MAX_EXPONENT).exp()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": nn.Identity(),
+    "relu": F.relu,
+    "exp": exp,
+}
 
 
 class Head(nn.Module):
@@ -22,29 +35,57 @@ class Head(nn.Module):
     Args:
         channels: channels of every level.
         num_anchors: anchors of a cell.
+        box_values: values that are predicted for the box of an anchor.
+        num_levels: number of levels, for a head that scales boxes by level.
     """
 
     def __init__(
-        self, channels: int, num_anchors: int, num_classes: int, config: DenseHead
+        self,
+        channels: int,
+        num_anchors: int,
+        num_classes: int,
+        config: DenseHead,
+        box_values: int = 4,
+        num_levels: int = 5,
     ) -> None:
         super().__init__()
         self.num_anchors = num_anchors
         self.num_classes = num_classes
+        self.box_values = box_values
+        self.quality_branch = config.quality
         self.activation = ACTIVATIONS[config.box_activation]
-        self.cls_tower = _tower(channels, config.convs)
-        self.box_tower = _tower(channels, config.convs)
+        self.cls_tower = _tower(channels, config)
+        self.box_tower = _tower(channels, config)
         self.cls = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
-        self.box = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        self.box = nn.Conv2d(channels, num_anchors * box_values, 3, padding=1)
         init_conv(self.cls, bias=PRIOR_BIAS)
         init_conv(self.box, bias=config.box_bias)
+        self.scales = None
+        if config.box_scales:
+            ones = [nn.Parameter(torch.ones(())) for _ in range(num_levels)]
+            self.scales = nn.ParameterList(ones)
+        self.quality = None
+        if config.quality != "none":
+            self.quality = nn.Conv2d(channels, num_anchors, 3, padding=1)
+            init_conv(self.quality)
 
     def forward(self, cls_pyramid: list[Tensor], box_pyramid: list[Tensor]) -> Predictions:
-        logits = [self.cls(self.cls_tower(x)) for x in cls_pyramid]
-        deltas = [self.activation(self.box(self.box_tower(x))) for x in box_pyramid]
+        cls_pyramid = [self.cls_tower(x) for x in cls_pyramid]
+        box_pyramid = [self.box_tower(x) for x in box_pyramid]
+        logits = [self.cls(x) for x in cls_pyramid]
+        deltas = [self.box(x) for x in box_pyramid]
+        if self.scales is not None:
+            deltas = [x * scale for x, scale in zip(deltas, self.scales, strict=True)]
+        deltas = [self.activation(x) for x in deltas]
+        quality = None
+        if self.quality is not None:
+            source = cls_pyramid if self.quality_branch == "cls" else box_pyramid
+            quality = _join([self.quality(x) for x in source], 1).squeeze(2)
         return Predictions(
-            logits=torch.cat([_by_anchor(x, self.num_classes) for x in logits], dim=1),
-            deltas=torch.cat([_by_anchor(x, 4) for x in deltas], dim=1),
+            logits=_join(logits, self.num_classes),
+            deltas=_join(deltas, self.box_values),
             sizes=tuple((x.shape[2], x.shape[3]) for x in logits),
+            quality=quality,
         )
 
     def reset_classes(self, old_index: Sequence[int | None]) -> None:
@@ -61,15 +102,21 @@ class Head(nn.Module):
                 rows[:, new] = old_rows[:, index]
 
 
-def _tower(channels: int, depth: int) -> nn.Sequential:
+def _tower(channels: int, config: DenseHead) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for _ in range(depth):
-        conv = nn.Conv2d(channels, channels, 3, padding=1)
+    has_norm = config.norm == "group"
+    for _ in range(config.convs):
+        bias = config.norm_bias or not has_norm
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
         init_conv(conv)
-        layers += [conv, nn.ReLU(inplace=True)]
+        layers.append(conv)
+        if has_norm:
+            layers.append(nn.GroupNorm(channels // math.gcd(GROUP_CHANNELS, channels), channels))
+        layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 
-def _by_anchor(x: Tensor, values: int) -> Tensor:
-    """``(N, anchors * values, H, W) -> (N, H * W * anchors, values)``."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
+def _join(maps: list[Tensor], values: int) -> Tensor:
+    """Maps ``(N, anchors * values, H, W)`` of all levels to ``(N, A, values)``."""
+    levels = [x.permute(0, 2, 3, 1).reshape(len(x), -1, values) for x in maps]
+    return torch.cat(levels, dim=1)

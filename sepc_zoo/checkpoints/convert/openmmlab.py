@@ -1,0 +1,114 @@
+"""From openmmlab's checkpoints (mmdetection 2 and 3) to our models."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from sepc_zoo import openmmlab
+from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
+from sepc_zoo.checkpoints.folder import misfits
+from sepc_zoo.config import IMAGENET_STD, DetectorConfig, override
+from sepc_zoo.models.build import build
+from sepc_zoo.models.detector import Detector
+from sepc_zoo.registry import UnknownModelError, model_config
+
+# The original's pconv.0, 1, 2 read the coarser, the same and the finer level.
+RENAMES = [
+    (r"^backbone\.", "backbone.body."),
+    (r"^neck\.(?:0\.)?lateral_convs\.(\d)\.conv\.", r"fpn.lateral.\1."),
+    (r"^neck\.(?:0\.)?fpn_convs\.([012])\.conv\.", r"fpn.output.\1."),
+    (r"^neck\.(?:0\.)?fpn_convs\.3\.conv\.", "fpn.p6."),
+    (r"^neck\.(?:0\.)?fpn_convs\.4\.conv\.", "fpn.p7."),
+    (r"^neck\.1\.pconvs\.(\d)\.pconv\.0\.", r"neck.pconvs.\1.from_coarser."),
+    (r"^neck\.1\.pconvs\.(\d)\.pconv\.1\.", r"neck.pconvs.\1.from_same."),
+    (r"^neck\.1\.pconvs\.(\d)\.pconv\.2\.", r"neck.pconvs.\1.from_finer."),
+    (r"^neck\.1\.pconvs\.(\d)\.bn\.", r"neck.pconvs.\1.norm.norm."),
+    (r"^neck\.1\.cconv\.", "neck.cls_branch.conv."),
+    (r"^neck\.1\.lconv\.", "neck.box_branch.conv."),
+    (r"^neck\.1\.bn_cls\.", "neck.cls_branch.norm.norm."),
+    (r"^neck\.1\.bn_loc\.", "neck.box_branch.norm.norm."),
+    (r"^bbox_head\.cls_convs\.", "head.cls_tower."),
+    (r"^bbox_head\.reg_convs\.", "head.box_tower."),
+    (r"^bbox_head\.(?:retina|atss|gfl|conv|fcos)_cls\.", "head.cls."),
+    (r"^bbox_head\.(?:retina|atss|gfl|conv|fcos)_reg\.", "head.box."),
+    (r"^bbox_head\.(?:atss|conv|fcos)_centerness\.", "head.quality."),
+    (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
+    (r"\.conv_offset\.", ".offset."),
+]
+# A layer of a tower is a convolution, its norm if there is one, and a ReLU.
+TOWER_LAYER = re.compile(r"_tower\.(\d)\.(conv|gn)\.")
+BINS = "bbox_head.integral.project"  # 0, 1, 2, ...: no weight
+FIRST_CONV = "backbone.body.conv1.weight"
+
+
+def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
+    """A model of ours with openmmlab's weights, in eval mode, in the precision of the weights.
+
+    A Caffe backbone becomes one that takes RGB normalized as for ImageNet.
+
+    Args:
+        state_dict: theirs, with or without ``module.`` before its names.
+        name: name of their config, such as ``"atss_r50_fpn_1x_coco"``, or ours.
+
+    Raises:
+        UnknownModelError: there is no such model.
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    config = openmmlab_config(name)
+    names = renames(state_dict)
+    state = {names[key]: value for key, value in state_dict.items() if key in names}
+    floats = [value.dtype for value in state.values() if value.is_floating_point()]
+    precision = torch.float64 if torch.float64 in floats else torch.float32
+    model = build(config).to(precision)
+    problems = misfits(state, model.state_dict())
+    if problems:
+        raise CheckpointError(f"this is no checkpoint of {name}:\n" + "\n".join(problems))
+    if config.backbone.stride_in_1x1:
+        state[FIRST_CONV] = fold_bgr(state[FIRST_CONV])
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def openmmlab_config(name: str) -> DetectorConfig:
+    """The config of a model as openmmlab trained it.
+
+    Args:
+        name: name of their config, or ours.
+
+    Raises:
+        UnknownModelError: there is no such model.
+    """
+    ours = openmmlab.our_name(name)
+    if ours is None and "." not in name:  # our name without a tag: the plain recipe
+        name = f"{name.replace('_32x', '-32x').replace('_64x', '-64x')}_1x_coco"
+        ours = openmmlab.our_name(name)
+    if ours is not None:
+        return override(model_config(ours), openmmlab.conventions(name))
+    if name.partition(".")[2].startswith("mmdet"):
+        return model_config(name)
+    raise UnknownModelError(f"openmmlab has no model {name!r} that can be converted")
+
+
+def renames(keys: Iterable[str]) -> dict[str, str]:
+    """Our names of the tensors of a checkpoint, by theirs; without GFL's table of bins."""
+    keys = [key for key in keys if not key.endswith(BINS)]
+    layers = 3 if any(".gn." in key for key in keys) else 2
+
+    def layer(match: re.Match[str]) -> str:
+        return f"_tower.{layers * int(match[1]) + (match[2] == 'gn')}."
+
+    ours = {}
+    for key in keys:
+        new = key.removeprefix("module.")
+        for pattern, replacement in RENAMES:
+            new = re.sub(pattern, replacement, new)
+        ours[key] = TOWER_LAYER.sub(layer, new)
+    return ours
+
+
+def fold_bgr(weight: Tensor) -> Tensor:
+    """A first convolution for BGR in 0..255 less its mean, as one for normalized RGB."""
+    deviation = torch.tensor(IMAGENET_STD, dtype=torch.float64)[:, None, None] * 255
+    return (weight.double().flip(1) * deviation).to(weight.dtype)

@@ -1,0 +1,101 @@
+"""FCOS: every point inside a box learns it, on the level of its size (Tian et al. 2019)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from msgspec import Meta
+from torch import Tensor
+
+from sepc_zoo.config import DetectorConfig, Fraction, Positive
+from sepc_zoo.methods.box_losses import centerness, giou_loss, iou_loss
+from sepc_zoo.methods.losses import focal_loss
+from sepc_zoo.methods.matching import IGNORE, ignore_negatives
+from sepc_zoo.methods.method import Coder, Method, require_quality
+from sepc_zoo.methods.point_matching import match_points
+from sepc_zoo.methods.targets import Positives, positives
+from sepc_zoo.ops.coders import decode
+from sepc_zoo.outputs import Anchors, Predictions, Targets, Terms
+
+# Counts are at least 1. In millionths, a sum of centerness targets is at least 1e-6.
+MILLION = 10**6
+
+
+class FCOS(Method, frozen=True, tag="fcos"):
+    reach: tuple[Positive, Positive] = (4.0, 8.0)  # farthest side of a level's boxes, in strides
+    reach_inclusive: bool = True  # whether a box at an end of it belongs to both levels
+    radius: Annotated[float, Meta(gt=0, le=64)] | None = 1.5  # centre sampling, in strides
+    coarse_areas: bool = False  # compare areas as torchvision does
+    box_loss: Literal["iou", "giou"] = "giou"
+    weighted_boxes: bool = True  # weight box losses by centerness
+    eps: Fraction = 0.0  # added to both divisors of the generalized IoU, square pixels
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "fpn": {"p6_from": "p5", "relu_before_p7": True},
+        "head": {
+            "norm": "group",
+            "norm_bias": True,
+            "box_scales": True,
+            "box_activation": "relu",
+            "quality": "box",
+        },
+        "anchors": {"base_scale": 1.0, "octaves": 1, "ratios": (1.0,), "rounded": False},
+        "coder": {"type": "distance", "order": "ltrb"},
+        "postprocess": {"candidates": "pairs", "iou_threshold": 0.6},
+    }
+
+    def check(self, config: DetectorConfig) -> None:
+        require_quality(config)
+
+    def loss(
+        self, predictions: Predictions, anchors: Anchors, targets: Targets, coder: Coder
+    ) -> Terms:
+        """``loss_cls``, ``loss_box`` (eq. 2) and ``loss_quality`` (section 3.3).
+
+        They are divided by the number of positive points; ``loss_box``, where it is weighted, by
+        the sum of its weights.
+        """
+        assert predictions.quality is not None  # see check
+        match = self.match(anchors, targets)  # N, A
+        pos = positives(match, targets)
+        loss_cls = focal_loss(predictions.logits, pos, ignored=match == IGNORE)
+
+        central = centerness(anchors.boxes[pos.anchor], pos.boxes)  # P
+        deltas = predictions.deltas[pos.image, pos.anchor]
+        boxes = decode(coder, anchors.boxes[pos.anchor], deltas)
+        if self.box_loss == "giou":
+            distance = giou_loss(boxes, pos.boxes, self.eps)
+        else:
+            distance = iou_loss(boxes, pos.boxes)
+        if self.weighted_boxes:
+            distance = distance * central * MILLION
+        logits = predictions.quality[pos.image, pos.anchor]
+        loss_quality = pos.sum(
+            F.binary_cross_entropy_with_logits(logits, central, reduction="none")
+        )
+        counts = self._counts(match, pos, central)
+        sums = {"loss_cls": loss_cls, "loss_box": pos.sum(distance), "loss_quality": loss_quality}
+        return {name: (total, counts[name]) for name, total in sums.items()}
+
+    def counts(self, anchors: Anchors, targets: Targets) -> dict[str, Tensor]:
+        match = self.match(anchors, targets)
+        pos = positives(match, targets)
+        return self._counts(match, pos, centerness(anchors.boxes[pos.anchor], pos.boxes))
+
+    def _counts(self, match: Tensor, pos: Positives, central: Tensor) -> dict[str, Tensor]:
+        count = (match >= 0).sum()
+        boxes = pos.sum(central) * MILLION if self.weighted_boxes else count
+        return {"loss_cls": count, "loss_box": boxes, "loss_quality": count}
+
+    def match(self, anchors: Anchors, targets: Targets) -> Tensor:
+        """Index of the box of each point ``(N, A)``, NEGATIVE or IGNORE."""
+        match = match_points(
+            targets.boxes,
+            anchors.boxes,
+            anchors.lengths,
+            reach=self.reach,
+            radius=self.radius,
+            inclusive=self.reach_inclusive,
+            coarse_areas=self.coarse_areas,
+        )
+        return ignore_negatives(match, anchors, targets)
