@@ -52,10 +52,12 @@ class MethodConfig:
 
     Attributes:
         detector: the class that it trains, or its address ``"module:name"``.
+        head: type of that detector's head.
         defaults: entries of ``DetectorConfig`` that new models of the method have.
     """
 
     detector: ClassVar[Any] = "sepc_zoo.models.dense:DenseDetector"
+    head: ClassVar[str] = "dense"
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     @property
@@ -68,6 +70,11 @@ class MethodConfig:
         Raises:
             ConfigError: names the entry and what it must be.
         """
+
+    @classmethod
+    def fit_neck(cls, neck: "NeckConfig") -> "NeckConfig | None":
+        """The neck as new models of the method have it; None where the method cannot use it."""
+        return neck
 
 
 class NeckConfig:
@@ -114,6 +121,13 @@ class SEPCNeck(NeckEntry, frozen=True, tag="sepc"):
     head_deform: bool = False  # deformable last convolution of each branch
     pconv_deform: bool = False  # deformable pyramid convolutions
     padding: Literal[0, 1] = 1  # padding of the last convolutions; the authors' weights need 0
+    branches: bool = True  # last convolutions for classes and for boxes; without, one pyramid
+
+    def __post_init__(self) -> None:
+        _require(
+            self.branches or not (self.head_deform or self.padding == 0),
+            "neck: head_deform and padding 0 are of branches, but branches is false",
+        )
 
     @property
     def cropped_cells(self) -> int:
@@ -128,6 +142,7 @@ METHOD_TYPES: dict[str, Any] = {
     "atss": "sepc_zoo.methods.atss:ATSS",
     "gfl": "sepc_zoo.methods.gfl:GFL",
     "fcos": "sepc_zoo.methods.fcos:FCOS",
+    "fasterrcnn": "sepc_zoo.methods.fasterrcnn:FasterRCNN",
 }
 NECK_TYPES: dict[str, Any] = {"fpn": PlainNeck, "sepc": SEPCNeck}
 
@@ -137,6 +152,7 @@ class BackboneConfig(Entry, frozen=True):
 
     name: str  # timm's name
     kwargs: dict[str, Any] = {}  # arguments for timm.create_model
+    norm_eps: Fraction | None = None  # epsilon of all norms; None: timm's own
     stride_in_1x1: bool = False  # a ResNet's stages halve in their first 1x1, as in Caffe's
 
     def __post_init__(self) -> None:
@@ -152,8 +168,10 @@ class FPNConfig(Entry, frozen=True):
     """The feature pyramid network: its levels, and how those above C5 are made."""
 
     levels: tuple[Annotated[int, Meta(ge=2, le=5)], Annotated[int, Meta(ge=5, le=7)]] = (3, 7)
-    p6_from: Literal["c5", "p5"] = "c5"  # input of P6's convolution
+    # Input of P6's convolution; or "pool", where P6 is every second cell of P5.
+    p6_from: Literal["c5", "p5", "pool"] = "c5"
     relu_before_p7: bool = False
+    norm: bool = False  # batch norm after each convolution up to P5, in place of its bias
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -182,6 +200,7 @@ class AnchorConfig(Entry, frozen=True):
     ratios: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0, 2.0)
     centre: Literal["cell", "corner"] = "cell"  # middle of the cell, or its upper left corner
     rounded: bool = True  # whether sides lie on whole pixels
+    whole_sizes: bool = False  # whether sides of squares are cut to whole pixels before that
     stride: Literal["level", "measured"] = "level"  # measured: height and width over cells
     in_padding: bool = True  # in training, whether anchors lie on the padding beyond an image's own
 
@@ -194,6 +213,7 @@ class DeltaCoder(Entry, frozen=True, tag="delta"):
     """Shift and log-ratio from anchor to box (Faster R-CNN, section 3.1.2), over ``scale``."""
 
     scale: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
+    clamp_shrinking: bool = True  # a side shrinks by a factor of 62.5 at most, as it grows
 
 
 class DistanceCoder(Entry, frozen=True, tag="distance"):
@@ -214,6 +234,43 @@ class DistributionCoder(Entry, frozen=True, tag="distribution"):
 Coder = DeltaCoder | DistanceCoder | DistributionCoder
 
 
+class RPNHead(Entry, frozen=True):
+    """The region proposal network (Faster R-CNN, section 3.1), and how many regions it proposes."""
+
+    convs: Annotated[int, Meta(ge=1, le=32)] = 1  # 3x3 convolutions before its last
+    candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # anchors that reach NMS
+    train_candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 2000
+    max_proposals: Annotated[int, Meta(ge=1, le=10**5)] = 1000  # per image
+    train_max_proposals: Annotated[int, Meta(ge=1, le=10**5)] = 2000
+    iou_threshold: Fraction = 0.7  # of NMS within a level
+    min_side: NonNegative = 1e-3  # sides of a proposal, pixels
+
+
+class RoIHead(Entry, frozen=True):
+    """The head that looks at each region (Faster R-CNN; over levels, FPN section 4.2)."""
+
+    size: Annotated[int, Meta(ge=1, le=64)] = 7  # sides of a pooled region, cells
+    sampling_ratio: Annotated[int, Meta(ge=1, le=16)] = 2  # samples along a side of a pooled cell
+    aligned: bool = True  # cells have their values at their middles, not at their corners
+    canonical_level: Annotated[int, Meta(ge=2, le=5)] = 4  # level that reads regions of this side:
+    canonical_side: Annotated[int, Meta(ge=1, le=16384)] = 224  # pixels
+    convs: Annotated[int, Meta(ge=0, le=32)] = 0  # 3x3 convolutions before the linear layers
+    norm: bool = False  # batch norm after each of these, in place of its bias
+    linears: Annotated[int, Meta(ge=0, le=32)] = 2  # linear layers before the last
+    width: Annotated[int, Meta(ge=1, le=16384)] = 1024  # their outputs
+    # Classes of the softmax behind ours that weights were trained with and nobody asks for.
+    unused_classes: Annotated[int, Meta(ge=0, le=1000)] = 0
+    coder: DeltaCoder = DeltaCoder(scale=(0.1, 0.1, 0.2, 0.2))  # from region to detection
+    min_side: NonNegative = 1e-2  # sides of a detection, pixels
+
+
+class TwoStageHead(Entry, frozen=True, tag="two_stage"):
+    """A head that proposes regions, and one that classifies them."""
+
+    rpn: RPNHead = RPNHead()
+    roi: RoIHead = RoIHead()
+
+
 class PostprocessConfig(Entry, frozen=True):
     """From predictions to detections."""
 
@@ -223,6 +280,7 @@ class PostprocessConfig(Entry, frozen=True):
     # How the quality that a head predicts enters the score: as a factor after the choice of the
     # candidates, or before it as in the root of quality times score.
     quality: Literal["factor", "root"] = "factor"
+    empty_boxes: bool = False  # whether boxes that clipping leaves without area are found
     iou_threshold: Fraction = 0.5
     max_detections: Annotated[int, Meta(ge=1, le=10**5)] = 100  # per image
 
@@ -236,6 +294,8 @@ class WeightsConfig(Entry, frozen=True):
     image_size: tuple[int, int] = (800, 1333)  # short side, largest long side; pixels
     pad_multiple: Annotated[int, Meta(ge=1, le=4096)] = 32  # both sides of a batch, pixels
     antialias: bool = True  # when an image is made smaller; the SEPC authors resize without
+    resize_floats: bool = False  # resized pixels are not rounded to whole grey levels
+    round_sides: bool = True  # whether resized sides are rounded, or cut to whole pixels
     dataset: str = ""  # data set that the weights were trained on
     license: str = ""
     source: str = ""  # address of the published checkpoint
@@ -273,7 +333,7 @@ class DetectorConfig(Entry, frozen=True):
     category_ids: tuple[int, ...]  # ids of the classes in the data set trained on
     channels: Annotated[int, Meta(ge=1, le=8192)] = 256  # channels of every level behind the FPN
     fpn: FPNConfig = FPNConfig()
-    head: DenseHead = DenseHead()
+    head: DenseHead | TwoStageHead = DenseHead()
     anchors: AnchorConfig = AnchorConfig()
     coder: Coder = DeltaCoder()
     postprocess: PostprocessConfig = PostprocessConfig()
@@ -287,6 +347,10 @@ class DetectorConfig(Entry, frozen=True):
         )
         outputs = max(self.num_classes, self.box_values) * self.anchors.per_cell
         _require(outputs <= 10**6, f"num_classes times anchors of a cell is {outputs}, over 1e6")
+        _require(
+            tag_of(self.head) == self.method.head,
+            f"head.type is {tag_of(self.head)!r}, but {self.method.name} has {self.method.head!r}",
+        )
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
             _require(
@@ -369,6 +433,19 @@ def override(config: T, changes: Mapping[str, Any], where: str = "config") -> T:
         ConfigError: a change names no entry, or its value does not fit.
     """
     return from_plain(type(config), _merge(config, changes, where), where)
+
+
+def merge_entries(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain entries with changes; a table changes entries of a table of the same type only."""
+    merged = dict(entries)
+    for name, change in changes.items():
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(change, Mapping):
+            kept = change.get("type", old.get("type")) == old.get("type")
+            merged[name] = merge_entries(old, change) if kept else change
+        else:
+            merged[name] = change
+    return merged
 
 
 def _merge(config: Any, changes: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def model_info(name: str) -> ModelInfo:
     model = build(config).to("meta")
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(torch.empty(1, 3, height, width, device="meta"))
+        model.forward_layers(torch.empty(1, 3, height, width, device="meta"))
     return ModelInfo(
         name=config.architecture,
         method=config.method.name,

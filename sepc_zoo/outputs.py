@@ -35,6 +35,32 @@ class Predictions(NamedTuple):
         return Predictions(self.logits.to(dtype), self.deltas.to(dtype), self.sizes, quality)
 
 
+class TwoStagePredictions(NamedTuple):
+    """Raw predictions of a two-stage detector for N images, A anchors and R regions of each image.
+
+    A runs over levels, then rows, columns and the anchors of a cell. An image with fewer regions
+    than R has regions without area.
+    """
+
+    rpn_logits: Tensor  # N, A
+    rpn_deltas: Tensor  # N, A, 4
+    sizes: tuple[tuple[int, int], ...]  # height and width of each level, in cells
+    regions: Tensor  # N, R, 4: the proposals, pixels; in training the sampled ones
+    logits: Tensor  # N, R, 1 + K: background, the classes, and classes that are not reported
+    deltas: Tensor  # N, R, K, 4: from a region to a box of each class
+
+    @property
+    def exists(self) -> Tensor:
+        """Whether a region is one of its image ``(N, R)``."""
+        return (self.regions[..., 2:] > self.regions[..., :2]).all(dim=-1)
+
+    def in_full_precision(self) -> "TwoStagePredictions":
+        """Predictions in float32, or float64 where they are: losses and boxes need the range."""
+        dtype = torch.promote_types(self.rpn_logits.dtype, torch.float32)
+        names = ("rpn_logits", "rpn_deltas", "logits", "deltas")
+        return self._replace(**{name: getattr(self, name).to(dtype) for name in names})
+
+
 class Anchors(NamedTuple):
     """The anchors of a batch: the boxes that predictions refer to."""
 

@@ -48,6 +48,11 @@ PUBLISHERS = {
         "https://github.com/jshilong/SEPC",
         "apache-2.0",
     ),
+    "torchvision": Publisher(
+        "torchvision, whose weights may have terms of their own from the data they learned from",
+        "https://github.com/pytorch/vision",
+        "bsd-3-clause",
+    ),
 }
 
 # The authors of SEPC train with boxes that include their last pixel, resize without antialiasing,
@@ -62,6 +67,39 @@ _SEPC_FPN = {**_SEPC_BOXES, "weights": {**_SEPC_BOXES["weights"], "pad_multiple"
 
 def _sepc(name: str, ap: float, drive_id: str, conventions: Mapping[str, Any] = _SEPC) -> Published:
     return Published(f"{name}.coco_1x", "sepc", DRIVE_URL + drive_id, ap, conventions)
+
+
+# Images are resized in floats, without antialiasing, to sides cut to whole pixels.
+_TORCHVISION: dict[str, Any] = {
+    "weights": {
+        "antialias": False,
+        "resize_floats": True,
+        "round_sides": False,
+        "dataset": "COCO train2017",
+    },
+    "anchors": {"centre": "corner", "stride": "measured"},
+    "coder": {"clamp_shrinking": False},
+}
+# The softmax has 91 classes: the background and 90 ids, of which COCO uses 80.
+_TV_FASTERRCNN: dict[str, Any] = {
+    **_TORCHVISION,
+    "method": {"rpn_low_quality": "own"},
+    "head": {"roi": {"aligned": False, "unused_classes": 10, "coder": {"clamp_shrinking": False}}},
+}
+_TV_FASTERRCNN_V2: dict[str, Any] = {
+    **_TV_FASTERRCNN,
+    "fpn": {"norm": True},
+    "head": {
+        "rpn": {"convs": 2},
+        "roi": {**_TV_FASTERRCNN["head"]["roi"], "convs": 4, "norm": True, "linears": 1},
+    },
+}
+_TV_FROZEN_NORMS = {"backbone": {"norm_eps": 0.0}}
+
+
+def _torchvision(name: str, file: str, ap: float, conventions: Mapping[str, Any]) -> Published:
+    url = f"https://download.pytorch.org/models/{file}.pth"
+    return Published(name, "torchvision", url, ap, conventions, file.rpartition("-")[2])
 
 
 # The first row of an architecture is the one that `pretrained=True` loads.
@@ -79,6 +117,18 @@ _ROWS = (
     _sepc("retinanet_r50_ibn_pconv", 37.8, "12Mr2HG-0Qy_fkMDPw0eqtZ4t7G-M_pa6"),
     _sepc("retinanet_r50_sepc_lite", 38.5, "1gq6bdWDZ83-5RzSeuUTpnOEeUyJvl2Zy"),
     _sepc("retinanet_r50_sepc", 39.6, "1HSG7CVFzHtv3McJ60nBXFw6pk91H-ONv"),
+    _torchvision(
+        "fasterrcnn_r50_fpn.tv_coco",
+        "fasterrcnn_resnet50_fpn_coco-258fb6c6",
+        37.0,
+        {**_TV_FASTERRCNN, **_TV_FROZEN_NORMS},
+    ),
+    _torchvision(
+        "fasterrcnn_r50_fpn.tv_coco_v2",
+        "fasterrcnn_resnet50_fpn_v2_coco-dd69338a",
+        46.7,
+        _TV_FASTERRCNN_V2,
+    ),
 )
 PUBLISHED = {row.name: row for row in _ROWS}
 

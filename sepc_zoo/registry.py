@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
+import msgspec
 import timm
 from msgspec.structs import replace
 
@@ -20,13 +21,14 @@ from sepc_zoo.config import (
     METHOD_TYPES,
     NAME,
     NECK_TYPES,
-    BackboneConfig,
     DetectorConfig,
     MethodConfig,
     NeckConfig,
     PlainNeck,
     SEPCNeck,
     WeightsConfig,
+    from_plain,
+    merge_entries,
     override,
     resolve,
     tag_of,
@@ -86,19 +88,25 @@ def model_config(name: str) -> DetectorConfig:
     if not _is_timm_model(timm_name):
         raise _unknown(name)
     method_type = resolve(METHOD_TYPES[method])
+    fitted_neck = method_type.fit_neck(NECKS[neck])
+    if fitted_neck is None:
+        raise UnknownModelError(
+            f"no model {name!r}: {method} has no neck {neck}; it has {', '.join(necks_of(method))}"
+        )
     names, ids = coco_categories()
-    config = DetectorConfig(
-        architecture=f"{method}_{backbone}_{neck}",
-        method=method_type(),
-        backbone=BackboneConfig(name=timm_name),
-        neck=NECKS[neck],
-        num_classes=len(names),
-        label_names=names,
-        category_ids=ids,
-        weights=_backbone_input(timm_name),
-    )
-    config = override(config, {"head": {"convs": NECKS[neck].head_convs}})
-    config = override(config, method_type.defaults)
+    entries = {
+        "architecture": f"{method}_{backbone}_{neck}",
+        "method": {"type": method},
+        "backbone": {"name": timm_name},
+        "neck": msgspec.to_builtins(fitted_neck),
+        "num_classes": len(names),
+        "label_names": names,
+        "category_ids": ids,
+        "head": {"type": "dense", "convs": fitted_neck.head_convs},
+        "coder": {"type": "delta"},
+        "weights": msgspec.to_builtins(_backbone_input(timm_name)),
+    }
+    config = from_plain(DetectorConfig, merge_entries(entries, method_type.defaults), "config")
     return config if tag is None else _as_published(config, name)
 
 
@@ -114,10 +122,18 @@ def authors_config(name: str) -> DetectorConfig:
     return model_config(row.name)
 
 
+def necks_of(method: str) -> list[str]:
+    """Names of the necks that models of a method may have."""
+    method_type = resolve(METHOD_TYPES[method])
+    return [name for name, neck in NECKS.items() if method_type.fit_neck(neck) is not None]
+
+
 def neck_name(neck: NeckConfig) -> str:
-    """The name of a neck, whatever its padding."""
-    plain = replace(neck, padding=1) if isinstance(neck, SEPCNeck) else neck
-    return next((name for name, row in NECKS.items() if row == plain), neck.name)
+    """The name of a neck, whatever its padding, and as any method has it."""
+    if isinstance(neck, SEPCNeck):
+        blocks = neck.blocks if neck.branches else SEPCNeck().blocks
+        neck = replace(neck, padding=1, branches=True, blocks=blocks)
+    return next((name for name, row in NECKS.items() if row == neck), neck.name)
 
 
 def _as_published(config: DetectorConfig, name: str) -> DetectorConfig:
@@ -176,7 +192,7 @@ def list_models(
     if pretrained:
         names = set(PUBLISHED)
     else:
-        names = {f"{m}_{b}_{n}" for m in METHOD_TYPES for b in BACKBONES for n in NECKS}
+        names = {f"{m}_{b}_{n}" for m in METHOD_TYPES for b in BACKBONES for n in necks_of(m)}
         names |= set(_registered)
     wanted, unwanted = _patterns(filter) or ["*"], _patterns(exclude_filters)
     return sorted(n for n in names if _matches(n, wanted) and not _matches(n, unwanted))

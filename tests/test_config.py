@@ -16,7 +16,7 @@ from sepc_zoo.config import (
     override,
 )
 from sepc_zoo.published import PUBLISHED
-from sepc_zoo.registry import NECKS, authors_config, model_config
+from sepc_zoo.registry import model_config, necks_of
 
 
 @pytest.fixture
@@ -29,16 +29,17 @@ def content(config):
     return json.loads(json.dumps(config_to_json(config)))
 
 
-@pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("method", METHOD_TYPES)
+@pytest.mark.parametrize(
+    ("method", "neck"), [(method, neck) for method in METHOD_TYPES for neck in necks_of(method)]
+)
 def test_json_gives_the_config_back(method, neck):
     config = model_config(f"{method}_r18_{neck}")
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_json_gives_the_authors_config_back(name):
-    config = authors_config(name)
+def test_json_gives_a_published_config_back(name):
+    config = model_config(name)
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 

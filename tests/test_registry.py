@@ -18,6 +18,8 @@ from sepc_zoo.registry import (
     list_backbones,
     list_models,
     model_config,
+    neck_name,
+    necks_of,
     register_model,
 )
 
@@ -30,18 +32,26 @@ def _forget_registered_models(monkeypatch):
 def test_every_combination_parses_into_its_parts():
     for method in METHODS:
         for backbone, timm_name in BACKBONES.items():
-            for neck, neck_config in NECKS.items():
+            for neck in necks_of(method):
                 config = model_config(f"{method}_{backbone}_{neck}")
-                parts = (config.method.name, config.backbone.name, config.neck, config.architecture)
-                expected = (method, timm_name, neck_config, f"{method}_{backbone}_{neck}")
+                found = neck_name(config.neck)
+                parts = (config.method.name, config.backbone.name, found, config.architecture)
+                expected = (method, timm_name, neck, f"{method}_{backbone}_{neck}")
                 assert parts == expected
 
 
 def test_the_list_is_methods_times_backbones_times_necks():
     names = list_models()
-    assert len(names) == len(METHODS) * len(BACKBONES) * len(NECKS)
+    assert len(names) == sum(len(necks_of(m)) for m in METHODS) * len(BACKBONES)
     assert names == sorted(names)
     assert all(is_model(name) for name in names)
+
+
+def test_two_stages_have_the_necks_of_one_pyramid():
+    assert necks_of("fasterrcnn") == ["fpn", "pconv", "ibn_pconv"]
+    for neck in ("sepc_lite", "sepc"):
+        with pytest.raises(UnknownModelError, match=f"fasterrcnn has no neck {neck}; it has fpn"):
+            model_config(f"fasterrcnn_r50_{neck}")
 
 
 def test_curated_backbones_are_timm_models_of_every_family_promised():
@@ -175,10 +185,12 @@ def test_exclusions_take_away():
     assert list_models(exclude_filters="*") == []
 
 
-def test_thirteen_models_have_published_weights():
+def test_published_weights_are_listed_with_their_tags():
     names = list_models(pretrained=True)
-    assert len(names) == 13
     assert names == sorted(PUBLISHED)
+    assert list_models("*.coco_1x", pretrained=True) == sorted(
+        row.name for row in PUBLISHED.values() if row.publisher == "sepc"
+    )
     assert list_models("fsaf*", pretrained=True, exclude_filters="*_fpn.*") == [
         "fsaf_r50_ibn_pconv.coco_1x",
         "fsaf_r50_pconv.coco_1x",

@@ -168,10 +168,12 @@ def resize_scale(height: int, width: int, short: float, long: float) -> float:
     return min(long / max(height, width), short / min(height, width))
 
 
-def resized_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
-    """Compute the ``(height, width)`` after ``resize_scale``: rounded, at least one pixel."""
-    scale = resize_scale(height, width, short, long)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+def resized_size(
+    height: int, width: int, short: float, long: float, rounded: bool = True
+) -> tuple[int, int]:
+    """The ``(height, width)`` after ``resize_scale``, rounded or cut, and at least one pixel."""
+    scale, half = resize_scale(height, width, short, long), 0.5 if rounded else 0.0
+    return max(1, int(height * scale + half)), max(1, int(width * scale + half))
 
 
 def resize_image(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:

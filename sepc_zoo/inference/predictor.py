@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, overload
 
@@ -34,7 +34,9 @@ class DetectionNetwork(Protocol):
 
     config: DetectorConfig
 
-    def __call__(self, images: Tensor) -> Any: ...
+    def __call__(self, images: Tensor, targets: Sequence[Mapping[str, Any]] | None = None) -> Any:
+        """Targets tell the ``image_size`` of each image inside the batch."""
+        ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -132,7 +134,8 @@ def detect(network: DetectionNetwork, images: Sequence[Tensor]) -> list[Detectio
         sizes = [(image.shape[-2], image.shape[-1]) for image in group]
         batch = pad_and_stack(group, conventions.pad_multiple)
         batch = normalize(batch, sizes, conventions.mean, conventions.std, precision)
-        found = network.postprocess(network(batch.to(weight.dtype)), sizes)
+        targets = [{"image_size": size} for size in sizes]
+        found = network.postprocess(network(batch.to(weight.dtype), targets), sizes)
         detections.update(zip(indices, found, strict=True))
     return [detections[i] for i in range(len(images))]
 

@@ -42,6 +42,7 @@ class Resize:
         image_size: height and width of the image.
         input_size: height and width of the image inside the network's input.
         antialias: whether to filter when the image is made smaller.
+        floats: whether resized pixels keep fractions of a grey level.
         inclusive_scale: input pixels per image pixel, where boxes include their last pixel (the
             SEPC authors' models); None: boxes return by the ratio of each side.
     """
@@ -49,10 +50,13 @@ class Resize:
     image_size: tuple[int, int]
     input_size: tuple[int, int]
     antialias: bool = True
+    floats: bool = False
     inclusive_scale: float | None = None
 
     def to_input(self, pixels: Tensor) -> Tensor:
         """Resize ``(3, H, W)`` to ``(3, h, w)``, still in 0…255: the network's side normalises."""
+        if self.floats and not pixels.is_floating_point():
+            pixels = pixels.to(torch.get_default_dtype())
         return resize_image(pixels, self.input_size, antialias=self.antialias)
 
     def to_image(self, boxes: Tensor) -> Tensor:
@@ -76,12 +80,14 @@ def plan_resize(
         image_size: height and width of the image.
         bounds: largest short and long side of the input, pixels; by default the model's own.
     """
-    bounds = bounds or config.weights.image_size
+    weights = config.weights
+    bounds = bounds or weights.image_size
     return Resize(
         image_size,
-        resized_size(*image_size, *bounds),
-        config.weights.antialias,
-        resize_scale(*image_size, *bounds) if config.inclusive_boxes else None,
+        resized_size(*image_size, *bounds, rounded=weights.round_sides),
+        antialias=weights.antialias,
+        floats=weights.resize_floats,
+        inclusive_scale=resize_scale(*image_size, *bounds) if config.inclusive_boxes else None,
     )
 
 

@@ -5,6 +5,8 @@ An anchor's match is the index of its box, ``NEGATIVE`` or ``IGNORE``. Boxes are
 images that have fewer; they match nothing.
 """
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from sepc_zoo.outputs import Anchors, Targets
 
 NEGATIVE = -1
 IGNORE = -2
+LowQuality: TypeAlias = Literal["claimed", "own", "none"]
 
 
 def match_by_iou(
@@ -20,32 +23,40 @@ def match_by_iou(
     anchors: Tensor,
     positive: float,
     negative: float,
+    low_quality: LowQuality = "claimed",
     exists: Tensor | None = None,
 ) -> Tensor:
     """RetinaNet's matching (section 4.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
     An anchor goes to the box it overlaps most if their IoU is at least ``positive``, is negative
-    below ``negative`` and ignored between. Every box keeps its best anchors whatever their IoU, all
-    that tie, as long as they overlap it; of two boxes that claim one anchor so, the later gets it.
+    below ``negative`` and ignored between.
 
     Args:
+        anchors: of all images, or of each ``(..., A, 4)``.
+        low_quality: what becomes of the anchors that overlap a box most, all that tie, whatever
+            their IoU. ``"claimed"``: the box gets them, if they overlap it; of two boxes that claim
+            one anchor the later. ``"own"``: each goes to the box that it overlaps most itself, as
+            in torchvision, where a box that no anchor overlaps claims all. ``"none"``: nothing.
         exists: ``(..., A)``, False where an anchor matches nothing.
     """
     match = _no_match(boxes, anchors)
     if boxes.shape[-2] == 0:
         return match
     top = boxes.new_zeros(boxes.shape[:-1])  # ..., G
-    for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
-        _clear_missing(iou, exists, chunk)
-        top = torch.maximum(top, iou.amax(dim=-1))
-    top = top.masked_fill(top == 0, torch.inf)[..., None]  # of a box that overlaps no anchor: never
+    if low_quality != "none":
+        for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
+            _clear_missing(iou, exists, chunk)
+            top = torch.maximum(top, iou.amax(dim=-1))
+    never = box_area(boxes) <= 0 if low_quality == "own" else top == 0
+    top = top.masked_fill(never, torch.inf)[..., None]
     number = torch.arange(1, boxes.shape[-2] + 1, device=boxes.device).to(boxes)[:, None]  # G, 1
     for chunk, iou, _ in table_chunks(box_iou, boxes, anchors):
         _clear_missing(iou, exists, chunk)
-        best, index = iou.max(dim=-2)  # ..., a
-        index = index.masked_fill(best < positive, IGNORE).masked_fill(best < negative, NEGATIVE)
-        kept = iou.eq_(top).mul_(number).amax(dim=-2).long() - 1
-        match[..., chunk] = torch.where(kept >= 0, kept, index)
+        best, own = iou.max(dim=-2)  # ..., a
+        index = own.masked_fill(best < positive, IGNORE).masked_fill(best < negative, NEGATIVE)
+        claimed = iou.eq_(top).mul_(number).amax(dim=-2).long() - 1
+        low = own if low_quality == "own" else claimed
+        match[..., chunk] = torch.where(claimed >= 0, low, index)
     return match
 
 
@@ -112,5 +123,5 @@ def _clear_missing(table: Tensor, exists: Tensor | None, chunk: slice) -> None:
 
 
 def _no_match(boxes: Tensor, anchors: Tensor) -> Tensor:
-    shape = (*boxes.shape[:-2], len(anchors))
-    return torch.full(shape, NEGATIVE, device=anchors.device)
+    images = torch.broadcast_shapes(boxes.shape[:-2], anchors.shape[:-2])
+    return torch.full((*images, anchors.shape[-2]), NEGATIVE, device=anchors.device)

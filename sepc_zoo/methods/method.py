@@ -36,7 +36,7 @@ def require_quality(config: DetectorConfig) -> None:
     Raises:
         ConfigError: says what to set.
     """
-    if config.head.quality == "none":
+    if getattr(config.head, "quality", "none") == "none":
         raise ConfigError(
             f'method {config.method.name} learns quality: head.quality must be "cls" or "box"'
         )

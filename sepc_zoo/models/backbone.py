@@ -46,6 +46,10 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"timm builds no features of {name!r} with {kwargs}: {error}"
             ) from error
+        if config.norm_eps is not None:
+            for module in self.body.modules():
+                if hasattr(module, "eps"):
+                    module.eps = config.norm_eps
         if config.stride_in_1x1:
             move_strides(self.body, name)
         info: Any = self.body.feature_info

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ class DenseDetector(Detector):
     def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
         config.method.check(config)
         super().__init__(config, pretrained_backbone)
+        head: Any = config.head
         self.head = Head(
             config.channels,
             config.anchors.per_cell,
             config.num_classes,
-            config.head,
+            head,
             box_values=config.box_values,
             num_levels=len(config.fpn.strides),
         )

@@ -96,6 +96,13 @@ class Detector(PredictMixin, nn.Module):
         """
         return None
 
+    def forward_layers(self, images: Tensor) -> None:
+        """Run every layer on as much as ``forward`` does at most, without looking at values.
+
+        Operations are counted so, on the meta device.
+        """
+        self(images)
+
     def forward_features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The pyramids for classes and for boxes that the head reads.
 

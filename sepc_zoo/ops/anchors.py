@@ -13,6 +13,7 @@ def cell_anchors(config: AnchorConfig, stride: int) -> Tensor:
     """Anchors of the first cell ``(per_cell, 4)`` float64: ratios outside, sizes inside."""
     octaves = torch.arange(config.octaves, dtype=torch.float64) / config.octaves
     sides = config.base_scale * stride * 2**octaves
+    sides = sides.floor() if config.whole_sizes else sides
     stretch = torch.tensor(config.ratios, dtype=torch.float64).sqrt()[:, None]
     size = torch.stack([sides / stretch, sides * stretch], dim=-1).view(-1, 2)  # width, height
     middle = stride if config.centre == "cell" else 0

@@ -27,7 +27,7 @@ def encode(coder: Coder, anchors: Tensor, boxes: Tensor) -> Tensor:
 def decode(coder: Coder, anchors: Tensor, deltas: Tensor) -> Tensor:
     """The box of each anchor from what its head predicts, ``(..., 4), (..., V) -> (..., 4)``."""
     if isinstance(coder, DeltaCoder):
-        return decode_delta(anchors, deltas, coder.scale)
+        return decode_delta(anchors, deltas, coder.scale, coder.clamp_shrinking)
     if isinstance(coder, DistributionCoder):
         return decode_distance(anchors, expected_bins(deltas, coder.bins), "ltrb", coder.unit)
     return decode_distance(anchors, deltas, coder.order, coder.unit, coder.in_pixels)
@@ -48,14 +48,22 @@ def encode_delta(
 
 
 def decode_delta(
-    anchors: Tensor, deltas: Tensor, scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
+    anchors: Tensor,
+    deltas: Tensor,
+    scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    clamp_shrinking: bool = True,
 ) -> Tensor:
-    """The inverse of ``encode_delta``; sides change by a factor of 62.5 at most."""
+    """The inverse of ``encode_delta``; sides change by a factor of 62.5 at most.
+
+    Args:
+        clamp_shrinking: whether that factor also bounds sides that shrink.
+    """
     deltas = deltas * _like(deltas, scale)
     limit = math.log(MAX_SIDE_RATIO)
+    lower = -limit if clamp_shrinking else None
     size = anchors[..., 2:] - anchors[..., :2]
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
-    half = size * deltas[..., 2:].clamp(-limit, limit).exp() / 2
+    half = size * deltas[..., 2:].clamp(lower, limit).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 

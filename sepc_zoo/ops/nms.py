@@ -9,7 +9,7 @@ from torchvision.ops import batched_nms, nms
 from sepc_zoo.config import PostprocessConfig
 from sepc_zoo.ops.boxes import clip_boxes
 from sepc_zoo.ops.devices import counting_is_free, to_device
-from sepc_zoo.outputs import Predictions
+from sepc_zoo.outputs import Predictions, TwoStagePredictions
 
 
 @torch.no_grad()
@@ -55,16 +55,63 @@ def select_detections(
         row, label, scores = row[best], label[best], scores[best]
     if quality is not None and config.quality == "factor":
         scores = scores * quality[row]
-    has_area = (boxes[row, 2:] > boxes[row, :2]).all(dim=1)
-    row, label, scores = row[has_area], label[has_area], scores[has_area]
+    if not config.empty_boxes:
+        has_area = (boxes[row, 2:] > boxes[row, :2]).all(dim=1)
+        row, label, scores = row[has_area], label[has_area], scores[has_area]
     image, boxes = image[row], boxes[row]
-    keep = _suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
+    keep = suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
+    found = best_of_images(keep, image, images, config.max_detections)
+    return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]
+
+
+@torch.no_grad()
+def select_region_detections(
+    predictions: TwoStagePredictions,
+    decode: Callable[[Tensor, Tensor], Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    config: PostprocessConfig,
+    min_side: float,
+) -> list[dict[str, Tensor]]:
+    """Class-wise non-maximum suppression of the boxes of all regions.
+
+    Args:
+        decode: function from regions and deltas to boxes, all ``(D, 4)``.
+        image_sizes: height and width of each image inside the batch; boxes are clipped to it.
+        min_side: sides of a detection, pixels.
+
+    Returns:
+        For each image ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` by falling score.
+    """
+    regions, deltas = predictions.regions, predictions.deltas
+    images, _, num_classes = deltas.shape[:3]
+    if len(image_sizes) != images:
+        raise ValueError(f"{len(image_sizes)} image_sizes for {images} images")
+    scores = predictions.logits.softmax(dim=-1)[..., 1 : 1 + num_classes]  # N, R, K
+    scores = scores.masked_fill(~predictions.exists[..., None], -1)
+    image, region, label = (scores > config.score_threshold).nonzero(as_tuple=True)
+    scores = scores[image, region, label]
+    boxes = decode(regions[image, region], deltas[image, region, label])
+    limits = to_device(torch.tensor(image_sizes), boxes.device)
+    boxes = clip_boxes(boxes[:, None], limits[image]).squeeze(1)
+    large = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(dim=1)
+    image, label, boxes, scores = image[large], label[large], boxes[large], scores[large]
+    keep = suppress(boxes, scores, image * num_classes + label, config.iou_threshold)
+    found = best_of_images(keep, image, images, config.max_detections)
+    return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]
+
+
+def best_of_images(keep: Tensor, image: Tensor, images: int, limit: int) -> list[Tensor]:
+    """The first ``limit`` of the indices ``keep`` of each image.
+
+    Args:
+        keep: indices ``(D,)`` in order of preference.
+        image: the image of each candidate; ``keep`` counts these.
+    """
     image = image[keep]
     counts = torch.zeros(images, dtype=torch.long, device=image.device)
     counts.scatter_add_(0, image, torch.ones_like(image))
-    by_image = keep[image.argsort(stable=True)].split(counts.tolist())  # each by falling score
-    found = [kept[: config.max_detections] for kept in by_image]
-    return [{"boxes": boxes[d], "scores": scores[d], "labels": label[d]} for d in found]
+    by_image = keep[image.argsort(stable=True)].split(counts.tolist())
+    return [kept[:limit] for kept in by_image]
 
 
 def _best_of_groups(scores: Tensor, group: Tensor, limit: int) -> Tensor:
@@ -76,7 +123,7 @@ def _best_of_groups(scores: Tensor, group: Tensor, limit: int) -> Tensor:
     return order[rank < limit]
 
 
-def _suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
+def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes kept, by falling score; a group is a class of an image."""
     if boxes.device.type != "cpu" or not len(boxes):
         # Groups are told apart by an offset, too coarse for float32 with many of them.

@@ -148,7 +148,10 @@ def test_a_file_that_is_not_there_says_how_to_get_it(drive):
             import_model(NAME, url=url)
 
 
-def test_all_goes_on_where_one_fails(drive, capsys, state, tmp_path):
+def test_all_goes_on_where_one_fails(drive, capsys, state, tmp_path, monkeypatch):
+    for row in list(PUBLISHED.values()):
+        if row.publisher != "sepc":  # on no Drive
+            monkeypatch.delitem(PUBLISHED, row.name)
     file = write_checkpoint(tmp_path / "checkpoint.pth", NAME, state)
     drive.files[NAME] = file.read_bytes
     drive.pages = dict.fromkeys(

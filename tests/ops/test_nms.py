@@ -217,7 +217,7 @@ def test_suppression_by_sorted_groups_is_torchvisions():
     group = torch.randint(0, 7, (500,), generator=generator)
     expected = torchvision.ops.batched_nms(boxes, scores, group, 0.5)
     assert 7 < len(expected) < 400
-    assert torch.equal(postprocess_module._suppress(boxes, scores, group, 0.5), expected)
+    assert torch.equal(postprocess_module.suppress(boxes, scores, group, 0.5), expected)
 
 
 def test_a_box_without_area_is_no_detection():

@@ -16,6 +16,8 @@ from sepc_zoo.ops.distributed import process_count, sum_over_processes
 class SEPC(nn.Module):
     """Pyramid convolutions, then one branch for classes and one for boxes (section 3, figure 4).
 
+    Without branches, all heads read what the last pyramid convolution gives.
+
     The variants of the paper differ in their ``SEPCNeck`` only. Maps are in channels-last memory: a
     deformable tap reads all channels of a pixel, and the integrated norm joins levels.
     """
@@ -23,8 +25,8 @@ class SEPC(nn.Module):
     def __init__(self, channels: int, config: SEPCNeck) -> None:
         super().__init__()
         self.pconvs = nn.ModuleList(PyramidConv(channels, config) for _ in range(config.blocks))
-        self.cls_branch = Branch(channels, config)
-        self.box_branch = Branch(channels, config)
+        self.cls_branch = Branch(channels, config) if config.branches else nn.Identity()
+        self.box_branch = Branch(channels, config) if config.branches else nn.Identity()
 
     def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         pyramid = [x.contiguous(memory_format=torch.channels_last) for x in pyramid]

@@ -1,0 +1,119 @@
+"""Convert checkpoints of torchvision's detectors."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError, read_authors_checkpoint
+from sepc_zoo.checkpoints.folder import misfits
+from sepc_zoo.config import DetectorConfig
+from sepc_zoo.models.build import build
+from sepc_zoo.models.detector import Detector
+from sepc_zoo.published import PUBLISHED
+from sepc_zoo.registry import UnknownModelError, model_config
+
+# Names that torchvision itself still renames while it loads older files.
+OLD_NAMES = [
+    (r"^(backbone\.fpn\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+]
+RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"fpn.lateral.\1."),
+    (r"^backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"fpn.lateral_norms.\1."),
+    (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"fpn.output.\1."),
+    (r"^backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"fpn.output_norms.\1."),
+    (r"^rpn\.head\.conv\.(\d)\.0\.", lambda m: f"rpn.convs.{2 * int(m[1])}."),
+    (r"^rpn\.head\.cls_logits\.", "rpn.cls."),
+    (r"^rpn\.head\.bbox_pred\.", "rpn.box."),
+    (
+        r"^roi_heads\.box_head\.(\d)\.([01])\.",
+        lambda m: f"roi_head.convs.{3 * int(m[1]) + int(m[2])}.",
+    ),
+    (r"^roi_heads\.box_head\.(?:fc6|5)\.", "roi_head.linears.0."),
+    (r"^roi_heads\.box_head\.fc7\.", "roi_head.linears.2."),
+    (r"^roi_heads\.box_predictor\.cls_score\.", "roi_head.cls."),
+    (r"^roi_heads\.box_predictor\.bbox_pred\.", "roi_head.box."),
+]
+LAST_LAYERS = ("roi_head.cls", "roi_head.box", "head.cls")
+NUM_COLUMNS = 91  # a class's column is its id in COCO; 0 is the background
+
+
+def convert(path: str | Path, name: str) -> Detector:
+    """Build the model of a name with the weights in a file of torchvision's."""
+    return from_torchvision(read_authors_checkpoint(path), name)
+
+
+def from_torchvision(state_dict: Mapping[str, Tensor], name: str) -> Detector:
+    """Build a model with weights of torchvision, in eval mode.
+
+    Their conventions become entries of its config: anchors, coder, sizes of inputs, epsilon of
+    norms. Of 91 classes the 80 of COCO remain; a softmax keeps the others, which nothing reports.
+
+    Args:
+        state_dict: their tensors, under the names of today or older ones; the model gets their
+            floating type.
+        name: of the model, ``"fasterrcnn_r50_fpn.tv_coco_v2"`` (without a tag the first that
+            torchvision published), or torchvision's, ``"fasterrcnn_resnet50_fpn_v2"``.
+
+    Raises:
+        UnknownModelError: torchvision published no such model.
+        CheckpointError: a tensor is missing, left over or misshapen.
+    """
+    return with_weights(model_config(our_name(name)), state_dict)
+
+
+def with_weights(config: DetectorConfig, state_dict: Mapping[str, Tensor]) -> Detector:
+    """Build the model of a config, the ids of whose classes are torchvision's columns."""
+    model = build(config)
+    wanted = model.state_dict()
+    ids = list(config.category_ids)
+    renamed = {rename(key): value for key, value in state_dict.items()}
+    state = {key: select_classes(key, value, ids) for key, value in renamed.items()}
+    for key, value in wanted.items():  # frozen norms do not count batches, but old files may
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, value)
+    problems = misfits(state, wanted)
+    if problems:
+        names = "\n".join(problems)
+        raise CheckpointError(f"this is no checkpoint of {config.architecture}:\n{names}")
+    floats = next(value.dtype for value in state.values() if value.is_floating_point())
+    model.to(torch.promote_types(floats, torch.float32)).load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def rename(key: str) -> str:
+    """Our name of one of their tensors."""
+    for pattern, replacement in [*OLD_NAMES, *RENAMES]:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def select_classes(key: str, value: Tensor, ids: list[int]) -> Tensor:
+    """The rows of a last layer for the classes of these category ids; other tensors as they are."""
+    layer = key.rpartition(".")[0]
+    if layer not in LAST_LAYERS or len(value) % NUM_COLUMNS:
+        return value
+    if layer == "roi_head.cls":
+        return value[[0, *ids, *(i for i in range(1, NUM_COLUMNS) if i not in ids)]]
+    if layer == "roi_head.box":
+        return value.unflatten(0, (NUM_COLUMNS, 4))[ids].flatten(0, 1)
+    return value.unflatten(0, (-1, NUM_COLUMNS))[:, ids].flatten(0, 1)
+
+
+def our_name(name: str) -> str:
+    """Our name with its tag, of torchvision's name or ours.
+
+    Raises:
+        UnknownModelError: torchvision published no such model.
+    """
+    rows = [row for row in PUBLISHED.values() if row.publisher == "torchvision"]
+    for row in rows:
+        theirs = row.url.rpartition("/")[2].rpartition("_coco")[0]
+        if name in (row.name, row.architecture, theirs):
+            return row.name
+    raise UnknownModelError(
+        f"torchvision published no {name!r}; it published {', '.join(row.name for row in rows)}"
+    )

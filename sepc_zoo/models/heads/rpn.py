@@ -1,0 +1,92 @@
+"""The region proposal network (Ren et al. 2015)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from sepc_zoo.config import RPNHead
+from sepc_zoo.models.init import init_conv
+from sepc_zoo.ops.boxes import clip_boxes
+from sepc_zoo.ops.devices import to_device
+from sepc_zoo.ops.nms import best_of_images, suppress
+from sepc_zoo.outputs import Anchors
+
+
+class RPN(nn.Module):
+    """Whether each anchor holds an object, and where; convolutions that all levels share.
+
+    Args:
+        channels: channels of every level.
+        num_anchors: anchors of a cell.
+    """
+
+    def __init__(self, channels: int, num_anchors: int, config: RPNHead) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        for _ in range(config.convs):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        self.convs = nn.Sequential(*layers)
+        self.cls = nn.Conv2d(channels, num_anchors, 1)
+        self.box = nn.Conv2d(channels, num_anchors * 4, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                init_conv(module)
+
+    def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``(N, A)`` and deltas ``(N, A, 4)`` of all anchors."""
+        pyramid = [self.convs(x) for x in pyramid]
+        logits = torch.cat([_by_anchor(self.cls(x), 1) for x in pyramid], dim=1)
+        deltas = torch.cat([_by_anchor(self.box(x), 4) for x in pyramid], dim=1)
+        return logits.squeeze(2), deltas
+
+    @torch.no_grad()
+    def propose(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Anchors,
+        decode: Callable[[Tensor, Tensor], Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """The regions of each image with the highest scores after suppression in each level.
+
+        Args:
+            decode: function from anchors and deltas to boxes, all ``(N, C, 4)``.
+            image_sizes: height and width of each image inside the batch; regions are clipped to it.
+
+        Returns:
+            ``(N, P, 4)`` by falling score; an image with fewer has regions without area.
+        """
+        config, images = self.config, len(logits)
+        candidates = config.candidates_per_level
+        limit = config.max_proposals
+        if self.training:
+            candidates = config.train_candidates_per_level
+            limit = config.train_max_proposals
+        chosen, levels, start = [], [], 0
+        for i, length in enumerate(anchors.lengths):
+            level = logits[:, start : start + length]
+            top = level.topk(min(candidates, length), dim=1).indices
+            chosen.append(top + start)
+            levels.append(torch.full_like(top, i))
+            start += length
+        index, level = torch.cat(chosen, dim=1), torch.cat(levels, dim=1)  # N, C
+        scores = logits.gather(1, index)
+        boxes = decode(anchors.boxes[index], deltas.gather(1, index[..., None].expand(-1, -1, 4)))
+        boxes = clip_boxes(boxes, to_device(torch.tensor(image_sizes), boxes.device))
+
+        # On a GPU the next lines wait.
+        large = (boxes[..., 2:] - boxes[..., :2] >= config.min_side).all(dim=-1)
+        group = level + len(levels) * torch.arange(images, device=level.device)[:, None]
+        boxes, scores, group = boxes[large], scores[large], group[large]
+        keep = suppress(boxes, scores, group, config.iou_threshold)
+        found = best_of_images(keep, group // len(levels), images, limit)
+        return pad_sequence([boxes[kept] for kept in found], batch_first=True)
+
+
+def _by_anchor(x: Tensor, values: int) -> Tensor:
+    """``(N, anchors * values, H, W) -> (N, H * W * anchors, values)``."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
