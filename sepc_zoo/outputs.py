@@ -84,6 +84,11 @@ class Targets(NamedTuple):
     crowds: Tensor  # N, C, 4: regions of objects not told apart, neither object nor background
     lengths: tuple[int, ...]  # number of boxes of each image
 
+    def of_image(self, i: int) -> "Targets":
+        """The targets of image ``i`` alone, with its padding."""
+        part = slice(i, i + 1)
+        return Targets(self.boxes[part], self.labels[part], self.crowds[part], self.lengths[part])
+
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image ``(B,)``, box ``(B, 4)`` and label ``(B,)`` of all boxes, without the padding."""
         image = torch.arange(len(self.labels), device=self.labels.device)[:, None]

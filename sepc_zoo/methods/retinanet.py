@@ -69,7 +69,7 @@ class RetinaNet(Method, frozen=True, tag="retinanet"):
                     logits=predictions.logits[part], deltas=predictions.deltas[part]
                 ),
                 anchors._replace(exists=None if anchors.exists is None else anchors.exists[part]),
-                Targets(*(column[part] for column in targets)),
+                targets.of_image(i),
                 coder,
             )
             sums = {name: sums.get(name, 0) + total / n for name, (total, n) in terms.items()}
