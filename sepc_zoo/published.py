@@ -95,6 +95,26 @@ _TV_FASTERRCNN_V2: dict[str, Any] = {
     },
 }
 _TV_FROZEN_NORMS = {"backbone": {"norm_eps": 0.0}}
+_TV_RETINANET: dict[str, Any] = {
+    **_TORCHVISION,
+    "fpn": {"p6_from": "p5", "relu_before_p7": True},
+    "method": {"low_quality": "own", "mean_of_images": True, "smooth_l1_beta": 0.0},
+    "anchors": {**_TORCHVISION["anchors"], "whole_sizes": True},
+    "postprocess": {"candidates": "pairs", "empty_boxes": True, "max_detections": 300},
+}
+_TV_RETINANET_V2: dict[str, Any] = {
+    **_TV_RETINANET,
+    "fpn": {"p6_from": "c5", "relu_before_p7": True},
+    "method": {**_TV_RETINANET["method"], "box_loss": "giou"},
+    "head": {"norm": "group"},
+}
+_TV_FCOS: dict[str, Any] = {
+    **_TORCHVISION,
+    "method": {"coarse_areas": True, "weighted_boxes": False, "eps": 1e-7},
+    "head": {"box_scales": False},
+    "coder": {},
+    "postprocess": {"quality": "root", "score_threshold": 0.2, "empty_boxes": True},
+}
 
 
 def _torchvision(name: str, file: str, ap: float, conventions: Mapping[str, Any]) -> Published:
@@ -117,6 +137,19 @@ _ROWS = (
     _sepc("retinanet_r50_ibn_pconv", 37.8, "12Mr2HG-0Qy_fkMDPw0eqtZ4t7G-M_pa6"),
     _sepc("retinanet_r50_sepc_lite", 38.5, "1gq6bdWDZ83-5RzSeuUTpnOEeUyJvl2Zy"),
     _sepc("retinanet_r50_sepc", 39.6, "1HSG7CVFzHtv3McJ60nBXFw6pk91H-ONv"),
+    _torchvision(
+        "retinanet_r50_fpn.tv_coco",
+        "retinanet_resnet50_fpn_coco-eeacb38b",
+        36.4,
+        {**_TV_RETINANET, **_TV_FROZEN_NORMS},
+    ),
+    _torchvision(
+        "retinanet_r50_fpn.tv_coco_v2",
+        "retinanet_resnet50_fpn_v2_coco-5905b1c5",
+        41.5,
+        _TV_RETINANET_V2,
+    ),
+    _torchvision("fcos_r50_fpn.tv_coco", "fcos_resnet50_fpn_coco-99b0c9b7", 39.2, _TV_FCOS),
     _torchvision(
         "fasterrcnn_r50_fpn.tv_coco",
         "fasterrcnn_resnet50_fpn_coco-258fb6c6",

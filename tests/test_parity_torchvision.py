@@ -10,7 +10,7 @@ from module_files import import_file
 from msgspec.structs import replace
 from torch import Tensor
 
-from sepc_zoo.checkpoints.convert.torchvision import our_name, rename, with_weights
+from sepc_zoo.checkpoints.convert.torchvision import our_name, renames, with_weights
 from sepc_zoo.config import DeltaCoder, override
 from sepc_zoo.data.images import normalize, pad_and_stack, resized_size
 from sepc_zoo.inference.preprocess import plan_resize
@@ -25,6 +25,9 @@ from sepc_zoo.registry import model_config
 IN_FLOAT32 = 1e-6  # torchvision computes the RPN's classification loss so, whatever the model is
 EXACT = 1e-9
 OUR_TERMS = {
+    "classification": "loss_cls",
+    "bbox_regression": "loss_box",
+    "bbox_ctrness": "loss_quality",
     "loss_objectness": "loss_rpn_cls",
     "loss_rpn_box_reg": "loss_rpn_box",
     "loss_classifier": "loss_cls",
@@ -41,6 +44,7 @@ class Golden:
         self.figures = json.loads((folder / "given" / f"{name}.json").read_text())
         config = override(model_config(our_name(name)), self.options())
         state = weights.state_dict(name, self.figures["salt"])
+        self.names = renames(state)
         state = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
         self.model = with_weights(config, state)
         self.method = self.model.method
@@ -53,14 +57,22 @@ class Golden:
         self.images = normalize(batch, self.sizes, mean, std, torch.float64)
 
     def options(self) -> dict:
+        """Entries of the config that the golden was made with; a dense head keeps 91 classes."""
         options = self.figures["kwargs"]
+        image_size = (options["min_size"], options["max_size"])
+        if "rpn_pre_nms_top_n_test" not in options:
+            return {
+                "weights": {"image_size": image_size},
+                "num_classes": NUM_COLUMNS,
+                "label_names": tuple(f"column {i}" for i in range(NUM_COLUMNS)),
+                "category_ids": tuple(range(NUM_COLUMNS)),
+            }
         rpn = {
             "candidates_per_level": options["rpn_pre_nms_top_n_test"],
             "max_proposals": options["rpn_post_nms_top_n_test"],
             "train_candidates_per_level": options["rpn_pre_nms_top_n_train"],
             "train_max_proposals": options["rpn_post_nms_top_n_train"],
         }
-        image_size = (options["min_size"], options["max_size"])
         return {"weights": {"image_size": image_size}, "head": {"rpn": rpn}}
 
     def targets(self, empty: tuple[int, ...] = ()) -> list[dict[str, Tensor]]:
@@ -85,9 +97,10 @@ class Golden:
         for module in self.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.train(batch_statistics)
-        self.model.method = replace(
-            self.method, rpn_samples=ALL, roi_samples=ALL, rpn_positive_fraction=1.0
-        )
+        if self.method.name == "fasterrcnn":
+            self.model.method = replace(
+                self.method, rpn_samples=ALL, roi_samples=ALL, rpn_positive_fraction=1.0
+            )
         return self.model
 
     def outputs_of_fixed_regions(self) -> TwoStagePredictions:
@@ -118,7 +131,11 @@ def weights(folder: Path) -> ModuleType:
     return import_file(folder / "repeatable_weights.py")
 
 
-@pytest.fixture(scope="module", params=["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
+DENSE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
+TWO_STAGE = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2")
+
+
+@pytest.fixture(scope="module", params=[*DENSE, *TWO_STAGE])
 def golden(request, folder, weights) -> Golden:
     return Golden(folder, weights, request.param)
 
@@ -149,8 +166,20 @@ def test_outputs_equal_torchvisions(golden):
     for maps, summaries in ((features, figures["body"]), (pyramid, figures["fpn"])):
         for value, summary in zip(maps, summaries, strict=True):
             assert_summary(value, summary)
-    anchors = model.anchors(outputs.sizes, outputs.rpn_deltas).boxes
+    anchors = model.anchors(outputs.sizes, golden.images).boxes
     assert_summary(anchors, figures["anchors"]["all"])
+    if isinstance(outputs, TwoStagePredictions):
+        assert_regions(golden, outputs)
+        return
+    assert_summary(outputs.logits, figures["head"]["cls_logits"])
+    assert_summary(outputs.deltas, figures["head"]["bbox_regression"])
+    if outputs.quality is not None:
+        assert_summary(outputs.quality[..., None], figures["head"]["bbox_ctrness"])
+
+
+def assert_regions(golden: Golden, outputs: TwoStagePredictions) -> None:
+    """Compare what both heads say, and the regions between them."""
+    figures = golden.figures
     assert_summary(outputs.rpn_logits, figures["rpn"]["objectness"])
     assert_summary(outputs.rpn_deltas, figures["rpn"]["deltas"])
     for regions, exists, proposals in zip(
@@ -195,13 +224,20 @@ def test_detections_equal_torchvisions(golden):
 
 @pytest.mark.slow
 def test_matches_equal_torchvisions(golden):
-    model, targets = golden.model, golden.collated()
-    sizes = [tuple(grid) for grid in golden.figures["anchors"]["grids"]]
-    anchors = model.anchors(sizes, golden.images).boxes
-    match = golden.method.match_anchors(anchors, targets)
-    for row, theirs in zip(match, golden.figures["rpn_match"], strict=True):
+    model, targets, figures = golden.model, golden.collated(), golden.figures
+    two_stage = "rpn_match" in figures
+    anchors = model.anchors([tuple(grid) for grid in figures["anchors"]["grids"]], golden.images)
+    if two_stage:
+        match = golden.method.match_anchors(anchors.boxes, targets)
+    else:
+        match = golden.method.match(anchors, targets)
+    for row, theirs in zip(match, figures["rpn_match" if two_stage else "match"], strict=True):
         assert (row >= 0).nonzero().flatten().tolist() == theirs["positive"]
         assert [(row == -1).sum(), (row == -2).sum()] == [theirs["negatives"], theirs["ignored"]]
+        if "box" in theirs:
+            assert row[row >= 0].tolist() == theirs["box"]
+    if not two_stage:
+        return
     with torch.no_grad():
         regions = golden.outputs_of_fixed_regions().regions
     match = golden.method.match_regions(regions, targets)
@@ -224,14 +260,17 @@ def assert_step(golden: Golden, terms: Terms, theirs: dict) -> None:
     rounded = "loss_objectness" in theirs["terms"]
     parameters = dict(golden.model.named_parameters())
     for name, norm in theirs.get("grad_l2", {}).items():
-        grad = parameters[rename(name)].grad
+        grad = parameters[golden.names[name]].grad
         found = 0.0 if grad is None else grad.norm().item()
         assert found == pytest.approx(norm, rel=IN_FLOAT32 if rounded else 1e-8, abs=1e-12), name
 
 
 def parts_of(golden: Golden, part: str) -> Terms:
     """Loss terms of the RPN over all anchors, of the second head over fixed regions, or both."""
-    model, outputs = golden.model, golden.outputs_of_fixed_regions()
+    model = golden.model
+    if golden.method.name != "fasterrcnn":
+        return model.loss_terms(model(golden.images), golden.targets())
+    outputs = golden.outputs_of_fixed_regions()
     terms = model.loss_terms(outputs, golden.targets())
     wanted = {
         "rpn_all_anchors": ("loss_rpn_cls", "loss_rpn_box"),
@@ -240,9 +279,14 @@ def parts_of(golden: Golden, part: str) -> Terms:
     return {name: terms[name] for name in wanted.get(part, terms)}
 
 
+def steps_in(figures: dict) -> dict[str, dict]:
+    """Losses by the part of the model; a dense one has but one."""
+    return {"all": figures} if "terms" in figures else figures
+
+
 @pytest.mark.slow
 def test_losses_and_gradients_equal_torchvisions(golden):
-    for part, theirs in golden.figures["losses"].items():
+    for part, theirs in steps_in(golden.figures["losses"]).items():
         golden.in_train_mode()
         assert_step(golden, parts_of(golden, part), theirs)
 
@@ -264,12 +308,12 @@ def test_steps_with_batch_statistics_equal_torchvisions(golden):
     if "losses_batch_statistics" not in golden.figures:
         pytest.skip("its norms are frozen")
     state = {name: value.clone() for name, value in golden.model.state_dict().items()}
-    [(part, theirs)] = golden.figures["losses_batch_statistics"].items()
+    [(part, theirs)] = steps_in(golden.figures["losses_batch_statistics"]).items()
     golden.in_train_mode(batch_statistics=True)
     assert_step(golden, parts_of(golden, part), theirs)
     buffers = dict(golden.model.named_buffers())
     for name, summary in golden.figures["buffers_after"].items():
-        assert_summary(buffers[rename(name)], summary)
+        assert_summary(buffers[golden.names[name]], summary)
     golden.model.load_state_dict(state)
 
 

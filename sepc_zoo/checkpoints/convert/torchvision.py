@@ -1,7 +1,7 @@
 """Convert checkpoints of torchvision's detectors."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,12 +19,20 @@ from sepc_zoo.registry import UnknownModelError, model_config
 OLD_NAMES = [
     (r"^(backbone\.fpn\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+    (r"^module\.", ""),
 ]
 RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"fpn.lateral.\1."),
     (r"^backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"fpn.lateral_norms.\1."),
     (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"fpn.output.\1."),
     (r"^backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"fpn.output_norms.\1."),
+    (r"^backbone\.fpn\.extra_blocks\.", "fpn."),
+    # Layers of a tower in groups, as in RetinaNet, or one after the other.
+    (r"^head\.classification_head\.conv\.", "head.cls_tower."),
+    (r"^head\.regression_head\.conv\.", "head.box_tower."),
+    (r"^head\.classification_head\.cls_logits\.", "head.cls."),
+    (r"^head\.regression_head\.bbox_reg\.", "head.box."),
+    (r"^head\.regression_head\.bbox_ctrness\.", "head.quality."),
     (r"^rpn\.head\.conv\.(\d)\.0\.", lambda m: f"rpn.convs.{2 * int(m[1])}."),
     (r"^rpn\.head\.cls_logits\.", "rpn.cls."),
     (r"^rpn\.head\.bbox_pred\.", "rpn.box."),
@@ -37,6 +45,8 @@ RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^roi_heads\.box_predictor\.cls_score\.", "roi_head.cls."),
     (r"^roi_heads\.box_predictor\.bbox_pred\.", "roi_head.box."),
 ]
+TOWER_LAYER = re.compile(r"_tower\.(\d)\.(\d)\.")
+TOWER_NORM = re.compile(r"_tower\.\d\.1\.")
 LAST_LAYERS = ("roi_head.cls", "roi_head.box", "head.cls")
 NUM_COLUMNS = 91  # a class's column is its id in COCO; 0 is the background
 
@@ -70,8 +80,8 @@ def with_weights(config: DetectorConfig, state_dict: Mapping[str, Tensor]) -> De
     model = build(config)
     wanted = model.state_dict()
     ids = list(config.category_ids)
-    renamed = {rename(key): value for key, value in state_dict.items()}
-    state = {key: select_classes(key, value, ids) for key, value in renamed.items()}
+    ours = renames(state_dict)
+    state = {ours[k]: select_classes(ours[k], value, ids) for k, value in state_dict.items()}
     for key, value in wanted.items():  # frozen norms do not count batches, but old files may
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, value)
@@ -84,11 +94,20 @@ def with_weights(config: DetectorConfig, state_dict: Mapping[str, Tensor]) -> De
     return model.eval()
 
 
-def rename(key: str) -> str:
-    """Our name of one of their tensors."""
-    for pattern, replacement in [*OLD_NAMES, *RENAMES]:
-        key = re.sub(pattern, replacement, key)
-    return key
+def renames(keys: Iterable[str]) -> dict[str, str]:
+    """Our names of the tensors of a checkpoint, by theirs."""
+    ours = {}
+    for key in keys:
+        ours[key] = key
+        for pattern, replacement in [*OLD_NAMES, *RENAMES]:
+            ours[key] = re.sub(pattern, replacement, ours[key])
+    # A layer of a tower is a convolution, its norm if there is one, and a ReLU.
+    layers = 3 if any(TOWER_NORM.search(name) for name in ours.values()) else 2
+
+    def layer(match: re.Match[str]) -> str:
+        return f"_tower.{layers * int(match[1]) + int(match[2])}."
+
+    return {key: TOWER_LAYER.sub(layer, name) for key, name in ours.items()}
 
 
 def select_classes(key: str, value: Tensor, ids: list[int]) -> Tensor:
