@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from sepc_zoo.checkpoints.convert.torchvision import our_name, renames, with_weights
-from sepc_zoo.config import DeltaCoder, override
+from sepc_zoo.config import DeltaCoder, DistanceCoder, override
 from sepc_zoo.data.images import normalize, pad_and_stack, resized_size
 from sepc_zoo.inference.preprocess import plan_resize
 from sepc_zoo.methods.matching import match_by_iou
@@ -192,10 +192,11 @@ def assert_regions(golden: Golden, outputs: TwoStagePredictions) -> None:
     deltas = torch.full((len(logits), NUM_COLUMNS, 4), torch.nan, dtype=torch.float64)
     deltas[:, classes] = outputs.deltas[outputs.exists]
     summary = figures["roi"]["box_regression"]
-    found, wanted = deltas.flatten()[summary["index"]], torch.tensor(summary["value"]).double()
+    found = deltas.flatten()[summary["index"]]
+    wanted = torch.tensor(summary["value"], dtype=torch.float64)
     real = found.isfinite()  # the others belong to no class
     assert real.sum() > 30
-    assert (found - wanted)[real].abs().max() < 1e-6 * wanted.abs().max()  # read as float32
+    assert (found - wanted)[real].abs().max() < EXACT * wanted.abs().max()
 
 
 @pytest.mark.slow
@@ -324,7 +325,8 @@ def test_matches_at_the_edges(functions):
         for case in cases if isinstance(cases, list) else [cases]:
             boxes = torch.tensor(case["boxes"], dtype=torch.float32)
             for key, low_quality in (("on", "own"), ("off", "none")):
-                match = match_by_iou(boxes, anchors, matcher["high"], matcher["low"], low_quality)
+                thresholds = matcher["high"], matcher["low"]
+                match = match_by_iou(boxes, anchors, *thresholds, low_quality=low_quality)
                 assert match.tolist() == case[key]
 
 
@@ -336,18 +338,23 @@ def test_sizes_of_inputs(functions):
         assert list(resized_size(*row["photo"], *bounds)) == row["rounded"]
 
 
-@pytest.mark.parametrize(
-    ("key", "scale"), [("weights_1", (1.0,) * 4), ("weights_10_10_5_5", (0.1, 0.1, 0.2, 0.2))]
-)
-def test_coders(functions, key, scale):
-    coder = DeltaCoder(scale=scale, clamp_shrinking=False)
+CODERS = {
+    "weights_1": DeltaCoder(clamp_shrinking=False),
+    "weights_10_10_5_5": DeltaCoder(scale=(0.1, 0.1, 0.2, 0.2), clamp_shrinking=False),
+    "ltrb_by_size": DistanceCoder(order="ltrb"),
+}
+
+
+@pytest.mark.parametrize(("key", "coder"), CODERS.items())
+def test_coders(functions, key, coder):
     tensors = {
-        k: torch.tensor(functions["coders"][k]).double() for k in ("anchors", "boxes", "codes")
+        k: torch.tensor(functions["coders"][k], dtype=torch.float64)
+        for k in ("anchors", "boxes", "codes")
     }
     for function, given in ((encode, "boxes"), (decode, "codes")):
         found = function(coder, tensors["anchors"], tensors[given])
         wanted = torch.tensor(functions["coders"][key][function.__name__], dtype=torch.float64)
-        assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+        assert (found - wanted).abs().max() < EXACT * wanted.abs().max()
 
 
 def roi_head() -> RoIHead:

@@ -144,7 +144,7 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
             anchors,
             self.rpn_positive_iou,
             self.rpn_negative_iou,
-            self.rpn_low_quality,
+            low_quality=self.rpn_low_quality,
         )
         return match.masked_fill((match < 0) & inside_crowd(targets.crowds, anchors), IGNORE)
 

@@ -23,8 +23,8 @@ def match_by_iou(
     anchors: Tensor,
     positive: float,
     negative: float,
-    low_quality: LowQuality = "claimed",
     exists: Tensor | None = None,
+    low_quality: LowQuality = "claimed",
 ) -> Tensor:
     """RetinaNet's matching (section 4.1), ``(..., G, 4), (A, 4) -> (..., A)``.
 
@@ -33,11 +33,11 @@ def match_by_iou(
 
     Args:
         anchors: of all images, or of each ``(..., A, 4)``.
+        exists: ``(..., A)``, False where an anchor matches nothing.
         low_quality: what becomes of the anchors that overlap a box most, all that tie, whatever
             their IoU. ``"claimed"``: the box gets them, if they overlap it; of two boxes that claim
             one anchor the later. ``"own"``: each goes to the box that it overlaps most itself, as
             in torchvision, where a box that no anchor overlaps claims all. ``"none"``: nothing.
-        exists: ``(..., A)``, False where an anchor matches nothing.
     """
     match = _no_match(boxes, anchors)
     if boxes.shape[-2] == 0:

@@ -85,6 +85,8 @@ class RetinaNet(Method, frozen=True, tag="retinanet"):
 
     def match(self, anchors: Anchors, targets: Targets) -> Tensor:
         """Index of the box of each anchor ``(N, A)``, NEGATIVE or IGNORE."""
-        thresholds = self.positive_iou, self.negative_iou, self.low_quality
-        match = match_by_iou(targets.boxes, anchors.boxes, *thresholds, anchors.exists)
+        thresholds = self.positive_iou, self.negative_iou
+        match = match_by_iou(
+            targets.boxes, anchors.boxes, *thresholds, anchors.exists, self.low_quality
+        )
         return ignore_negatives(match, anchors, targets)

@@ -139,3 +139,18 @@ def test_the_authors_boxes_include_their_last_pixel():
     resize = plan_resize((400, 500), authors_config("fsaf_r50_sepc"))  # doubled
     boxes = resize.to_image(torch.tensor([[10.0, 20.0, 101.0, 201.0]]))
     assert boxes.tolist() == [[5.0, 10.0, 51.0, 101.0]]
+
+
+def test_torchvisions_inputs_are_cut_to_whole_pixels_and_resized_in_floats():
+    config = model_config("fasterrcnn_r50_fpn.tv_coco")
+    plan = plan_resize((480, 640), config)
+    assert plan.input_size == (800, 1066)
+    assert plan_resize((480, 640), model_config("fasterrcnn_r50_fpn")).input_size == (800, 1067)
+    pixels = torch.randint(256, (3, 480, 640), dtype=torch.uint8)
+    found = plan.to_input(pixels)
+    expected = torch.nn.functional.interpolate(
+        pixels[None].float(), size=(800, 1066), mode="bilinear", align_corners=False
+    )[0]
+    torch.testing.assert_close(found, expected)
+    boxes = plan.to_image(torch.tensor([[0.0, 0, 1066, 800]]))
+    torch.testing.assert_close(boxes, torch.tensor([[0.0, 0, 640, 480]]))

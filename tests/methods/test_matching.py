@@ -167,3 +167,25 @@ def test_a_crowd_takes_anchors_that_lie_in_it_by_more_than_half():
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [4.0, 0.0, 14.0, 10.0], [5.0, 0.0, 15.0, 10.0]])
     crowd = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     assert inside_crowd(crowd, anchors).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_low_quality_matches_may_stay_with_the_box_they_overlap_most_or_be_none(seed):
+    boxes = random_boxes(12, seed)
+    iou = box_iou(boxes, ANCHORS)
+    best, own = iou.max(dim=0)
+    plain = own.masked_fill(best < 0.5, IGNORE).masked_fill(best < 0.4, NEGATIVE)
+    assert torch.equal(match_by_iou(boxes, ANCHORS, 0.5, 0.4, low_quality="none"), plain)
+    kept = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
+    expected = torch.where(kept, own, plain)
+    assert torch.equal(match_by_iou(boxes, ANCHORS, 0.5, 0.4, low_quality="own"), expected)
+    padded = torch.cat([boxes, torch.zeros(2, 4)])
+    assert torch.equal(match_by_iou(padded, ANCHORS, 0.5, 0.4, low_quality="own"), expected)
+
+
+def test_each_image_may_have_anchors_of_its_own():
+    boxes = torch.stack([random_boxes(5, 0), random_boxes(5, 1)])
+    anchors = torch.stack([ANCHORS[:60], ANCHORS[60:120]])
+    match = match_by_iou(boxes, anchors, 0.5, 0.4)
+    for row, b, a in zip(match, boxes, anchors, strict=True):
+        assert torch.equal(row, match_by_iou(b, a, 0.5, 0.4))

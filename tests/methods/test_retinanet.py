@@ -2,10 +2,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from msgspec.structs import replace
 from small_batches import CLASSES, SIZES, anchors_of, losses_of, random_predictions, target
 
+from sepc_zoo.config import DeltaCoder
+from sepc_zoo.methods.losses import mean_terms
 from sepc_zoo.methods.matching import NEGATIVE, match_by_iou
-from sepc_zoo.ops.coders import encode_delta
+from sepc_zoo.methods.retinanet import RetinaNet
+from sepc_zoo.methods.targets import collate_targets
+from sepc_zoo.ops.coders import decode_delta, encode_delta
 from sepc_zoo.outputs import Predictions
 
 ANCHORS = anchors_of("retinanet").boxes
@@ -72,3 +77,41 @@ def test_ignored_anchors_learn_nothing():
         counted = match_by_iou(image["boxes"], ANCHORS, 0.5, 0.4) >= NEGATIVE
         assert not counted.all()
         assert torch.equal(grad.abs().sum(dim=1) > 0, counted)
+
+
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+def test_a_mean_of_images_is_that_of_each_alone(box_loss):
+    method = RetinaNet(box_loss=box_loss)
+    targets, predictions = [*TARGETS, target([], [])], random_predictions("retinanet", images=3)
+    anchors, coder = anchors_of("retinanet"), DeltaCoder()
+
+    def losses(method, part):
+        cut = predictions._replace(logits=predictions.logits[part], deltas=predictions.deltas[part])
+        collated = collate_targets(targets[part], predictions.deltas)
+        return mean_terms(method.loss(cut, anchors, collated, coder))
+
+    found = losses(replace(method, mean_of_images=True), slice(None))
+    alone = [losses(method, slice(i, i + 1)) for i in range(3)]
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, sum(part[name] for part in alone) / 3)
+    counts = replace(method, mean_of_images=True).counts(
+        anchors, collate_targets(targets, predictions.deltas)
+    )
+    assert {name: count.item() for name, count in counts.items()} == dict.fromkeys(found, 3)
+
+
+def test_giou_is_that_of_the_decoded_boxes():
+    predictions, anchors = random_predictions("retinanet"), anchors_of("retinanet")
+    collated = collate_targets(TARGETS, predictions.deltas)
+    total, _ = RetinaNet(box_loss="giou").loss(predictions, anchors, collated, DeltaCoder())[
+        "loss_box"
+    ]
+    expected = 0
+    for deltas, image in zip(predictions.deltas, TARGETS, strict=True):
+        match = match_by_iou(image["boxes"], ANCHORS, 0.5, 0.4)
+        positive = match >= 0
+        boxes = decode_delta(ANCHORS[positive], deltas[positive])
+        expected = expected + torchvision.ops.generalized_box_iou_loss(
+            boxes, image["boxes"][match[positive]], reduction="sum"
+        )
+    torch.testing.assert_close(total, expected)

@@ -102,3 +102,10 @@ def test_anchors_exist_on_cells_that_start_inside_of_their_image_and_its_own_pad
                 for column, cell in enumerate(cells):
                     inside = row * stride < height and column * stride < width
                     assert cell.tolist() == [inside] * config.per_cell
+
+
+def test_sizes_of_squares_may_be_whole_pixels_as_torchvisions():
+    config = AnchorConfig(ratios=(1.0,), centre="corner", whole_sizes=True)
+    found = cell_anchors(config, 8)
+    assert (found[:, 2] - found[:, 0]).tolist() == [32, 40, 50]
+    assert (found[:, :2] == -found[:, 2:]).all()

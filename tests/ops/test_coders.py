@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from sepc_zoo.config import DistanceCoder, DistributionCoder
+from sepc_zoo.config import DeltaCoder, DistanceCoder, DistributionCoder
 from sepc_zoo.ops.coders import (
     MAX_SIDE_RATIO,
     decode,
@@ -123,3 +125,13 @@ def test_a_distribution_decodes_to_its_expectation(pairs):
     inside = (encode(coder, anchors, boxes) == bins).all(dim=1)
     assert inside.any()
     torch.testing.assert_close(decode(coder, anchors, logits)[inside], boxes[inside])
+
+
+def test_sides_may_shrink_without_bound():
+    anchor, deltas = torch.tensor([0.0, 0, 32, 32]), torch.tensor([0.0, 0, -9, 9])
+    box = decode(DeltaCoder(clamp_shrinking=False), anchor, deltas)
+    width, height = (box[2:] - box[:2]).tolist()
+    assert width == pytest.approx(32 * math.exp(-9), rel=1e-3)
+    assert height == pytest.approx(32 * 62.5)
+    width, height = (decode(DeltaCoder(), anchor, deltas)[2:] - 16).mul(2).tolist()
+    assert width == pytest.approx(32 / 62.5, rel=1e-3)
