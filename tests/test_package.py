@@ -30,15 +30,6 @@ LAYERS = [
 ]
 # Imports upwards that are meant, with the reason.
 ALLOWED: dict[tuple[str, str], str] = {}
-# Imports upwards that are to go; an entry that is gone is deleted here.
-TO_GO: set[tuple[str, str]] = set()
-# Gaps in the documentation of public functions that are to go.
-UNDOCUMENTED: set[str] = {
-    "Detector.loss_counts: shapes",
-    "Detector.loss_terms: shapes",
-    "Detector.pad_small: errors",
-    "Detector.pad_small: shapes",
-}
 
 # Libraries that a model does not need.
 HEAVY = {
@@ -98,7 +89,7 @@ def test_imports_run_downwards():
         for other in own_imports(path)
         if not layers_of(other) or layers_of(other) < layers_of(name)
     }
-    assert upwards - {*ALLOWED} == TO_GO
+    assert upwards - {*ALLOWED} == set()
 
 
 # Imports
@@ -198,7 +189,7 @@ def test_public_functions_document_shapes_and_errors():
             undocumented.add(f"{name}: errors")
         if not text:
             undocumented.add(f"{name}: everything")
-    assert undocumented == UNDOCUMENTED
+    assert undocumented == set()
 
 
 # Requirements

@@ -51,7 +51,10 @@ class Detector(PredictMixin, nn.Module):
         raise NotImplementedError
 
     def loss_terms(self, outputs: Any, targets: Sequence[Target]) -> Terms:
-        """The terms of ``loss`` as sums over this process's images, and the counts to divide by."""
+        """The terms of ``loss`` as sums over this process's images, and the counts to divide by.
+
+        Targets are as in ``loss``: ``boxes (G, 4)``, ``labels (G,)``.
+        """
         raise NotImplementedError
 
     def postprocess(
@@ -93,13 +96,15 @@ class Detector(PredictMixin, nn.Module):
 
         Args:
             image_size: height and width of the batch, pixels.
+            targets: as in ``loss``: ``boxes (G, 4)``, ``labels (G,)``.
         """
         return None
 
     def forward_layers(self, images: Tensor) -> None:
-        """Run every layer on as much as ``forward`` does at most, without looking at values.
+        """Run every layer at its maximal size, without reading values, to count operations.
 
-        Operations are counted so, on the meta device.
+        Args:
+            images: ``(N, 3, H, W)``, on the meta device.
         """
         self(images)
 
@@ -113,7 +118,11 @@ class Detector(PredictMixin, nn.Module):
         return self.neck(pyramid)
 
     def pad_small(self, images: Tensor) -> Tensor:
-        """Zeros to the right and below, where a side is too short for the pyramid."""
+        """Pad images ``(N, 3, H, W)`` with zeros to the right and below, if too small for the pyramid.
+
+        Raises:
+            ValueError: they are no batch of images with three channels.
+        """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
