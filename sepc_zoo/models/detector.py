@@ -118,7 +118,7 @@ class Detector(PredictMixin, nn.Module):
         return self.neck(pyramid)
 
     def pad_small(self, images: Tensor) -> Tensor:
-        """Pad images ``(N, 3, H, W)`` with zeros to the right and below, if too small for the pyramid.
+        """Pad images ``(N, 3, H, W)`` that are too small for the pyramid, to the right and below.
 
         Raises:
             ValueError: they are no batch of images with three channels.
