@@ -120,6 +120,8 @@ WRONG = {
     "model_args.backbone": (None, 3, {}, {"name": "../x"}, {"name": "http://x"}),
     "model_args.inclusive_boxes": (0, 1, "yes", None),
     "model_args.backbone.kwargs": (None, [], "x", {"pretrained": True}, {"a": 10**9}),
+    "model_args.backbone.stride_in_1x1": (1, "yes", None),
+    "model_args.backbone.deform_stages": (None, 4, [0], [5], [4, 4], [4.5], ["4"], [1, 2, 3, 4, 4]),
     "model_args.method.positive_iou": (None, [], "x", 2, float("nan")),
     "model_args.neck": (None, [], "sepc", 0, True, {}, {"type": "bifpn"}),
     "model_args.neck.blocks": (0, 33, 10**9, 4.5, "4"),
