@@ -141,6 +141,7 @@ WRONG = {
     "pretrained_cfg.image_size": ([0, 1333], [1333, 800], [800], [800, 10**9], [800.5, 1333], None),
     "pretrained_cfg.pad_multiple": (0, -32, 10**9, 32.5),
     "pretrained_cfg.antialias": (0, "no"),
+    "pretrained_cfg.keep_ratio": (0, "no", None),
     "pretrained_cfg.authors_ap": ("41.0", [41.0], True, float("nan"), float("inf")),
 }
 
