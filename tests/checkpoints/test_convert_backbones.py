@@ -1,5 +1,6 @@
 """What backbones of other projects need on their way into timm's; see test_parity_backbones."""
 
+import json
 import math
 import re
 
@@ -13,6 +14,7 @@ from sepc_zoo.checkpoints.convert.openmmlab import (
     renames,
     split_attention,
 )
+from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
 from sepc_zoo.config import BackboneConfig, SEPCNeck
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.registry import UnknownModelError
@@ -133,3 +135,46 @@ def test_what_is_folded_keeps_its_type_and_shape():
     assert fold("backbone.body.stages_0.blocks.0.mlp.fc1.weight", pointwise).shape == (4, 2)
     assert fold("backbone.body.stages_0.blocks.0.mlp.fc1.weight", wide) is wide
     assert fold("head.cls.weight", pointwise) is pointwise
+
+
+@pytest.fixture(scope="module")
+def published(shared_reference):
+    """Tensors without values of published checkpoints, by the names of their configs."""
+    files = [shared_reference / name for name in ("openmmlab", "openmmlab_more", "universenet")]
+    shapes = [json.loads((file / "state_dict_shapes.json").read_text()) for file in files]
+    return {
+        name: {key: torch.empty(shape, device="meta") for key, shape in tensors.items()}
+        for part in shapes
+        for name, tensors in part.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "tensor"),
+    [
+        ("retinanet_pvtv2-b1_fpn_1x_coco", "retinanet_pvtv2-b0_fpn_1x_coco", "patch_embed.proj"),
+        ("retinanet_pvtv2-b2_fpn_1x_coco", "retinanet_pvtv2-b1_fpn_1x_coco", "stages_0.blocks.2"),
+        ("retinanet_r50_fpn_1x_coco", "retinanet_pvtv2-b0_fpn_1x_coco", "patch_embed.proj"),
+        ("atss_r50_fpn_1x_coco", "atss_r50_fpn_sepc_noibn_1x_coco", "neck.pconvs.0.from_finer"),
+        ("atss_r50_fpn_sepc_noibn_1x_coco", "atss_r50_fpn_1x_coco", "head.cls_tower.0.weight"),
+        (UNIVERSENET, "gfl_r50_fpn_1x_coco", "backbone.body.conv1.weight"),
+        ("gfl_r50_fpn_1x_coco", UNIVERSENET, "backbone.body.layer4.0.conv2.offset"),
+    ],
+)
+def test_another_variant_is_refused_by_its_tensors(published, file, name, tensor):
+    with torch.device("meta"), pytest.raises(CheckpointError, match=re.escape(tensor)):
+        from_openmmlab(published[file], name)
+
+
+@pytest.mark.parametrize("stage", [3, 4])
+def test_other_deformable_stages_are_refused_by_their_offsets(published, stage):
+    """Without its offsets, the checkpoint would load into a plain ResNet."""
+    conv = f"backbone.layer{stage}.1.conv2.conv_offset"
+    state = dict(published[UNIVERSENET])
+    if stage == 4:
+        del state[f"{conv}.bias"]
+    else:
+        state[f"{conv}.bias"] = torch.empty(18)
+    ours = f"backbone.body.layer{stage}.1.conv2.offset.bias"
+    with torch.device("meta"), pytest.raises(CheckpointError, match=re.escape(ours)):
+        from_openmmlab(state, UNIVERSENET)

@@ -127,7 +127,7 @@ def renames(keys: Iterable[str]) -> dict[str, str]:
 
 def split_attention(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint with the projection of queries apart from that of keys and values."""
-    split = {}
+    split: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         start, stacked, kind = key.partition("attn.in_proj_")
         if stacked:
