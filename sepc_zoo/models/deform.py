@@ -67,7 +67,13 @@ def deform_stages(trunk: nn.Module, info: Any, stages: Iterable[int], name: str)
 
 def _is_3x3(conv: Any) -> bool:
     return (
-        isinstance(conv, nn.Conv2d)
+        type(conv) is nn.Conv2d  # subclasses standardize their weights, or pad in other ways
         and (conv.kernel_size, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1))
         and conv.groups == 1
     )
+
+
+def offset_names(trunk: nn.Module) -> set[str]:
+    """Names of the tensors that deformable convolutions have and timm's weights lack."""
+    convs = [path for path, module in trunk.named_modules() if isinstance(module, DeformConv2d)]
+    return {f"{path}.offset.{kind}" for path in convs for kind in ("weight", "bias")}

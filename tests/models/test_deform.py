@@ -137,6 +137,7 @@ def test_it_is_built_without_memory():
     [
         ("convnext_atto", {"in_chans": 3}),  # no convolution of this name
         ("resnext50_32x4d", {"in_chans": 3}),  # with groups
+        ("resnetv2_50x1_bit", {"in_chans": 3}),  # with standardized weights
         ("resnet18", {"output_stride": 16}),  # dilated, and not at stride 32
     ],
 )
