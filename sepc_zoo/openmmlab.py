@@ -50,7 +50,7 @@ SEPC_WITHOUT_NORM = {"norm": False, "padding": 0}
 # Caffe's backbones take BGR in 0..255 without deviation, which is folded into their first
 # convolution. That of FCOS without tricks has Detectron's mean.
 DETECTRON_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
-# UniverseNet-20.08s by the middle of its configs' names. The small ones see squares.
+# UniverseNet-20.08s: our name, and the input by the middle part of their names.
 UNIVERSENET = "gfl_resnet50c_sepc_lite"
 UNIVERSENET_WEIGHTS: dict[str, Mapping[str, Any]] = {
     "fp16_4x4_mstrain_480_960": {},
@@ -58,7 +58,7 @@ UNIVERSENET_WEIGHTS: dict[str, Mapping[str, Any]] = {
     "fp16_4x16_micro_mstrain_128_256": {"image_size": (224, 224), "keep_ratio": False},
 }
 UNIVERSENET_NAME = re.compile(rf"universenet50_2008s_({'|'.join(UNIVERSENET_WEIGHTS)})_2x_coco")
-# Configs by our names, where these do not tell them.
+# Their names by ours, where no rule gives them.
 CONFIG_NAMES = {
     "atss_r50_sepc": "atss_r50_fpn_sepc_noibn_1x_coco",
     UNIVERSENET: "universenet50_2008s_fp16_4x4_mstrain_480_960_2x_coco",

@@ -130,7 +130,7 @@ def split_attention(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     split: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         start, stacked, kind = key.partition("attn.in_proj_")
-        if stacked:
+        if stacked and value.ndim:
             rows = value.shape[0] // 3
             split |= {f"{start}q.{kind}": value[:rows], f"{start}kv.{kind}": value[rows:]}
         else:
@@ -139,7 +139,7 @@ def split_attention(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fold(name: str, value: Tensor) -> Tensor:
-    """The value that our tensor of this name has."""
+    """Convert the value of a tensor to that of ours, by our name."""
     if BEFORE_NORM.search(name):
         return (value.double() * math.sqrt(10)).to(value.dtype)
     is_pointwise = LINEAR.search(name) and value.shape[2:] == (1, 1)
