@@ -154,6 +154,8 @@ class BackboneConfig(Entry, frozen=True):
     kwargs: dict[str, Any] = {}  # arguments for timm.create_model
     norm_eps: Fraction | None = None  # epsilon of all norms; None: timm's own
     stride_in_1x1: bool = False  # a ResNet's stages halve in their first 1x1, as in Caffe's
+    # Stages of a ResNet whose 3x3 convolutions are deformable; the fourth ends in C5.
+    deform_stages: Annotated[tuple[Annotated[int, Meta(ge=1, le=4)], ...], Meta(max_length=4)] = ()
 
     def __post_init__(self) -> None:
         _require(
@@ -162,6 +164,8 @@ class BackboneConfig(Entry, frozen=True):
         _check_kwargs(self.kwargs, "backbone.kwargs")
         refused = sorted(REFUSED_BACKBONE_KWARGS & set(self.kwargs))
         _require(not refused, f"backbone.kwargs: {refused} select weights, not a model")
+        stages = self.deform_stages
+        _require(len({*stages}) == len(stages), f"backbone.deform_stages {stages} has duplicates")
 
 
 class FPNConfig(Entry, frozen=True):
@@ -292,6 +296,7 @@ class WeightsConfig(Entry, frozen=True):
     mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB in 0..1
     std: tuple[float, float, float] = IMAGENET_STD
     image_size: tuple[int, int] = (800, 1333)  # short side, largest long side; pixels
+    keep_ratio: bool = True  # False: an image is stretched to image_size
     pad_multiple: Annotated[int, Meta(ge=1, le=4096)] = 32  # both sides of a batch, pixels
     antialias: bool = True  # when an image is made smaller; the SEPC authors resize without
     resize_floats: bool = False  # resized pixels are not rounded to whole grey levels

@@ -16,6 +16,7 @@ from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.models.build import build
+from sepc_zoo.models.deform import offset_names
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.published import find_row
 from sepc_zoo.registry import is_model, model_config, neck_name, with_classes
@@ -114,13 +115,16 @@ def load_model(source: str | Path, **kwargs: Any) -> Detector:
 def load_backbone(model: Detector, path: str | Path) -> None:
     """Load a safetensors file of timm's into the backbone; a classifier in it is left out.
 
+    Offsets of deformable convolutions stay as they are.
+
     Raises:
         HubError: the file cannot be read.
         ConfigError: a tensor that the backbone needs is not there or has another shape.
     """
     state = {_flat(key): value for key, value in read_weights(Path(path)).items()}
     trunk = model.backbone.trunk
-    wanted = trunk.state_dict()
+    new = offset_names(trunk)
+    wanted = {key: value for key, value in trunk.state_dict().items() if key not in new}
     problems = [
         key
         for key, value in wanted.items()
@@ -131,7 +135,7 @@ def load_backbone(model: Detector, path: str | Path) -> None:
             f"{path} does not fit backbone {model.config.backbone.name}: {len(problems)} tensors "
             f"are missing or misshapen, the first {problems[:3]}"
         )
-    trunk.load_state_dict({key: state[_flat(key)] for key in wanted})
+    trunk.load_state_dict({key: state[_flat(key)] for key in wanted}, strict=False)
 
 
 def _flat(key: str) -> str:

@@ -120,6 +120,8 @@ WRONG = {
     "model_args.backbone": (None, 3, {}, {"name": "../x"}, {"name": "http://x"}),
     "model_args.inclusive_boxes": (0, 1, "yes", None),
     "model_args.backbone.kwargs": (None, [], "x", {"pretrained": True}, {"a": 10**9}),
+    "model_args.backbone.stride_in_1x1": (1, "yes", None),
+    "model_args.backbone.deform_stages": (None, 4, [0], [5], [4, 4], [4.5], ["4"], [1, 2, 3, 4, 4]),
     "model_args.method.positive_iou": (None, [], "x", 2, float("nan")),
     "model_args.neck": (None, [], "sepc", 0, True, {}, {"type": "bifpn"}),
     "model_args.neck.blocks": (0, 33, 10**9, 4.5, "4"),
@@ -139,6 +141,7 @@ WRONG = {
     "pretrained_cfg.image_size": ([0, 1333], [1333, 800], [800], [800, 10**9], [800.5, 1333], None),
     "pretrained_cfg.pad_multiple": (0, -32, 10**9, 32.5),
     "pretrained_cfg.antialias": (0, "no"),
+    "pretrained_cfg.keep_ratio": (0, "no", None),
     "pretrained_cfg.authors_ap": ("41.0", [41.0], True, float("nan"), float("inf")),
 }
 

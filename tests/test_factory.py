@@ -190,6 +190,18 @@ def test_a_file_of_timms_fits_the_backbone(backbone, tmp_path):
         assert torch.equal(value, theirs[key.replace(".", "_")])
 
 
+def test_a_file_of_timms_fits_a_backbone_with_deformable_stages(tmp_path):
+    path = tmp_path / "whole.safetensors"
+    save_file(timm.create_model("resnet18").state_dict(), path)
+    plain = create_model("fsaf_r18_fpn", channels=16)
+    deform = create_model("fsaf_r18_fpn", channels=16, backbone={"deform_stages": [4]})
+    for model in (plain, deform):
+        load_backbone(model, path)
+    images = torch.randn(1, 3, 64, 64)
+    for ours, expected in zip(deform.backbone(images), plain.backbone(images), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_a_file_of_another_backbone_is_refused(model, tmp_path):
     path = tmp_path / "r34.safetensors"
     save_file(timm.create_model("resnet34").state_dict(), path)

@@ -1,30 +1,14 @@
 """Equality with openmmlab's detectors, on figures that were read off mmdetection 3.3."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from module_files import import_file
-from torch import Tensor
+from openmmlab_goldens import GOLDENS, Golden, assert_maps_equal, by_level, published_shapes
 
-from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab, renames
+from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab
 from sepc_zoo.config import override
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.openmmlab import our_name
 
-FOLDERS = ("openmmlab", "openmmlab_more")
-MORE_GOLDENS = ("atss_r50_fpn_sepc_noibn_1x_coco", "retinanet_r50-caffe_fpn_1x_coco")
-GOLDENS = (
-    *MORE_GOLDENS,
-    "retinanet_r50_fpn_1x_coco",
-    "freeanchor_r50_fpn_1x_coco",
-    "fsaf_r50_fpn_1x_coco",
-    "atss_r50_fpn_1x_coco",
-    "gfl_r50_fpn_1x_coco",
-    "fcos_r50-caffe_fpn_gn-head_1x_coco",
-    "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco",
-)
 OUR_TERMS = {
     "loss_cls": "loss_cls",
     "loss_bbox": "loss_box",
@@ -33,81 +17,17 @@ OUR_TERMS = {
     "positive_bag_loss": "loss_positive_bag",
     "negative_bag_loss": "loss_negative_bag",
 }
-IMAGENET_STD = torch.tensor([58.395, 57.12, 57.375], dtype=torch.float64)[:, None, None]
 pytestmark = pytest.mark.slow
 
 
-class Golden:
-    """The figures of a golden file, and our model with its inputs."""
-
-    def __init__(self, reference: Path, name: str) -> None:
-        folder = reference / FOLDERS[name in MORE_GOLDENS]
-        weights = import_file(folder / "repeatable_weights.py")
-        self.figures = json.loads((folder / "given" / f"{name}.json").read_text())
-        shapes = published_shapes(reference)[name]
-        state = weights.repeatable_state_dict(shapes, self.figures["salt"])
-        self.names = renames(state)
-        self.model = from_openmmlab({key: value.double() for key, value in state.items()}, name)
-        self.images = weights.input_batch(**self.figures["input"])
-        if "caffe" in name:  # given as BGR of standard deviation 1
-            self.images = self.images.flip(1) / IMAGENET_STD
-        self.sizes = [tuple(size) for size in self.figures["img_shape"]]
-        with torch.no_grad():
-            self.features = self.model.backbone(self.images)
-            self.pyramid = self.model.fpn(self.features)
-            self.necks = self.model.neck(self.pyramid)
-            self.outputs = self.model(self.images)
-
-    def targets(self, step: dict) -> list[dict[str, Tensor]]:
-        return [
-            {
-                "boxes": torch.tensor(target["boxes"], dtype=torch.float64).reshape(-1, 4),
-                "labels": torch.tensor(target["labels"], dtype=torch.long),
-                "image_size": torch.tensor(size),
-            }
-            for target, size in zip(step["targets"], self.sizes, strict=True)
-        ]
-
-
-def published_shapes(reference: Path) -> dict[str, dict[str, list[int]]]:
-    """Name and shape of every tensor of the published checkpoints, by one of their names."""
-    files = [reference / name / "state_dict_shapes.json" for name in FOLDERS]
-    return {k: v for file in files for k, v in json.loads(file.read_text()).items()}
-
-
-@pytest.fixture(scope="module", params=GOLDENS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((folder, name), id=name) for folder, names in GOLDENS.items() for name in names
+    ],
+)
 def golden(request, shared_reference) -> Golden:
-    return Golden(shared_reference, request.param)
-
-
-def assert_equal(value: Tensor, summary: dict, tolerance: float = 1e-9) -> None:
-    assert list(value.shape) == summary["shape"]
-    value = value.detach().contiguous().flatten()
-    samples = torch.tensor(summary["value"], dtype=value.dtype)
-    error = (value[summary["index"]] - samples).abs().max()
-    assert error < tolerance * samples.abs().max()
-    for name, of in (
-        ("mean", value.mean()),
-        ("std", value.std(correction=0)),
-        ("l2", value.norm()),
-    ):
-        assert of.item() == pytest.approx(summary[name], rel=tolerance, abs=tolerance), name
-
-
-def assert_maps_equal(values: list[Tensor], summaries: list[dict]) -> None:
-    for value, summary in zip(values, summaries, strict=True):
-        assert_equal(value, summary)
-
-
-def by_level(golden: Golden, values: Tensor) -> list[Tensor]:
-    """Maps ``(N, anchors * V, H, W)`` of each level, as the original has them."""
-    outputs = golden.outputs
-    return [
-        level.reshape(len(level), h, w, -1).permute(0, 3, 1, 2)
-        for level, (h, w) in zip(
-            values.split(outputs.level_lengths, dim=1), outputs.sizes, strict=True
-        )
-    ]
+    return Golden(shared_reference, *request.param)
 
 
 def test_maps_equal_the_originals(golden):
@@ -115,6 +35,7 @@ def test_maps_equal_the_originals(golden):
     assert_maps_equal(golden.features, figures["backbone"][1:])
     assert_maps_equal(golden.pyramid, figures["fpn"])
     if "sepc_cls" in figures:
+        assert_maps_equal(golden.model.neck.pconvs[0](golden.pyramid), figures["first_pconv"])
         assert_maps_equal(golden.necks[0], figures["sepc_cls"])
         assert_maps_equal(golden.necks[1], figures["sepc_box"])
     assert_maps_equal(by_level(golden, outputs.logits), figures["cls_score"])
@@ -148,9 +69,7 @@ def test_detections_beyond_the_hundred_best_equal_the_originals(golden, monkeypa
 
 @pytest.mark.parametrize("step", range(3))
 def test_training_steps_equal_the_originals(golden, step):
-    model, figures = golden.model.train(), golden.figures["steps"][step]
-    model.backbone.eval()
-    model.zero_grad()
+    model, figures = golden.train(), golden.figures["steps"][step]
     losses = model.loss(model(golden.images), golden.targets(figures))
     total = sum(losses.values())
     total.backward()
@@ -159,10 +78,8 @@ def test_training_steps_equal_the_originals(golden, step):
     expected = {k: sum(v) if isinstance(v, list) else v for k, v in expected.items()}
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert total.item() == pytest.approx(figures["total_loss"], rel=1e-9)
-    parameters = dict(model.named_parameters())
     for name, norm in figures["grad_l2"].items():
-        ours = parameters[golden.names[name]].grad.norm().item()
-        assert ours == pytest.approx(norm, rel=1e-9, abs=1e-12), name
+        assert golden.gradient_norm(name) == pytest.approx(norm, rel=1e-9, abs=1e-12), name
 
 
 def test_what_the_recipe_freezes_is_the_stem_and_the_first_stage(golden):

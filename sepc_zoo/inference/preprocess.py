@@ -81,13 +81,16 @@ def plan_resize(
         bounds: largest short and long side of the input, pixels; by default the model's own.
     """
     weights = config.weights
-    bounds = bounds or weights.image_size
+    short, long = bounds or weights.image_size
+    size = resized_size(*image_size, short, long, rounded=weights.round_sides)
+    if not weights.keep_ratio:
+        size = (short, long) if image_size[0] <= image_size[1] else (long, short)
     return Resize(
         image_size,
-        resized_size(*image_size, *bounds, rounded=weights.round_sides),
+        size,
         antialias=weights.antialias,
         floats=weights.resize_floats,
-        inclusive_scale=resize_scale(*image_size, *bounds) if config.inclusive_boxes else None,
+        inclusive_scale=resize_scale(*image_size, short, long) if config.inclusive_boxes else None,
     )
 
 

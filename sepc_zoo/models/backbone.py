@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.config import BackboneConfig
 from sepc_zoo.errors import ConfigError
+from sepc_zoo.models.deform import deform_stages
 
 # Errors that timm raises for arguments that a model does not have or cannot be built with.
 TIMM_ERRORS = (
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
         if config.stride_in_1x1:
             move_strides(self.body, name)
         info: Any = self.body.feature_info
+        deform_stages(self.trunk, info, config.deform_stages, name)
         reductions = info.reduction()
         if not set(strides) <= set(reductions):
             raise ConfigError(

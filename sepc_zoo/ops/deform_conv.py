@@ -25,7 +25,7 @@ def deform_conv2d(
     maps: Sequence[Tensor],
     offsets: Sequence[Tensor],
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     stride: int,
     padding: int,
     fused: bool = False,
@@ -42,6 +42,8 @@ def deform_conv2d(
     """
     if not maps:
         return []
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
     device, dtype = maps[0].device.type, maps[0].dtype
     has_autocast = torch.amp.is_autocast_available(device)
     if has_autocast and torch.is_autocast_enabled(device):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sepc_zoo.config import override
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.inference.preprocess import open_image, open_images, plan_resize
 from sepc_zoo.registry import authors_config, model_config
@@ -132,6 +133,25 @@ def test_the_input_is_the_whole_image():
     assert resize.to_input(torch.zeros(3, 480, 643, dtype=torch.uint8)).shape == (3, 800, 1072)
     box = resize.to_image(torch.tensor([[0.0, 0.0, 1072, 800]]))
     torch.testing.assert_close(box, torch.tensor([[0.0, 0.0, 643, 480]]))
+
+
+@pytest.mark.parametrize(
+    ("size", "bounds", "expected"),
+    [
+        ((480, 643), (512, 512), (512, 512)),
+        ((100, 60), (224, 224), (224, 224)),
+        ((480, 643), (300, 400), (300, 400)),
+        ((643, 480), (300, 400), (400, 300)),
+    ],
+)
+def test_an_image_is_stretched_where_its_ratio_is_not_kept(size, bounds, expected):
+    config = override(model_config("fsaf_r18_fpn"), {"weights": {"keep_ratio": False}})
+    resize = plan_resize(size, override(config, {"weights": {"image_size": bounds}}))
+    assert resize.input_size == plan_resize(size, config, bounds).input_size == expected
+    assert resize.to_input(torch.zeros(3, *size, dtype=torch.uint8)).shape == (3, *expected)
+    (height, width), whole = expected, [[0.0, 0.0, *size[::-1]]]
+    box = resize.to_image(torch.tensor([[0.0, 0.0, width, height]]))
+    torch.testing.assert_close(box, torch.tensor(whole))
 
 
 def test_the_authors_boxes_include_their_last_pixel():

@@ -1,5 +1,6 @@
 """From openmmlab's checkpoints (mmdetection 2 and 3) to our models."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -16,6 +17,19 @@ from sepc_zoo.registry import UnknownModelError, model_config
 
 # The original's pconv.0, 1, 2 read the coarser, the same and the finer level.
 RENAMES = [
+    # PVTv2.
+    (r"^backbone\.layers\.0\.0\.", "backbone.patch_embed."),
+    (r"^backbone\.layers\.(\d)\.0\.", r"backbone.stages_\1.downsample."),
+    (r"^backbone\.layers\.(\d)\.1\.", r"backbone.stages_\1.blocks."),
+    (r"^backbone\.layers\.(\d)\.2\.", r"backbone.stages_\1.norm."),
+    (r"\.projection\.", ".proj."),
+    (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffn\.layers\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.dwconv."),
+    (r"\.ffn\.layers\.4\.", ".mlp.fc2."),
+    # The deep stem of a ResNet-C.
+    (r"^backbone\.stem\.7\.", "backbone.bn1."),
+    (r"^backbone\.stem\.", "backbone.conv1."),
     (r"^backbone\.", "backbone.body."),
     (r"^neck\.(?:0\.)?lateral_convs\.(\d)\.conv\.", r"fpn.lateral.\1."),
     (r"^neck\.(?:0\.)?fpn_convs\.([012])\.conv\.", r"fpn.output.\1."),
@@ -41,6 +55,10 @@ RENAMES = [
 TOWER_LAYER = re.compile(r"_tower\.(\d)\.(conv|gn)\.")
 BINS = "bbox_head.integral.project"  # 0, 1, 2, ...: no weight
 FIRST_CONV = "backbone.body.conv1.weight"
+# Convolutions before those layer norms of PVTv2 whose epsilon is 1e-6 in the original and 1e-5 in
+# timm: with sqrt(10) times their output, a norm has the same effect.
+BEFORE_NORM = re.compile(r"\.(?:patch_embed\.proj|downsample\.proj|attn\.sr)\.(?:weight|bias)$")
+LINEAR = re.compile(r"\.mlp\.fc[12]\.weight$")  # a 1x1 convolution in the original
 
 
 def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
@@ -49,7 +67,7 @@ def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
     A Caffe backbone becomes one that takes RGB normalized as for ImageNet.
 
     Args:
-        state_dict: theirs, with or without ``module.`` before its names.
+        state_dict: theirs or UniverseNet's, with or without ``module.`` before its names.
         name: name of their config, such as ``"atss_r50_fpn_1x_coco"``, or ours.
 
     Raises:
@@ -57,8 +75,9 @@ def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
         CheckpointError: a tensor is missing, left over or misshapen.
     """
     config = openmmlab_config(name)
+    state_dict = split_attention(state_dict)
     names = renames(state_dict)
-    state = {names[key]: value for key, value in state_dict.items() if key in names}
+    state = {names[key]: fold(names[key], state_dict[key]) for key in names}
     floats = [value.dtype for value in state.values() if value.is_floating_point()]
     precision = torch.float64 if torch.float64 in floats else torch.float32
     model = build(config).to(precision)
@@ -80,13 +99,11 @@ def openmmlab_config(name: str) -> DetectorConfig:
     Raises:
         UnknownModelError: there is no such model.
     """
-    ours = openmmlab.our_name(name)
-    if ours is None and "." not in name:  # our name without a tag: the plain recipe
-        name = f"{name.replace('_32x', '-32x').replace('_64x', '-64x')}_1x_coco"
-        ours = openmmlab.our_name(name)
+    theirs = name if openmmlab.our_name(name) else openmmlab.config_name(name)
+    ours = openmmlab.our_name(theirs)
     if ours is not None:
-        return override(model_config(ours), openmmlab.conventions(name))
-    if name.partition(".")[2].startswith("mmdet"):
+        return override(model_config(ours), openmmlab.conventions(theirs))
+    if name.partition(".")[2].startswith(("mmdet", "universenet")):
         return model_config(name)
     raise UnknownModelError(f"openmmlab has no model {name!r} that can be converted")
 
@@ -106,6 +123,27 @@ def renames(keys: Iterable[str]) -> dict[str, str]:
             new = re.sub(pattern, replacement, new)
         ours[key] = TOWER_LAYER.sub(layer, new)
     return ours
+
+
+def split_attention(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint with the projection of queries apart from that of keys and values."""
+    split: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        start, stacked, kind = key.partition("attn.in_proj_")
+        if stacked and value.ndim:
+            rows = value.shape[0] // 3
+            split |= {f"{start}q.{kind}": value[:rows], f"{start}kv.{kind}": value[rows:]}
+        else:
+            split[key] = value
+    return split
+
+
+def fold(name: str, value: Tensor) -> Tensor:
+    """Convert the value of a tensor to that of ours, by our name."""
+    if BEFORE_NORM.search(name):
+        return (value.double() * math.sqrt(10)).to(value.dtype)
+    is_pointwise = LINEAR.search(name) and value.shape[2:] == (1, 1)
+    return value.flatten(1) if is_pointwise else value
 
 
 def fold_bgr(weight: Tensor) -> Tensor:
