@@ -1,11 +1,23 @@
 """Equality with openmmlab's detectors, on figures that were read off mmdetection 3.3."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from openmmlab_goldens import GOLDENS, Golden, assert_maps_equal, by_level, published_shapes
+from module_files import import_file
+from openmmlab_goldens import (
+    GOLDENS,
+    IMAGENET_STD,
+    Golden,
+    assert_maps_equal,
+    by_level,
+    published_shapes,
+)
 
-from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab
+from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab, openmmlab_config
 from sepc_zoo.config import override
+from sepc_zoo.data.images import normalize, pad_and_stack, read_image, resize_image, resized_size
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.openmmlab import our_name
 
@@ -99,3 +111,61 @@ def test_every_published_checkpoint_converts_with_no_tensor_left_over(shared_ref
     for name, shapes in covered.items():
         state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
         assert isinstance(from_openmmlab(state, name), Detector)
+
+
+def photos(reference: Path, data: Path) -> list[tuple[Path, dict]]:
+    """Files of real photos, and what the originals make of them."""
+    figures = json.loads((reference / "openmmlab" / "given" / "pipeline.json").read_text())
+    return [(data / "coco_by_sa" / "val2017" / name, given) for name, given in figures.items()]
+
+
+def test_photos_give_the_inputs_of_the_originals(shared_reference, shared_data):
+    """Resizers differ by up to a grey level."""
+    for file, figures in photos(shared_reference, shared_data):
+        for name, given in figures["inputs"].items():
+            weights = openmmlab_config(name).weights
+            image = resize_image(
+                read_image(file),
+                resized_size(*given["ori_shape"], *weights.image_size),
+                antialias=weights.antialias,
+            )
+            assert list(image.shape[1:]) == given["img_shape"]
+            batch = pad_and_stack([image], weights.pad_multiple)
+            [ours] = normalize(batch, [tuple(given["img_shape"])], weights.mean, weights.std)
+            assert list(ours.shape) == given["input"]["shape"]
+            grey_levels, expected = ours * IMAGENET_STD.float(), given["input"]
+            is_bgr = "caffe" in name
+            ours = grey_levels.flip(0) if is_bgr else ours
+            channel = torch.tensor(expected["index"]) // ours[0].numel()
+            grey = 1.0 if is_bgr else 1 / IMAGENET_STD.flatten()[channel]
+            difference = ours.flatten()[expected["index"]] - torch.tensor(expected["value"])
+            assert (difference.abs() < 1.01 * grey).all()
+            mean = ours.mean().item()
+            assert mean == pytest.approx(expected["mean"], abs=0.2 if is_bgr else 0.2 / 57)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("retinanet_r50_fpn_1x_coco", 1),
+        ("gfl_r50_fpn_1x_coco", 3),  # random distributions hang on every grey level
+        ("fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco", 1),
+    ],
+)
+def test_photos_give_the_detections_of_the_originals(name, pixels, shared_reference, shared_data):
+    """Decoders and resizers differ by a grey level, so some of the hundred may be lost."""
+    folder = shared_reference / "openmmlab"
+    weights = import_file(folder / "repeatable_weights.py")
+    state = weights.repeatable_state_dict(published_shapes(shared_reference)[name])
+    model = from_openmmlab(state, name)
+    model.config = override(model.config, {"weights": {"image_size": (400, 667)}})
+    for file, figures in photos(shared_reference, shared_data):
+        found = model.predict(file, score_threshold=0.0)
+        given = figures["detections"][name]["found"]
+        assert sum(is_found(theirs, found, pixels) for theirs in given) >= 0.85 * len(given)
+
+
+def is_found(theirs: dict, ours, pixels: float) -> bool:
+    near = (ours.boxes - torch.tensor(theirs["box"])).abs().amax(dim=1) < pixels
+    near &= (ours.scores - theirs["score"]).abs() < (5e-3 if pixels == 1 else 2e-2)
+    return bool((near & (ours.labels == theirs["label"])).any())
