@@ -19,30 +19,30 @@ RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
 
 @dataclass(frozen=True, eq=False)
-class SplitTargets:
-    """The G annotated boxes of a split, image by image."""
+class SplitBoxes:
+    """The B boxes of a split."""
 
-    image: NDArray[np.int64]  # (G,), index of the record
-    bbox: NDArray[np.float64]  # (G, 4), x, y, width, height in pixels
-    labels: NDArray[np.int64]  # (G,)
-    iscrowd: NDArray[np.bool_]  # (G,)
-    area: NDArray[np.float64]  # (G,), pixels
+    image: NDArray[np.int64]  # (B,), index of the record
+    bbox: NDArray[np.float64]  # (B, 4), x, y, width, height in pixels
+    labels: NDArray[np.int64]  # (B,)
 
     def __len__(self) -> int:
         return len(self.image)
 
 
 @dataclass(frozen=True, eq=False)
-class SplitDetections:
-    """The D detections of a split, in the order of their file."""
+class SplitTargets(SplitBoxes):
+    """The annotated boxes of a split, image by image."""
 
-    image: NDArray[np.int64]  # (D,), index of the record
-    bbox: NDArray[np.float64]  # (D, 4), x, y, width, height in pixels
-    labels: NDArray[np.int64]  # (D,)
-    scores: NDArray[np.float64]  # (D,)
+    iscrowd: NDArray[np.bool_]  # (B,)
+    area: NDArray[np.float64]  # (B,), pixels
 
-    def __len__(self) -> int:
-        return len(self.image)
+
+@dataclass(frozen=True, eq=False)
+class SplitDetections(SplitBoxes):
+    """The detections of a split, in the order of their file."""
+
+    scores: NDArray[np.float64]  # (B,)
 
 
 def collect_targets(annotations: Annotations) -> SplitTargets:
@@ -104,10 +104,9 @@ def read_results(path: Path, annotations: Annotations) -> tuple[list[CocoResult]
         return results, 0
     try:
         image_of, category_of = _own_ids(content, annotations)
+        ids = {"image_id": image_of, "category_id": category_of}
         own = [
-            result
-            | {"image_id": image_of.get(result["image_id"], result["image_id"])}
-            | {"category_id": category_of.get(result["category_id"], result["category_id"])}
+            result | {key: known.get(result[key], result[key]) for key, known in ids.items()}
             for result in results
         ]
     except (KeyError, TypeError) as error:
@@ -138,12 +137,8 @@ def _own_ids(
     images, categories = content.get("images", []), content.get("categories", [])
     names = [record.path.name for record in annotations.records]
     if images and (duplicates := find_duplicates(names)):
-        raise DataError(
-            [
-                f"the split has several images {duplicates[0]}: "
-                "pass its detections as a plain list of COCO results"
-            ]
-        )
+        way_out = "pass its detections as a plain list of COCO results"
+        raise DataError([f"the split has several images {duplicates[0]}: {way_out}"])
     own_image = {record.path.name: record.image_id for record in annotations.records}
     own_category = dict(zip(annotations.label_names, annotations.category_ids, strict=True))
     return (
