@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from sepc_zoo.data.dataset import Batch
 
 WORKER_DIED = "DataLoader worker"  # start of torch's message about a dead worker
-PASSED_ON = "Caught "  # start of its message about an error in a living worker
+PASSED_ON = "Caught "  # start of torch's message about an error in a living worker
 
 
 @dataclass(eq=False)

@@ -211,14 +211,15 @@ def _parse_names(names: Any, number: Any, path: Path, bases: Sequence[Path]) -> 
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
         raise unreadable(f"{path}: names", "expected a list or numbers with names")
-    problems: list[Problem | str] = []
+    texts = []
     for key, name in names.items():
         if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-            problems.append(f"{path}: names: {key}: {name!r} is no text; put it in quotes")
+            texts.append(f"{key}: {name!r} is no text; put it in quotes")
         elif not re.fullmatch("[0-9]+", str(key)):
-            problems.append(f"{path}: names: {key!r} is no class number")
-    if problems:
-        raise DataError(problems)
+            texts.append(f"{key!r} is no class number")
+    if texts:
+        where = f"{path}: names"
+        raise DataError([Problem("unreadable annotations", where, text) for text in texts])
     return dict(sorted((int(key), str(name)) for key, name in names.items()))
 
 

@@ -1,7 +1,6 @@
 """Problems of a data set, by file and entry: every image is decoded, every box checked.
 
-Errors are what a training would refuse at its start or stumble over later; warnings are what it
-would take as it is; notes are no faults.
+Errors stop a training, at its start or later; warnings do not; notes are no faults.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ from sepc_zoo.data.problems import (
 )
 
 MAX_OVERHANG = 0.01  # pixels outside the image that are taken for rounding
-MIN_SIDE = 1.0  # pixels; smaller boxes are slips of the mouse
+MIN_SIDE = 1.0  # pixels; smaller boxes are taken for accidents
 MAX_ELONGATION = 20.0  # long side over short side
 
 
