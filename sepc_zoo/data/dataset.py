@@ -1,8 +1,4 @@
-"""From annotations to batches.
-
-Images and augmentations of an epoch depend on seed and epoch alone, not on the number of workers or
-processes.
-"""
+"""From annotations to batches, the same with any number of workers and processes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -55,8 +51,8 @@ class Batch(NamedTuple):
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """The images of ``annotations`` with their targets, each through ``transform``.
 
-    Random augmentation is a function of seed, epoch and index alone, so a run is the same with any
-    number of workers and after an interruption. ``set_epoch`` also reaches persistent workers.
+    Random augmentation is a function of seed, epoch and index alone, also after an interruption.
+    ``set_epoch`` also reaches persistent workers.
 
     An image that can no longer be read becomes a grey one without boxes; ``unreadable`` of its
     target names the reason.

@@ -121,14 +121,13 @@ def new_detector(name: str, setting: Setting) -> Detector:
 
 
 def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
-    def postprocess(predictions: Any) -> Any:
-        return detector.postprocess(predictions, setting.image_sizes)
-
-    def loss(predictions: Any, targets: list[dict[str, Tensor]]) -> Tensor:
-        return sum_terms(detector.loss(predictions, targets))
-
-    parts = detector if isinstance(detector, DenseDetector) else None
-    return BenchmarkModel(detector, postprocess, loss, detector.config.num_classes, parts)
+    return BenchmarkModel(
+        detector,
+        lambda predictions: detector.postprocess(predictions, setting.image_sizes),
+        lambda predictions, targets: sum_terms(detector.loss(predictions, targets)),
+        detector.config.num_classes,
+        detector if isinstance(detector, DenseDetector) else None,
+    )
 
 
 def finish(model: BenchmarkModel, setting: Setting) -> BenchmarkModel:

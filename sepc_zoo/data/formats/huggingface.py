@@ -1,8 +1,4 @@
-"""Hugging Face's object detection layout: images with ``objects: {bbox, category}``.
-
-Either a folder of images with ``metadata.jsonl`` or ``metadata.csv``, or a table that the
-``datasets`` library reads: parquet files, a folder of ``save_to_disk``, a data set of the hub.
-"""
+"""Hugging Face's object detection layout: images with ``objects: {bbox, category}``."""
 
 import csv
 import glob

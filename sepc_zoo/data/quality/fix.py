@@ -62,7 +62,7 @@ class Change(NamedTuple):
 def write_clean_copy(
     check: DataCheck, target: Path, link: bool = False, progress: Progress = NO_PROGRESS
 ) -> list[Change]:
-    """Write what is usable of a checked data set as COCO, with ``changes.csv``.
+    """Write what is usable of a checked data set as COCO; return the changes of ``changes.csv``.
 
     Left out are broken images and entries, boxes without area or of a pixel or less, and
     duplicates; boxes are clipped to their images. Where the annotation has an image's size from
@@ -76,9 +76,6 @@ def write_clean_copy(
         target: The folder to make; it appears complete or not at all.
         link: Hard-link the image files instead of copying them, where the disk allows it.
         progress: As in ``check_data``.
-
-    Returns:
-        All changes, in the order of ``changes.csv``.
 
     Raises:
         FileExistsError: ``target`` is there already.
