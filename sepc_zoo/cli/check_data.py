@@ -38,7 +38,7 @@ def run(arguments: Arguments) -> int:
     from rich.console import Console
 
     from sepc_zoo.cli.data_report import show_findings, write_samples, write_statistics
-    from sepc_zoo.data.quality.check import Finding, check_data, joint_splits
+    from sepc_zoo.data.quality.check import Finding, check_data
     from sepc_zoo.data.quality.fix import clean_listing, write_clean_copy
     from sepc_zoo.files import write_csv
     from sepc_zoo.inference.progress import progress_bar
@@ -49,13 +49,12 @@ def run(arguments: Arguments) -> int:
     console = Console()
     check = check_data(root, arguments.split, progress_bar, arguments.format)
     write_csv(output / "findings.csv", Finding._fields, check.findings)
-    joint = joint_splits(check.listings, check.files)
-    for split, parts in joint.items():
+    for split, parts in check.joint.items():
         print(f"{split} is {' and '.join(parts)} together; figures and samples are of these")
     clean = {
         split: clean_listing(listing, check.files)
         for split, listing in check.listings.items()
-        if split not in joint
+        if split not in check.joint
     }
     written = ["findings.csv", *write_statistics(clean, output, console)]
     samples = output / "samples.png"

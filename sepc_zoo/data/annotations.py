@@ -149,6 +149,18 @@ def find_duplicates(keys: Iterable[K]) -> list[K]:
     return [key for key, number in Counter(keys).items() if number > 1]
 
 
+def unite_classes(listings: Iterable[Listing]) -> dict[str, int]:
+    """Find the classes of all listings by name, in order of first appearance, with unique ids.
+
+    A class keeps its first category id unless another class has it already.
+    """
+    wanted: dict[str, int | None] = {}
+    for listing in listings:
+        for name, category_id in zip(listing.label_names, listing.category_ids, strict=True):
+            wanted.setdefault(name, category_id)
+    return unique_ids(wanted)
+
+
 def unique_ids(wanted: Mapping[K, int | None]) -> dict[K, int]:
     """Give each key the id it wants, or a new one where it wants none or an earlier key has it."""
     owner: dict[int, K] = {}

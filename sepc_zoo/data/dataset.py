@@ -1,12 +1,8 @@
-"""From annotations to batches.
-
-Images and augmentations of an epoch depend on seed and epoch alone, not on the number of workers or
-processes.
-"""
+"""From annotations to batches, the same with any number of workers and processes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -51,11 +47,12 @@ class Batch(NamedTuple):
         return [text for target in self.targets for text in target["unreadable"]]
 
 
+@dataclass(eq=False)
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """The images of ``annotations`` with their targets, each through ``transform``.
 
-    Random augmentation is a function of seed, epoch and index alone, so a run is the same with any
-    number of workers and after an interruption. ``set_epoch`` also reaches persistent workers.
+    Random augmentation is a function of seed, epoch and index alone, also after an interruption.
+    ``set_epoch`` also reaches persistent workers.
 
     An image that can no longer be read becomes a grey one without boxes; ``unreadable`` of its
     target names the reason.
@@ -66,19 +63,13 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             least twice the size are then decoded at a fraction of it. None: decoded whole.
     """
 
-    def __init__(
-        self,
-        annotations: Annotations,
-        transform: Transform,
-        seed: int = 0,
-        mix: Mixer | None = None,
-        largest: tuple[float, float] | None = None,
-    ) -> None:
-        self.annotations = annotations
-        self.transform = transform
-        self.seed = seed
-        self.mix = mix
-        self.largest = largest
+    annotations: Annotations
+    transform: Transform
+    seed: int = 0
+    mix: Mixer | None = None
+    largest: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -96,21 +87,17 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def read(self, index: int) -> Sample:
         """Read an image, at a fraction of its size where ``largest`` allows it, and its target."""
         record = self.annotations.records[index]
-        target = make_target(record)
+        target, reduction = make_target(record), 1
+        if self.largest is not None:
+            reduction = fitting_reduction(record.size, resized_size(*record.size, *self.largest))
         try:
-            image = read_image(record.path, self.reduction(record.size))
+            image = read_image(record.path, reduction)
         except ImageError as error:
             grey = torch.full((3, *record.size), GREY, dtype=torch.uint8)
             nothing = select(target, torch.zeros(len(record.boxes), dtype=torch.bool))
             return grey, nothing | {"unreadable": [str(error)]}
         y, x = image.shape[-2] / record.size[0], image.shape[-1] / record.size[1]
         return image, target if x == y == 1 else scale(target, x, y)
-
-    def reduction(self, size: Size) -> int:
-        """Choose the divisor of an image's sides for decoding."""
-        if self.largest is None:
-            return 1
-        return fitting_reduction(size, resized_size(*size, *self.largest))
 
     def draw(self) -> Sample:
         """Read a random image."""
@@ -126,16 +113,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def subset(self, indices: Sequence[int]) -> "DetectionDataset":
         """Make a data set of the images at ``indices``."""
         records = tuple(self.annotations.records[i] for i in indices)
-        part = replace(self.annotations, records=records)
-        return DetectionDataset(part, self.transform, self.seed, self.mix, self.largest)
+        return replace(self, annotations=replace(self.annotations, records=records))
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[int]):
     """Shuffles by seed and by the data set's epoch, which is kept in one place only."""
 
-    def __init__(self, dataset: DetectionDataset, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
+    dataset: DetectionDataset
+    seed: int
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -73,7 +73,9 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> Tensor:
             return _decode_with_pil(data, reduction)
         if is_jpeg:  # torchvision's PNG decoder crashes over damaged pixels
             try:
-                return _decode_with_torchvision(data)
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                mode = torchvision.io.ImageReadMode.RGB
+                return torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
             except (RuntimeError, AttributeError):
                 # PIL reads some files that torchvision refuses, and gives the better reasons.
                 # torchvision announces to remove its decoders, which are faster.
@@ -86,13 +88,11 @@ def fitting_reduction(size: tuple[int, int], min_size: tuple[int, int]) -> int:
 
     Both sides are divided without a remainder, so that boxes fit to the last bit.
     """
-    sides = list(zip(size, min_size, strict=True))
-    fitting = (
-        reduction
-        for reduction in REDUCTIONS
-        if all(side % reduction == 0 and side >= reduction * least for side, least in sides)
-    )
-    return next(fitting, 1)
+    for reduction in REDUCTIONS:
+        sides = zip(size, min_size, strict=True)
+        if all(side % reduction == 0 and side >= reduction * least for side, least in sides):
+            return reduction
+    return 1
 
 
 def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, int]:
@@ -245,12 +245,6 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ImageError(f"{os.fspath(path)}: {reason}") from error
 
 
-def _decode_with_torchvision(data: bytes) -> Tensor:
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    mode = torchvision.io.ImageReadMode.RGB
-    return torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
-
-
 def _decode_with_pil(data: bytes, reduction: int = 1) -> Tensor:
     with Image.open(io.BytesIO(data)) as file:
         if reduction > 1:
@@ -267,12 +261,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    if _orientation(image) >= 5:  # a quarter turn
-        if image.format == "TIFF":  # some versions of PIL turn the size at opening, some do not
-            image = ImageOps.exif_transpose(image)
-            return image.height, image.width
-        return image.width, image.height
-    return image.height, image.width
+    if _orientation(image) < 5:  # no quarter turn
+        return image.height, image.width
+    if image.format == "TIFF":  # some versions of PIL turn the size at opening, some do not
+        image = ImageOps.exif_transpose(image)
+        return image.height, image.width
+    return image.width, image.height
 
 
 def _orientation(image: Image.Image) -> int:

@@ -44,8 +44,6 @@ SEVERITY_OF: dict[Kind, Severity] = {
     for severity, kinds in zip(SEVERITIES, (ErrorKind, WarningKind, NoteKind), strict=True)
     for kind in get_args(kinds)
 }
-
-
 # Boxes with these can be left out instead of refusing the data set.
 BAD_BOXES: frozenset[Kind] = frozenset(
     ("box not finite", "box without area", "box outside the image", "box twice")
@@ -66,19 +64,13 @@ class Problem(NamedTuple):
 class DataError(UserError, ValueError):
     """A data set that cannot be used as it is.
 
-    The message has a line for each problem, up to ``MAX_SHOWN``, and ends with the hint.
-
-    Args:
-        problems: One for each broken file or entry; a text alone is about unreadable annotations.
-        hint: What the user can do about it.
+    The message has a line for each problem, up to ``MAX_SHOWN``, and ends with the hint, which says
+    what the user can do.
     """
 
-    def __init__(self, problems: Sequence[Problem | str], hint: str = "") -> None:
+    def __init__(self, problems: Sequence[Problem], hint: str = "") -> None:
         super().__init__(problems, hint)
-        self.problems = tuple(
-            Problem("unreadable annotations", "", problem) if isinstance(problem, str) else problem
-            for problem in problems
-        )
+        self.problems = tuple(problems)
         self.hint = hint
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import skip_first_batches
@@ -14,9 +15,10 @@ from torch.utils.data import DataLoader
 from sepc_zoo.data.dataset import Batch
 
 WORKER_DIED = "DataLoader worker"  # start of torch's message about a dead worker
-PASSED_ON = "Caught "  # start of its message about an error in a living worker
+PASSED_ON = "Caught "  # start of torch's message about an error in a living worker
 
 
+@dataclass(eq=False)
 class ResilientLoader:
     """The batches of a loader; after the death of a worker, new workers go on at the next batch.
 
@@ -30,15 +32,9 @@ class ResilientLoader:
         on_unreadable: Gets the messages of a batch's images that cannot be read.
     """
 
-    def __init__(
-        self,
-        loader: DataLoader,
-        on_worker_death: Callable[[str], object],
-        on_unreadable: Callable[[list[str]], object],
-    ) -> None:
-        self.loader = loader
-        self.on_worker_death = on_worker_death
-        self.on_unreadable = on_unreadable
+    loader: DataLoader
+    on_worker_death: Callable[[str], object]
+    on_unreadable: Callable[[list[str]], object]
 
     def __len__(self) -> int:
         return len(self.loader)

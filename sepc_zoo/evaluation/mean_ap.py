@@ -79,17 +79,9 @@ class ColumnBackend(CocoBackend):
             torch.zeros(len(bbox)) if scores is None else _join(scores),
         )
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        annotations = [
-            {
-                "id": i,  # from 1: evaluators take id 0 for "not matched"
-                "image_id": image,
-                "category_id": label,
-                "bbox": box,
-                "area": size,
-                "iscrowd": crowd,
-                "score": score,
-            }
-            for i, (image, label, box, size, crowd, score) in enumerate(rows, start=1)
+        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "score")
+        annotations = [  # ids from 1: evaluators take id 0 for "not matched"
+            dict(zip(keys, (i, *row), strict=True)) for i, row in enumerate(rows, start=1)
         ]
         return {
             "images": [{"id": i} for i in range(len(labels))],

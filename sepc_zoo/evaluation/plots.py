@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.drawing import PALETTE
@@ -12,17 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK = "#222222"
+Row = Mapping[str, str]
 
 
-def plot_curves(log: str | Path | Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def plot_curves(log: str | Path, path: str | Path) -> None:
     """Plot a training log: the losses by step, and AP and AP50 by epoch.
 
     Args:
-        log: the CSV file of a run, or its rows: ``step``, ``epoch``, ``loss``, its terms
-            ``loss_…``, and on rows that end an epoch ``AP`` and ``AP50``. Other values are absent
-            or empty.
-        path: image file to write; matplotlib takes the format from its suffix (``.png``, ``.svg``,
-            …).
+        log: the CSV file of a run: ``step``, ``epoch``, ``loss``, its terms ``loss_…``, and on rows
+            that end an epoch ``AP`` and ``AP50``, which are empty elsewhere.
+        path: image file to write, in the format of its suffix (``.png``, ``.svg``, …).
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -32,7 +31,8 @@ def plot_curves(log: str | Path | Sequence[Mapping[str, Any]], path: str | Path)
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('curves need matplotlib: pip install "sepc_zoo[plots]"') from error
-    rows = _read_log(log) if isinstance(log, str | Path) else list(log)
+    with open(log, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError("the training log has no rows yet")
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")  # pyplot keeps global state
@@ -47,17 +47,10 @@ def plot_curves(log: str | Path | Sequence[Mapping[str, Any]], path: str | Path)
     write_atomically(path, figure.savefig)
 
 
-def _read_log(path: str | Path) -> list[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _curve(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+def _curve(rows: Sequence[Row], x: str, y: str) -> tuple[list[float], list[float]]:
     """Points of the rows that have both columns; a metric of -1 is undefined and left out."""
-    points = [(row.get(x), row.get(y)) for row in rows]
-    known = [(float(a), float(b)) for a, b in points if a not in (None, "") and b not in (None, "")]
-    known = [(a, b) for a, b in known if b != -1]
-    return [a for a, _ in known], [b for _, b in known]
+    points = [(float(row[x]), float(row[y])) for row in rows if row.get(x) and row.get(y)]
+    return [a for a, b in points if b != -1], [b for _, b in points if b != -1]
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
@@ -67,7 +60,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _plot_losses(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+def _plot_losses(axes: "Axes", rows: Sequence[Row]) -> None:
     names = [name for name in rows[0] if name == "loss" or name.startswith("loss_")]
     for i, name in enumerate(sorted(names, key="loss".__ne__)):  # the total first
         steps, values = _curve(rows, "step", name)
@@ -79,7 +72,7 @@ def _plot_losses(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
         axes.legend(frameon=False)
 
 
-def _plot_ap(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+def _plot_ap(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.set(title="Average precision", xlabel="epoch")
     axes.locator_params(axis="x", integer=True)
     for name, color in (("AP50", PALETTE[3]), ("AP", PALETTE[1])):

@@ -11,38 +11,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sepc_zoo.data import Annotations, DataError
-from sepc_zoo.data.annotations import find_duplicates
+from sepc_zoo.data.annotations import Annotations, find_duplicates
+from sepc_zoo.data.problems import DataError, Problem, unreadable
 
 CocoResult = dict[str, Any]  # image_id, category_id, bbox (x, y, width, height), score
 RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
 
 @dataclass(frozen=True, eq=False)
-class SplitTargets:
-    """The G annotated boxes of a split, image by image."""
+class SplitBoxes:
+    """The B boxes of a split."""
 
-    image: NDArray[np.int64]  # (G,), index of the record
-    bbox: NDArray[np.float64]  # (G, 4), x, y, width, height in pixels
-    labels: NDArray[np.int64]  # (G,)
-    iscrowd: NDArray[np.bool_]  # (G,)
-    area: NDArray[np.float64]  # (G,), pixels
+    image: NDArray[np.int64]  # (B,), index of the record
+    bbox: NDArray[np.float64]  # (B, 4), x, y, width, height in pixels
+    labels: NDArray[np.int64]  # (B,)
 
     def __len__(self) -> int:
         return len(self.image)
 
 
 @dataclass(frozen=True, eq=False)
-class SplitDetections:
-    """The D detections of a split, in the order of their file."""
+class SplitTargets(SplitBoxes):
+    """The annotated boxes of a split, image by image."""
 
-    image: NDArray[np.int64]  # (D,), index of the record
-    bbox: NDArray[np.float64]  # (D, 4), x, y, width, height in pixels
-    labels: NDArray[np.int64]  # (D,)
-    scores: NDArray[np.float64]  # (D,)
+    iscrowd: NDArray[np.bool_]  # (B,)
+    area: NDArray[np.float64]  # (B,), pixels
 
-    def __len__(self) -> int:
-        return len(self.image)
+
+@dataclass(frozen=True, eq=False)
+class SplitDetections(SplitBoxes):
+    """The detections of a split, in the order of their file."""
+
+    scores: NDArray[np.float64]  # (B,)
 
 
 def collect_targets(annotations: Annotations) -> SplitTargets:
@@ -71,8 +71,10 @@ def collect_detections(
     """
     record_of = {record.image_id: i for i, record in enumerate(annotations.records)}
     label_of = {i: label for label, i in enumerate(annotations.category_ids) if i is not None}
-    checks = (_problem(result, record_of, label_of) for result in results)
-    problems = [f"{where}: entry {i}: {problem}" for i, problem in enumerate(checks) if problem]
+    texts = (_problem(result, record_of, label_of) for result in results)
+    problems = [
+        Problem("broken entry", f"{where}: entry {i}", text) for i, text in enumerate(texts) if text
+    ]
     if problems:
         raise DataError(problems)
     return SplitDetections(
@@ -96,24 +98,23 @@ def read_results(path: Path, annotations: Annotations) -> tuple[list[CocoResult]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError([f"{path}: {error}"]) from error
+        raise unreadable(path, error) from error
     results = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(results, list):
-        raise DataError([f"{path}: expected a list of COCO results"])
+        raise unreadable(path, "expected a list of COCO results")
     if not isinstance(content, dict):
         return results, 0
     try:
         image_of, category_of = _own_ids(content, annotations)
+        ids = {"image_id": image_of, "category_id": category_of}
         own = [
-            result
-            | {"image_id": image_of.get(result["image_id"], result["image_id"])}
-            | {"category_id": category_of.get(result["category_id"], result["category_id"])}
+            result | {key: known.get(result[key], result[key]) for key, known in ids.items()}
             for result in results
         ]
     except (KeyError, TypeError) as error:
-        raise DataError([f"{path}: malformed: {type(error).__name__} {error}"]) from error
+        raise unreadable(path, f"malformed: {type(error).__name__} {error}") from error
     if image_of and not any(isinstance(image_id, int) for image_id in image_of.values()):
-        raise DataError([f"{path}: the split has none of its {len(image_of)} images"])
+        raise unreadable(path, f"the split has none of its {len(image_of)} images")
     kept = [result for result in own if result["image_id"] is not None]
     return kept, len(results) - len(kept)
 
@@ -138,12 +139,8 @@ def _own_ids(
     images, categories = content.get("images", []), content.get("categories", [])
     names = [record.path.name for record in annotations.records]
     if images and (duplicates := find_duplicates(names)):
-        raise DataError(
-            [
-                f"the split has several images {duplicates[0]}: "
-                "pass its detections as a plain list of COCO results"
-            ]
-        )
+        text = f"the split has several images {duplicates[0]}"
+        raise unreadable("", text, "Pass its detections as a plain list of COCO results.")
     own_image = {record.path.name: record.image_id for record in annotations.records}
     own_category = dict(zip(annotations.label_names, annotations.category_ids, strict=True))
     return (

@@ -101,30 +101,33 @@ def builder_of(name: str) -> Builder:
 
 
 def build_model(name: str, setting: Setting) -> BenchmarkModel:
+    return finish(wrap(new_detector(name, setting), setting), setting)
+
+
+def new_detector(name: str, setting: Setting) -> Detector:
     """Build a detector with random weights that compute as much as trained ones.
 
     Raises:
         ConfigError: the name is unknown.
     """
-    return finish(wrap(new_detector(name, setting), setting), setting)
-
-
-def new_detector(name: str, setting: Setting) -> Detector:
     torch.manual_seed(0)
     detector = create_model(name).to(setting.device)
-    resemble_trained(detector)
+    for module in detector.modules():
+        if isinstance(module, LevelConv2d) and module.offset is not None:
+            nn.init.normal_(module.offset.bias, std=OFFSET_STD)  # type: ignore[arg-type]
+    if isinstance(detector, DenseDetector):
+        scale_logits(detector.head.cls, detector)
     return detector
 
 
 def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
-    def postprocess(predictions: Any) -> Any:
-        return detector.postprocess(predictions, setting.image_sizes)
-
-    def loss(predictions: Any, targets: list[dict[str, Tensor]]) -> Tensor:
-        return sum_terms(detector.loss(predictions, targets))
-
-    parts = detector if isinstance(detector, DenseDetector) else None
-    return BenchmarkModel(detector, postprocess, loss, detector.config.num_classes, parts)
+    return BenchmarkModel(
+        detector,
+        lambda predictions: detector.postprocess(predictions, setting.image_sizes),
+        lambda predictions, targets: sum_terms(detector.loss(predictions, targets)),
+        detector.config.num_classes,
+        detector if isinstance(detector, DenseDetector) else None,
+    )
 
 
 def finish(model: BenchmarkModel, setting: Setting) -> BenchmarkModel:
@@ -163,8 +166,8 @@ def compare(
         timings = alternate(calls, rounds, setting.device)
         calls.clear()
         for name, timing in timings.items():
-            is_measured = memory and part in ("detect", "step")
-            peak = peak_memory(name, part, setting) if is_measured else None
+            with_memory = memory and part in ("detect", "step")
+            peak = peak_memory(name, part, setting) if with_memory else None
             results.append(Result(name, part, setting, timing, peak))
     return results
 
@@ -208,15 +211,14 @@ def prepare(model: BenchmarkModel, part: str, setting: Setting) -> Callable[[], 
 def _inference(
     model: BenchmarkModel, part: str, images: Tensor, setting: Setting
 ) -> Callable[[], object]:
-    def under_autocast(module: Callable[..., Any], *inputs: Any) -> Any:
+    def under_autocast(function: Callable[..., Any], *inputs: Any) -> Any:
         with torch.inference_mode(), setting.autocast():
-            return module(*inputs)
+            return function(*inputs)
 
-    def detect(images: Tensor) -> Any:
-        return model.postprocess(model.network(images))
-
-    if part in WHOLE:
-        return partial(under_autocast, detect if part == "detect" else model.network, images)
+    if part == "forward":
+        return partial(under_autocast, model.network, images)
+    if part == "detect":
+        return partial(under_autocast, lambda: model.postprocess(model.network(images)))
     inputs: Any = (images,)
     for name in MODULES:
         module = getattr(model.detector, name)
@@ -290,16 +292,6 @@ def make_targets(setting: Setting, num_classes: int) -> list[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def resemble_trained(detector: Detector) -> None:
-    """Give a new model the offsets and the spread of logits that a trained model has."""
-    for module in detector.modules():
-        if isinstance(module, LevelConv2d) and module.offset is not None:
-            nn.init.normal_(module.offset.bias, std=OFFSET_STD)  # type: ignore[arg-type]
-    if isinstance(detector, DenseDetector):
-        scale_logits(detector.head.cls, detector)
-
-
-@torch.no_grad()
 def scale_logits(last: nn.Conv2d, network: nn.Module) -> None:
     """Scale the last convolution to a standard deviation of ``LOGIT_STD`` of the logits."""
     outputs: list[Tensor] = []
@@ -312,26 +304,22 @@ def scale_logits(last: nn.Conv2d, network: nn.Module) -> None:
 def peak_memory(name: str, part: str, setting: Setting) -> float:
     """Measure the peak memory of a new model in MiB, weights included."""
     if setting.device == "cuda":
-        return _peak_on_gpu(name, part, setting)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _run(builder_of(name), name, part, setting)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        call = pool.submit(
-            _peak_of_process, builder_of(name), name, part, setting, torch.get_num_threads()
-        )
-        return call.result()
+        arguments = torch.get_num_threads(), builder_of(name), name, part, setting
+        return pool.submit(_peak_of_process, *arguments).result()
 
 
-def _peak_on_gpu(name: str, part: str, setting: Setting) -> float:
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call = prepare(builder_of(name)(name, setting), part, setting)
+def _run(builder: Builder, name: str, part: str, setting: Setting) -> None:
+    call = prepare(builder(name, setting), part, setting)
     for _ in range(NUM_WARM_UPS):
         call()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _peak_of_process(
-    builder: Builder, name: str, part: str, setting: Setting, threads: int
-) -> float:
+def _peak_of_process(threads: int, *run: Any) -> float:
     torch.set_num_threads(threads)
     process, done = psutil.Process(), Event()
     libraries = process.memory_info().rss
@@ -344,9 +332,7 @@ def _peak_of_process(
     watcher = Thread(target=watch)
     watcher.start()
     try:
-        call = prepare(builder(name, setting), part, setting)
-        for _ in range(NUM_WARM_UPS):
-            call()
+        _run(*run)
     finally:
         done.set()
         watcher.join()

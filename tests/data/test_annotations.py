@@ -137,7 +137,7 @@ def test_a_contradicting_size_says_how_it_relates_to_the_exif_rotation(annotated
 
 
 def test_the_message_shows_fifty_problems_and_counts_the_rest():
-    error = DataError([f"problem {i}" for i in range(60)], hint="Do this.")
+    error = DataError([Problem("broken entry", "", f"problem {i}") for i in range(60)], "Do this.")
     lines = str(error).splitlines()
     assert lines[:50] == [f"problem {i}" for i in range(50)]
     assert lines[50:] == ["... and 10 more problems", "Do this."]

@@ -44,17 +44,14 @@ def test_boxes_move_with_their_pixels(hflip, limits):
         torch.testing.assert_close(target["boxes"][0], bright_box(image), atol=1.0, rtol=0)
 
 
-def test_a_flip_mirrors_the_box():
-    transform = train_transform(100, 160, antialias=True, augmentation=Augmentation(hflip=1.0))
-    _, target = transform(*image_with((20, 10, 60, 50)))
-    assert target["boxes"].tolist() == [[100, 10, 140, 50]]
-
-
-def test_a_vertical_flip_mirrors_the_box():
-    asked = Augmentation(hflip=0.0, vflip=1.0)
+@pytest.mark.parametrize(
+    ("hflip", "vflip", "box"), [(1.0, 0.0, [100, 10, 140, 50]), (0.0, 1.0, [20, 50, 60, 90])]
+)
+def test_a_flip_mirrors_the_box(hflip, vflip, box):
+    asked = Augmentation(hflip=hflip, vflip=vflip)
     transform = train_transform(100, 160, antialias=True, augmentation=asked)
     _, target = transform(*image_with((20, 10, 60, 50)))
-    assert target["boxes"].tolist() == [[20, 50, 60, 90]]
+    assert target["boxes"].tolist() == [box]
 
 
 def test_one_of_the_short_sides_is_drawn():

@@ -76,29 +76,18 @@ def as_coco(targets, num_classes):
     }
 
 
-def as_results(detections, targets):
-    results = []
-    for found, target in zip(detections, targets, strict=True):
-        scores, labels = found["scores"].tolist(), found["labels"].tolist()
-        for i, box in enumerate(found["boxes"].double().tolist()):
-            result = {
-                "image_id": int(target["image_id"]),
-                "category_id": labels[i],
-                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                "score": scores[i],
-            }
-            results.append(result)
-    return results
+def as_results(detections, targets, num_classes=K):
+    return [
+        row
+        for found, target in zip(detections, targets, strict=True)
+        for row in coco_results(int(target["image_id"]), found, range(num_classes))
+    ]
 
 
 def compute(detections, targets, names=NAMES):
     records = tuple(record_of(target) for target in targets)
     annotations = Annotations(records, tuple(names), tuple(range(len(names))))
-    rows = [
-        row
-        for record, found in zip(records, detections, strict=True)
-        for row in coco_results(record.image_id, found, annotations.category_ids)
-    ]
+    rows = as_results(detections, targets, len(names))
     return evaluate(collect_detections(rows, annotations), annotations).metrics
 
 

@@ -115,7 +115,7 @@ def write_coco(annotations: Annotations, json_path: str | Path) -> None:
 def _drop_ambiguous(
     listed: Mapping[int, list[ListedImage]], source: str, problems: list[Problem]
 ) -> list[ListedImage]:
-    """Leave out images that share an id which has boxes: nobody knows which image has these.
+    """Leave out images that share an id with boxes, because their image is unknown.
 
     All boxes of an id are expected with the first of its images.
     """

@@ -1,8 +1,4 @@
-"""Hugging Face's object detection layout: images with ``objects: {bbox, category}``.
-
-Either a folder of images with ``metadata.jsonl`` or ``metadata.csv``, or a table that the
-``datasets`` library reads: parquet files, a folder of ``save_to_disk``, a data set of the hub.
-"""
+"""Hugging Face's object detection layout: images with ``objects: {bbox, category}``."""
 
 import csv
 import glob
@@ -117,16 +113,14 @@ def _list_image(row: Row, position: int, classes: Classes, problems: list[Proble
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     boxes: list[ListedBox] = []
     try:
-        objects = _parse_objects(row.columns.get("objects"))
+        for i, entry in enumerate(_parse_objects(row.columns.get("objects"))):
+            box = _list_box(f"{row.where}: objects[{i}]", entry, classes)
+            if isinstance(box, Problem):
+                problems.append(box)
+            else:
+                boxes.append(box)
     except ValueError as error:
         problems.append(Problem("broken entry", row.where, str(error)))
-        objects = []
-    for i, entry in enumerate(objects):
-        box = _list_box(f"{row.where}: objects[{i}]", entry, classes)
-        if isinstance(box, Problem):
-            problems.append(box)
-        else:
-            boxes.append(box)
     return ListedImage(image_id if isinstance(image_id, int) else position, row.path, size, boxes)
 
 
@@ -135,8 +129,6 @@ def _list_box(where: str, entry: Mapping[str, Any], classes: Classes) -> ListedB
     if not _is_category(category):
         text = f"category {category!r} is neither a number nor a text"
         return Problem("broken entry", where, text)
-    if not isinstance(entry["bbox"], list):
-        return Problem("broken entry", where, "has no 'bbox'")
     return parse_box(where, entry, classes.label_of.get(category), repr(category))
 
 
@@ -158,12 +150,7 @@ def _parse_objects(objects: Any) -> list[dict[str, Any]]:
     if not isinstance(objects, list) or not all(isinstance(entry, Mapping) for entry in objects):
         raise ValueError("'objects' has no lists 'bbox' and 'category'")
     return [
-        {
-            "bbox": entry.get("bbox"),
-            "category": _first(entry, CATEGORY_KEYS),
-            "area": entry.get("area"),
-            "iscrowd": _first(entry, CROWD_KEYS) or 0,
-        }
+        {**entry, "category": _first(entry, CATEGORY_KEYS), "iscrowd": _first(entry, CROWD_KEYS)}
         for entry in objects
     ]
 
@@ -286,10 +273,8 @@ def _parse_row(entry: str | Mapping[str, str]) -> dict[str, Any]:
     for key in ("image_id", "height", "width"):
         if (entry.get(key) or "").isdecimal():
             row[key] = int(entry[key])
-    if "objects" in entry:
-        row["objects"] = (
-            _parse_json(entry["objects"], "'objects' is ") if entry["objects"] else None
-        )
+    if entry.get("objects"):
+        row["objects"] = _parse_json(entry["objects"], "'objects' is ")
     return row
 
 
@@ -325,9 +310,8 @@ def _parquet_split(file: Path) -> str:
 
 def _read_tables(root: Source, split: str, problems: list[Problem]) -> tuple[list[Row], Classes]:
     """Read the rows of a split and its classes with the ``datasets`` library."""
-    datasets = _import_datasets(root)
-    with _renaming_errors(root):
-        dataset = _load(root, split)
+    with _library(root) as datasets:
+        dataset = _load(datasets, root, split)
         features = dataset.features
         images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
         image_key = "image" if "image" in features else next(iter(images), None)
@@ -336,22 +320,23 @@ def _read_tables(root: Source, split: str, problems: list[Problem]) -> tuple[lis
         dataset = dataset.select_columns([key for key in (image_key, *KEYS) if key in features])
         if image_key in images:
             dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / _cache_name(root)
+        name = os.fspath(root) if is_hub_name(root) else str(Path(root).resolve())
+        own = f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / own
         rows = []
         for i, columns in enumerate(dataset):
-            path = _image_path(columns.pop(image_key), Path(root), folder / f"{split}-{i:06d}")
+            path = _image_path(columns.pop(image_key), Path(root), cache / f"{split}-{i:06d}")
             if path is not None:
                 rows.append(Row(f"{split}: row {i}", path, columns))
             else:
                 problems.append(Problem("broken entry", f"{split}: row {i}", "has no image"))
-        return rows, _table_classes(root, features["objects"])
+        return rows, _table_classes(datasets, root, features["objects"])
 
 
-def _load(root: Source, split: str) -> Any:
+def _load(datasets: ModuleType, root: Source, split: str) -> Any:
     """Load a split as an iterable of rows with ``features``; only the hub's is copied."""
     if is_hub_name(root):
         return _load_from_hub(os.fspath(root))[split]
-    datasets = _import_datasets(root)
     files = _table_splits(Path(root))[split]
     if files[0].is_dir():
         return datasets.load_from_disk(str(files[0]))
@@ -369,8 +354,8 @@ def _load_from_hub(name: str) -> Any:
         "Check the name, or log in with `hf auth login`. Without network, HF_HUB_OFFLINE=1 finds "
         "what was downloaded before."
     )
-    with _renaming_errors(name, hint):
-        return _import_datasets(name).load_dataset(repo_id, revision=revision or None)
+    with _library(name, hint) as datasets:
+        return datasets.load_dataset(repo_id, revision=revision or None)
 
 
 def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
@@ -378,9 +363,8 @@ def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
 
     The name has a part of the bytes' hash, so that data that changes is written again.
     """
-    content, name = image, image
-    if isinstance(image, Mapping):
-        content, name = image.get("bytes"), image.get("path")
+    is_dict = isinstance(image, Mapping)
+    content, name = (image.get("bytes"), image.get("path")) if is_dict else (image, image)
     if isinstance(content, bytes):
         suffix = Path(name).suffix if isinstance(name, str) else ""
         file = stem.with_name(f"{stem.name}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}")
@@ -390,12 +374,7 @@ def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
     return root / name if isinstance(name, str) else None
 
 
-def _cache_name(root: Source) -> str:
-    name = os.fspath(root) if is_hub_name(root) else str(Path(root).resolve())
-    return f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
-
-
-def _table_classes(root: Source, feature: Any) -> Classes:
+def _table_classes(datasets: ModuleType, root: Source, feature: Any) -> Classes:
     """Find the classes of a table whose ``objects`` are of this feature."""
     inner = getattr(feature, "feature", feature)  # of a list of objects
     category = _first(inner, CATEGORY_KEYS) if isinstance(inner, Mapping) else None
@@ -404,29 +383,23 @@ def _table_classes(root: Source, feature: Any) -> Classes:
         return _named_classes(names, f"{os.fspath(root)}: the feature of objects")
     if not is_hub_name(root) and (file := Path(root) / CLASS_FILE).is_file():
         return _named_classes(read_class_names(file), CLASS_FILE)
-    tables = (_load(root, split).select_columns(["objects"]) for split in huggingface_splits(root))
-    return _gather_classes((row for table in tables for row in table), os.fspath(root))
-
-
-def _import_datasets(root: Source) -> ModuleType:
-    try:
-        import datasets
-    except ImportError as error:
-        raise unreadable(
-            os.fspath(root),
-            "reading parquet, save_to_disk or the hub needs the library datasets: "
-            'pip install "sepc_zoo[datasets]"',
-        ) from error
-    return datasets
+    tables = (_load(datasets, root, other) for other in huggingface_splits(root))
+    rows = (row for table in tables for row in table.select_columns(["objects"]))
+    return _gather_classes(rows, os.fspath(root))
 
 
 @contextmanager
-def _renaming_errors(root: Source, hint: str = "") -> Iterator[None]:
-    """Turn the library's errors into a DataError that names the data set."""
-    datasets = _import_datasets(root)
+def _library(root: Source, hint: str = "") -> Iterator[ModuleType]:
+    """Import ``datasets``; turn its errors into a DataError that names the data set."""
+    name = os.fspath(root)
     try:
-        yield
+        import datasets
+    except ImportError as error:
+        text = "reading parquet, save_to_disk or the hub needs the library datasets"
+        raise unreadable(name, f'{text}: pip install "sepc_zoo[datasets]"') from error
+    try:
+        yield datasets
     except DataError:
         raise
     except (OSError, ValueError, TypeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as e:
-        raise unreadable(os.fspath(root), e, hint) from e
+        raise unreadable(name, e, hint) from e

@@ -89,7 +89,9 @@ def parse_box(
     """Parse an annotation with COCO's keys: ``bbox`` (x, y, width, height in pixels) and perhaps
     ``area`` and ``iscrowd``. Its area is width times height where it has none.
     """
-    bbox, area = annotation["bbox"], annotation.get("area")
+    bbox, area = annotation.get("bbox"), annotation.get("area")
+    if not isinstance(bbox, list):
+        return Problem("broken entry", where, "has no 'bbox'")
     if len(bbox) != 4 or not all(map(_is_number, bbox)):
         return Problem("broken entry", where, f"'bbox' {bbox} is not four numbers")
     if area is not None and not (_is_number(area) and math.isfinite(area)):

@@ -11,7 +11,7 @@ from sepc_zoo.data.annotations import (
     Listing,
     build_annotations,
     relabel,
-    unique_ids,
+    unite_classes,
 )
 from sepc_zoo.data.formats.coco import coco_splits, list_coco
 from sepc_zoo.data.formats.huggingface import huggingface_splits, is_hub_name, list_huggingface
@@ -121,17 +121,11 @@ def find_format(root: Source, format: str | None = None) -> DataFormat:
 
 
 def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Listing:
-    """Make one listing of several; classes of one name become one.
+    """Make one listing of several; classes of one name become one (see ``unite_classes``).
 
-    Classes keep the order of their first appearance, and their first category id unless another
-    class has it already: then they get a new one. Images are numbered anew, from 1. Names that
-    differ in case only are a problem.
+    Images are numbered anew, from 1. Names that differ in case only are a problem.
     """
-    wanted: dict[str, int | None] = {}
-    for listing in listings:
-        for name, category_id in zip(listing.label_names, listing.category_ids, strict=True):
-            wanted.setdefault(name, category_id)
-    id_of = unique_ids(wanted)
+    id_of = unite_classes(listings)
     problems = _case_problems(listings, sources)
     images: list[ListedImage] = []
     for source, listing in zip(sources, listings, strict=True):

@@ -117,10 +117,10 @@ def _describe_yaml(path: Path) -> YoloFolder:
     # Ultralytics looks for ``path`` in a folder of its settings; the data set may have been moved.
     bases = [root / str(content.get("path") or "."), root]
     bases = [base for base in dict.fromkeys(bases) if base.is_dir()]
-    entries = {split: content[split] for split in SPLITS if content.get(split)}
     splits = {
-        split: [str(text) for text in (entry if isinstance(entry, list) else [entry])]
-        for split, entry in entries.items()
+        split: [*map(str, entry if isinstance(entry, list) else [entry])]
+        for split in SPLITS
+        if (entry := content.get(split))
     }
     if not splits:
         return YoloFolder(path, {}, {}, bases)
@@ -142,11 +142,13 @@ def _describe_darknet(path: Path) -> YoloFolder:
 def _describe_folders(root: Path) -> YoloFolder | None:
     """Describe a folder that has splits with labels, and a ``classes.txt`` in one of its places."""
     folders = {split: path for split, path in _split_folders(root).items() if _has_labels(path)}
+    if not folders:
+        return None
     places = [root, root / "labels"]
     for folder in folders.values():
         places += [_label_folder(folder), folder, folder.parent]
     files = [place / name for place in dict.fromkeys(places) for name in CLASS_FILES]
-    names = {file: read_class_names(file) for file in files if folders and file.is_file()}
+    names = {file: read_class_names(file) for file in files if file.is_file()}
     if not names:
         return None
     first, *others = names
@@ -162,16 +164,16 @@ def _split_folders(root: Path) -> dict[str, Path]:
     home = root / "images" if (root / "images").is_dir() else root
     if not home.is_dir() or _has_images(home):
         return {ONLY_SPLIT: home}
-    children = [child for child in sorted(home.iterdir()) if child.is_dir()]
-    folders = {
-        child.name: child / "images" if (child / "images").is_dir() else child for child in children
-    }
-    return {split: folder for split, folder in folders.items() if _has_images(folder)}
+    folders = {}
+    for child in sorted(filter(Path.is_dir, home.iterdir())):
+        folder = child / "images" if (child / "images").is_dir() else child
+        if _has_images(folder):
+            folders[child.name] = folder
+    return folders
 
 
 def _has_images(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(folder))
 
 
 def _has_labels(folder: Path) -> bool:
@@ -259,12 +261,10 @@ def _walk_images(folder: Path) -> Iterator[Path]:
     """Walk the images of a folder and those inside it; links are followed, once."""
     seen = set()
     for parent, children, _ in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:
-            children.clear()
-            continue
+        is_new = (real := os.path.realpath(parent)) not in seen
         seen.add(real)
-        children[:] = [child for child in children if not child.startswith(".")]
-        yield from list_images(parent)
+        children[:] = [child for child in children if is_new and not child.startswith(".")]
+        yield from list_images(parent) if is_new else ()
 
 
 def _read_image_list(file: Path, bases: Sequence[Path], problems: list[Problem]) -> list[Path]:
@@ -297,8 +297,8 @@ def _find_labels(
             problems.append(Problem("shared label file", str(path), text))
         found.append(place / name if name in present[place] else None)
     if paths and not any(found):
-        places = " and ".join(sorted(map(str, present)))
         text = f"no label file of any of the {len(paths)} images"
+        places = " and ".join(sorted(map(str, present)))
         problems.append(Problem("broken entry", places, text))
     if has_all:
         text = "has labels, but there is no image of this name"
@@ -324,8 +324,8 @@ def _label_folder(folder: Path) -> Path:
 def _is_label_file(file: Path) -> bool:
     lines, _ = _read_label_file(file)
     try:
-        return bool(_parse_line(next(filter(None, lines)), False))
-    except (StopIteration, ValueError):
+        return any(_parse_line(line, False) for line in lines if line)
+    except ValueError:
         return False
 
 

@@ -1,7 +1,6 @@
 """Problems of a data set, by file and entry: every image is decoded, every box checked.
 
-Errors are what a training would refuse at its start or stumble over later; warnings are what it
-would take as it is; notes are no faults.
+Errors stop a training, at its start or later; warnings do not; notes are no faults.
 """
 
 import hashlib
@@ -10,9 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from sepc_zoo.data.annotations import (
     ListedBox,
@@ -37,7 +39,7 @@ from sepc_zoo.data.problems import (
 )
 
 MAX_OVERHANG = 0.01  # pixels outside the image that are taken for rounding
-MIN_SIDE = 1.0  # pixels; smaller boxes are slips of the mouse
+MIN_SIDE = 1.0  # pixels; smaller boxes are taken for accidents
 MAX_ELONGATION = 20.0  # long side over short side
 
 
@@ -67,6 +69,7 @@ class DataCheck:
     root: Path
     listings: Mapping[str, Listing]  # by split
     files: Mapping[Path, ImageFile]
+    joint: Mapping[str, list[str]]  # splits that are unions of others, as VOC's trainval; parts
     findings: tuple[Finding, ...]  # the worst first
 
     def has_errors(self) -> bool:
@@ -74,16 +77,13 @@ class DataCheck:
 
 
 Progress = Callable[..., Iterable[Any]]  # like tqdm: (iterable, total=, desc=, unit=)
-
-
-def no_progress(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
-    return iterable
+NO_PROGRESS: Progress = partial(tqdm, disable=True)
 
 
 def check_data(
     root: Path,
     splits: Sequence[str] | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = NO_PROGRESS,
     format: str | None = None,
 ) -> DataCheck:
     """Read everything of a data set, decode all of its images, and list what is wrong.
@@ -106,7 +106,7 @@ def check_data(
             pool.map(inspect_image, paths), total=len(paths), desc="check", unit="image"
         )
         files = dict(zip(paths, results, strict=True))
-    joint = joint_splits(listings, files)
+    joint = _joint_splits(listings, files)
     for split in sorted(listings, key=joint.__contains__):  # a part is named before its union
         findings += _check_split(split, listings[split], files)
     findings += _check_across(listings, files, joint)
@@ -117,7 +117,7 @@ def check_data(
         once.setdefault((finding.kind, finding.where, finding.text), finding)
     order = {kind: i for i, kind in enumerate(SEVERITY_OF)}
     worst_first = sorted(once.values(), key=lambda f: (SEVERITIES.index(f.severity), order[f.kind]))
-    return DataCheck(root, listings, files, tuple(worst_first))
+    return DataCheck(root, listings, files, joint, tuple(worst_first))
 
 
 def inspect_image(path: Path) -> ImageFile:
@@ -141,10 +141,9 @@ def picture_key(path: Path, files: Mapping[Path, ImageFile]) -> Hashable:
     return files[path].digest or path
 
 
-def joint_splits(
+def _joint_splits(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile]
 ) -> dict[str, list[str]]:
-    """Find the splits that are unions of others, as VOC's ``trainval``, with their parts."""
     pictures = {
         split: {picture_key(image.path, files) for image in listing.images}
         for split, listing in listings.items()
@@ -234,7 +233,7 @@ def _check_split(
 
 
 def _refused(listing: Listing) -> Sequence[Problem]:
-    """List what keeps a training from starting with this split."""
+    """List the problems for which training refuses this split."""
     try:
         build_annotations(listing)
     except DataError as error:

@@ -19,20 +19,20 @@ from sepc_zoo.data.annotations import (
     relabel,
     size_text,
     unique_ids,
+    unite_classes,
 )
 from sepc_zoo.data.formats.coco import write_coco
 from sepc_zoo.data.images import read_orientation
 from sepc_zoo.data.problems import BAD_BOXES, Kind, unreadable
 from sepc_zoo.data.quality.check import (
+    NO_PROGRESS,
     DataCheck,
     ImageFile,
     Progress,
     count_boxes,
     find_train,
     format_box,
-    joint_splits,
     names_alike,
-    no_progress,
     picture_key,
     review_boxes,
 )
@@ -60,9 +60,9 @@ class Change(NamedTuple):
 
 
 def write_clean_copy(
-    check: DataCheck, target: Path, link: bool = False, progress: Progress = no_progress
+    check: DataCheck, target: Path, link: bool = False, progress: Progress = NO_PROGRESS
 ) -> list[Change]:
-    """Write what is usable of a checked data set as COCO, with ``changes.csv``.
+    """Write what is usable of a checked data set as COCO; return the changes of ``changes.csv``.
 
     Left out are broken images and entries, boxes without area or of a pixel or less, and
     duplicates; boxes are clipped to their images. Where the annotation has an image's size from
@@ -76,9 +76,6 @@ def write_clean_copy(
         target: The folder to make; it appears complete or not at all.
         link: Hard-link the image files instead of copying them, where the disk allows it.
         progress: As in ``check_data``.
-
-    Returns:
-        All changes, in the order of ``changes.csv``.
 
     Raises:
         FileExistsError: ``target`` is there already.
@@ -108,26 +105,21 @@ def is_inside(path: Path, root: Path) -> bool:
 
 def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing]:
     """Clean all splits; the differences go to ``changes``."""
-    for finding in check.findings:
-        if finding.kind == "unreadable annotations":
-            changes.append(Change(finding.split, finding.where, f"split left out: {finding.text}"))
-        elif finding.kind == "unused image":
-            changes.append(Change("", finding.where, f"file not taken over: {finding.text}"))
+    lost = {"unreadable annotations": "split left out", "unused image": "file not taken over"}
+    for _, kind, split, where, text in check.findings:
+        if kind in lost:
+            changes.append(Change(split, where, f"{lost[kind]}: {text}"))
     notes = {split: _noting(split, changes) for split in check.listings}
     listings = {}
-    joint = joint_splits(check.listings, check.files)
     for split, listing in check.listings.items():
-        if split in joint:
-            text = f"split left out: it is {' and '.join(joint[split])} together"
-            notes[split](listing.source, text)
+        if parts := check.joint.get(split):
+            notes[split](listing.source, f"split left out: it is {' and '.join(parts)} together")
         else:
             listings[split] = clean_listing(listing, check.files, notes[split])
     listings = _separate_splits(listings, check.files, notes)
-    for split, listing in listings.items():
-        if not listing.images:
-            notes[split](listing.source, "split left out: no image is left")
-    listings = {split: listing for split, listing in listings.items() if listing.images}
-    listings = _unite_classes(listings, notes)
+    for split in [split for split, listing in listings.items() if not listing.images]:
+        notes[split](listings.pop(split).source, "split left out: no image is left")
+    listings = _share_classes(listings, notes)
     return {split: _number_images(listing, notes[split]) for split, listing in listings.items()}
 
 
@@ -255,25 +247,22 @@ def _keeping_rank(split: str, train: str | None) -> int:
     return ranks[0] if ranks else len(KEEPING_ORDER) + split.startswith(train or "train")
 
 
-def _unite_classes(
+def _share_classes(
     listings: Mapping[str, Listing], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
     """Give all splits the same classes; names that are alike become one."""
     groups = names_alike(listings.values())
     spelling = {name: group.most_common(1)[0][0] for group in groups for name in group}
     renamed = {}
-    wanted: dict[str, int | None] = {}
     for split, listing in listings.items():
         numbers = count_boxes(listing)
-        for label, name in enumerate(listing.label_names):
-            if (new := spelling.get(name, name)) != name:
+        names = [spelling.get(name, name) for name in listing.label_names]
+        for label, (name, new) in enumerate(zip(listing.label_names, names, strict=True)):
+            if new != name:
                 text = f"class {name!r} of {numbers[label]} boxes became {new!r}"
                 notes[split](listing.source, text)
-        names = [spelling.get(name, name) for name in listing.label_names]
         renamed[split] = listing._replace(label_names=names)
-        for name, category_id in zip(names, listing.category_ids, strict=True):
-            wanted.setdefault(name, category_id)
-    id_of = unique_ids(wanted)
+    id_of = unite_classes(renamed.values())
     return {
         split: _give_classes(listing, id_of, notes[split]) for split, listing in renamed.items()
     }

@@ -5,11 +5,11 @@ follow its light and dark mode.
 """
 
 import io
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from html import escape
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 # Colors to draw with, each replaced by a CSS variable of the page.
 INK, MUTED, LINE, FIRST, SECOND = (f"#00000{i}" for i in range(1, 6))
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    LINE: "--line",
-    FIRST: "--first",
-    SECOND: "--second",
-}
+VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "first", SECOND: "second"}
 STYLE: Any = {
     "svg.fonttype": "none",  # text elements, in the page's font
     "font.size": 9,
@@ -54,29 +48,21 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 IN_POINTS: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False}
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Floats = NDArray[np.float64]
-P = ParamSpec("P")
 
 
-def need_matplotlib() -> None:
-    """Raise ImportError, with the way out, where matplotlib is not installed."""
+def style() -> AbstractContextManager[None]:
+    """Let charts that are drawn inside ``with style():`` have the report's style.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     if not find_spec("matplotlib"):
         raise ImportError('a report needs matplotlib: pip install "sepc_zoo[plots]"')
+    from matplotlib import rc_context
+
+    return rc_context(STYLE)
 
 
-def styled(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw in the report's style without changing matplotlib's settings for others."""
-
-    @wraps(draw)
-    def chart(*args: P.args, **kwargs: P.kwargs) -> str:
-        from matplotlib import rc_context
-
-        with rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return chart
-
-
-@styled
 def precision_recall(precision: Floats, svg_id: str, label: str) -> str:
     """Plot a class's precision ``(T, R)`` over recall at IoU 0.5 and 0.75."""
     figure, axes = _figure(2.6, 1.8)
@@ -86,7 +72,6 @@ def precision_recall(precision: Floats, svg_id: str, label: str) -> str:
     return _svg(figure, svg_id, label)
 
 
-@styled
 def mean_precision_recall(precision: Floats) -> str:
     """Plot precision ``(T, R)``, averaged over classes, at each IoU threshold."""
     figure, axes = _figure(4.0, 2.9)
@@ -99,7 +84,6 @@ def mean_precision_recall(precision: Floats) -> str:
     return _svg(figure, "mean-curves", "mean precision over recall at each IoU threshold")
 
 
-@styled
 def ap_by_iou(values: Sequence[float]) -> str:
     """Plot AP at each IoU threshold."""
     figure, axes = _figure(4.0, 2.9)
@@ -113,7 +97,6 @@ def ap_by_iou(values: Sequence[float]) -> str:
     return _svg(figure, "ap-by-iou", "AP at each IoU threshold")
 
 
-@styled
 def ap_by_size(names: Sequence[str], ap: Sequence[float], ar: Sequence[float]) -> str:
     """Plot AP and AR of each object size; -1 where there are no objects."""
     figure, axes = _figure(4.0, 2.9)
@@ -132,7 +115,6 @@ def ap_by_size(names: Sequence[str], ap: Sequence[float], ar: Sequence[float]) -
     return _svg(figure, "ap-by-size", "AP and AR by object size")
 
 
-@styled
 def reliability(calibration: Calibration) -> str:
     """Plot the share of correct detections over their score, and below it their number."""
     figure, (axes, counts) = _figure(4.6, 3.6, rows=(4, 1))
@@ -144,8 +126,7 @@ def reliability(calibration: Calibration) -> str:
     _unit_square(axes, ylabel="correct")
     axes.set_xticklabels([])
     bins = len(known)
-    centers = (np.arange(bins) + 0.5) / bins
-    counts.bar(centers, calibration.detections, 0.8 / bins, color=MUTED)
+    counts.bar((np.arange(bins) + 0.5) / bins, calibration.detections, 0.8 / bins, color=MUTED)
     _unit_square(counts, "score", "number")
     counts.set_ylim(0, max(1, calibration.detections.max()))
     counts.set_yticks([])
@@ -153,14 +134,12 @@ def reliability(calibration: Calibration) -> str:
     return _svg(figure, "reliability", "share of correct detections by score")
 
 
-@styled
 def threshold_choice(sweep: Sweep, best: Threshold) -> str:
     """Plot precision, recall and F1 over the score threshold, and mark the best F1."""
     figure, axes = _figure(4.6, 3.6)
     at = np.linspace(0, 1, 201)
     rows = np.searchsorted(-sweep.scores, -at, side="right") - 1  # last score over the threshold
-    lines = ((sweep.precision, FIRST), (sweep.recall, SECOND), (sweep.f1, INK))
-    for values, color in lines:
+    for values, color in zip(sweep[1:], (FIRST, SECOND, INK), strict=True):
         axes.plot(at, np.where(rows >= 0, values[rows], np.nan), color=color, clip_on=False)
     axes.axvline(best.score, color=MUTED, linewidth=0.8, dashes=(4, 3))
     axes.plot(best.score, best.f1, "o", color=INK, markersize=5)
@@ -181,9 +160,8 @@ def _figure(width: float, height: float, rows: Sequence[int] = (1,)) -> "tuple[F
 
 def _unit_square(axes: "Axes", xlabel: str = "", ylabel: str = "") -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=xlabel, ylabel=ylabel)
-    axes.set(xticks=QUARTERS, yticks=QUARTERS)
-    axes.set_xticklabels(map(_short, QUARTERS))
-    axes.set_yticklabels(map(_short, QUARTERS))
+    axes.set_xticks(QUARTERS, map(_short, QUARTERS))
+    axes.set_yticks(QUARTERS, map(_short, QUARTERS))
 
 
 def _short(value: float) -> str:
@@ -202,5 +180,5 @@ def _svg(figure: "Figure", svg_id: str, label: str) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace('<g id="', f'<g id="{svg_id}-')
     for color, variable in VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
+        svg = svg.replace(color, f"var(--{variable})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()

@@ -5,6 +5,7 @@ its class with the highest overlap. Detections in a crowd of their class are ign
 after the 100 highest scores of a class in an image.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,9 +41,7 @@ class Pairs(NamedTuple):
     same_class: Bools  # (P,)
 
     def only(self, chosen: Bools) -> "Pairs":
-        return Pairs(
-            self.detection[chosen], self.target[chosen], self.iou[chosen], self.same_class[chosen]
-        )
+        return Pairs._make(column[chosen] for column in self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,10 +230,10 @@ def _overlaps(
 ) -> tuple[Pairs, Bools]:
     """All pairs, and whether each detection ``(D,)`` lies in a crowd of its class."""
     in_crowd = np.zeros(len(detections), dtype=bool)
-    columns: list[tuple[Ints, Ints, Floats]] = []
-    for d, g in zip(
-        *(indices_by_image(boxes.image, num_images) for boxes in (detections, targets)), strict=True
-    ):
+    none = np.empty(0, dtype=np.int64)
+    columns: list[tuple[Ints, Ints, Floats]] = [(none, none, np.empty(0))]
+    by_image = (indices_by_image(boxes.image, num_images) for boxes in (detections, targets))
+    for d, g in zip(*by_image, strict=True):
         if not len(d) or not len(g):
             continue
         crowd = targets.iscrowd[g]
@@ -243,9 +242,6 @@ def _overlaps(
         in_crowd[d] = ((iou >= MIN_IOU) & same & crowd).any(axis=1)
         row, column = np.nonzero((iou >= MIN_PAIR_IOU) & ~crowd)
         columns.append((d[row], g[column], iou[row, column]))
-    if not columns:
-        none = np.empty(0, dtype=np.int64)
-        return Pairs(none, none, np.empty(0), np.empty(0, dtype=bool)), in_crowd
     d, g, iou = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     return Pairs(d, g, iou, detections.labels[d] == targets.labels[g]), in_crowd
 
@@ -260,13 +256,10 @@ def _ranks(detections: SplitDetections) -> Ints:
 def _within_limit(detections: SplitDetections, rank: Ints) -> Bools:
     """Whether each detection ``(D,)`` is among the ``MAX_PER_CLASS`` of its class and image."""
     order = np.lexsort((rank, detections.labels, detections.image))
-    image, label = detections.image[order], detections.labels[order]
-    begins = np.ones(len(detections), dtype=bool)
-    begins[1:] = (image[1:] != image[:-1]) | (label[1:] != label[:-1])
-    starts = np.flatnonzero(begins)
-    position = np.arange(len(detections)) - starts[np.cumsum(begins) - 1]
+    group = detections.image * (detections.labels.max(initial=0) + 1) + detections.labels
+    _, starts, counts = np.unique(group[order], return_index=True, return_counts=True)
     counted = np.empty(len(detections), dtype=bool)
-    counted[order] = position < MAX_PER_CLASS
+    counted[order] = np.arange(len(detections)) - np.repeat(starts, counts) < MAX_PER_CLASS
     return counted
 
 
@@ -299,12 +292,9 @@ def _closest(pairs: Pairs, chosen: Bools, count: int) -> tuple[Ints, Floats]:
 
 def _limit_per_image(order: Ints, image: Ints, count: int, per_image: int) -> list[int]:
     chosen: list[int] = []
-    seen: dict[int, int] = {}
+    seen: Counter[int] = Counter()
     for i in order.tolist():
-        number = int(image[i])
-        if seen.get(number, 0) < per_image:
-            seen[number] = seen.get(number, 0) + 1
+        seen[image[i]] += 1
+        if seen[image[i]] <= per_image:
             chosen.append(i)
-            if len(chosen) == count:
-                break
-    return chosen
+    return chosen[:count]

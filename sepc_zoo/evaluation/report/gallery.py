@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.ops import box_convert
 
 from sepc_zoo.data.images import ImageError, read_image
@@ -41,7 +40,6 @@ class Card(NamedTuple):
     """A picture of a mistake and its caption."""
 
     picture: str  # data URI; empty where the image cannot be read
-    alt: str
     name: str  # detected or missed class, with the score of a detection
     reason: str
     other: str = ""  # the other class or detection
@@ -50,11 +48,13 @@ class Card(NamedTuple):
 
 
 def false_positives(context: ReportContext) -> list[Card]:
+    """Show the incorrect detections with the highest scores."""
     worst = worst_false_positives(context.diagnosis, MAX_PICTURES)
     return [_false_positive(context, i) for i in worst]
 
 
 def misses(context: ReportContext) -> list[Card]:
+    """Show the largest objects that are missed."""
     worst = worst_misses(context.diagnosis, context.min_score, MAX_PICTURES)
     return [_miss(context, i) for i in worst]
 
@@ -65,11 +65,9 @@ def _false_positive(context: ReportContext, i: int) -> Card:
     kind, nearest = int(diagnosis.kind[i]), int(diagnosis.nearest[i])
     annotated = [nearest] if nearest >= 0 else []
     same_class = np.flatnonzero((targets.image == image) & (targets.labels == label))
-    name = f"{context.names[label]} {context.detections.scores[i]:.3f}"
     return Card(
         _picture(context, image, [i], annotated, np.setdiff1d(same_class, annotated).tolist()),
-        alt=name,
-        name=name,
+        name=f"{context.names[label]} {context.detections.scores[i]:.3f}",
         reason=REASONS[kind],
         other=context.names[targets.labels[nearest]] if kind == WRONG_CLASS else "",
         iou=float(diagnosis.iou[i]) if nearest >= 0 else None,
@@ -82,7 +80,6 @@ def _miss(context: ReportContext, missed: int) -> Card:
     i, iou = explain_miss(context.diagnosis, missed, context.min_score)
     card = Card(
         _picture(context, image, [i] if i >= 0 else [], [missed]),
-        alt=f"missed: {context.names[label]}",
         name=context.names[label],
         reason="nothing detected here",
         file=context.annotations.records[image].path.name,
@@ -107,7 +104,10 @@ def _picture(
     annotated: Sequence[int],
     around: Sequence[int] = (),
 ) -> str:
-    """Draw detections and objects, by their indices; objects ``around`` may be cut off."""
+    """Draw detections and objects, by their indices, as a data URI; empty if unreadable.
+
+    Objects ``around`` may be cut off.
+    """
     bbox = [context.targets.bbox[[*around, *annotated]], context.detections.bbox[[*detected]]]
     colors = [ANNOTATED] * (len(around) + len(annotated)) + [DETECTED] * len(detected)
     try:
@@ -120,10 +120,6 @@ def _picture(
         )
     except ImageError:
         return ""
-    return _data_uri(picture)
-
-
-def _data_uri(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

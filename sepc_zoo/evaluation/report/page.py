@@ -10,10 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sepc_zoo import __version__
 from sepc_zoo.data import Annotations
 from sepc_zoo.evaluation.metrics import Evaluation, format_figure
-from sepc_zoo.evaluation.report import gallery, sections
-from sepc_zoo.evaluation.report.charts import need_matplotlib
-from sepc_zoo.evaluation.report.context import ReportContext, make_context
-from sepc_zoo.evaluation.results import SplitDetections
+from sepc_zoo.evaluation.report import charts, gallery, sections
+from sepc_zoo.evaluation.report.context import ReportContext
+from sepc_zoo.evaluation.report.diagnosis import diagnose
+from sepc_zoo.evaluation.results import SplitDetections, collect_targets
 from sepc_zoo.files import write_atomically
 from sepc_zoo.metric_names import CLASS_METRICS, METRICS
 
@@ -36,12 +36,14 @@ def write_report(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    need_matplotlib()
-    html = render(make_context(annotations, detections, evaluation), facts)
+    with charts.style():
+        targets = collect_targets(annotations)
+        diagnosis = diagnose(detections, targets, len(annotations.records))
+        html = _render(ReportContext(annotations, evaluation, diagnosis), facts)
     write_atomically(path, lambda file: file.write_text(html, encoding="utf-8"))
 
 
-def render(context: ReportContext, facts: Mapping[str, str]) -> str:
+def _render(context: ReportContext, facts: Mapping[str, str]) -> str:
     environment = Environment(
         loader=PackageLoader("sepc_zoo.evaluation.report", "."),
         autoescape=True,

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from data_files import problems_of
 from PIL import Image
 
 from sepc_zoo.data import DataError, read_data
@@ -29,12 +30,6 @@ def write_data(root, annotations=(), split="train", categories=CATEGORIES, folde
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
     return path
-
-
-def problems_of(root, split="train", **kwargs):
-    with pytest.raises(DataError) as caught:
-        read_data(root, split, **kwargs)
-    return tuple(map(str, caught.value.problems))
 
 
 def test_labels_follow_the_rising_category_ids(tmp_path):

@@ -2,7 +2,7 @@ import json
 import sys
 
 import pytest
-from PIL import Image
+from data_files import problems_of, write_image
 
 from sepc_zoo.data import DataError, read_data
 from sepc_zoo.data.formats.huggingface import huggingface_splits
@@ -19,23 +19,12 @@ def row(name="a.png", *categories, **columns):
     return {"file_name": name, "objects": objects(*categories), **columns}
 
 
-def write_image(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (64, 48)).save(path)
-
-
 def write_metadata(folder, *rows, images=("a.png", "b.png"), text=None):
     for name in images:
         write_image(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     lines = text if text is not None else "\n".join(map(json.dumps, rows))
     (folder / "metadata.jsonl").write_bytes(lines if isinstance(lines, bytes) else lines.encode())
-
-
-def problems_of(root, split="train", **kwargs):
-    with pytest.raises(DataError) as caught:
-        read_data(root, split, **kwargs)
-    return tuple(map(str, caught.value.problems))
 
 
 # ----------------------------------------------------------------------------------- metadata

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from data_files import problems_of
 from PIL import Image
 
 from sepc_zoo.data import FORMATS, DataError, read_data, write_shapes
@@ -32,12 +33,6 @@ def write_coco(root, categories, split="train"):
     }
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
-
-
-def problems_of(*args, **kwargs):
-    with pytest.raises(DataError) as caught:
-        read_data(*args, **kwargs)
-    return tuple(map(str, caught.value.problems))
 
 
 def test_coco_is_recognised(tmp_path):

@@ -1,7 +1,8 @@
 import pytest
+from data_files import problems_of
 from PIL import Image
 
-from sepc_zoo.data import DataError, read_data
+from sepc_zoo.data import read_data
 from sepc_zoo.data.formats.voc import voc_splits
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
@@ -27,12 +28,6 @@ def write_split(root, split, *stems):
     folder = root / "ImageSets" / "Main"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{split}.txt").write_text("\n".join(stems) + "\n")
-
-
-def problems_of(root, split="train", **kwargs):
-    with pytest.raises(DataError) as caught:
-        read_data(root, split, **kwargs)
-    return tuple(map(str, caught.value.problems))
 
 
 def test_boxes_count_from_one_and_include_their_last_pixel(tmp_path):

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from data_files import problems_of, write_image
 from PIL import Image
 
 from sepc_zoo.data import DataError, read_data
@@ -10,11 +11,6 @@ from sepc_zoo.data.formats.yolo import list_yolo, yolo_splits
 HALF = "0 0.5 0.5 0.5 0.5"  # the middle of an image of 64 x 48
 MIDDLE = [16, 12, 48, 36]
 YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
-
-
-def write_image(path, size=(64, 48), **kwargs):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path, **kwargs)
 
 
 def write_text(path, text):
@@ -33,12 +29,6 @@ def write_split(root, labels, images="images/train", texts="labels/train"):
 def boxes_of(root, split="train", **kwargs):
     records = read_data(root, split, **kwargs).records
     return [(record.path.name, record.boxes.tolist(), record.labels.tolist()) for record in records]
-
-
-def problems_of(root, split="train", **kwargs):
-    with pytest.raises(DataError) as caught:
-        read_data(root, split, **kwargs)
-    return tuple(map(str, caught.value.problems))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from sepc_zoo.data import Annotations, Record, read_data
 from sepc_zoo.evaluation.metrics import evaluate
 from sepc_zoo.evaluation.report import write_report
-from sepc_zoo.evaluation.report.charts import ap_by_iou
+from sepc_zoo.evaluation.report.charts import ap_by_iou, style
 from sepc_zoo.evaluation.results import collect_detections
 
 FACTS = {"model": "a model", "data": "some data"}
@@ -233,5 +233,6 @@ def test_a_page_that_fails_leaves_the_old_one(split, tmp_path, monkeypatch):
 def test_matplotlibs_settings_stay_as_they_are():
     matplotlib = pytest.importorskip("matplotlib")
     before = dict(matplotlib.rcParams)
-    assert "<svg" in ap_by_iou([0.5] * 10)
+    with style():
+        assert "<svg" in ap_by_iou([0.5] * 10)
     assert dict(matplotlib.rcParams) == before
