@@ -491,12 +491,15 @@ def from_plain(kind: type[T], content: Any, where: str) -> T:
 
 def _open_union(kind: type, content: Any) -> Any:
     """A method's or a neck's config, by its ``type``."""
-    types, register = (
-        (METHOD_TYPES, "register_method") if kind is MethodConfig else (NECK_TYPES, "register_neck")
-    )
-    tag = content.get("type") if isinstance(content, dict) else None
+    word, types = ("method", METHOD_TYPES) if kind is MethodConfig else ("neck", NECK_TYPES)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a table such as {{'type': {next(iter(types))!r}}}")
+    tag = content.get("type")
     if not isinstance(tag, str) or tag not in types:
-        raise ValueError(f"no type {tag!r:.80}; there are {', '.join(types)}; {register} adds one")
+        raise ValueError(
+            f"no type {tag!r:.80}; there are {', '.join(types)}; if the {word} is your own, first "
+            f"import the module that calls register_{word}"
+        )
     try:
         return msgspec.convert(content, resolve(types[tag]))
     except msgspec.ValidationError as error:

@@ -22,8 +22,10 @@ from sepc_zoo.config import (
     NAME,
     NECK_TYPES,
     DetectorConfig,
+    Entry,
     MethodConfig,
     NeckConfig,
+    NeckEntry,
     PlainNeck,
     SEPCNeck,
     WeightsConfig,
@@ -248,9 +250,13 @@ def register_method(method: type[MethodConfig]) -> None:
         method: a subclass of ``methods.method.Method``, with ``tag="its_name"``.
 
     Raises:
-        ConfigError: the name is taken, or is no name.
+        ConfigError: it is not such a class, or the name is taken or is no name.
     """
-    _add_name(METHOD_TYPES, tag_of(method), "method")
+    if not (
+        isinstance(method, type) and issubclass(method, Entry) and issubclass(method, MethodConfig)
+    ):
+        raise ConfigError(f"register_method: expected a subclass of Method, got {method!r:.80}")
+    _add_name(METHOD_TYPES, _type_of(method), "method")
     METHOD_TYPES[tag_of(method)] = method
 
 
@@ -262,13 +268,30 @@ def register_neck(name: str, config: NeckConfig) -> None:
             variable ``module``. Several names may share one class.
 
     Raises:
-        ConfigError: the name is taken, or is no name.
+        ConfigError: it is not such a config, or the name is taken or is no name.
     """
+    if not isinstance(config, NeckEntry):
+        raise ConfigError(
+            "register_neck: expected an object of a subclass of NeckEntry, such as MyConfig(), "
+            f"got {config!r:.80}"
+        )
+    if not hasattr(config, "module"):
+        raise ConfigError(
+            f"{type(config).__name__} names no module: add `module: ClassVar[Any] = ` and the class"
+        )
     _add_name(NECKS, name, "neck")
-    known = NECK_TYPES.setdefault(tag_of(config), type(config))
+    known = NECK_TYPES.setdefault(_type_of(type(config)), type(config))
     if known is not type(config):
         raise ConfigError(f"there is a neck of type {tag_of(config)!r} already; choose another tag")
     NECKS[name] = config
+
+
+def _type_of(kind: type[MethodConfig] | type[NeckConfig]) -> str:
+    """The tag of a class of config, which ``config.json`` has as its ``type``."""
+    tag = tag_of(kind)
+    if tag is None:
+        raise ConfigError(f'{kind.__name__} has no tag: write tag="its_name" beside frozen=True')
+    return str(tag)
 
 
 def _add_name(table: dict[str, Any], name: str, kind: str) -> None:
@@ -287,8 +310,10 @@ def with_classes(
         ConfigError: the number and the names disagree, or the names are no list of strings.
     """
     if label_names is not None:
-        if isinstance(label_names, str):
-            raise ConfigError(f"label_names: expected a list of names, got {label_names!r}")
+        if isinstance(label_names, str) or not isinstance(label_names, Iterable):
+            raise ConfigError(
+                f"label_names: expected a list of names such as ['cat', 'dog'], got {label_names!r}"
+            )
         names = tuple(label_names)
         if num_classes is not None and num_classes != len(names):
             raise ConfigError(
@@ -314,5 +339,5 @@ def _unknown(name: str) -> UnknownModelError:
     return UnknownModelError(
         f"no model {name!r}: a name is {{method}}_{{backbone}}_{{neck}}[.{{tag}}] with a method of "
         f"{', '.join(METHOD_TYPES)}, a backbone of list_backbones() or timm, and a neck of "
-        f"{', '.join(NECKS)}; {hint}"
+        f"{', '.join(NECKS)} (import your own first); {hint}"
     )

@@ -64,7 +64,7 @@ def test_a_folder_with_a_part_that_is_not_registered_says_so(load_example, tmp_p
     load_example("bifpn_neck")
     sepc_zoo.save_model(sepc_zoo.create_model("fsaf_r18_bifpn", channels=8), tmp_path)
     del config.NECK_TYPES["bifpn"]
-    with pytest.raises(sepc_zoo.HubError, match=r"neck.*bifpn.*fpn, sepc.*register_neck"):
+    with pytest.raises(sepc_zoo.HubError, match=r"neck.*bifpn.*fpn, sepc.*import.*register_neck"):
         sepc_zoo.load_model(tmp_path)
 
 

@@ -1,12 +1,16 @@
 import fnmatch
+import re
+from typing import Any, ClassVar
 
 import pytest
 import timm
+import torch
 
 import sepc_zoo
 from sepc_zoo import registry as zoo
 from sepc_zoo.config import METHOD_TYPES as METHODS
-from sepc_zoo.config import BackboneConfig, ConfigError, SEPCNeck
+from sepc_zoo.config import NECK_TYPES, BackboneConfig, ConfigError, NeckEntry, SEPCNeck
+from sepc_zoo.methods.method import Method
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.published import PUBLISHED
 from sepc_zoo.registry import (
@@ -236,6 +240,54 @@ def test_a_row_that_does_not_fit_is_not_registered():
     with pytest.raises(UnknownModelError):
         register_model("cells", "fsaf_r18_spec")
     assert not is_model("cells")
+
+
+class MethodWithoutTag(Method, frozen=True):
+    pass
+
+
+class NeckWithoutTag(NeckEntry, frozen=True):
+    module: ClassVar[Any] = torch.nn.Identity
+
+
+class NeckWithoutModule(NeckEntry, frozen=True, tag="without_module"):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("register", "arguments", "match"),
+    [
+        (zoo.register_method, [MethodWithoutTag], "MethodWithoutTag has no tag"),
+        (zoo.register_method, [MethodWithoutTag()], "a subclass of Method, got MethodWithoutTag()"),
+        (zoo.register_method, [object], "a subclass of Method, got <class 'object'>"),
+        (zoo.register_neck, ["own", NeckWithoutTag()], "NeckWithoutTag has no tag"),
+        (zoo.register_neck, ["own", NeckWithoutModule()], "NeckWithoutModule names no module"),
+        (zoo.register_neck, ["own", SEPCNeck], "MyConfig(), got <class"),
+    ],
+)
+def test_what_is_no_method_or_neck_is_refused_and_not_registered(register, arguments, match):
+    tables = METHODS, NECKS, NECK_TYPES
+    before = [dict(table) for table in tables]
+    with pytest.raises(ConfigError, match=re.escape(match)):
+        register(*arguments)
+    assert [dict(table) for table in tables] == before
+
+
+@pytest.mark.parametrize("entry", ["method", "neck"])
+def test_a_method_or_neck_by_its_name_alone_is_answered_with_a_table(entry):
+    with pytest.raises(ConfigError, match=rf"config\.{entry}: expected a table such as .*type"):
+        sepc_zoo.create_model("fsaf_r18_fpn", **{entry: "sepc"})
+
+
+def test_a_method_without_a_loss_is_named():
+    with pytest.raises(NotImplementedError, match="MethodWithoutTag defines no loss"):
+        MethodWithoutTag().loss(None, None, None, None)
+
+
+@pytest.mark.parametrize("label_names", ["cat", 5])
+def test_classes_are_a_list_of_names(label_names):
+    with pytest.raises(ConfigError, match="label_names: expected a list of names"):
+        zoo.with_classes(model_config("fsaf_r18_fpn"), None, label_names)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "xcit_tiny_12_p8_224", "levit_128s"])

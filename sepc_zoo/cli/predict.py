@@ -25,7 +25,13 @@ class PredictOptions(Options):
         metavar="NAME_OR_DIR",
     )
     output: str = option("predictions", "folder to write", metavar="DIR")
-    score_threshold: float = option(0.3, "minimum score of a detection", ge=0, le=1)
+    score_threshold: float = option(
+        0.3,
+        "minimum score of a detection; the model itself drops scores below its "
+        "postprocess.score_threshold, usually 0.05",
+        ge=0,
+        le=1,
+    )
     device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
 
 

@@ -18,12 +18,18 @@ class Method(Entry, MethodConfig, frozen=True):
     def loss(
         self, predictions: Predictions, anchors: Anchors, targets: Targets, coder: Coder
     ) -> Terms:
-        """Differentiable sums over the images of this process, and the counts to divide them by.
+        """Return the terms ``{"loss_cls": (sum, count), ...}`` over the images of this process.
 
-        The caller divides: the count of a large batch may be spread over processes and over
-        accumulated batches.
+        The sums are differentiable. The caller divides them by the counts: the count of a large
+        batch may be spread over processes and over accumulated batches.
+
+        Args:
+            predictions: ``logits (N, A, K)`` and ``deltas (N, A, 4)``.
+            anchors: ``boxes (A, 4)``, the same for all images.
+            targets: ``boxes (N, G, 4)`` and ``labels (N, G)``, padded.
+            coder: how deltas stand for boxes, see ``ops.coders.encode`` and ``decode``.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
     def counts(self, anchors: Anchors, targets: Targets) -> dict[str, Tensor] | None:  # noqa: ARG002
         """The counts of ``loss``, where they depend on the targets alone; else None."""

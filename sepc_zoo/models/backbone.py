@@ -40,6 +40,7 @@ class Backbone(nn.Module):
         self, config: BackboneConfig, strides: Sequence[int] = (8, 16, 32), pretrained: bool = False
     ) -> None:
         super().__init__()
+        self.config = config
         name, kwargs = config.name, config.kwargs
         try:
             self.body = _create_features(name, pretrained, kwargs)
@@ -83,7 +84,10 @@ class Backbone(nn.Module):
         try:
             self.rounds_up = not self.fixed_size and self._keeps_partial_cells()
         except TIMM_ERRORS as error:
-            raise ConfigError(f"the backbone fails on an image: {error}") from error
+            name, kwargs = self.config.name, self.config.kwargs
+            raise ConfigError(
+                f"backbone {name!r} with {kwargs} fails on an image: {error}"
+            ) from error
 
     @property
     def trunk(self) -> nn.Module:

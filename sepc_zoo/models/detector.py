@@ -109,7 +109,7 @@ class Detector(PredictMixin, nn.Module):
         self(images)
 
     def forward_features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The pyramids for classes and for boxes that the head reads.
+        """The pyramids for classes and for boxes that the head reads: a map for each level.
 
         Args:
             images: ``(N, 3, H, W)``, normalised.
@@ -147,8 +147,11 @@ class Detector(PredictMixin, nn.Module):
         """Change the classes; those of the same name keep what they have learned.
 
         Args:
-            label_names: names of the K new classes.
+            label_names: names of the K new classes; their number alone is not enough.
             category_ids: their ids in the data set; 1 ... K unless the old classes have them all.
+
+        Raises:
+            ConfigError: the names are no list of different strings.
         """
         old = {name: i for i, name in enumerate(self.config.label_names)}
         config = with_classes(self.config, None, label_names)
