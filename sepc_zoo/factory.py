@@ -69,7 +69,8 @@ def create_model(
     )
     known = model_config(name) if folder is None else read_config(folder)
     changes = dict(config_overrides)
-    if "architecture" in changes or "type" in changes.get("method", {}):
+    method = changes.get("method", {})
+    if "architecture" in changes or not isinstance(method, Mapping) or "type" in method:
         raise ConfigError("architecture and type of method follow from the model's name")
     if backbone_kwargs:
         changes["backbone"] = {"kwargs": {**known.backbone.kwargs, **backbone_kwargs}}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -82,9 +83,10 @@ class Detections:
     @overload
     def __getitem__(self, index: int) -> Detection: ...
     @overload
-    def __getitem__(self, index: slice | Tensor) -> "Detections": ...
-    def __getitem__(self, index: int | slice | Tensor) -> "Detection | Detections":
+    def __getitem__(self, index: slice | list[int] | Tensor) -> "Detections": ...
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> "Detection | Detections":
         """Return one detection, or those of a slice, of a mask ``(D,)`` or of indices."""
+        index = torch.tensor(index) if isinstance(index, list) else index
         boxes, scores, labels = self.boxes[index], self.scores[index], self.labels[index]
         if scores.ndim > 0:
             return replace(self, boxes=boxes, scores=scores, labels=labels)

@@ -24,7 +24,7 @@ class Method(Entry, MethodConfig, frozen=True):
         batch may be spread over processes and over accumulated batches.
 
         Args:
-            predictions: ``logits (N, A, K)`` and ``deltas (N, A, 4)``.
+            predictions: ``logits (N, A, K)`` and ``deltas (N, A, 4 or 4 * bins)``.
             anchors: ``boxes (A, 4)``, the same for all images.
             targets: ``boxes (N, G, 4)`` and ``labels (N, G)``, padded.
             coder: how deltas stand for boxes, see ``ops.coders.encode`` and ``decode``.
