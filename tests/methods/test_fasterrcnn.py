@@ -11,6 +11,7 @@ from sepc_zoo.methods import fasterrcnn
 from sepc_zoo.methods.fasterrcnn import FasterRCNN
 from sepc_zoo.methods.matching import IGNORE, NEGATIVE
 from sepc_zoo.methods.targets import collate_targets
+from sepc_zoo.models.build import build
 from sepc_zoo.ops import boxes as boxes_module
 from sepc_zoo.outputs import Anchors, TwoStagePredictions
 from sepc_zoo.registry import model_config
@@ -204,5 +205,5 @@ def test_a_region_in_a_crowd_is_no_background():
 
 def test_only_deltas_code_its_boxes():
     with pytest.raises(fasterrcnn.ConfigError, match=r"coder.type: fasterrcnn has 'delta'"):
-        replace(CONFIG, coder=model_config("fsaf_r18_fpn").coder)
+        build(replace(CONFIG, coder=model_config("fsaf_r18_fpn").coder))
     assert isinstance(CODER, DeltaCoder)

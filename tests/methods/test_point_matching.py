@@ -6,9 +6,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sepc_zoo.methods.matching import NEGATIVE
+from sepc_zoo.config import AnchorConfig
+from sepc_zoo.methods.matching import IGNORE, NEGATIVE, match_by_iou
 from sepc_zoo.methods.point_matching import match_atss, match_by_centre_pairs, match_points
 from sepc_zoo.ops import boxes as boxes_module
+from sepc_zoo.ops.anchors import existing_anchors, make_anchors
 from sepc_zoo.outputs import Anchors, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -289,3 +291,17 @@ class LargestTensor(TorchDispatchMode):
         made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor) and not x._is_view()]
         self.cells = max([self.cells, *(x.numel() for x in made)])
         return out
+
+
+def test_iou_matching_equals_openmmlabs(given):
+    grid, expected = grids(given["batch"]), given["retinanet_r50_fpn_1x_coco"]
+    config = AnchorConfig(centre="corner", rounded=False)
+    anchors = make_anchors(config, grid, STRIDES, dtype=torch.float64)
+    exists = existing_anchors(config, grid, STRIDES, [given["img_shape"]], pad_multiple=32)[0]
+    boxes = torch.tensor(expected["boxes"], dtype=torch.float64)
+    match = match_by_iou(boxes, anchors, 0.5, 0.4, exists)
+    anchor = (match >= 0).nonzero().flatten()
+    assert anchor.tolist() == expected["anchor"]
+    assert match[anchor].tolist() == expected["box"]
+    assert (match == IGNORE).nonzero().flatten().tolist() == expected["ignored"]
+    assert (~exists).sum() == expected["left_out"]
