@@ -261,7 +261,9 @@ def _training_step(model: BenchmarkModel, images: Tensor, setting: Setting) -> C
     def step() -> None:
         model.network.train()
         with setting.autocast():
-            loss = model.loss(model.network(images), targets)
+            samples = isinstance(model.network, Detector)  # two stages do, in their forward pass
+            outputs = model.network(images, targets) if samples else model.network(images)
+            loss = model.loss(outputs, targets)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
