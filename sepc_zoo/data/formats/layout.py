@@ -86,8 +86,10 @@ def read_class_names(path: Path) -> list[str]:
 def parse_box(
     where: str, annotation: Mapping[str, Any], label: int | None, category: str
 ) -> ListedBox | Problem:
-    """Parse an annotation with COCO's keys: ``bbox`` (x, y, width, height in pixels) and perhaps
-    ``area`` and ``iscrowd``. Its area is width times height where it has none.
+    """Parse an annotation with COCO's keys.
+
+    It has ``bbox`` (x, y, width, height in pixels), and perhaps ``area``, by default width times
+    height, and ``iscrowd``.
     """
     bbox, area = annotation.get("bbox"), annotation.get("area")
     if not isinstance(bbox, list):

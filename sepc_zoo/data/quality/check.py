@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Hashable, Iterable, Iterator, M
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from sepc_zoo.data.annotations import (
     ListedBox,
-    ListedImage,
     Listing,
     Size,
     build_annotations,
@@ -108,10 +107,13 @@ def check_data(
         files = dict(zip(paths, results, strict=True))
     joint = _joint_splits(listings, files)
     for split in sorted(listings, key=joint.__contains__):  # a part is named before its union
-        findings += _check_split(split, listings[split], files)
-    findings += _check_across(listings, files, joint)
+        refused = _refused(listings[split], files)
+        findings += [_finding(split, problem, "error") for problem in refused]
+        found = _check_split(split, listings[split], files, {problem.kind for problem in refused})
+        findings += [_finding(split, problem) for problem in found]
+    findings += starmap(_finding, _check_across(listings, files, joint))
     if splits is None and not any(finding.kind == "unreadable annotations" for finding in findings):
-        findings += _unused_images(paths)
+        findings += [_finding("", problem) for problem in _unused_images(paths)]
     once: dict[tuple[str, str, str], Finding] = {}  # in some layouts the splits share files
     for finding in findings:
         once.setdefault((finding.kind, finding.where, finding.text), finding)
@@ -205,47 +207,36 @@ def _read_listings(
     return listings, findings
 
 
-def _check_split(
-    split: str, listing: Listing, files: Mapping[Path, ImageFile]
-) -> Iterator[Finding]:
+def _refused(listing: Listing, files: Mapping[Path, ImageFile]) -> list[Problem]:
+    """List what training refuses in a split: broken images, and all that keeps it from starting."""
     paths = dict.fromkeys(image.path for image in listing.images)
     broken = {str(path): problem for path in paths if (problem := files[path].problem)}
-    refused = [problem for problem in _refused(listing) if problem.where not in broken]
-    for problem in (*broken.values(), *refused):  # a training refuses all of these
-        yield _finding(split, problem, "error")
-    problems: list[Problem] = []
-    kinds = {problem.kind for problem in refused}
-    if not listing.images and "no images" not in kinds:
-        text = f"split {split!r} has no images"
-        problems.append(Problem("no images", listing.source, text))
-    if "image listed twice" not in kinds:
+    try:
+        build_annotations(listing)
+    except DataError as error:
+        return [*broken.values(), *(p for p in error.problems if p.where not in broken)]
+    return list(broken.values())
+
+
+def _check_split(
+    split: str, listing: Listing, files: Mapping[Path, ImageFile], refused: Container[Kind]
+) -> Iterator[Problem]:
+    """List what training accepts; some of it may be among the kinds that it refuses already."""
+    if not listing.images and "no images" not in refused:
+        yield Problem("no images", listing.source, f"split {split!r} has no images")
+    if "image listed twice" not in refused:
         for path in find_duplicates(image.path for image in listing.images):
-            text = f"is listed more than once in {split}"
-            problems.append(Problem("image listed twice", str(path), text))
+            yield Problem("image listed twice", str(path), f"is listed more than once in {split}")
     for image in listing.images:
-        problems += _check_image(image, files[image.path].size)
+        if not image.boxes:
+            yield Problem("image without boxes", str(image.path), "has no boxes")
+        for _, _, problems in review_boxes(image.boxes, files[image.path].size):
+            yield from problems
     counts = count_boxes(listing)
     for label, name in enumerate(listing.label_names):
         if not counts[label]:
             text = f"class {name!r} has no boxes in {split}"
-            problems.append(Problem("class without boxes", listing.source, text))
-    yield from (_finding(split, problem) for problem in problems)
-
-
-def _refused(listing: Listing) -> Sequence[Problem]:
-    """List the problems for which training refuses this split."""
-    try:
-        build_annotations(listing)
-    except DataError as error:
-        return error.problems
-    return []
-
-
-def _check_image(image: ListedImage, size: Size | None) -> Iterator[Problem]:
-    if not image.boxes:
-        yield Problem("image without boxes", str(image.path), "has no boxes")
-    for _, _, problems in review_boxes(image.boxes, size):
-        yield from problems
+            yield Problem("class without boxes", listing.source, text)
 
 
 def review_boxes(
@@ -283,29 +274,28 @@ def _describe_box(
 
 def _check_across(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], joint: Container[str]
-) -> Iterator[Finding]:
-    """List the problems between splits."""
+) -> Iterator[tuple[str, Problem]]:
+    """List the problems between splits, each with its split."""
     for group in names_alike(listings.values()):
         sources = dict.fromkeys(
             listing.source for listing in listings.values() if group.keys() & {*listing.label_names}
         )
         names = ", ".join(f"{name!r} ({number} boxes)" for name, number in group.most_common())
         text = f"{names} differ in case or spaces only, and are classes of their own"
-        yield _finding("", Problem("class names alike", " and ".join(sources), text))
+        yield "", Problem("class names alike", " and ".join(sources), text)
     if train := find_train(listings):
         for split, listing in listings.items():
             for label, number in sorted(count_boxes(listing).items()):
                 if (name := listing.label_names[label]) not in listings[train].label_names:
                     text = f"{number} boxes are of class {name!r}, which {train} does not have"
-                    problem = Problem("class unknown to train", listing.source, text)
-                    yield _finding(split, problem)
+                    yield split, Problem("class unknown to train", listing.source, text)
     parts = {split: listing for split, listing in listings.items() if split not in joint}
     yield from _check_pictures(parts, files)
 
 
 def _check_pictures(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile]
-) -> Iterator[Finding]:
+) -> Iterator[tuple[str, Problem]]:
     """Find the same pixels in several image files."""
     copies: dict[Hashable, dict[str, list[Path]]] = defaultdict(dict)
     for split, listing in listings.items():
@@ -315,15 +305,15 @@ def _check_pictures(
         for split, (first, *others) in by_split.items():
             for path in others:
                 text = f"shows the same pixels as {first}"
-                yield _finding(split, Problem("picture twice in a split", str(path), text))
+                yield split, Problem("picture twice in a split", str(path), text)
         for (split, (first, *_)), (other, (path, *_)) in combinations(by_split.items(), 2):
             text = f"is in {other} too" + (f", as {path}" if path != first else "")
-            yield _finding(split, Problem("picture in two splits", str(first), text))
+            yield split, Problem("picture in two splits", str(first), text)
 
 
-def _unused_images(paths: Sequence[Path]) -> Iterator[Finding]:
+def _unused_images(paths: Sequence[Path]) -> Iterator[Problem]:
     used = {os.path.realpath(path) for path in paths}
     for folder in sorted({os.path.realpath(path.parent) for path in paths}):
         for path in list_images(folder) if os.path.isdir(folder) else ():
             if os.path.realpath(path) not in used:
-                yield _finding("", Problem("unused image", str(path), "no split lists this file"))
+                yield Problem("unused image", str(path), "no split lists this file")

@@ -45,7 +45,6 @@ RESOLVED: dict[Kind, str] = {  # without leaving anything out
     "shared label file": "both images kept the boxes",
 }
 LEFT_OUT: frozenset[Kind] = BAD_BOXES | {"box of a pixel or less"}
-KEEPING_ORDER = ("test", "val")  # the first split of a shared picture keeps it; train comes last
 
 
 Note = Callable[[object, str], None]  # place and text of a change
@@ -222,10 +221,14 @@ def _clean_boxes(boxes: Sequence[ListedBox], size: Size, note: Note) -> list[Lis
 def _separate_splits(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
-    """Keep every picture in one split only."""
+    """Keep every picture in one split only: the first to evaluate on, train last."""
+    train = find_train(listings) or "train"
+
+    def rank(split: str) -> tuple[bool, ...]:  # test, val, others, train
+        return not split.startswith("test"), not split.startswith("val"), split.startswith(train)
+
     keeper: dict[Hashable, tuple[str, Path]] = {}
-    train = find_train(listings)
-    for split in sorted(listings, key=lambda name: _keeping_rank(name, train)):
+    for split in sorted(listings, key=rank):
         for image in listings[split].images:
             keeper.setdefault(picture_key(image.path, files), (split, image.path))
     separated = {}
@@ -240,11 +243,6 @@ def _separate_splits(
                 notes[split](image.path, text + (f", as {path}" if path != image.path else ""))
         separated[split] = listing._replace(images=images)
     return separated
-
-
-def _keeping_rank(split: str, train: str | None) -> int:
-    ranks = [i for i, name in enumerate(KEEPING_ORDER) if split.startswith(name)]
-    return ranks[0] if ranks else len(KEEPING_ORDER) + split.startswith(train or "train")
 
 
 def _share_classes(

@@ -68,7 +68,7 @@ def describe(columns: Columns, listing: Listing) -> dict[str, Any]:
         "images_without_boxes": int((columns.boxes_per_image == 0).sum()),
         "boxes": len(columns.labels),
         "crowds": int(columns.iscrowd.sum()),
-        **_count_sizes(columns.area),
+        **count_sizes(columns.area),
         "boxes_per_image": quantiles(columns.boxes_per_image),
         "image_sizes": {name: quantiles(side) for name, side in sides.items()},
         "image_aspects": quantiles(columns.image_aspects),
@@ -120,13 +120,10 @@ def anchor_reaches(columns: Columns, image_size: tuple[int, int]) -> dict[str, f
     }
 
 
-def _count_sizes(area: np.ndarray) -> dict[str, int]:
-    small, large = area < SMALL, area >= MEDIUM
-    return {
-        "small": int(small.sum()),
-        "medium": int((~small & ~large).sum()),
-        "large": int(large.sum()),
-    }
+def count_sizes(area: np.ndarray) -> dict[str, int]:
+    """Count boxes by COCO's three sizes."""
+    counts, _ = np.histogram(area, [-np.inf, SMALL, MEDIUM, np.inf])
+    return dict(zip(("small", "medium", "large"), counts.tolist(), strict=True))
 
 
 def _describe_classes(columns: Columns, listing: Listing) -> dict[str, dict[str, Any]]:
@@ -139,7 +136,7 @@ def _describe_classes(columns: Columns, listing: Listing) -> dict[str, dict[str,
             "category_id": listing.category_ids[label],
             "boxes": len(own),
             "images": len(np.unique(columns.image[own])),
-            **_count_sizes(columns.area[own]),
+            **count_sizes(columns.area[own]),
         }
     return classes
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sepc_zoo.evaluation.metrics import SIZES, mean
+from sepc_zoo.data.quality.statistics import count_sizes
+from sepc_zoo.evaluation.metrics import mean
 from sepc_zoo.evaluation.report import charts
 from sepc_zoo.evaluation.report.context import ReportContext
 from sepc_zoo.evaluation.report.diagnosis import (
@@ -43,8 +44,7 @@ def ap_charts(context: ReportContext) -> dict[str, str]:
         return {}
     precision, recall = context.evaluation.precision, context.evaluation.recall
     area = context.targets.area[~context.targets.iscrowd]
-    counts, _ = np.histogram(area, [-np.inf, 32**2, 96**2, np.inf])
-    sizes = [f"{name}\n{count:,}" for name, count in zip(SIZES[1:], counts, strict=True)]
+    sizes = [f"{name}\n{count:,}" for name, count in count_sizes(area).items()]
     by_size = [[mean(table[..., size]) for size in (1, 2, 3)] for table in (precision, recall)]
     by_recall = precision[:, :, context.num_objects > 0, 0].mean(axis=2)
     return {
