@@ -252,15 +252,16 @@ def test_a_validation_split_without_images_is_refused(shapes, tmp_path):
         train(options(data, tmp_path / "run"))
 
 
-def test_a_fine_tuned_model_has_continuous_boxes_and_no_credit_for_published_weights(
-    shapes, tmp_path
-):
+def test_a_fine_tuned_model_sees_images_as_training_does_and_has_no_credit(shapes, tmp_path):
+    """Boxes are continuous, images keep their ratio, and the weights are not the published ones."""
     theirs = create_model("fsaf_r18_fpn", channels=16, head={"convs": 0}, inclusive_boxes=True)
     base = save_model(theirs, tmp_path / "base")
-    edit_json(base / "config.json", lambda c: c["pretrained_cfg"].update(authors_ap=40.0, tag="t"))
+    published = {"authors_ap": 40.0, "tag": "t", "keep_ratio": False}
+    edit_json(base / "config.json", lambda c: c["pretrained_cfg"].update(published))
     run = prepare(options(shapes, tmp_path / "run", model=f"local-dir:{base}", model_kwargs={}))
     config = run.detector.config
     assert not config.inclusive_boxes
+    assert config.weights.keep_ratio
     assert (config.weights.authors_ap, config.weights.tag) == (None, "")
 
 
