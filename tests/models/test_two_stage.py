@@ -265,6 +265,21 @@ def test_info_counts_a_two_stage_model():
     assert info.gmacs > model_info("fasterrcnn_r18_fpn").gmacs > 50
 
 
+def test_p6_is_every_second_cell_of_p5_and_norms_stand_in_for_biases():
+    model = tiny_model("fpn", fpn={"norm": True})
+    pyramid = model.fpn(model.backbone(some_images(1, 96, 160)))
+    assert torch.equal(pyramid[4], pyramid[3][:, :, ::2, ::2])
+    assert model.fpn.lateral[0].bias is None
+    assert isinstance(model.fpn.output_norms[3], nn.BatchNorm2d)
+
+
+def test_the_epsilon_of_the_norms_is_an_entry():
+    model = tiny_model(backbone={"norm_eps": 0.0})
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {0.0}
+    assert model.neck.pconvs[0].norm is None
+
+
 def gradients_of_share(rank):
     """Gradients of one image of the batch, where all anchors and regions are taken."""
     from torch.nn.parallel import DistributedDataParallel
