@@ -70,7 +70,7 @@ def create_model(
     known = model_config(name) if folder is None else read_config(folder)
     changes = dict(config_overrides)
     method = changes.get("method", {})
-    if "architecture" in changes or not isinstance(method, Mapping) or "type" in method:
+    if "architecture" in changes or (isinstance(method, Mapping) and "type" in method):
         raise ConfigError("architecture and type of method follow from the model's name")
     if backbone_kwargs:
         changes["backbone"] = {"kwargs": {**known.backbone.kwargs, **backbone_kwargs}}
