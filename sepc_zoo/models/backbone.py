@@ -67,7 +67,6 @@ class Backbone(nn.Module):
         self.strides = tuple(strides)
         self.channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
         self.fixed_size = _has_fixed_size(name)
-        self.description = f"{name!r} with {kwargs}"
         self.rounds_up = False
         if not next(self.body.parameters()).is_meta:
             self.probe()
@@ -85,7 +84,8 @@ class Backbone(nn.Module):
         try:
             self.rounds_up = not self.fixed_size and self._keeps_partial_cells()
         except TIMM_ERRORS as error:
-            raise ConfigError(f"{self.description} fails on an image: {error}") from error
+            name, kwargs = self.config.name, self.config.kwargs
+            raise ConfigError(f"{name!r} with {kwargs} fails on an image: {error}") from error
 
     @property
     def trunk(self) -> nn.Module:
