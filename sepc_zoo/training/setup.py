@@ -38,7 +38,7 @@ from sepc_zoo.training.callbacks import (
     EarlyStopping,
     MovingAverage,
 )
-from sepc_zoo.training.checkpoint import Progress, ResumeError, load_state, saved_state
+from sepc_zoo.training.checkpoint import STATE_FILE, Progress, ResumeError, load_state
 from sepc_zoo.training.gradients import make_scaler
 from sepc_zoo.training.logging import Log, list_dropped
 from sepc_zoo.training.options import TrainError, TrainOptions, write_options
@@ -135,10 +135,10 @@ def prepare(options: TrainOptions, resume: bool = False, callbacks: Sequence[Cal
 
 def check_output(output: Path, resume: bool) -> None:
     """Refuse to overwrite a run, and to resume one that does not exist."""
-    state = saved_state(output)
-    if resume and state is None:
+    is_saved = (output / STATE_FILE).is_file()
+    if resume and not is_saved:
         raise ResumeError(f"{output} has no state to resume from; start it anew without --resume")
-    if state and not resume:
+    if is_saved and not resume:
         raise TrainError(
             f"{output} holds a run: go on with --resume {output}, or choose another --output"
         )

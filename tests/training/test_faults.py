@@ -33,7 +33,7 @@ from sepc_zoo.training import callbacks
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.accelerator import make_accelerator
 from sepc_zoo.training.callbacks import DrawSamples, MovingAverage
-from sepc_zoo.training.checkpoint import STATE
+from sepc_zoo.training.checkpoint import STATE_FILE
 from sepc_zoo.training.csv_file import CsvFile
 from sepc_zoo.training.logging import Log
 from sepc_zoo.training.options import TrainError
@@ -436,7 +436,7 @@ def test_a_state_that_cannot_be_written_whole_leaves_the_one_before(shapes, tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     step = state_of(tmp_path)["progress"]["step"]
     assert f"saved after step {step}; go on" in str(error.value)
-    assert [p.name for p in tmp_path.iterdir() if "state" in p.name] == [STATE]
+    assert [p.name for p in tmp_path.iterdir() if "state" in p.name] == [STATE_FILE]
 
 
 def test_an_output_that_cannot_be_written_is_reported_without_a_traceback(shapes, tmp_path, capsys):
