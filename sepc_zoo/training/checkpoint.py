@@ -120,11 +120,12 @@ def read_state(file: Path) -> dict[str, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        damage = f"it is damaged ({str(error).partition('. ')[0]})"  # torch gives advice after it
-        is_code = isinstance(error, pickle.UnpicklingError)
+        reason = f"it is damaged ({str(error).partition('. ')[0]})"  # without torch's advice
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds code, or is no state"
         raise ResumeError(
-            f"{file} cannot be resumed from: {'it holds code, or is no state' if is_code else damage}"
-            f". Start a new run, perhaps from --model {file.parent / 'last'}"
+            f"{file} cannot be resumed from: {reason}. Start a new run, perhaps from --model "
+            f"{file.parent / 'last'}"
         ) from error
 
 

@@ -29,7 +29,7 @@ class Recipe:
     """How a model is trained; the defaults are those of the SEPC authors."""
 
     epochs: int = 12
-    batch_size: int = 16  # images per step for which ``lr`` is meant
+    batch_size: int = 16  # images per step of all processes, which ``lr`` is meant for
     opt: str = "sgd"
     lr: float = 0.01
     weight_decay: float = 1e-4
@@ -71,7 +71,7 @@ def scaled_lr(recipe: Recipe, batch_size: int) -> float:
     return recipe.lr * (ratio if recipe.opt in SGD else ratio**0.5)
 
 
-def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Make timm's optimizer of the recipe's name, over all parameters that are not frozen.
 
     SGD is the authors': without Nesterov momentum, with weight decay for every parameter.
@@ -81,13 +81,12 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
     """
     is_sgd = recipe.opt == "sgd"
     extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
-    if recipe.opt in FUSED:
-        extra["fused"] = True
+    extra |= {"fused": True} if recipe.opt in FUSED else {}
     try:
         return create_optimizer_v2(
             model,
             opt=recipe.opt,
-            lr=lr,
+            lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             filter_bias_and_bn=not is_sgd,
             layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
@@ -97,15 +96,17 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
         raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, total_steps: int
-) -> Scheduler:
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> Scheduler:
     """Make the schedule of the learning rate, in steps, with a linear warm-up from a third of it.
 
     The warm-up takes at most a tenth of the run.
     """
     warmup = min(recipe.warmup_steps, total_steps // 10)
-    common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": lr / 3, "t_in_epochs": False}
+    common: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": recipe.lr / 3,
+        "t_in_epochs": False,
+    }
     if recipe.sched == "cosine":
         return CosineLRScheduler(optimizer, t_initial=max(1, total_steps), **common)
     # timm drops the rate a step before a milestone

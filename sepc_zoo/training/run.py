@@ -38,14 +38,12 @@ class Run:
     optimizer: optim.Optimizer
     scheduler: Scheduler
     scaler: GradScaler
-    lr: float
 
     train_data: Annotations
     val_data: Annotations
     train_loader: ResilientLoader
     val_loader: ResilientLoader
 
-    images_per_step: int  # over all processes and accumulated batches
     steps_per_epoch: int
     num_steps: int
     num_epochs: int

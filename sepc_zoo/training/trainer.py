@@ -257,10 +257,10 @@ def training_facts(run: Run) -> dict[str, Any]:
     recipe, options = run.recipe, run.options
     names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
     return {
-        "steps": f"{run.progress.step} of {run.images_per_step} images",
+        "steps": f"{run.progress.step} of {recipe.batch_size} images",
         "images": f"{len(run.train_data.records)} for training, {len(run.val_data.records)} for "
         "validation",
-        "lr": f"{run.lr:.3g}",
+        "lr": f"{recipe.lr:.3g}",
         **{name: getattr(recipe, name) for name in names},
         "augmentation": {k: v for k, v in asdict(options.augmentation).items() if v},
         "precision": options.amp or "float32",
