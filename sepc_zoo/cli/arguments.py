@@ -13,10 +13,10 @@ from sepc_zoo.options import (
     OptionInfo,
     Options,
     default_of,
+    default_text,
     option,
     option_groups,
     strip_none,
-    type_hints,
 )
 from sepc_zoo.training.options import WorkerOptions
 
@@ -64,7 +64,7 @@ def make_parser(program: str, description: str, cls: type[Options]) -> argparse.
                     if key not in exclusive:
                         exclusive[key] = group.add_mutually_exclusive_group()
                     target = exclusive[key]
-                names, arguments = describe(entry, type_hints(source)[entry.name])
+                names, arguments = describe(entry, typing.get_type_hints(source)[entry.name])
                 if source is not cls:
                     arguments.pop("required", None)
                 action = target.add_argument(*names, default=argparse.SUPPRESS, **arguments)
@@ -87,7 +87,7 @@ def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[s
             values[name] = nested(name, value)
     if not hasattr(cls, "passes_on"):
         return cls(**values)
-    own = {name: values.pop(name) for name in type_hints(cls) if name in values}
+    own = {name: values.pop(name) for name in typing.get_type_hints(cls) if name in values}
     return cls(**own, given=values)  # type: ignore[call-arg]
 
 
@@ -98,9 +98,8 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     is_required = default is MISSING
     text = info.help.replace("%", "%%")
-    if not (default is MISSING or default is None or default is False or default in ((), {})):
-        shown = default if isinstance(default, tuple) else (default,)
-        text += f" (default {' '.join(map(str, shown))})"
+    if default is not MISSING and default is not False and default_text(default):
+        text += f" (default {default_text(default)})"
     names = [entry.name] if info.positional else [flag_of(entry.name), *info.aliases]
     kind = args[0] if origin is tuple else hint
     metavar = info.metavar or {int: "N", float: "X"}.get(kind)

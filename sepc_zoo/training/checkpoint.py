@@ -96,7 +96,7 @@ def load_state(parts: Mapping[str, Stateful], run: Path) -> None:
     random_numbers = state.pop(RANDOM, [])
     if len(random_numbers) != process.num_processes:
         raise ResumeError(
-            f"{run} was saved by {len(random_numbers)} processes, and can be resumed by as many; "
+            f"{run} was saved by {len(random_numbers)} processes and needs as many to resume, but "
             f"there are {process.num_processes}"
         )
     if set(state) != set(parts):

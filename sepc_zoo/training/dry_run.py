@@ -17,7 +17,6 @@ from sepc_zoo.training.logging import used_memory
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.run import Run
-from sepc_zoo.training.setup import prepare
 
 NUM_READ = 16  # images that are read and augmented to measure the time
 
@@ -42,7 +41,7 @@ def forecast(options: TrainOptions) -> Forecast:
     Raises:
         TrainError: the largest batch does not fit into the memory.
     """
-    run = prepare(options)
+    run = Run(options)
     try:
         return measure(run)
     except torch.OutOfMemoryError as error:

@@ -15,6 +15,7 @@ from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, o
 
 OPTIONS_FILE = "config.yaml"
 FormatName = Literal["coco", "voc", "yolo", "hf"]
+Schedule = Literal["multistep", "cosine"]
 # Entries of a model's config that come from the data or have a flag of their own.
 NOT_MODEL_KWARGS = {"num_classes", "label_names", "category_ids", "backbone_kwargs", "weights"}
 
@@ -100,7 +101,7 @@ class ModelOptions(Options):
         le=4,
     )
     freeze_bn: bool | None = option(
-        None, "freeze the batch norm statistics of a backbone (default: as for --freeze-stages)"
+        None, "freeze the backbone's batch norm statistics (default: if it is pretrained)"
     )
     sync_bn: bool | None = option(
         None, "synchronize batch norms over all processes (default: below 4 images per process)"
@@ -135,9 +136,7 @@ class ScheduleOptions(Options):
     layer_decay: float | None = option(
         None, "factor on the learning rate from stage to stage downwards (default 1)", ge=0, le=1
     )
-    sched: Literal["multistep", "cosine"] | None = option(
-        None, "learning rate schedule (default: the recipe's)"
-    )
+    sched: Schedule | None = option(None, "learning rate schedule (default: the recipe's)")
     warmup_steps: int | None = option(
         None, "steps of linear warm-up (default 500, at most a tenth of the run)", ge=0
     )

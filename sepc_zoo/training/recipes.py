@@ -15,8 +15,8 @@ from sepc_zoo.errors import ConfigError
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import BACKBONES
+from sepc_zoo.training.options import Schedule
 
-SCHEDULES = ("multistep", "cosine")
 SGD = ("sgd", "momentum")
 FUSED = (*SGD, "nesterov", "adam", "adamw")  # optimizers of torch with a fused kernel
 AUTHORS_BACKBONES = [
@@ -33,16 +33,12 @@ class Recipe:
     opt: str = "sgd"
     lr: float = 0.01
     weight_decay: float = 1e-4
-    sched: str = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or "cosine" to 0
+    sched: Schedule = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or "cosine" to 0
     warmup_steps: int = 500
     layer_decay: float = 1.0  # factor of the learning rate, per stage from the head down
     clip_grad: float = 35.0  # maximum norm of the gradient
     freeze_stages: int = 1  # stem and first stage, in a pretrained backbone
     freeze_bn: bool = True  # keep the batch norm statistics of a pretrained backbone
-
-    def __post_init__(self) -> None:
-        if self.sched not in SCHEDULES:
-            raise ConfigError(f"no schedule {self.sched!r}; there are {', '.join(SCHEDULES)}")
 
 
 def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
@@ -118,7 +114,7 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
     """Freeze the stem and the first ``stages`` stages; 0 freezes nothing.
 
     Raises:
-        ConfigError: the backbone does not tell its stages apart.
+        ConfigError: timm does not separate the stages of this backbone.
     """
     if not stages:
         return

@@ -1,20 +1,15 @@
-"""From options to a run that can start."""
+"""From options to the data, the model and the recipe of a run."""
 
 import json
-import math
-import shutil
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json, override
+from sepc_zoo.config import DetectorConfig, config_from_json, override
 from sepc_zoo.data import (
     Annotations,
     DetectionDataset,
@@ -23,14 +18,12 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
-from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
+from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.errors import ConfigError
-from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.factory import build, create_model, load_backbone
-from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
-from sepc_zoo.training.accelerator import RunAccelerator, make_accelerator, make_deterministic
+from sepc_zoo.training.accelerator import RunAccelerator
 from sepc_zoo.training.callbacks import (
     Callback,
     DrawBatches,
@@ -38,118 +31,23 @@ from sepc_zoo.training.callbacks import (
     EarlyStopping,
     MovingAverage,
 )
-from sepc_zoo.training.checkpoint import STATE_FILE, Progress, ResumeError, load_state
-from sepc_zoo.training.gradients import make_scaler
-from sepc_zoo.training.logging import Log, list_dropped
-from sepc_zoo.training.options import TrainError, TrainOptions, write_options
-from sepc_zoo.training.recipes import (
-    Recipe,
-    default_recipe,
-    freeze_stages,
-    make_optimizer,
-    make_scheduler,
-    scaled_lr,
-)
-from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
-from sepc_zoo.training.resilience.signals import Interrupt
-from sepc_zoo.training.run import Run
+from sepc_zoo.training.checkpoint import STATE_FILE, ResumeError
+from sepc_zoo.training.options import TrainError, TrainOptions
+from sepc_zoo.training.recipes import Recipe, default_recipe, freeze_stages, scaled_lr
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
-MIN_NORM_IMAGES = 4  # of a process, for good statistics of its batch norms
-
-
-def prepare(options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
-    """Read the data, build the model and all other parts of a run; writes nothing.
-
-    Raises:
-        ConfigError, DataError, HubError, TrainError: with all that is wrong.
-    """
-    output = Path(options.output)
-    check_output(output, resume)
-    if options.deterministic:
-        make_deterministic()
-    accelerator = make_accelerator(options.amp, options.cpu, options.log_with, output)
-    set_seed(options.seed)
-    train_data, val_data, model = read_inputs(options, resume)
-    recipe = choose_recipe(options, model.config, accelerator.num_processes)
-    prepare_model(options, recipe, model, accelerator)
-
-    loader = train_loader(options, train_data, model, accelerator)
-    val_loader = validation_loader(val_data, model, options.batch_size, options.workers)
-    steps_per_epoch = math.ceil(len(loader) / options.grad_accum_steps)
-    num_steps = options.max_steps or recipe.epochs * steps_per_epoch
-
-    own_callbacks, evaluated = make_callbacks(options, model)
-    optimizer = make_optimizer(model, recipe)
-    scheduler = make_scheduler(optimizer, recipe, num_steps)
-    wrapped = DistributedDataParallel(model) if accelerator.num_processes > 1 else model
-    if options.compile:
-        model.compile()
-    set_seed(options.seed, device_specific=True)  # processes drop different paths
-
-    log = Log(accelerator, output)
-    faults = Faults(output, options.max_faults, log)
-    handlers = faults.add_dead_worker, faults.add_unreadable
-    run = Run(
-        options=options,
-        recipe=recipe,
-        output=output,
-        accelerator=accelerator,
-        detector=model,
-        model=wrapped,
-        evaluated=evaluated,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        scaler=make_scaler(options.amp, accelerator.device),
-        train_data=train_data,
-        val_data=val_data,
-        train_loader=ResilientLoader(loader, *handlers),
-        val_loader=ResilientLoader(val_loader, *handlers),
-        steps_per_epoch=steps_per_epoch,
-        num_steps=num_steps,
-        num_epochs=math.ceil(num_steps / steps_per_epoch),
-        progress=Progress(images=len(train_data.records), batches=len(loader)),
-        log=log,
-        faults=faults,
-        interrupt=Interrupt(),
-        callbacks=[*own_callbacks, *callbacks],
-    )
-    if resume:
-        load_state(run.stateful_parts(), output)
-        run.saved_step = run.progress.step
-    return run
+MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
 
 
 def check_output(output: Path, resume: bool) -> None:
     """Refuse to overwrite a run, and to resume one that does not exist."""
     is_saved = (output / STATE_FILE).is_file()
     if resume and not is_saved:
-        raise ResumeError(f"{output} has no state to resume from; start it anew without --resume")
+        raise ResumeError(f"{output} has no state to resume from; start it again without --resume")
     if is_saved and not resume:
         raise TrainError(
             f"{output} holds a run: go on with --resume {output}, or choose another --output"
         )
-
-
-def start(run: Run, resume: bool) -> None:
-    """Write the first files of a run, remove those of steps that will be repeated."""
-    if run.accelerator.is_main_process:
-        remove_temporary(run.output)
-        if not resume:
-            write_options(run.options)
-            write_json(run.output / MODEL_FILE, config_to_json(run.detector.config))
-            # A run that ended before its first save may have left these.
-            shutil.rmtree(run.output / SKIPPED_FOLDER, ignore_errors=True)
-            for file in (run.log.steps, run.log.metrics, run.faults.file):
-                file.path.unlink(missing_ok=True)
-    run.faults.step = run.progress.step
-    run.faults.file.keep(lambda row: int(row["step"]) <= run.progress.step)
-    run.log.begin(run.progress.step, run.progress.epoch, run.num_steps)
-    # TensorBoard drops the steps that will be repeated.
-    purge = {"tensorboard": {"purge_step": run.progress.step + 1}}
-    run.accelerator.init_trackers("tracking", init_kwargs=purge)
-    for line in (*list_dropped(run.train_data), *list_dropped(run.val_data)):
-        run.log.say(line)
 
 
 def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annotations, Detector]:

@@ -45,11 +45,6 @@ def describe(run: Run) -> dict[str, str]:
     }
 
 
-def show_start(run: Run) -> None:
-    """Print ``describe``; only in the main process."""
-    _show(describe(run))
-
-
 def show_end(run: Run, seconds: float) -> None:
     """Print how the run went; only in the main process."""
     days = int(seconds // 86400)
@@ -59,10 +54,11 @@ def show_end(run: Run, seconds: float) -> None:
         "best AP": f"{run.progress.best_ap:.3f} after epoch {run.progress.best_epoch}",
         "survived": run.faults.summary(),
     }
-    _show(rows)
+    show(rows)
 
 
-def _show(rows: dict[str, str]) -> None:
+def show(rows: dict[str, str]) -> None:
+    """Print rows that have a text as a table; only in the main process."""
     if not PartialState().is_main_process:
         return
     table = Table(show_header=False, box=None, pad_edge=False)

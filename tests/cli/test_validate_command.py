@@ -12,8 +12,6 @@ from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.factory import create_model
 from sepc_zoo.metric_names import METRICS
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
 
 @pytest.fixture(scope="module")
 def validated(model, shapes, tmp_path_factory):

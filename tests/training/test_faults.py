@@ -290,7 +290,7 @@ def test_workers_that_die_before_any_step_end_the_run(tmp_path):
     faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
     for _ in range(faults_module.MAX_DEAD_AT_ONCE):
         faults.add_dead_worker("DataLoader worker (pid 1) is killed")
-    with pytest.raises(FaultError, match="new workers die as soon as they are there"):
+    with pytest.raises(FaultError, match="new workers die as soon as they start"):
         faults.add_dead_worker("DataLoader worker (pid 1) is killed")
 
 

@@ -5,7 +5,8 @@ import torch
 from gradients_of_runs import batches_of, exactly, gradient, ready
 from tiny_runs import options
 
-from sepc_zoo.training.gradients import backward, clip_and_step, make_scaler
+from sepc_zoo.training.accelerator import make_scaler
+from sepc_zoo.training.gradients import backward, clip_and_step
 from sepc_zoo.training.recipes import Recipe, make_optimizer
 
 METHODS = ("retinanet", "freeanchor", "fsaf")
