@@ -36,29 +36,18 @@ class OptionError(ConfigError):
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """The facts of an option beyond its type and default.
+    """The facts of an option beyond its type and default."""
 
-    Attributes:
-        help: one phrase that can be read alone.
-        ge, gt, le: bounds of a number, or of each number of a list.
-        metavar: placeholder of the value on the command line; by default N, X or the name.
-        aliases: further flags.
-        positional: an argument without a flag.
-        exclusive: options with the same word here exclude each other on the command line.
-        bare: value of a flag that is given without one.
-        may_be_empty: whether the flag of a list may be given without a value.
-    """
-
-    help: str
-    ge: float | None = None
+    help: str  # one phrase that can be read alone
+    ge: float | None = None  # bounds of a number, or of each number of a list
     gt: float | None = None
     le: float | None = None
-    metavar: str | tuple[str, ...] | None = None
-    aliases: tuple[str, ...] = ()
-    positional: bool = False
-    exclusive: str | None = None
-    bare: Any = None
-    may_be_empty: bool = False
+    metavar: str | tuple[str, ...] | None = None  # placeholder of the value; else N, X or the name
+    aliases: tuple[str, ...] = ()  # further flags
+    positional: bool = False  # an argument without a flag
+    exclusive: str | None = None  # options with the same word here exclude each other
+    bare: Any = None  # value of a flag that is given without one
+    may_be_empty: bool = False  # whether the flag of a list may be given without a value
 
     @property
     def range(self) -> str:

@@ -67,7 +67,7 @@ def measure(run: Run) -> Forecast:
     for _ in range(2):
         make_step(run, largest)
     memory = used_memory(device)
-    make_step(run, usual)  # includes what is done once for each new size
+    make_step(run, usual)  # warms up: some work is done once for each new size
     step = seconds(lambda: make_step(run, usual), device)
     detection = seconds(lambda: detect(run, usual), device) / len(usual.images)
     first = range(min(NUM_READ, len(dataset)))

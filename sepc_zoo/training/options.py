@@ -225,14 +225,9 @@ class TrainOptions(
     @property
     def has_learned(self) -> bool:
         """Whether the backbone starts from trained weights."""
-        from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX
-
-        return (
-            self.pretrained
-            or self.pretrained_backbone
-            or self.backbone_checkpoint is not None
-            or self.model.startswith((HUB_PREFIX, LOCAL_PREFIX))
-        )
+        is_trained_model = self.pretrained or ":" in self.model  # local-dir:… or hf-hub:…
+        has_file = self.backbone_checkpoint is not None
+        return is_trained_model or self.pretrained_backbone or has_file
 
 
 def write_options(options: TrainOptions) -> None:

@@ -1,6 +1,6 @@
 """Tables for the terminal: what a run is about to do, and how it went."""
 
-import time
+from datetime import timedelta
 
 from accelerate import PartialState
 from rich.console import Console
@@ -47,10 +47,8 @@ def describe(run: Run) -> dict[str, str]:
 
 def show_end(run: Run, seconds: float) -> None:
     """Print how the run went; only in the main process."""
-    days = int(seconds // 86400)
-    duration = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
     rows = {
-        "time": duration + f" and {days} days" * (days > 0),
+        "time": str(timedelta(seconds=round(seconds))),
         "best AP": f"{run.progress.best_ap:.3f} after epoch {run.progress.best_epoch}",
         "survived": run.faults.summary(),
     }
