@@ -134,7 +134,7 @@ class ScheduleOptions(Options):
     )
     weight_decay: float | None = option(None, "weight decay (default: the recipe's)", ge=0)
     layer_decay: float | None = option(
-        None, "factor on the learning rate from stage to stage downwards (default 1)", ge=0, le=1
+        None, "factor on the learning rate per stage, from the head down (default 1)", ge=0, le=1
     )
     sched: Schedule | None = option(None, "learning rate schedule (default: the recipe's)")
     warmup_steps: int | None = option(
@@ -169,7 +169,7 @@ class SpeedOptions(Options):
     grad_checkpointing: bool = option(
         False, "recompute activations of the backbone in the backward pass, to save memory"
     )
-    deterministic: bool = option(False, "use deterministic algorithms: slower, same numbers again")
+    deterministic: bool = option(False, "use deterministic algorithms: repeatable runs, slower")
     seed: int = option(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
 
 
