@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -171,18 +170,18 @@ FAULTS = [
         output=DISK / "run",
     ),
     Fault("output below a file", TERM, calls=(), output=Path("shapes/file/run")),
-    Fault("state cut off", TERM, damage=lambda run: truncate(run / "state" / "run.pt")),
+    Fault("state cut off", TERM, damage=lambda run: truncate(run / "state.pt")),
     Fault(
         "code in the state",
         TERM,
-        damage=lambda run: torch.save({"model": Code()}, run / "state" / "run.pt"),
+        damage=lambda run: torch.save({"model": Code()}, run / "state.pt"),
     ),
     Fault("model.json missing", TERM, damage=lambda run: (run / "model.json").unlink()),
     Fault("another image in the data", TERM, damage=add_image),
     Fault(
         "saved by another number of processes",
         TERM,
-        damage=lambda run: shutil.copy(run / "state/random_0.pt", run / "state/random_1.pt"),
+        damage=lambda run: torch.save(state_of(run) | {"random": [{}, {}]}, run / "state.pt"),
     ),
 ]
 NOTHING = Fault("nothing", TERM, calls=())
@@ -264,11 +263,11 @@ def describe(fault: Fault, end: dict[str, Any]) -> list[Any] | None:
             status, message = train(fault, "--resume", str(run))
             then = "refused" if status else "resumed"
         elif status:
-            is_saved = (run / "state").is_dir()
+            is_saved = (run / "state.pt").is_file()
             how = ["--resume", str(run)] if is_saved else []
             again, _ = train(replace(fault, calls=()), *how)
             then = f"{'resumed' if is_saved else 'started again'}: exit status {again}"
-        if (run / "state").is_dir() and not fault.damage:
+        if (run / "state.pt").is_file() and not fault.damage:
             then += ", same end" if is_same(state_of(run), end) else ", another end"
         row = [fault.what, status, message, lost, then]
         print(*row, sep=" | ", flush=True)
@@ -326,7 +325,7 @@ def find_message(output: str, errors: str) -> str:
 def lost_steps(run: Path) -> str:
     """Count the steps that were not saved or were skipped."""
     done = int(COUNT.read_text()) if COUNT.exists() else 0
-    is_saved = (run / "state").is_dir()
+    is_saved = (run / "state.pt").is_file()
     unsaved = done - (state_of(run)["progress"]["step"] if is_saved else 0)
     faults = run / "faults.csv"
     skipped = faults.read_text().count("skipped step") if faults.is_file() else 0
@@ -342,7 +341,7 @@ def repair() -> None:
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    return torch.load(run / "state" / "run.pt", weights_only=True)
+    return torch.load(run / "state.pt", weights_only=True)
 
 
 def is_same(state: dict[str, Any], other: dict[str, Any]) -> bool:

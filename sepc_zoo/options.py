@@ -36,29 +36,33 @@ class OptionError(ConfigError):
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """The facts of an option beyond its type and default.
+    """The facts of an option beyond its type and default."""
 
-    Attributes:
-        help: one phrase that can be read alone.
-        ge, gt, le: bounds of a number, or of each number of a list.
-        metavar: placeholder of the value on the command line; by default N, X or the name.
-        aliases: further flags.
-        positional: an argument without a flag.
-        exclusive: options with the same word here exclude each other on the command line.
-        bare: value of a flag that is given without one.
-        may_be_empty: whether the flag of a list may be given without a value.
-    """
-
-    help: str
-    ge: float | None = None
+    help: str  # one phrase that can be read alone
+    ge: float | None = None  # bounds of a number, or of each number of a list
     gt: float | None = None
     le: float | None = None
-    metavar: str | tuple[str, ...] | None = None
-    aliases: tuple[str, ...] = ()
-    positional: bool = False
-    exclusive: str | None = None
-    bare: Any = None
-    may_be_empty: bool = False
+    metavar: str | tuple[str, ...] | None = None  # placeholder of the value; else N, X or the name
+    aliases: tuple[str, ...] = ()  # further flags
+    positional: bool = False  # an argument without a flag
+    exclusive: str | None = None  # options with the same word here exclude each other
+    bare: Any = None  # value of a flag that is given without one
+    may_be_empty: bool = False  # whether the flag of a list may be given without a value
+
+    @property
+    def range(self) -> str:
+        """The bounds in words, or nothing: ``at least 1``, ``above 0, at most 1``."""
+        bounds = {"at least": self.ge, "above": self.gt, "at most": self.le}
+        return ", ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+
+    def accepts(self, number: float) -> bool:
+        """Whether a number is finite and within the bounds."""
+        return (
+            math.isfinite(number)
+            and (self.ge is None or number >= self.ge)
+            and (self.gt is None or number > self.gt)
+            and (self.le is None or number <= self.le)
+        )
 
 
 def option(
@@ -91,11 +95,14 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        hints = type_hints(type(self))
+        hints = typing.get_type_hints(type(self))
         for entry in option_fields(type(self)):
-            value = _convert(entry.name, getattr(self, entry.name), hints[entry.name])
-            _check_range(entry.name, value, entry.metadata["option"])
-            object.__setattr__(self, entry.name, value)
+            name, info = entry.name, entry.metadata["option"]
+            value = _convert(name, getattr(self, name), hints[name])
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) in (int, float) and not info.accepts(number):
+                    raise OptionError(name, f"is {value}; it must be {info.range or 'finite'}")
+            object.__setattr__(self, name, value)
 
 
 def option_groups(cls: type[Options]) -> Iterator[tuple[str, list[dataclasses.Field]]]:
@@ -118,11 +125,6 @@ def option_fields(cls: type[Options]) -> list[dataclasses.Field]:
     return [entry for _, entries in option_groups(cls) for entry in entries]
 
 
-def type_hints(cls: type[Options]) -> dict[str, Any]:
-    """The types of the options by name."""
-    return typing.get_type_hints(cls)
-
-
 def default_of(entry: dataclasses.Field) -> Any:
     """The default of an option; ``dataclasses.MISSING`` where it is required."""
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
@@ -130,7 +132,8 @@ def default_of(entry: dataclasses.Field) -> Any:
 
 def as_dict(options: Options) -> dict[str, Any]:
     """The options in plain types, in the order of their groups; lists for tuples."""
-    return {e.name: _plain(getattr(options, e.name)) for e in option_fields(type(options))}
+    content = msgspec.json.decode(msgspec.json.encode(options))
+    return {entry.name: content[entry.name] for entry in option_fields(type(options))}
 
 
 def from_dict(cls: type[T], content: Any, where: str) -> T:
@@ -148,10 +151,8 @@ def from_dict(cls: type[T], content: Any, where: str) -> T:
     for name in content:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
-            raise ConfigError(
-                f"{where}: unknown option {name!r:.80}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where}: unknown option {name!r:.80}{hint}")
     missing = [n for n, e in known.items() if default_of(e) is MISSING and n not in content]
     if missing:
         raise ConfigError(f"{where}: missing options {missing}")
@@ -180,38 +181,27 @@ def type_name(hint: Any) -> str:
     return {bool: "true or false", dict: "mapping"}.get(origin or hint, (origin or hint).__name__)
 
 
-def range_name(info: OptionInfo) -> str:
-    """The bounds of an option in words, or nothing: ``at least 1``, ``above 0, at most 1``."""
-    bounds = {"at least": info.ge, "above": info.gt, "at most": info.le}
-    return ", ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-
-
 def markdown_tables(cls: type[Options]) -> Iterator[tuple[str, str]]:
     """A Markdown table for each group of options, with the title of the group."""
-    hints = type_hints(cls)
+    hints = typing.get_type_hints(cls)
     for title, entries in option_groups(cls):
         rows = ["| option | type | range | default | meaning |", "| --- | --- | --- | --- | --- |"]
         for entry in entries:
             info, default = entry.metadata["option"], default_of(entry)
-            shown = "required" if default is MISSING else _default_text(_plain(default))
-            cells = [type_name(hints[entry.name]), range_name(info), shown, info.help]
+            shown = "required" if default is MISSING else default_text(default)
+            cells = [type_name(hints[entry.name]), info.range, shown, info.help]
             escaped = (cell.replace("|", r"\|") for cell in cells)
             rows.append(f"| `{entry.name}` | {' | '.join(escaped)} |")
         yield title, "\n".join(rows)
 
 
-def _default_text(value: Any) -> str:
-    if value is None or value in ([], {}):
+def default_text(value: Any) -> str:
+    """A default as it is written on the command line; nothing for an empty one."""
+    if value is None or value in ((), {}):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
@@ -222,16 +212,3 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
         raise OptionError(name, f"is {value!r:.80}; it must be {type_name(hint)}") from error
-
-
-def _check_range(name: str, value: Any, info: OptionInfo) -> None:
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            continue
-        is_low = (info.ge is not None and number < info.ge) or (
-            info.gt is not None and number <= info.gt
-        )
-        is_high = info.le is not None and number > info.le
-        if is_low or is_high or not math.isfinite(number):
-            wanted = range_name(info) or "finite"
-            raise OptionError(name, f"is {value}; it must be {wanted}")

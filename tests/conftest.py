@@ -34,16 +34,6 @@ def shapes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def fresh_accelerate():
-    """accelerate keeps device and precision of a process; a test of several runs needs new ones."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
 def hub(tmp_path_factory, monkeypatch):
     """A hub of this test's own; the client knows no other, in this process and those it starts."""
     from hub_server import HubServer, point_client_at

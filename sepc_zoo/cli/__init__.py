@@ -14,6 +14,7 @@ import sepc_zoo
 from sepc_zoo.cli.arguments import flag_of, make_parser, parse
 from sepc_zoo.errors import UserError
 from sepc_zoo.options import OptionError
+from sepc_zoo.training.resilience.signals import Interrupted
 
 COMMANDS = {
     "train": "train a model on your own data",
@@ -65,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = str(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Interrupted as interrupted:
+        from accelerate import PartialState
+
+        if PartialState().is_main_process:
+            print(interrupted, file=sys.stderr)
+        return interrupted.status
     print(f"sepc-zoo {name}: {problem}", file=sys.stderr)
     return WRONG_INPUT
 

@@ -13,10 +13,10 @@ from sepc_zoo.options import (
     OptionInfo,
     Options,
     default_of,
+    default_text,
     option,
     option_groups,
     strip_none,
-    type_hints,
 )
 from sepc_zoo.training.options import WorkerOptions
 
@@ -64,7 +64,7 @@ def make_parser(program: str, description: str, cls: type[Options]) -> argparse.
                     if key not in exclusive:
                         exclusive[key] = group.add_mutually_exclusive_group()
                     target = exclusive[key]
-                names, arguments = describe(entry, type_hints(source)[entry.name])
+                names, arguments = describe(entry, typing.get_type_hints(source)[entry.name])
                 if source is not cls:
                     arguments.pop("required", None)
                 action = target.add_argument(*names, default=argparse.SUPPRESS, **arguments)
@@ -87,7 +87,7 @@ def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[s
             values[name] = nested(name, value)
     if not hasattr(cls, "passes_on"):
         return cls(**values)
-    own = {name: values.pop(name) for name in type_hints(cls) if name in values}
+    own = {name: values.pop(name) for name in typing.get_type_hints(cls) if name in values}
     return cls(**own, given=values)  # type: ignore[call-arg]
 
 
@@ -96,31 +96,26 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
     info: OptionInfo = entry.metadata["option"]
     hint, default = strip_none(hint), default_of(entry)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    is_required = default is MISSING
-    text = info.help.replace("%", "%%")
-    if not (default is MISSING or default is None or default is False or default in ((), {})):
-        shown = default if isinstance(default, tuple) else (default,)
-        text += f" (default {' '.join(map(str, shown))})"
-    names = [entry.name] if info.positional else [flag_of(entry.name), *info.aliases]
     kind = args[0] if origin is tuple else hint
-    metavar = info.metavar or {int: "N", float: "X"}.get(kind)
-    result: dict[str, Any] = {"help": text, "metavar": metavar}
+    is_required = default is MISSING
+    names = [entry.name] if info.positional else [flag_of(entry.name), *info.aliases]
+    result: dict[str, Any] = {"help": info.help.replace("%", "%%")}
     if not info.positional:
         result |= {"dest": entry.name, "required": is_required}
     if hint is bool:
-        del result["metavar"]
-        optional = default is None
-        return names, result | {
-            "action": argparse.BooleanOptionalAction if optional else "store_true"
-        }
+        action = argparse.BooleanOptionalAction if default is None else "store_true"
+        return names, result | {"action": action}
+    if not is_required and default_text(default):
+        result["help"] += f" (default {default_text(default)})"
+    result["metavar"] = info.metavar or {int: "N", float: "X"}.get(kind)
     if origin is dict:
         return names, result | {"nargs": "+", "type": key_value}
+    may_be_absent = info.positional and not is_required
     if origin is tuple and args[-1] is Ellipsis:
-        may_be_empty = info.may_be_empty or (info.positional and not is_required)
-        result["nargs"] = "*" if may_be_empty else "+"
+        result["nargs"] = "*" if info.may_be_empty or may_be_absent else "+"
     elif origin is tuple:
         result["nargs"] = len(args)
-    elif info.bare is not None or (info.positional and not is_required):
+    elif info.bare is not None or may_be_absent:
         result |= {"nargs": "?", "const": info.bare}
     is_choice = typing.get_origin(kind) is Literal
     return names, result | ({"choices": typing.get_args(kind)} if is_choice else {"type": kind})

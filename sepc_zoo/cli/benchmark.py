@@ -43,12 +43,8 @@ class Arguments(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.sizes
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each image size."""
-        return [parse_size(text) for text in self.image_size]
+        for text in self.image_size:
+            parse_size(text)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -78,13 +74,10 @@ def run(arguments: Arguments) -> int:
         raise ConfigError("--device cuda: PyTorch finds no GPU here")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    parts = [
-        *WHOLE[:2],
-        *(["step"] if arguments.train else []),
-        *(PARTS if arguments.parts else []),
-    ]
+    parts = [*WHOLE[:2], *["step"] * arguments.train, *PARTS * arguments.parts]
+    sizes = map(parse_size, arguments.image_size)
     results: list[Result] = []
-    cases = itertools.product(arguments.batch_size, arguments.sizes, arguments.precision)
+    cases = itertools.product(arguments.batch_size, sizes, arguments.precision)
     for batch_size, (height, width), precision in cases:
         setting = Setting(
             batch_size=batch_size,

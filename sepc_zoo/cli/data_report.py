@@ -17,8 +17,9 @@ from sepc_zoo.data.annotations import ListedImage, Listing
 from sepc_zoo.data.images import read_image, resize_image, resized_size
 from sepc_zoo.data.quality.check import SEVERITIES, DataCheck, find_train
 from sepc_zoo.data.quality.statistics import anchor_reaches, class_counts, describe, gather_columns
+from sepc_zoo.evaluation.plots import plot_statistics
 from sepc_zoo.files import printable, write_atomically, write_json
-from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes, plot_statistics
+from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes
 
 COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 SHOWN_CLASSES = 20

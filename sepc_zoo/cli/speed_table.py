@@ -52,11 +52,7 @@ def device_name(device: str) -> str:
 
 def write_results(path: Path, results: list[Result], rounds: int) -> None:
     """Write the results of all settings as CSV, with the versions of the libraries."""
-    versions = {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-    }
+    versions = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
     rows = [
         {
             "part": result.part,

@@ -14,8 +14,8 @@ from sepc_zoo.options import Options, as_dict, option
 from sepc_zoo.training.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
 
 DEMO_DATA = Path("runs/shapes")
-# Small enough to learn four shapes from scratch on two CPU cores in five minutes. The shapes are as
-# wide as high, and smaller than most objects of COCO.
+# Small enough to learn four shapes from scratch on two CPU cores in five minutes. The shapes are
+# square, and smaller than most objects of COCO.
 DEMO: dict[str, Any] = {
     "model": "retinanet_resnet10t_ibn_pconv",
     "model_kwargs": {"channels": 48, "anchors": {"base_scale": 2.0, "ratios": (1.0,)}},
@@ -60,22 +60,15 @@ def run(arguments: Arguments) -> int:
     """Train, or estimate what it takes; print where the results are."""
     from accelerate import PartialState
 
-    from sepc_zoo.training.resilience.signals import Interrupted
     from sepc_zoo.training.trainer import train
 
     given = dict(arguments.given)
     if arguments.finetune is not None:
         given |= {"model": arguments.finetune, "pretrained": True}
-    is_resumed = arguments.resume is not None
     options = resumed_options(arguments.resume, given) if arguments.resume else options_from(given)
-    try:
-        if arguments.dry_run:
-            return dry_run(options)
-        metrics = train(options, resume=is_resumed)
-    except Interrupted as interrupted:
-        if PartialState().is_main_process:
-            print(interrupted, file=sys.stderr)
-        return interrupted.status
+    if arguments.dry_run:
+        return dry_run(options)
+    metrics = train(options, resume=arguments.resume is not None)
     if not PartialState().is_main_process:
         return 0
     return finish(options, metrics, arguments.push_to_hub)
@@ -113,18 +106,16 @@ def dry_run(options: TrainOptions) -> int:
     if not PartialState().is_main_process:
         return 0
     count, height, width = will.images
-    is_step_slower = will.step_seconds > will.read_seconds
-    slower = "the step is slower" if is_step_slower else "reading is slower; try more --workers"
-    validation, whole = (
-        timedelta(seconds=round(s)) for s in (will.validation_seconds, will.run_seconds)
-    )
+    slower = "the step is slower"
+    if will.read_seconds > will.step_seconds:
+        slower = "reading is slower; try more --workers"
     print(
         f"memory: {will.memory:.1f} GiB of {will.available_memory:.1f} GiB in each process,\n"
         f"  with {count} images of {height}x{width} and {will.boxes} boxes, the largest batch\n"
         f"step: {will.step_seconds:.2f} s for an average batch, {will.read_seconds:.2f} s to read "
         f"it; {slower}\n"
-        f"validation: {validation}\n"
-        f"the whole run: about {whole}"
+        f"validation: {timedelta(seconds=round(will.validation_seconds))}\n"
+        f"the whole run: about {timedelta(seconds=round(will.run_seconds))}"
     )
     return 0
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
 from sepc_zoo.errors import ConfigError
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sepc_zoo.data import Annotations
     from sepc_zoo.evaluation.metrics import Evaluation
 
-Rows = list[dict[str, Any]]
+Rows: TypeAlias = list[dict[str, Any]]
+Evaluated: TypeAlias = tuple["Annotations", "Evaluation", Rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,14 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.training.logging import list_dropped
 
     if arguments.from_json is not None:
-        annotations, evaluation, results = evaluate_file(arguments)
+        evaluated: Evaluated | None = evaluate_file(arguments)
     elif arguments.model is not None:
-        validated = validate(arguments)
-        if validated is None:
-            return 0
-        annotations, evaluation, results = validated
+        evaluated = evaluate_model(arguments)
     else:
         raise ConfigError("--model or --from-json is missing")
+    if evaluated is None:
+        return 0
+    annotations, evaluation, results = evaluated
     written = write_results(arguments, annotations, evaluation, results)
     for line in list_dropped(annotations):
         print(line)
@@ -65,7 +66,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def evaluate_file(arguments: Arguments) -> tuple["Annotations", "Evaluation", Rows]:
+def evaluate_file(arguments: Arguments) -> Evaluated:
     """Evaluate saved detections; those in images of other splits are left out."""
     from sepc_zoo.evaluation.metrics import evaluate
     from sepc_zoo.evaluation.results import collect_detections, read_results
@@ -75,15 +76,12 @@ def evaluate_file(arguments: Arguments) -> tuple["Annotations", "Evaluation", Ro
     results, elsewhere = read_results(Path(file), annotations)
     if elsewhere:
         print(f"left out {elsewhere} detections in images that are not in the split")
-    return (
-        annotations,
-        evaluate(collect_detections(results, annotations, file), annotations),
-        results,
-    )
+    found = collect_detections(results, annotations, file)
+    return annotations, evaluate(found, annotations), results
 
 
-def validate(arguments: Arguments) -> tuple["Annotations", "Evaluation", Rows] | None:
-    """Validate the model; None in all processes but the main one."""
+def evaluate_model(arguments: Arguments) -> Evaluated | None:
+    """Run the model and evaluate its detections; None in all processes but the main one."""
     from sepc_zoo.cli.runtime import model_with_weights
     from sepc_zoo.evaluation.validate import validate_model, validation_loader
     from sepc_zoo.inference.tta import Views

@@ -1,15 +1,20 @@
-"""Curves of a training run."""
+"""Curves of a training run, and histograms of a data set."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.drawing import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sepc_zoo.data.quality.statistics import Columns
 
 INK = "#222222"
 Row = Mapping[str, str]
@@ -27,23 +32,68 @@ def plot_curves(log: str | Path, path: str | Path) -> None:
         ImportError: matplotlib is not installed.
         ValueError: the log has no rows.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('curves need matplotlib: pip install "sepc_zoo[plots]"') from error
+    figure = _new_figure(11, 4.2)
     with open(log, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError("the training log has no rows yet")
-    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")  # pyplot keeps global state
     loss_axes, ap_axes = figure.subplots(1, 2)
     _plot_losses(loss_axes, rows)
     _plot_ap(ap_axes, rows)
     for axes in (loss_axes, ap_axes):
+        axes.set_ylim(bottom=0)
+    _write(figure, path)
+
+
+def plot_statistics(
+    columns: Mapping[str, "Columns"], class_counts: Mapping[str, Sequence[int]], path: str | Path
+) -> None:
+    """Draw the figures of a data set: its classes, sizes and shapes, split by split.
+
+    Args:
+        columns: boxes and images by split.
+        class_counts: boxes of each class in each of these splits, the most frequent class first.
+        path: the picture to write; its suffix is one that matplotlib knows.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = _new_figure(13, 7.4)
+    axes = figure.subplots(2, 3).flatten()
+    shapes = {split: own for split, own in columns.items() if len(own.labels)}
+    sides = {split: np.sqrt(own.box_sizes.prod(axis=1)) for split, own in shapes.items()}
+    shares = {
+        split: 100 * sides[split] / np.sqrt(own.image_sizes[own.image].prod(axis=1))
+        for split, own in shapes.items()
+    }
+    _plot_classes(axes[0], list(columns), class_counts)
+    _plot_histogram(axes[1], sides, "Box side", "pixels, square root of width x height", log=True)
+    for limit, name in ((32, "medium"), (96, "large")):
+        axes[1].axvline(limit, color=INK, linewidth=0.8, alpha=0.5)
+        top = axes[1].get_xaxis_transform()
+        axes[1].text(limit * 1.04, 0.97, name, transform=top, va="top", fontsize=8, alpha=0.7)
+    _plot_histogram(axes[2], shares, "Box side in its image", "% of the image's side", log=True)
+    aspects = {split: own.box_aspects for split, own in shapes.items()}
+    _plot_histogram(axes[3], aspects, "Box shape", "height / width", log=True)
+    crowding = {split: own.boxes_per_image for split, own in columns.items()}
+    _plot_histogram(axes[4], crowding, "Boxes per image", "boxes", unit="images")
+    _plot_sizes(axes[5], columns)
+    _write(figure, path)
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "sepc_zoo[plots]"') from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")  # pyplot has global state
+
+
+def _write(figure: "Figure", path: str | Path) -> None:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_ylim(bottom=0)
     write_atomically(path, figure.savefig)
 
 
@@ -84,3 +134,65 @@ def _plot_ap(axes: "Axes", rows: Sequence[Row]) -> None:
         axes.legend(frameon=False)
     else:
         axes.text(0.5, 0.5, "not validated yet", transform=axes.transAxes, ha="center", alpha=0.6)
+
+
+def _plot_classes(
+    axes: "Axes", splits: Sequence[str], class_counts: Mapping[str, Sequence[int]], shown: int = 16
+) -> None:
+    """Plot bars of the most frequent classes, with the splits side by side."""
+    names = list(class_counts)[:shown]
+    left = np.zeros(len(names))
+    for i, split in enumerate(splits):
+        widths = np.array([class_counts[name][i] for name in names], dtype=float)
+        axes.barh(range(len(names)), widths, 0.7, left, color=_split_color(i), label=split)
+        left += widths
+    more = len(class_counts) - len(names)
+    axes.set(title="Classes" + (f" (and {more} more)" if more else ""), xlabel="boxes")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _plot_histogram(
+    axes: "Axes",
+    values: Mapping[str, np.ndarray],
+    title: str,
+    label: str,
+    unit: str = "boxes",
+    log: bool = False,
+) -> None:
+    """Plot a histogram in percent, with an outline for each split."""
+    axes.set(title=title, xlabel=label, ylabel=f"% of {unit}")
+    everything = np.concatenate([*values.values(), np.empty(0)])
+    if not len(everything):
+        return
+    low, high = everything.min(), everything.max()
+    if log:
+        steps = np.geomspace(low * 0.98, high * 1.02, 41)
+        axes.set_xscale("log", subs=[])
+        ticks = [part * 10.0**power for power in range(-3, 5) for part in (1, 2, 5)]
+        axes.set_xticks([tick for tick in ticks if steps[0] <= tick <= steps[-1]])
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        width = max(1, -(-int(high - low + 1) // 40))  # whole numbers, as many to each step
+        steps = np.arange(low, high + 2 * width, width) - 0.5
+    for i, own in enumerate(values.values()):
+        if len(own):
+            heights = 100 * np.histogram(own, steps)[0] / len(own)
+            axes.stairs(heights, steps, color=_split_color(i), linewidth=1.6)
+            axes.stairs(heights, steps, color=_split_color(i), fill=True, alpha=0.12)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+
+
+def _plot_sizes(axes: "Axes", columns: Mapping[str, "Columns"]) -> None:
+    """Plot a disc for each image size; its area shows how many images have it."""
+    axes.set(title="Image size", xlabel="width, pixels", ylabel="height, pixels")
+    for i, own in enumerate(columns.values()):
+        sizes, counts = np.unique(own.image_sizes, axis=0, return_counts=True)
+        area = 12 + 400 * counts / max(1, counts.sum())
+        axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=_split_color(i), alpha=0.35)
+    axes.set(xlim=(0, None), ylim=(0, None))
+
+
+def _split_color(i: int) -> str:
+    return ("#2f6fbf", "#e08a1e", "#3a9d5d", "#9c5bb5", "#6b6b6b")[i % 5]

@@ -15,7 +15,7 @@ from sepc_zoo.inference.predictor import ImageDetector, eval_mode
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views
 
-DETECTIONS_FILE = "detections.json"  # that a caller writes beside the pictures
+DETECTIONS_FILE = "detections.json"  # written by callers, beside the pictures
 DRAWING_THREADS = 2  # writing a picture may take longer than detection
 
 
@@ -43,8 +43,8 @@ def predict_files(
     The id of an image in COCO results is its place among ``files``, from 1 on.
 
     Args:
-        after_batch: called with the number of files that this process has done; what it raises ends
-            the prediction, after the pictures that have been begun are whole.
+        after_batch: called with the number of files that this process has done; an exception in it
+            ends the prediction, once the pictures in progress are written.
 
     Returns:
         The results of all files in their order, in every process.

@@ -1,20 +1,11 @@
 """Pictures: boxes on images, batches and contact sheets."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
-
-from sepc_zoo.files import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from sepc_zoo.data.quality.statistics import Columns
 
 Color = tuple[int, int, int]
 
@@ -140,50 +131,6 @@ def draw_batch(
     return contact_sheet(pictures)
 
 
-def plot_statistics(
-    columns: Mapping[str, "Columns"], class_counts: Mapping[str, Sequence[int]], path: str | Path
-) -> None:
-    """Draw the figures of a data set: its classes, sizes and shapes, split by split.
-
-    Args:
-        columns: boxes and images by split.
-        class_counts: boxes of each class in each of these splits, the most frequent class first.
-        path: the picture to write; its suffix is one that matplotlib knows.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('histograms need matplotlib: pip install "sepc_zoo[plots]"') from error
-    figure = Figure(figsize=(13, 7.4), dpi=150, layout="constrained")
-    axes = figure.subplots(2, 3).flatten()
-    shapes = {split: own for split, own in columns.items() if len(own.labels)}
-    sides = {split: np.sqrt(own.box_sizes.prod(axis=1)) for split, own in shapes.items()}
-    shares = {
-        split: 100 * sides[split] / np.sqrt(own.image_sizes[own.image].prod(axis=1))
-        for split, own in shapes.items()
-    }
-    _plot_classes(axes[0], list(columns), class_counts)
-    _plot_histogram(axes[1], sides, "Box side", "pixels, square root of width x height", log=True)
-    for limit, name in ((32, "medium"), (96, "large")):
-        axes[1].axvline(limit, color="#222222", linewidth=0.8, alpha=0.5)
-        top = axes[1].get_xaxis_transform()
-        axes[1].text(limit * 1.04, 0.97, name, transform=top, va="top", fontsize=8, alpha=0.7)
-    _plot_histogram(axes[2], shares, "Box side in its image", "% of the image's side", log=True)
-    aspects = {split: own.box_aspects for split, own in shapes.items()}
-    _plot_histogram(axes[3], aspects, "Box shape", "height / width", log=True)
-    crowding = {split: own.boxes_per_image for split, own in columns.items()}
-    _plot_histogram(axes[4], crowding, "Boxes per image", "boxes", unit="images")
-    _plot_sizes(axes[5], columns)
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(alpha=0.25, linewidth=0.6)
-        one.set_axisbelow(True)
-    write_atomically(path, figure.savefig)
-
-
 def _to_pil(image: Tensor | Image.Image) -> Image.Image:
     if isinstance(image, Tensor):
         image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
@@ -244,65 +191,3 @@ def _draw_caption(
     ink = "black" if luminance > 130 else "white"
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
     draw.text((left + pad, top + pad // 2), caption, fill=ink, font=font)
-
-
-def _plot_classes(
-    axes: "Axes", splits: Sequence[str], class_counts: Mapping[str, Sequence[int]], shown: int = 16
-) -> None:
-    """The most frequent classes, the first on top, with the splits one after the other."""
-    names = list(class_counts)[:shown]
-    left = np.zeros(len(names))
-    for i, split in enumerate(splits):
-        widths = np.array([class_counts[name][i] for name in names], dtype=float)
-        axes.barh(range(len(names)), widths, 0.7, left, color=_split_color(i), label=split)
-        left += widths
-    more = len(class_counts) - len(names)
-    axes.set(title="Classes" + (f" (and {more} more)" if more else ""), xlabel="boxes")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
-    axes.legend(frameon=False, loc="lower right")
-
-
-def _plot_histogram(
-    axes: "Axes",
-    values: Mapping[str, np.ndarray],
-    title: str,
-    label: str,
-    unit: str = "boxes",
-    log: bool = False,
-) -> None:
-    """The share of values in each of some steps, an outline for each split."""
-    axes.set(title=title, xlabel=label, ylabel=f"% of {unit}")
-    everything = np.concatenate([*values.values(), np.empty(0)])
-    if not len(everything):
-        return
-    low, high = everything.min(), everything.max()
-    if log:
-        steps = np.geomspace(low * 0.98, high * 1.02, 41)
-        axes.set_xscale("log", subs=[])
-        ticks = [part * 10.0**power for power in range(-3, 5) for part in (1, 2, 5)]
-        axes.set_xticks([tick for tick in ticks if steps[0] <= tick <= steps[-1]])
-        axes.xaxis.set_major_formatter("{x:g}")
-    else:
-        width = max(1, -(-int(high - low + 1) // 40))  # whole numbers, as many to each step
-        steps = np.arange(low, high + 2 * width, width) - 0.5
-    for i, own in enumerate(values.values()):
-        if len(own):
-            heights = 100 * np.histogram(own, steps)[0] / len(own)
-            axes.stairs(heights, steps, color=_split_color(i), linewidth=1.6)
-            axes.stairs(heights, steps, color=_split_color(i), fill=True, alpha=0.12)
-    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-
-
-def _plot_sizes(axes: "Axes", columns: Mapping[str, "Columns"]) -> None:
-    """A disc for each size of images, as large as there are many of it."""
-    axes.set(title="Image size", xlabel="width, pixels", ylabel="height, pixels")
-    for i, own in enumerate(columns.values()):
-        sizes, counts = np.unique(own.image_sizes, axis=0, return_counts=True)
-        area = 12 + 400 * counts / max(1, counts.sum())
-        axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=_split_color(i), alpha=0.35)
-    axes.set(xlim=(0, None), ylim=(0, None))
-
-
-def _split_color(i: int) -> str:
-    return ("#2f6fbf", "#e08a1e", "#3a9d5d", "#9c5bb5", "#6b6b6b")[i % 5]

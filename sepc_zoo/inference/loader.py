@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
-from torch import distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from sepc_zoo.config import DetectorConfig
@@ -65,7 +65,10 @@ def image_loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoade
     as many batches. Here one process may get a batch more than another, so none may wait for the
     others before its last batch.
     """
-    batches = share_of_batches(len(images), batch_size, *_rank_and_processes())
+    process = PartialState()
+    batches = share_of_batches(
+        len(images), batch_size, process.process_index, process.num_processes
+    )
     workers = workers if len(batches) > 1 else 0
     loader = DataLoader(
         images,
@@ -95,9 +98,3 @@ def detect_files(
     readable = [file.views for file in files if file.views is not None]
     detections = iter(detect_views(model.detect, readable, model.config.postprocess))
     return [(file, None if file.views is None else next(detections)) for file in files]
-
-
-def _rank_and_processes() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data.images import normalize, pad_and_stack, padded_size
 from sepc_zoo.inference.detections import DetectionDict, Detections
-from sepc_zoo.inference.preprocess import LoadedImage, open_images
+from sepc_zoo.inference.preprocess import open_images
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views, detect_views
 from sepc_zoo.ops.devices import to_device
 
@@ -45,75 +45,56 @@ class DetectionNetwork(Protocol):
     ) -> list[DetectionDict]: ...
 
 
-class PredictMixin:
-    """``predict`` for a class that satisfies :class:`ImageDetector`."""
-
-    @overload
-    def predict(
-        self: ImageDetector,
-        source: Image.Image | np.ndarray,
-        score_threshold: float = ...,
-        views: Views = ...,
-    ) -> Detections: ...
-    @overload  # Any: a list, where the path is a folder's or the tensor a batch
-    def predict(
-        self: ImageDetector,
-        source: str | os.PathLike[str] | Tensor,
-        score_threshold: float = ...,
-        views: Views = ...,
-    ) -> Detections | Any: ...
-    @overload
-    def predict(
-        self: ImageDetector,
-        source: list[Any] | tuple[Any, ...],
-        score_threshold: float = ...,
-        views: Views = ...,
-    ) -> list[Detections]: ...
-    def predict(
-        self: ImageDetector,
-        source: Any,
-        score_threshold: float = 0.3,
-        views: Views = SINGLE_VIEW,
-    ) -> Detections | list[Detections]:
-        """Find the objects in an image, or in each of many; the model runs in eval mode.
-
-        Args:
-            source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
-                ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0…1; or many: a folder,
-                a list or tuple of these, or a tensor ``(N, 3, H, W)``.
-            score_threshold: lowest score of a detection. Scores under the config's
-                ``postprocess.score_threshold`` are dropped before.
-            views: mirror images and sizes for test-time augmentation.
-
-        Returns:
-            ``Detections`` in pixels of the image; for many images a list of them.
-
-        Raises:
-            ImageError: a file is missing or no image. In a folder it is left out with a warning.
-            TypeError: the source is of no such type.
-            ValueError: pixels of another shape, type or range.
-        """
-        return predict(self, source, score_threshold, views)
-
-
+@overload
+def predict(
+    model: ImageDetector,
+    source: Image.Image | np.ndarray,
+    score_threshold: float = ...,
+    views: Views = ...,
+) -> Detections: ...
+@overload  # Any: a list, where the path is a folder's or the tensor a batch
+def predict(
+    model: ImageDetector,
+    source: str | os.PathLike[str] | Tensor,
+    score_threshold: float = ...,
+    views: Views = ...,
+) -> Detections | Any: ...
+@overload
+def predict(
+    model: ImageDetector,
+    source: list[Any] | tuple[Any, ...],
+    score_threshold: float = ...,
+    views: Views = ...,
+) -> list[Detections]: ...
 def predict(
     model: ImageDetector, source: Any, score_threshold: float = 0.3, views: Views = SINGLE_VIEW
 ) -> Detections | list[Detections]:
-    """Find the objects in the images of a source; see :meth:`PredictMixin.predict`."""
+    """Find the objects in an image, or in each of many; the model runs in eval mode.
+
+    Args:
+        source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
+            ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0…1; or many: a folder,
+            a list or tuple of these, or a tensor ``(N, 3, H, W)``.
+        score_threshold: lowest score of a detection. Scores under the config's
+            ``postprocess.score_threshold`` are dropped before.
+        views: mirror images and sizes for test-time augmentation.
+
+    Returns:
+        ``Detections`` in pixels of the image; for many images a list of them.
+
+    Raises:
+        ImageError: a file is missing or no image. In a folder it is left out with a warning.
+        TypeError: the source is of no such type.
+        ValueError: pixels of another shape, type or range.
+    """
     images, single = open_images(source)
+    config, found = model.config, []
     with eval_mode(model):
-        found = [predict_image(model, image, score_threshold, views) for image in images]
+        for pixels, path in images:
+            inputs = views.of_image(pixels, config)
+            (detections,) = detect_views(model.detect, [inputs], config.postprocess)
+            found.append(Detections.from_dict(detections, score_threshold, config, path or pixels))
     return found[0] if single else found
-
-
-def predict_image(
-    model: ImageDetector, image: LoadedImage, score_threshold: float, views: Views = SINGLE_VIEW
-) -> Detections:
-    """Find the objects in one image; the model must be in eval mode."""
-    config = model.config
-    inputs = views.of_image(image.pixels, config)
-    detections = detect_views(model.detect, [inputs], config.postprocess)[0]
-    return Detections.from_dict(detections, score_threshold, config, image.path or image.pixels)
 
 
 @torch.no_grad()

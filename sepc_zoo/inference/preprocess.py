@@ -54,7 +54,7 @@ class Resize:
     inclusive_scale: float | None = None
 
     def to_input(self, pixels: Tensor) -> Tensor:
-        """Resize ``(3, H, W)`` to ``(3, h, w)``, still in 0…255: the network's side normalises."""
+        """Resize ``(3, H, W)`` to ``(3, h, w)``, still in 0…255 and not normalised."""
         if self.floats and not pixels.is_floating_point():
             pixels = pixels.to(torch.get_default_dtype())
         return resize_image(pixels, self.input_size, antialias=self.antialias)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.config import DetectorConfig, override
 from sepc_zoo.inference.detections import DetectionDict
-from sepc_zoo.inference.predictor import PredictMixin, detect
+from sepc_zoo.inference.predictor import detect, predict
 from sepc_zoo.methods.losses import mean_terms
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.necks import build_neck
@@ -19,7 +19,7 @@ from sepc_zoo.registry import with_classes
 Target = Mapping[str, Any]
 
 
-class Detector(PredictMixin, nn.Module):
+class Detector(nn.Module):
     """Backbone, FPN and neck, which all families share; ``create_model`` builds it by name.
 
     A family adds its head, ``forward``, ``loss_terms``, ``postprocess`` and ``reset_head``.
@@ -28,6 +28,8 @@ class Detector(PredictMixin, nn.Module):
         config: the complete description of the detector, but for its weights.
         method: hyperparameters of matching and losses.
     """
+
+    predict = predict
 
     def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
         super().__init__()

@@ -11,17 +11,18 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import distributed as dist
+from torch.amp.grad_scaler import GradScaler
 
 from sepc_zoo.errors import ConfigError
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FP16_SCALE = 2.0**16  # first scale of the loss
 
 
 class RunAccelerator(Accelerator):
     """An ``Accelerator`` with a mixed precision of its own.
 
-    That of accelerate is fixed for the life of a process, which may train several models; it has no
-    effect here.
+    accelerate fixes its own for the whole process, which may train several models; it is not used.
 
     Args:
         amp: "bf16", "fp16" or None for float32.
@@ -45,7 +46,7 @@ class RunAccelerator(Accelerator):
 
 
 def start_processes(cpu: bool) -> PartialState:
-    """Join the processes of a launcher, if there is one; they part at exit."""
+    """Join the processes of a launcher, if there is one; they leave the group at exit."""
     was_initialized = dist.is_available() and dist.is_initialized()
     process = PartialState(cpu=_use_cpu(cpu))
     if process.use_distributed and not was_initialized:
@@ -78,6 +79,16 @@ def make_accelerator(
     if missing:
         raise ConfigError(f"--log-with {' '.join(missing)}: pip install {' '.join(missing)}")
     return accelerator
+
+
+def make_scaler(amp: str | None, device: torch.device) -> GradScaler:
+    """Make torch's gradient scaler, which also skips steps whose gradient is not finite.
+
+    It skips them on the device, so the host need not wait. Without fp16 its scale is always 1.
+    """
+    scale = FP16_SCALE if amp == "fp16" else 1.0
+    is_able = device.type != "mps" or amp == "fp16"  # Metal lacks the float64 that it takes
+    return GradScaler(device.type, scale, enabled=is_able)
 
 
 def make_deterministic() -> None:

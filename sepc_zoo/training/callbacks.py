@@ -1,4 +1,4 @@
-"""What happens at the moments of a run beside the training itself."""
+"""Callbacks: what a run does beside training, and what users may add."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Callback:
     """Base class of callbacks; all its methods do nothing.
 
     Every process calls them, with the same arguments but for its own batches. A callback with
-    ``state_dict`` and ``load_state_dict`` is saved with the run; one of a class at most.
+    ``state_dict`` and ``load_state_dict`` is saved with the run; at most one of each class.
     """
 
     def before_epoch(self, run: Run) -> None:

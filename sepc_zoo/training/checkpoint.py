@@ -4,7 +4,6 @@ import io
 import math
 import pickle
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,19 +12,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from sepc_zoo.errors import UserError
+from sepc_zoo.files import write_atomically
 
-STATE, NEW_STATE, OLD_STATE = "state", ".state.new", ".state.old"
-RUN_FILE = "run.pt"  # file in a state, beside the random numbers of each process
+STATE_FILE = "state.pt"
+RANDOM = "random"  # entry of the state: the random numbers of each process
 
 
 class ResumeError(UserError, ValueError):
     """The run in a folder cannot be resumed."""
-
-
-class SaveError(UserError, OSError):
-    """The state could not be written; the previous one is still there."""
 
 
 @runtime_checkable
@@ -65,30 +62,20 @@ class Progress:
 
 
 def save_state(parts: Mapping[str, Stateful], run: Path) -> None:
-    """Save all parts of a run and the random numbers of each process.
-
-    At any moment one whole state is on the disk. Must be called by all processes.
+    """Save all parts of a run, and the random numbers of each process; called by all processes.
 
     Raises:
-        SaveError: the disk is full or cannot be written to.
+        OSError: the disk is full or cannot be written to; the previous state is still there.
     """
-    processes = PartialState()
-    folder = run / NEW_STATE
-    try:
-        if processes.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            states = {name: part.state_dict() for name, part in parts.items()}
-            write_state(states, folder / RUN_FILE)
-        processes.wait_for_everyone()
-        write_state(random_state(), folder / f"random_{processes.process_index}.pt")
-        processes.wait_for_everyone()
-        if processes.is_main_process:
-            replace_state(run)
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise SaveError(f"the state of the run cannot be written to {run}: {error}") from error
-    processes.wait_for_everyone()
+    random_numbers = gather_object([random_state()])
+    process = PartialState()
+    if process.is_main_process:
+        state = {name: part.state_dict() for name, part in parts.items()} | {RANDOM: random_numbers}
+        try:
+            write_atomically(run / STATE_FILE, lambda file: write_state(state, file))
+        except OSError as error:
+            raise OSError(f"the state of the run cannot be written to {run}: {error}") from error
+    process.wait_for_everyone()
 
 
 def write_state(state: Mapping[str, Any], file: Path) -> None:
@@ -98,41 +85,30 @@ def write_state(state: Mapping[str, Any], file: Path) -> None:
     file.write_bytes(content.getbuffer())
 
 
-def replace_state(run: Path) -> None:
-    """Replace the old state of a run by the new one."""
-    if (run / STATE).exists():
-        shutil.rmtree(run / OLD_STATE, ignore_errors=True)
-        (run / STATE).rename(run / OLD_STATE)
-    (run / NEW_STATE).rename(run / STATE)
-    shutil.rmtree(run / OLD_STATE, ignore_errors=True)
-
-
 def load_state(parts: Mapping[str, Stateful], run: Path) -> None:
     """Load the last state of a run into its parts.
 
     Raises:
         ResumeError: it is damaged, or was saved by another number of processes or with other data.
     """
-    folder = saved_state(run) or run / STATE
-    processes = PartialState()
-    saved_by = len(list(folder.glob("random_*.pt")))
-    if saved_by != processes.num_processes:
+    file = run / STATE_FILE
+    state, process = read_state(file), PartialState()
+    random_numbers = state.pop(RANDOM, [])
+    if len(random_numbers) != process.num_processes:
         raise ResumeError(
-            f"{run} was saved by {saved_by} processes, and can be resumed by as many; there are "
-            f"{processes.num_processes}"
+            f"{run} was saved by {len(random_numbers)} processes and needs as many to resume, but "
+            f"there are {process.num_processes}"
         )
-    state = read_state(folder / RUN_FILE)
-    random_numbers = read_state(folder / f"random_{processes.process_index}.pt")
     if set(state) != set(parts):
-        raise ResumeError(f"{folder} holds {sorted(state)}, but the run has {sorted(parts)}")
+        raise ResumeError(f"{file} holds {sorted(state)}, but the run has {sorted(parts)}")
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        set_random_state(random_numbers)
+        set_random_state(random_numbers[process.process_index])
     except ResumeError:
         raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ResumeError(f"{folder} does not fit the run: {error}") from error
+        raise ResumeError(f"{file} does not fit the run: {error}") from error
 
 
 def read_state(file: Path) -> dict[str, Any]:
@@ -144,18 +120,13 @@ def read_state(file: Path) -> dict[str, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        is_no_state = isinstance(error, pickle.UnpicklingError)
-        first, *_ = str(error).split(". ")  # the rest of torch's message is advice
-        reason = "it holds code, or is no state" if is_no_state else f"it is damaged ({first})"
+        reason = f"it is damaged ({str(error).partition('. ')[0]})"  # without torch's advice
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds code, or is no state"
         raise ResumeError(
             f"{file} cannot be resumed from: {reason}. Start a new run, perhaps from --model "
-            f"{file.parents[1] / 'last'}"
+            f"{file.parent / 'last'}"
         ) from error
-
-
-def saved_state(run: Path) -> Path | None:
-    """Find the last whole state in a run folder."""
-    return next((run / name for name in (STATE, OLD_STATE) if (run / name).is_dir()), None)
 
 
 def random_state() -> dict[str, Any]:

@@ -17,7 +17,6 @@ from sepc_zoo.training.logging import used_memory
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.run import Run
-from sepc_zoo.training.setup import prepare
 
 NUM_READ = 16  # images that are read and augmented to measure the time
 
@@ -42,7 +41,7 @@ def forecast(options: TrainOptions) -> Forecast:
     Raises:
         TrainError: the largest batch does not fit into the memory.
     """
-    run = prepare(options)
+    run = Run(options)
     try:
         return measure(run)
     except torch.OutOfMemoryError as error:
@@ -57,28 +56,30 @@ def forecast(options: TrainOptions) -> Forecast:
 def measure(run: Run) -> Forecast:
     """Measure memory and time of the parts of a run."""
     options, device = run.options, run.accelerator.device
+    dataset: Any = run.train_loader.loader.dataset
     set_train_mode(run.detector, run.recipe.freeze_bn)
-    by_size = sorted(range(len(run.train_data.records)), key=lambda i: padded_size(run, [i]))
+    sizes = [augmented_size(run, record.size) for record in run.train_data.records]
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     middle = len(by_size) // 2
-    largest = make_batch(run, by_size[-options.batch_size :], padded_size(run, by_size))
+    largest_sides = [max(sides) for sides in zip(*sizes, strict=True)]
+    largest = make_batch(run, by_size[-options.batch_size :], padded_to=largest_sides)
     usual = make_batch(run, by_size[middle : middle + options.batch_size])
     for _ in range(2):
         make_step(run, largest)
     memory = used_memory(device)
-    make_step(run, usual)  # includes what is done once for each new size
+    make_step(run, usual)  # warms up: some work is done once for each new size
     step = seconds(lambda: make_step(run, usual), device)
-    images_per_worker = options.batch_size * options.grad_accum_steps / max(1, options.workers)
-    read = read_seconds(run) * images_per_worker
-    images = math.ceil(len(run.val_data.records) / run.accelerator.num_processes)
     detection = seconds(lambda: detect(run, usual), device) / len(usual.images)
+    first = range(min(NUM_READ, len(dataset)))
+    read = seconds(lambda: [dataset[i] for i in first], device) / len(first)
+    read *= options.batch_size * options.grad_accum_steps / max(1, options.workers)
+    images = math.ceil(len(run.val_data.records) / run.accelerator.num_processes)
     validation = images * detection
     num_validations = max(1, run.num_epochs // options.val_interval)
-    on_gpu = device.type == "cuda"
-    available = (
-        torch.cuda.get_device_properties(device).total_memory
-        if on_gpu
-        else psutil.virtual_memory().total
-    )
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    else:
+        available = psutil.virtual_memory().total
     return Forecast(
         images=(len(largest.images), *largest.images.shape[-2:]),
         boxes=sum(len(target["boxes"]) for target in largest.targets),
@@ -91,15 +92,14 @@ def measure(run: Run) -> Forecast:
     )
 
 
-def padded_size(run: Run, indices: Sequence[int]) -> tuple[int, int]:
-    """The maximum height and width of a batch of these images."""
+def augmented_size(run: Run, size: tuple[int, int]) -> tuple[int, int]:
+    """The maximum height and width of an image of this size after its augmentation."""
     bounds = run.options.augmentation.largest(*run.detector.config.weights.image_size)
-    resized = [resized_size(*run.train_data.records[i].size, *bounds) for i in indices]
-    return max(height for height, _ in resized), max(width for _, width in resized)
+    return resized_size(*size, *bounds)
 
 
-def make_batch(run: Run, indices: Sequence[int], extent: tuple[int, int] = (0, 0)) -> Batch:
-    """Make a batch of some images on the device of the run, padded to ``extent`` at least."""
+def make_batch(run: Run, indices: Sequence[int], padded_to: Sequence[int] = (0, 0)) -> Batch:
+    """Make a batch of some images on the device of the run, padded to a height and width."""
     dataset: Any = run.train_loader.loader.dataset
     weights = run.detector.config.weights
     multiple = weights.pad_multiple
@@ -107,7 +107,7 @@ def make_batch(run: Run, indices: Sequence[int], extent: tuple[int, int] = (0, 0
     batch = batch.normalized(weights.mean, weights.std, run.accelerator.device)
     bottom, right = (
         max(0, math.ceil(target / multiple) * multiple - side)
-        for target, side in zip(extent, batch.images.shape[-2:], strict=True)
+        for target, side in zip(padded_to, batch.images.shape[-2:], strict=True)
     )
     return batch._replace(images=F.pad(batch.images, (0, right, 0, bottom)))
 
@@ -128,26 +128,11 @@ def detect(run: Run, batch: Batch) -> None:
         run.detector.postprocess(run.detector(batch.images), batch.image_sizes)
 
 
-def read_seconds(run: Run) -> float:
-    """Seconds to read and augment an image, in this process."""
-    dataset: Any = run.train_loader.loader.dataset
-    count = min(NUM_READ, len(dataset))
-    start = time.perf_counter()
-    for i in range(count):
-        dataset[i]
-    return (time.perf_counter() - start) / count
-
-
 def seconds(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, with the work that it gives to the device."""
-    synchronize(device)
+    synchronize = torch.get_device_module(device).synchronize
+    synchronize()
     start = time.perf_counter()
     function()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

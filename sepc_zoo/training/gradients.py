@@ -15,8 +15,6 @@ from sepc_zoo.ops.devices import to_device
 from sepc_zoo.outputs import Terms
 from sepc_zoo.training.run import Run
 
-FP16_SCALE = 2.0**16
-
 
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Add up the gradients of the batches of one step, and return its loss terms.
@@ -86,16 +84,6 @@ def backward(loss: Tensor, scaler: GradScaler) -> None:
     """Make the gradient of a loss; all of it is NaN where the loss is not finite."""
     finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)
     scaler.scale(loss * finite).backward()
-
-
-def make_scaler(amp: str | None, device: torch.device) -> GradScaler:
-    """Make torch's gradient scaler, which also skips steps whose gradient is not finite.
-
-    It skips them on the device, so the host need not wait. Without fp16 its scale is always 1.
-    """
-    scale = FP16_SCALE if amp == "fp16" else 1.0
-    is_able = device.type != "mps" or amp == "fp16"  # Metal lacks the float64 that it takes
-    return GradScaler(device.type, scale, enabled=is_able)
 
 
 def clip_and_step(

@@ -15,6 +15,7 @@ from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, o
 
 OPTIONS_FILE = "config.yaml"
 FormatName = Literal["coco", "voc", "yolo", "hf"]
+Schedule = Literal["multistep", "cosine"]
 # Entries of a model's config that come from the data or have a flag of their own.
 NOT_MODEL_KWARGS = {"num_classes", "label_names", "category_ids", "backbone_kwargs", "weights"}
 
@@ -27,9 +28,7 @@ class TrainError(UserError, RuntimeError):
 class FormatOptions(Options):
     """Data."""
 
-    format: FormatName | None = option(
-        None, "format of the data (default: recognized by its files)"
-    )
+    format: FormatName | None = option(None, "format of the data (default: that of its files)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +36,7 @@ class SourceOptions(FormatOptions):
     """Data."""
 
     data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
-    drop_bad_boxes: bool = option(
-        False, "leave out boxes without area and report them, instead of refusing the data"
-    )
+    drop_bad_boxes: bool = option(False, "leave out and list boxes without area (default: refuse)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +53,11 @@ class InputOptions(Options):
         metavar=("SHORT", "LONG"),
     )
     mean: tuple[float, float, float] | None = option(
-        None,
-        "mean of the RGB values in 0..1 for normalization (default: the backbone's)",
-        metavar=("R", "G", "B"),
+        None, "mean of RGB in 0..1 (default: the backbone's)", metavar=("R", "G", "B")
     )
     std: tuple[float, float, float] | None = option(
         None,
-        "standard deviation of the RGB values for normalization (default: the backbone's)",
+        "standard deviation of RGB in 0..1 (default: the backbone's)",
         gt=0,
         metavar=("R", "G", "B"),
     )
@@ -73,8 +68,7 @@ class ModelOptions(Options):
     """Model and initial weights."""
 
     model: str = option(
-        help="name of a model (see sepc-zoo list), or a model folder or hf-hub:org/repo to "
-        "fine-tune",
+        help="name of a model, or a model folder or hf-hub:org/repo to fine-tune",
         metavar="NAME_OR_DIR",
         exclusive="model",
     )
@@ -107,14 +101,10 @@ class ModelOptions(Options):
         le=4,
     )
     freeze_bn: bool | None = option(
-        None,
-        "freeze the statistics of the backbone's batch norms (default: the recipe's; not "
-        "frozen without pretrained weights)",
+        None, "freeze the backbone's batch norm statistics (default: if it is pretrained)"
     )
     sync_bn: bool | None = option(
-        None,
-        "synchronize batch norms over all processes (default: with fewer than 4 images per "
-        "process)",
+        None, "synchronize batch norms over all processes (default: below 4 images per process)"
     )
 
 
@@ -144,24 +134,15 @@ class ScheduleOptions(Options):
     )
     weight_decay: float | None = option(None, "weight decay (default: the recipe's)", ge=0)
     layer_decay: float | None = option(
-        None,
-        "factor on the learning rate from each stage to the one before (default 1)",
-        ge=0,
-        le=1,
+        None, "factor on the learning rate per stage, from the head down (default 1)", ge=0, le=1
     )
-    sched: Literal["multistep", "cosine"] | None = option(
-        None, "learning rate schedule (default: the recipe's)"
-    )
+    sched: Schedule | None = option(None, "learning rate schedule (default: the recipe's)")
     warmup_steps: int | None = option(
         None, "steps of linear warm-up (default 500, at most a tenth of the run)", ge=0
     )
-    clip_grad: float | None = option(
-        None, "maximum norm of the gradient (default: the recipe's)", gt=0
-    )
+    clip_grad: float | None = option(None, "maximum gradient norm (default: the recipe's)", gt=0)
     model_ema: bool = option(False, "keep and validate a moving average of the weights")
-    model_ema_decay: float = option(
-        0.9998, "decay of the moving average, after its warm-up", ge=0, le=1
-    )
+    model_ema_decay: float = option(0.9998, "final decay of the moving average", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,16 +164,12 @@ class WorkerOptions(Options):
 class SpeedOptions(Options):
     """Hardware and speed."""
 
-    channels_last: bool = option(
-        False, "channels-last memory format, often faster with --amp on a GPU"
-    )
+    channels_last: bool = option(False, "channels-last memory format, often faster with --amp")
     compile: bool = option(False, "compile the model with torch.compile")
     grad_checkpointing: bool = option(
         False, "recompute activations of the backbone in the backward pass, to save memory"
     )
-    deterministic: bool = option(
-        False, "use deterministic algorithms, so that runs repeat each other (slower)"
-    )
+    deterministic: bool = option(False, "use deterministic algorithms: repeatable runs, slower")
     seed: int = option(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
 
 
@@ -201,11 +178,9 @@ class RunOptions(Options):
     """Run folder, validation and logging."""
 
     output: str = option(help="run folder to write (default: a new folder in runs/)", metavar="RUN")
-    val_interval: int = option(1, "epochs between validations", ge=1, metavar="EPOCHS")
-    log_interval: int = option(10, "steps between rows of log.csv", ge=1, metavar="STEPS")
-    save_interval: int = option(
-        500, "steps between saved states to resume from", ge=1, metavar="STEPS"
-    )
+    val_interval: int = option(1, "epochs between validations", ge=1)
+    log_interval: int = option(10, "steps between rows of log.csv", ge=1)
+    save_interval: int = option(500, "steps between saved states to resume from", ge=1)
     max_faults: int = option(
         10, "stop the run after more than N unreadable images or dead workers", ge=0
     )
@@ -250,14 +225,9 @@ class TrainOptions(
     @property
     def has_learned(self) -> bool:
         """Whether the backbone starts from trained weights."""
-        from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX
-
-        return (
-            self.pretrained
-            or self.pretrained_backbone
-            or self.backbone_checkpoint is not None
-            or self.model.startswith((HUB_PREFIX, LOCAL_PREFIX))
-        )
+        is_trained_model = self.pretrained or ":" in self.model  # local-dir:… or hf-hub:…
+        has_file = self.backbone_checkpoint is not None
+        return is_trained_model or self.pretrained_backbone or has_file
 
 
 def write_options(options: TrainOptions) -> None:

@@ -15,8 +15,8 @@ from sepc_zoo.errors import ConfigError
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import BACKBONES
+from sepc_zoo.training.options import Schedule
 
-SCHEDULES = ("multistep", "cosine")
 SGD = ("sgd", "momentum")
 FUSED = (*SGD, "nesterov", "adam", "adamw")  # optimizers of torch with a fused kernel
 AUTHORS_BACKBONES = [
@@ -29,20 +29,16 @@ class Recipe:
     """How a model is trained; the defaults are those of the SEPC authors."""
 
     epochs: int = 12
-    batch_size: int = 16  # images per step for which ``lr`` is meant
+    batch_size: int = 16  # images per step of all processes, which ``lr`` is meant for
     opt: str = "sgd"
     lr: float = 0.01
     weight_decay: float = 1e-4
-    sched: str = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or "cosine" to 0
+    sched: Schedule = "multistep"  # x 0.1 after 8/12 and 11/12 of the run; or "cosine" to 0
     warmup_steps: int = 500
     layer_decay: float = 1.0  # factor of the learning rate, per stage from the head down
     clip_grad: float = 35.0  # maximum norm of the gradient
     freeze_stages: int = 1  # stem and first stage, in a pretrained backbone
     freeze_bn: bool = True  # keep the batch norm statistics of a pretrained backbone
-
-    def __post_init__(self) -> None:
-        if self.sched not in SCHEDULES:
-            raise ConfigError(f"no schedule {self.sched!r}; there are {', '.join(SCHEDULES)}")
 
 
 def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
@@ -71,7 +67,7 @@ def scaled_lr(recipe: Recipe, batch_size: int) -> float:
     return recipe.lr * (ratio if recipe.opt in SGD else ratio**0.5)
 
 
-def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Make timm's optimizer of the recipe's name, over all parameters that are not frozen.
 
     SGD is the authors': without Nesterov momentum, with weight decay for every parameter.
@@ -81,13 +77,12 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
     """
     is_sgd = recipe.opt == "sgd"
     extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
-    if recipe.opt in FUSED:
-        extra["fused"] = True
+    extra |= {"fused": True} if recipe.opt in FUSED else {}
     try:
         return create_optimizer_v2(
             model,
             opt=recipe.opt,
-            lr=lr,
+            lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             filter_bias_and_bn=not is_sgd,
             layer_decay=None if recipe.layer_decay == 1 else recipe.layer_decay,
@@ -97,15 +92,17 @@ def make_optimizer(model: Detector, recipe: Recipe, lr: float) -> torch.optim.Op
         raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, total_steps: int
-) -> Scheduler:
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> Scheduler:
     """Make the schedule of the learning rate, in steps, with a linear warm-up from a third of it.
 
     The warm-up takes at most a tenth of the run.
     """
     warmup = min(recipe.warmup_steps, total_steps // 10)
-    common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": lr / 3, "t_in_epochs": False}
+    common: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": recipe.lr / 3,
+        "t_in_epochs": False,
+    }
     if recipe.sched == "cosine":
         return CosineLRScheduler(optimizer, t_initial=max(1, total_steps), **common)
     # timm drops the rate a step before a milestone
@@ -117,7 +114,7 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
     """Freeze the stem and the first ``stages`` stages; 0 freezes nothing.
 
     Raises:
-        ConfigError: the backbone does not tell its stages apart.
+        ConfigError: timm does not separate the stages of this backbone.
     """
     if not stages:
         return

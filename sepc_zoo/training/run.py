@@ -1,62 +1,88 @@
 """What the training loop works with."""
 
+import math
+import shutil
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from timm.scheduler.scheduler import Scheduler
-from torch import nn, optim
-from torch.amp.grad_scaler import GradScaler
+from accelerate.utils import set_seed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sepc_zoo.data import Annotations
+from sepc_zoo.config import config_to_json
 from sepc_zoo.data.resilient_loader import ResilientLoader
-from sepc_zoo.models.detector import Detector
-from sepc_zoo.training.accelerator import RunAccelerator
+from sepc_zoo.evaluation.validate import validation_loader
+from sepc_zoo.files import remove_temporary, write_json
+from sepc_zoo.training import setup
+from sepc_zoo.training.accelerator import make_accelerator, make_deterministic, make_scaler
 from sepc_zoo.training.callbacks import Callback
-from sepc_zoo.training.checkpoint import Progress, Stateful
-from sepc_zoo.training.logging import Log
-from sepc_zoo.training.options import TrainOptions
-from sepc_zoo.training.recipes import Recipe
+from sepc_zoo.training.checkpoint import Progress, Stateful, load_state
+from sepc_zoo.training.logging import Log, list_dropped
+from sepc_zoo.training.options import TrainOptions, write_options
+from sepc_zoo.training.recipes import make_optimizer, make_scheduler
 from sepc_zoo.training.resilience.async_scalars import StepResult
-from sepc_zoo.training.resilience.faults import Faults
+from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
 from sepc_zoo.training.resilience.signals import Interrupt
 
 
-@dataclass
 class Run:
-    """A training run: what it was asked for, its parts, and how far it has come."""
+    """A training run: what it was asked for, its parts, and how far it has come.
 
-    options: TrainOptions
-    recipe: Recipe
-    output: Path
+    Making one reads the data and builds the model; it writes nothing.
 
-    accelerator: RunAccelerator
-    detector: Detector
-    model: nn.Module  # the detector, wrapped where there are several processes
-    evaluated: Detector  # the detector, or the moving average of its weights
-    optimizer: optim.Optimizer
-    scheduler: Scheduler
-    scaler: GradScaler
-    lr: float
+    Args:
+        resume: continue the run in ``options.output``.
+        callbacks: called after the run's own.
 
-    train_data: Annotations
-    val_data: Annotations
-    train_loader: ResilientLoader
-    val_loader: ResilientLoader
+    Raises:
+        ConfigError, DataError, HubError, TrainError: with all that is wrong.
+    """
 
-    images_per_step: int  # over all processes and accumulated batches
-    steps_per_epoch: int
-    num_steps: int
-    num_epochs: int
+    def __init__(
+        self, options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        self.options, self.output = options, Path(options.output)
+        setup.check_output(self.output, resume)
+        if options.deterministic:
+            make_deterministic()
+        self.accelerator = make_accelerator(options.amp, options.cpu, options.log_with, self.output)
+        set_seed(options.seed)
+        self.train_data, self.val_data, model = setup.read_inputs(options, resume)
+        self.recipe = setup.choose_recipe(options, model.config, self.accelerator.num_processes)
+        setup.prepare_model(options, self.recipe, model, self.accelerator)
+        self.detector = model
 
-    progress: Progress
-    log: Log
-    faults: Faults
-    interrupt: Interrupt
-    callbacks: Sequence[Callback]
-    in_flight: deque[StepResult] = field(default_factory=deque)  # steps not yet read by the host
-    saved_step: int | None = None
+        self.log = Log(self.accelerator, self.output)
+        self.faults = Faults(self.output, options.max_faults, self.log)
+        handlers = self.faults.add_dead_worker, self.faults.add_unreadable
+        train = setup.train_loader(options, self.train_data, model, self.accelerator)
+        val = validation_loader(self.val_data, model, options.batch_size, options.workers)
+        self.train_loader = ResilientLoader(train, *handlers)
+        self.val_loader = ResilientLoader(val, *handlers)
+        self.steps_per_epoch = math.ceil(len(train) / options.grad_accum_steps)
+        self.num_steps = options.max_steps or self.recipe.epochs * self.steps_per_epoch
+        self.num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)
+
+        own, self.evaluated = setup.make_callbacks(options, model)
+        self.callbacks = [*own, *callbacks]
+        self.optimizer = make_optimizer(model, self.recipe)
+        self.scheduler = make_scheduler(self.optimizer, self.recipe, self.num_steps)
+        self.scaler = make_scaler(options.amp, self.accelerator.device)
+        self.model: nn.Module = model
+        if self.accelerator.num_processes > 1:
+            self.model = DistributedDataParallel(model)
+        if options.compile:
+            model.compile()
+        set_seed(options.seed, device_specific=True)  # processes drop different paths
+
+        self.interrupt = Interrupt()
+        self.in_flight: deque[StepResult] = deque()  # steps whose results the host has not read
+        self.progress = Progress(images=len(self.train_data.records), batches=len(train))
+        self.saved_step: int | None = None
+        if resume:
+            load_state(self.stateful_parts(), self.output)
+            self.saved_step = self.progress.step
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Collect what must be saved so that the run can be resumed."""
@@ -69,3 +95,24 @@ class Run:
         }
         stateful = [callback for callback in self.callbacks if isinstance(callback, Stateful)]
         return parts | {type(callback).__name__: callback for callback in stateful}
+
+    def start(self) -> None:
+        """Write the first files, and remove those of steps that will be repeated."""
+        progress = self.progress
+        if self.accelerator.is_main_process:
+            remove_temporary(self.output)
+            if self.saved_step is None:
+                write_options(self.options)
+                write_json(self.output / setup.MODEL_FILE, config_to_json(self.detector.config))
+                # A run that ended before its first save may have left these.
+                shutil.rmtree(self.output / SKIPPED_FOLDER, ignore_errors=True)
+                for file in (self.log.steps, self.log.metrics, self.faults.file):
+                    file.path.unlink(missing_ok=True)
+        self.faults.step = progress.step
+        self.faults.file.keep(lambda row: int(row["step"]) <= progress.step)
+        self.log.begin(progress.step, progress.epoch, self.num_steps)
+        # TensorBoard drops the steps that will be repeated.
+        purge = {"tensorboard": {"purge_step": progress.step + 1}}
+        self.accelerator.init_trackers("tracking", init_kwargs=purge)
+        for line in (*list_dropped(self.train_data), *list_dropped(self.val_data)):
+            self.log.say(line)

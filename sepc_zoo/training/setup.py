@@ -1,20 +1,15 @@
-"""From options to a run that can start."""
+"""From options to the data, the model and the recipe of a run."""
 
 import json
-import math
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json, override
+from sepc_zoo.config import DetectorConfig, config_from_json, override
 from sepc_zoo.data import (
     Annotations,
     DetectionDataset,
@@ -23,14 +18,12 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
-from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
+from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.errors import ConfigError
-from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.factory import build, create_model, load_backbone
-from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
-from sepc_zoo.training.accelerator import RunAccelerator, make_accelerator, make_deterministic
+from sepc_zoo.training.accelerator import RunAccelerator
 from sepc_zoo.training.callbacks import (
     Callback,
     DrawBatches,
@@ -38,134 +31,26 @@ from sepc_zoo.training.callbacks import (
     EarlyStopping,
     MovingAverage,
 )
-from sepc_zoo.training.checkpoint import Progress, ResumeError, load_state, saved_state
-from sepc_zoo.training.gradients import make_scaler
-from sepc_zoo.training.logging import Log, list_dropped
-from sepc_zoo.training.options import TrainError, TrainOptions, write_options
-from sepc_zoo.training.recipes import (
-    Recipe,
-    default_recipe,
-    freeze_stages,
-    make_optimizer,
-    make_scheduler,
-    scaled_lr,
-)
-from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
-from sepc_zoo.training.resilience.signals import Interrupt
-from sepc_zoo.training.run import Run
+from sepc_zoo.training.checkpoint import STATE_FILE, ResumeError
+from sepc_zoo.training.options import TrainError, TrainOptions
+from sepc_zoo.training.recipes import Recipe, default_recipe, freeze_stages, scaled_lr
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
-MIN_NORM_IMAGES = 4  # of a process, for good statistics of its batch norms
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The data of a run, and the model for its classes."""
-
-    train: Annotations
-    val: Annotations
-    model: Detector
-
-
-def prepare(options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
-    """Read the data, build the model and all other parts of a run; writes nothing.
-
-    Raises:
-        ConfigError, DataError, HubError, TrainError: with all that is wrong.
-    """
-    output = Path(options.output)
-    check_output(output, resume)
-    if options.deterministic:
-        make_deterministic()
-    accelerator = make_accelerator(options.amp, options.cpu, options.log_with, output)
-    set_seed(options.seed)
-    inputs = read_inputs(options, resume)
-    recipe = choose_recipe(options, inputs.model.config)
-    model = prepare_model(options, recipe, inputs.model, accelerator)
-
-    loader = train_loader(options, inputs.train, model, accelerator)
-    val = validation_loader(inputs.val, model, options.batch_size, options.workers)
-    steps_per_epoch = math.ceil(len(loader) / options.grad_accum_steps)
-    num_steps = options.max_steps or recipe.epochs * steps_per_epoch
-
-    images = options.batch_size * options.grad_accum_steps * accelerator.num_processes
-    lr = scaled_lr(recipe, images) if options.lr is None else options.lr
-    own_callbacks, evaluated = make_callbacks(options, model)
-    optimizer = make_optimizer(model, recipe, lr)
-    scheduler = make_scheduler(optimizer, recipe, lr, num_steps)
-    wrapped = DistributedDataParallel(model) if accelerator.num_processes > 1 else model
-    if options.compile:
-        model.compile()
-    set_seed(options.seed, device_specific=True)  # processes drop different paths
-
-    log = Log(accelerator, output)
-    faults = Faults(output, options.max_faults, log)
-    handlers = faults.add_dead_worker, faults.add_unreadable
-    run = Run(
-        options=options,
-        recipe=recipe,
-        output=output,
-        accelerator=accelerator,
-        detector=model,
-        model=wrapped,
-        evaluated=evaluated,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        scaler=make_scaler(options.amp, accelerator.device),
-        lr=lr,
-        train_data=inputs.train,
-        val_data=inputs.val,
-        train_loader=ResilientLoader(loader, *handlers),
-        val_loader=ResilientLoader(val, *handlers),
-        images_per_step=images,
-        steps_per_epoch=steps_per_epoch,
-        num_steps=num_steps,
-        num_epochs=math.ceil(num_steps / steps_per_epoch),
-        progress=Progress(images=len(inputs.train.records), batches=len(loader)),
-        log=log,
-        faults=faults,
-        interrupt=Interrupt(),
-        callbacks=[*own_callbacks, *callbacks],
-    )
-    if resume:
-        load_state(run.stateful_parts(), output)
-        run.saved_step = run.progress.step
-    return run
+MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
 
 
 def check_output(output: Path, resume: bool) -> None:
     """Refuse to overwrite a run, and to resume one that does not exist."""
-    state = saved_state(output)
-    if resume and state is None:
-        raise ResumeError(f"{output} has no state to resume from; start it anew without --resume")
-    if state and not resume:
+    is_saved = (output / STATE_FILE).is_file()
+    if resume and not is_saved:
+        raise ResumeError(f"{output} has no state to resume from; start it again without --resume")
+    if is_saved and not resume:
         raise TrainError(
             f"{output} holds a run: go on with --resume {output}, or choose another --output"
         )
 
 
-def start(run: Run, resume: bool) -> None:
-    """Write the first files of a run, remove those of steps that will be repeated."""
-    if run.accelerator.is_main_process:
-        remove_temporary(run.output)
-        if not resume:
-            write_options(run.options)
-            write_json(run.output / MODEL_FILE, config_to_json(run.detector.config))
-            # A run that ended before its first save may have left these.
-            shutil.rmtree(run.output / SKIPPED_FOLDER, ignore_errors=True)
-            for file in (run.log.steps, run.log.metrics, run.faults.file):
-                file.path.unlink(missing_ok=True)
-    run.faults.step = run.progress.step
-    run.faults.file.keep(lambda row: int(row["step"]) <= run.progress.step)
-    run.log.begin(run.progress.step, run.progress.epoch, run.num_steps)
-    # TensorBoard drops the steps that will be repeated.
-    purge = {"tensorboard": {"purge_step": run.progress.step + 1}}
-    run.accelerator.init_trackers("tracking", init_kwargs=purge)
-    for line in (*list_dropped(run.train_data), *list_dropped(run.val_data)):
-        run.log.say(line)
-
-
-def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
+def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annotations, Detector]:
     """Read both splits, and build the model for the classes of the training split.
 
     Raises:
@@ -180,7 +65,7 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
     for split, data in ((options.train_split, train), (options.val_split, val)):
         if not data.records:
             raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")
-    return Inputs(train, val, model)
+    return train, val, model
 
 
 def read_model_file(file: Path) -> DetectorConfig:
@@ -220,35 +105,39 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     return model
 
 
-def choose_recipe(options: TrainOptions, config: DetectorConfig) -> Recipe:
-    """Apply the options to the model's recipe; a backbone with random weights is not frozen."""
+def choose_recipe(options: TrainOptions, config: DetectorConfig, num_processes: int) -> Recipe:
+    """Apply the options to the model's recipe, and scale its learning rate to the run's batches.
+
+    A backbone with random weights is not frozen.
+    """
     recipe = default_recipe(config, options.opt)
+    batch_size = options.batch_size * options.grad_accum_steps * num_processes
+    recipe = replace(recipe, lr=scaled_lr(recipe, batch_size))
     if not options.has_learned:
         recipe = replace(recipe, freeze_stages=0, freeze_bn=False)
-    names = {field.name for field in fields(Recipe)} - {"batch_size", "lr"}
-    asked = {name: getattr(options, name) for name in names}
-    return replace(recipe, **{k: v for k, v in asked.items() if v is not None})
+    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return replace(recipe, **given | {"batch_size": batch_size})
 
 
 def prepare_model(
     options: TrainOptions, recipe: Recipe, model: Detector, accelerator: RunAccelerator
-) -> Detector:
-    """Freeze layers and choose batch norms and memory layout, on the device of the run."""
+) -> None:
+    """Freeze layers, choose batch norms and memory layout, and move the model to its device."""
     freeze_stages(model.backbone, recipe.freeze_stages)
-    if should_sync(options, model, accelerator):
-        sync_batch_norm(model, accelerator.device)
+    sync_batch_norms(options, model, accelerator)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
     if options.grad_checkpointing:
         enable_grad_checkpointing(model)
-    return model.to(accelerator.device)
+    model.to(accelerator.device)
 
 
 def enable_grad_checkpointing(model: Detector) -> None:
     """Store no activations inside of the backbone's blocks; compute them again for the gradient.
 
     Raises:
-        ConfigError: the backbone has no way to do it.
+        ConfigError: timm cannot do it for this backbone.
     """
     try:
         model.set_grad_checkpointing(True)
@@ -257,37 +146,28 @@ def enable_grad_checkpointing(model: Detector) -> None:
         raise ConfigError(f"--grad-checkpointing: {name} has none in timm") from error
 
 
-def should_sync(options: TrainOptions, model: Detector, accelerator: RunAccelerator) -> bool:
-    """Whether batch norms take their statistics from the images of all processes."""
-    if accelerator.num_processes == 1:
-        return False
-    has_norm = any(isinstance(module, IntegratedBatchNorm) for module in model.modules())
-    is_default = has_norm and options.batch_size < MIN_NORM_IMAGES
-    return is_default if options.sync_bn is None else options.sync_bn
-
-
-def sync_batch_norm(model: Detector, device: torch.device) -> None:
-    """Let batch norms of the neck (and the backbone on a GPU) see the images of all processes."""
-    for module in model.modules():
-        if isinstance(module, IntegratedBatchNorm):
-            module.sync = True
-    if device.type == "cuda":  # torch has no synchronized batch norm for the CPU
+def sync_batch_norms(options: TrainOptions, model: Detector, accelerator: RunAccelerator) -> None:
+    """Let batch norms see the images of all processes, where that is asked for or needed."""
+    norms = [module for module in model.modules() if isinstance(module, IntegratedBatchNorm)]
+    is_needed = bool(norms) and options.batch_size < MIN_NORM_IMAGES
+    is_wanted = is_needed if options.sync_bn is None else options.sync_bn
+    if accelerator.num_processes == 1 or not is_wanted:
+        return
+    for norm in norms:
+        norm.sync = True
+    if accelerator.device.type == "cuda":  # torch has no synchronized batch norm for the CPU
         model.backbone = convert_sync_batchnorm(model.backbone)
 
 
 def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callback], Detector]:
     """Make the callbacks that the options ask for; also return the model to validate and save."""
-    callbacks: list[Callback] = [DrawSamples()]
-    evaluated = model
-    if options.model_ema:
-        average = MovingAverage(model, options.model_ema_decay)
-        callbacks.append(average)
-        evaluated = average.ema.module
+    callbacks: list[Callback] = [DrawSamples(), DrawBatches(options.draw_batches)]
     if options.patience is not None:
         callbacks.append(EarlyStopping(options.patience))
-    if options.draw_batches:
-        callbacks.append(DrawBatches(options.draw_batches))
-    return callbacks, evaluated
+    if not options.model_ema:
+        return callbacks, model
+    average = MovingAverage(model, options.model_ema_decay)
+    return [*callbacks, average], average.ema.module
 
 
 def train_loader(

@@ -1,6 +1,6 @@
 """Tables for the terminal: what a run is about to do, and how it went."""
 
-import time
+from datetime import timedelta
 
 from accelerate import PartialState
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
+from sepc_zoo.training.recipes import default_recipe
 from sepc_zoo.training.run import Run
 
 
@@ -16,13 +17,14 @@ def describe(run: Run) -> dict[str, str]:
     """Describe a run, in rows that are worth a look before it starts."""
     options, recipe, config = run.options, run.recipe, run.detector.config
     processes, device = run.accelerator.num_processes, run.accelerator.device.type
-    parameters = list(run.detector.parameters())
-    total = sum(p.numel() for p in parameters) / 1e6
-    trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
+    sizes = {p: p.numel() / 1e6 for p in run.detector.parameters()}
+    total = sum(sizes.values())
+    trained = sum(size for p, size in sizes.items() if p.requires_grad)
     origin = "pretrained" if options.has_learned else "random weights"
     short, long = config.weights.image_size
-    scaled = f"{recipe.lr:g} for {recipe.batch_size} scaled"
-    rows = {
+    usual = default_recipe(config, options.opt)
+    scaled = f"{usual.lr:g} for {usual.batch_size} scaled"
+    return {
         "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
         f"{trained:.1f} M trained",
         "backbone": f"{origin}, frozen stages {recipe.freeze_stages}, frozen batch norm "
@@ -32,41 +34,35 @@ def describe(run: Run) -> dict[str, str]:
         "input": f"sides of at most {short} and {long} pixels",
         "device": f"{processes} x {device}, {options.amp or 'float32'}"
         f"{', channels-last' * options.channels_last}{', compiled' * options.compile}",
-        "step": f"{run.images_per_step} images: {options.batch_size} x {processes} processes x "
+        "step": f"{recipe.batch_size} images: {options.batch_size} x {processes} processes x "
         f"{options.grad_accum_steps} accumulated",
         "length": f"{run.num_steps} steps, {run.num_epochs} epochs of {run.steps_per_epoch}",
-        "optimizer": f"{recipe.opt}, {recipe.sched}, lr {run.lr:.3g} "
+        "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g} "
         f"({scaled if options.lr is None else 'as given'})",
         "batch norm": _batch_norm(run),
         "weights": f"moving average, decay {options.model_ema_decay}" * options.model_ema,
         "output": str(run.output),
     }
-    return {name: text for name, text in rows.items() if text}
-
-
-def show_start(run: Run) -> None:
-    """Print ``describe``; only in the main process."""
-    _show(describe(run))
 
 
 def show_end(run: Run, seconds: float) -> None:
     """Print how the run went; only in the main process."""
-    days = int(seconds // 86400)
-    duration = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
     rows = {
-        "time": duration + f" and {days} days" * (days > 0),
+        "time": str(timedelta(seconds=round(seconds))),
         "best AP": f"{run.progress.best_ap:.3f} after epoch {run.progress.best_epoch}",
         "survived": run.faults.summary(),
     }
-    _show({name: text for name, text in rows.items() if text})
+    show(rows)
 
 
-def _show(rows: dict[str, str]) -> None:
+def show(rows: dict[str, str]) -> None:
+    """Print rows that have a text as a table; only in the main process."""
     if not PartialState().is_main_process:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, text in rows.items():
-        table.add_row(f"[bold]{name}[/]", escape(text))
+        if text:
+            table.add_row(f"[bold]{name}[/]", escape(text))
     Console().print(table)
 
 

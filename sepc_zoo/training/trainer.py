@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -29,8 +29,7 @@ from sepc_zoo.training.resilience.async_scalars import AsyncScalars, StepResult,
 from sepc_zoo.training.resilience.faults import FaultError, any_not_finite
 from sepc_zoo.training.resilience.signals import SIGNALS, Interrupted
 from sepc_zoo.training.run import Run
-from sepc_zoo.training.setup import prepare, start
-from sepc_zoo.training.summary import show_end, show_start
+from sepc_zoo.training.summary import describe, show, show_end
 
 
 def train(
@@ -52,20 +51,18 @@ def train(
         TrainError: the run cannot go on, because of too many faults or a full disk.
         Interrupted: SIGINT or SIGTERM arrived; the state was saved.
     """
-    run = prepare(options, resume, callbacks)
+    run = Run(options, resume, callbacks)
     begin = time.monotonic()
     try:
-        start(run, resume)
-        show_start(run)
-        with run.interrupt, quiet_tracker_threads():
+        run.start()
+        show(describe(run))
+        with run.interrupt, quiet_tracker_threads(), closing(run.log.bar):
             metrics = fit(run)
-        run.log.bar.close()
         show_end(run, time.monotonic() - begin)
         return metrics
     except (FaultError, ImageError, OSError) as error:
         raise TrainError(f"the run cannot go on: {error}\n{how_to_go_on(run)}") from error
     finally:
-        run.log.bar.close()
         with suppress(OSError):  # of a tracker on a full disk, which was reported before
             run.accelerator.finish_trackers()
 
@@ -110,7 +107,7 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
     norm = clip_and_step(
         run.model, run.optimizer, run.scaler, run.recipe.clip_grad, run.options.amp
     )
-    # The scaler of fp16 looks for its scale by infinite gradients, which are no failures.
+    # With fp16, infinite gradients are usual until the scaler has found its scale.
     checked = [*losses.values()] if run.options.amp == "fp16" else [*losses.values(), norm]
     flags = sum_over_processes(torch.cat([any_not_finite(checked), host_flags(run)]))
     failed = flags[0] > 0
@@ -257,10 +254,10 @@ def training_facts(run: Run) -> dict[str, Any]:
     recipe, options = run.recipe, run.options
     names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
     return {
-        "steps": f"{run.progress.step} of {run.images_per_step} images",
+        "steps": f"{run.progress.step} of {recipe.batch_size} images",
         "images": f"{len(run.train_data.records)} for training, {len(run.val_data.records)} for "
         "validation",
-        "lr": f"{run.lr:.3g}",
+        "lr": f"{recipe.lr:.3g}",
         **{name: getattr(recipe, name) for name in names},
         "augmentation": {k: v for k, v in asdict(options.augmentation).items() if v},
         "precision": options.amp or "float32",

@@ -13,8 +13,6 @@ from sepc_zoo.factory import load_model
 from sepc_zoo.inference.detections import Detections
 from sepc_zoo.inference.tta import Views
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
 
 def test_predict_draws_an_image_and_writes_its_boxes(model, images, tmp_path, capsys):
     flags = ("--output", tmp_path / "out", "--score-threshold", 0.5, "--device", "cpu")

@@ -9,8 +9,6 @@ from commands import assert_refused, call
 from sepc_zoo.options import as_dict
 from sepc_zoo.training.options import TrainOptions, read_options, write_options
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
 
 def train_flags(data, output, *more):
     small = ("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1")

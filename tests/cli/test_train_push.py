@@ -9,10 +9,7 @@ from sepc_zoo.cli import main
 from sepc_zoo.factory import load_model
 
 ID = "zoo/shapes"
-pytestmark = [
-    pytest.mark.usefixtures("fresh_accelerate"),
-    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 
 @pytest.fixture

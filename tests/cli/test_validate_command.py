@@ -12,8 +12,6 @@ from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.factory import create_model
 from sepc_zoo.metric_names import METRICS
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
 
 @pytest.fixture(scope="module")
 def validated(model, shapes, tmp_path_factory):
@@ -163,18 +161,8 @@ def test_detections_of_a_model_with_other_class_order_read_back_on_voc(tmp_path)
     assert call("validate", "--model", folder, "--cpu", "--output", out, "--no-report", *where) == 0
     saved = [{"image_id": i, "category_id": i, "bbox": [8, 8, 20, 20], "score": 1} for i in (1, 2)]
     (out / "perfect.json").write_text(json.dumps(saved))
-    assert (
-        call(
-            "validate",
-            "--from-json",
-            out / "perfect.json",
-            "--output",
-            again,
-            "--no-report",
-            *where,
-        )
-        == 0
-    )
+    flags = ("--from-json", out / "perfect.json", "--output", again, "--no-report")
+    assert call("validate", *flags, *where) == 0
     assert json.loads((again / "metrics.json").read_text())["AP"] == pytest.approx(1)
     ids = {row["category_id"] for row in json.loads((out / "detections.json").read_text())}
     assert ids <= {1, 2}

@@ -12,8 +12,6 @@ from sepc_zoo.factory import create_model
 from sepc_zoo.inference.tta import Views
 from sepc_zoo.training.accelerator import make_accelerator
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
 
 @pytest.fixture(scope="module")
 def model():

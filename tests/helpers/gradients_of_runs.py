@@ -7,7 +7,7 @@ import torch
 from sepc_zoo.data import collate
 from sepc_zoo.training.gradients import accumulate_gradient
 from sepc_zoo.training.recipes import set_train_mode
-from sepc_zoo.training.setup import prepare
+from sepc_zoo.training.run import Run
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def exactly():
 
 
 def ready(options):
-    run = prepare(options)
+    run = Run(options)
     set_train_mode(run.detector, freeze_bn=True)
     return run
 

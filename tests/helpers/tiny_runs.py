@@ -14,7 +14,7 @@ import torch
 from sepc_zoo.training import checkpoint
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.callbacks import Callback, DrawSamples
-from sepc_zoo.training.checkpoint import RUN_FILE, STATE
+from sepc_zoo.training.checkpoint import STATE_FILE
 from sepc_zoo.training.options import TrainOptions, read_options
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.trainer import train
@@ -55,7 +55,7 @@ def read_losses(run):
 
 
 def state_of(run):
-    return torch.load(Path(run) / STATE / RUN_FILE, weights_only=True)
+    return torch.load(Path(run) / STATE_FILE, weights_only=True)
 
 
 def copy_of(data, folder):

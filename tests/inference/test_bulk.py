@@ -8,8 +8,6 @@ from sepc_zoo.data.images import list_images
 from sepc_zoo.inference.bulk import picture_path, predict_files
 from sepc_zoo.inference.tta import Views
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
 
 @pytest.fixture
 def files(shapes, tmp_path):

@@ -25,7 +25,7 @@ from sepc_zoo.ops.distributed import sum_over_processes
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.callbacks import Callback, DrawSamples
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER
-from sepc_zoo.training.setup import prepare
+from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
 
@@ -187,7 +187,7 @@ def test_a_sum_over_processes_hands_back_the_gradients_of_all(pair):
 
 
 def descriptions(*many):
-    return [describe(prepare(options)) for options in many]
+    return [describe(Run(options)) for options in many]
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_the_effects_of_the_number_of_processes_are_described(shapes, tmp_path, 
 
 def images_shown(options, epochs):
     """The ids that this process sees in each epoch."""
-    run = prepare(options)
+    run = Run(options)
     return [
         [
             target["image_id"]

@@ -5,7 +5,8 @@ import torch
 from gradients_of_runs import batches_of, exactly, gradient, ready
 from tiny_runs import options
 
-from sepc_zoo.training.gradients import backward, clip_and_step, make_scaler
+from sepc_zoo.training.accelerator import make_scaler
+from sepc_zoo.training.gradients import backward, clip_and_step
 from sepc_zoo.training.recipes import Recipe, make_optimizer
 
 METHODS = ("retinanet", "freeanchor", "fsaf")
@@ -78,7 +79,7 @@ def learn_a_line(opt, failing):
     layer = torch.nn.Linear(3, 2)
     torch.nn.init.ones_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
-    optimizer = make_optimizer(layer, Recipe(opt=opt, weight_decay=0.1), lr=0.01)
+    optimizer = make_optimizer(layer, Recipe(opt=opt, weight_decay=0.1))
     scaler = make_scaler(None, torch.device("cpu"))
     for step in range(5 + len(failing)):
         if step in failing:
@@ -101,7 +102,7 @@ def test_steps_that_fail_leave_no_trace(opt, failing):
 def test_a_finite_gradient_with_an_infinite_norm_is_skipped(opt):
     layer = torch.nn.Linear(3, 2)
     before = [p.detach().clone() for p in layer.parameters()]
-    optimizer = make_optimizer(layer, Recipe(opt=opt), lr=0.01)
+    optimizer = make_optimizer(layer, Recipe(opt=opt))
     scaler = make_scaler(None, torch.device("cpu"))
     for scale in (1.0, 1e30):
         optimizer.zero_grad()

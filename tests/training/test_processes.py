@@ -63,22 +63,10 @@ def model(coco, tmp_path_factory):
 
 def validate(processes, model, data, output, *more):
     """The files that ``validate`` writes."""
-    flags = (
-        "--model",
-        model,
-        "--data",
-        data,
-        "--output",
-        output,
-        "--workers",
-        1,
-        "--no-report",
-        *more,
-    )
+    flags = ("--model", model, "--data", data, "--output", output, "--workers", 1, *more)
     done = launch(processes, "validate", *flags, "--no-report")
-    assert (
-        done.stdout.count("metrics.json, detections.json are in") == 1
-    )  # the processes know of each other
+    said = done.stdout.count("metrics.json, detections.json are in")
+    assert said == 1  # the processes know of each other
     return contents(output, "metrics.json", "detections.json")
 
 

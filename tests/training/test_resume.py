@@ -24,7 +24,7 @@ from tiny_runs import (
 
 from sepc_zoo.factory import load_model
 from sepc_zoo.training.callbacks import Callback, DrawSamples
-from sepc_zoo.training.checkpoint import NEW_STATE, OLD_STATE, RUN_FILE, STATE, ResumeError
+from sepc_zoo.training.checkpoint import STATE_FILE, ResumeError
 from sepc_zoo.training.options import TrainError, read_options
 from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
 from sepc_zoo.training.trainer import train
@@ -154,12 +154,9 @@ def logged(run):
 @pytest.mark.parametrize(
     ("function", "call", "when", "step"),
     [
-        ("write_state", 5, "before", 2),  # two calls a save
-        ("write_state", 5, "half", 2),
-        ("write_state", 6, "before", 2),
-        ("write_state", 6, "half", 2),
-        ("replace_state", 3, "before", 2),
-        ("replace_state", 3, "after", 3),
+        ("write_state", 3, "before", 2),
+        ("write_state", 3, "half", 2),
+        ("write_state", 3, "after", 2),  # not yet renamed
         ("save_model", 2, "after", 4),  # last, but not best
         ("save_state", 5, "before", 4),  # after validation
     ],
@@ -199,7 +196,7 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(
     with pytest.raises(Interrupted, match=how) as interrupted:
         train(options(shapes, tmp_path))
     assert interrupted.value.status == status
-    assert (tmp_path / STATE).is_dir()
+    assert (tmp_path / STATE_FILE).is_file()
 
 
 def test_an_interrupt_before_the_first_row_keeps_the_columns_of_the_log(
@@ -237,21 +234,6 @@ def test_a_run_resumes_in_a_folder_that_was_moved(stopped, tmp_path):
     resume(tmp_path / "new")
     assert state_of(tmp_path / "new")["progress"]["step"] == 4
     assert not stopped.exists()
-
-
-def test_a_state_that_was_being_replaced_is_not_lost(shapes, stopped):
-    (stopped / STATE).rename(stopped / OLD_STATE)
-    (stopped / NEW_STATE).mkdir()
-    with pytest.raises(TrainError, match="holds a run"):
-        train(options(shapes, stopped))
-    resume(stopped)
-    assert sorted(p.name for p in stopped.iterdir() if "state" in p.name) == [STATE]
-
-
-def test_an_older_state_that_was_not_removed_is_ignored_and_then_removed(stopped):
-    shutil.copytree(stopped / STATE, stopped / OLD_STATE)
-    resume(stopped)
-    assert not (stopped / OLD_STATE).exists()
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(shapes, tmp_path):
@@ -303,20 +285,19 @@ def test_a_state_with_code_is_refused_and_its_code_is_not_run(stopped, tmp_path)
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "was run"),)
 
-    torch.save({"model": Code()}, stopped / STATE / RUN_FILE)
+    torch.save({"model": Code()}, stopped / STATE_FILE)
     with pytest.raises(
-        ResumeError, match=r"run\.pt cannot be resumed from: it holds code.*--model"
+        ResumeError, match=r"state\.pt cannot be resumed from: it holds code.*--model"
     ):
         resume(stopped)
     assert not (tmp_path / "was run").exists()
 
 
-@pytest.mark.parametrize("name", [RUN_FILE, "random_0.pt"])
 @pytest.mark.parametrize("size", [0, 100, 5000])
-def test_a_truncated_state_is_refused_by_name(name, size, stopped):
-    file = stopped / STATE / name
+def test_a_truncated_state_is_refused_by_name(size, stopped):
+    file = stopped / STATE_FILE
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ResumeError, match=f"{name} cannot be resumed from.*--model"):
+    with pytest.raises(ResumeError, match=r"state\.pt cannot be resumed from.*--model"):
         resume(stopped)
 
 
@@ -353,7 +334,8 @@ def test_other_data_is_refused(shapes, tmp_path, monkeypatch):
 
 
 def test_another_number_of_processes_is_refused(stopped):
-    shutil.copy(stopped / STATE / "random_0.pt", stopped / STATE / "random_1.pt")
+    state = state_of(stopped)
+    torch.save(state | {"random": 2 * state["random"]}, stopped / STATE_FILE)
     with pytest.raises(ResumeError, match=r"saved by 2 processes.*there are 1"):
         resume(stopped)
 

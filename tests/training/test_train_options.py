@@ -25,10 +25,11 @@ from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import write_shapes
 from sepc_zoo.factory import load_model
-from sepc_zoo.training import gradients, setup
+from sepc_zoo.training import accelerator as accelerator_module
+from sepc_zoo.training import run as run_module
 from sepc_zoo.training.dry_run import forecast
 from sepc_zoo.training.resilience.signals import Interrupted
-from sepc_zoo.training.setup import prepare
+from sepc_zoo.training.run import Run
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -228,14 +229,14 @@ def test_fine_tuning_a_folder_starts_from_its_weights(shapes, tmp_path):
     train(options(shapes, tmp_path / "first", max_steps=1))
     weights = load_model(tmp_path / "first" / "last").state_dict()
     model = f"local-dir:{tmp_path / 'first' / 'last'}"
-    run = prepare(options(shapes, tmp_path / "run", model=model, model_kwargs={}))
+    run = Run(options(shapes, tmp_path / "run", model=model, model_kwargs={}))
     torch.testing.assert_close(run.detector.state_dict(), weights, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("warmup", [0, 1], ids=["at once", "after a warm-up"])
 def test_layer_decay_lets_each_stage_learn_slower_than_the_next(warmup, shapes, tmp_path):
     changes = {"layer_decay": 0.5, "lr": 0.01, "warmup_steps": warmup, "epochs": 10}
-    run = prepare(options(shapes, tmp_path, **changes))
+    run = Run(options(shapes, tmp_path, **changes))
     rates = {id(p): g["lr"] for g in run.optimizer.param_groups for p in g["params"]}
     stages = [{rates[id(p)] for p in stage} for stage in run.detector.backbone.stages() if stage]
     head = {rates[id(p)] for p in run.detector.head.parameters()}
@@ -248,13 +249,13 @@ def test_layer_decay_lets_each_stage_learn_slower_than_the_next(warmup, shapes, 
 def test_stages_that_a_backbone_does_not_tell_apart_cannot_be_frozen(shapes, tmp_path):
     changes = {"model": "retinanet_hrnet_w18_small_fpn", "model_kwargs": {"channels": 16}}
     with pytest.raises(ConfigError, match=r"--freeze-stages 1: this backbone has .* \[2, 3, 4\]"):
-        prepare(options(shapes, tmp_path, freeze_stages=1, pretrained_backbone=False, **changes))
+        Run(options(shapes, tmp_path, freeze_stages=1, pretrained_backbone=False, **changes))
 
 
 @pytest.mark.parametrize("first", [None, "bf16"])
 def test_a_second_run_in_one_process_has_its_own_precision(first, shapes, tmp_path):
     second = None if first else "bf16"
-    used = [prepare(options(shapes, tmp_path, amp=amp)).accelerator.amp for amp in (first, second)]
+    used = [Run(options(shapes, tmp_path, amp=amp)).accelerator.amp for amp in (first, second)]
     assert used == [first, second]
 
 
@@ -269,15 +270,15 @@ def test_a_run_after_one_in_bf16_equals_one_that_came_first(shapes, tmp_path):
 def test_a_loss_that_is_not_finite_does_not_confuse_the_scaler_of_fp16(
     shapes, tmp_path, monkeypatch
 ):
-    make_accelerator = setup.make_accelerator
+    make_accelerator = run_module.make_accelerator
 
     def make_with_fp16_on_the_cpu(amp, *more):
         accelerator = make_accelerator(None, *more)
         accelerator.amp = amp
         return accelerator
 
-    monkeypatch.setattr(setup, "make_accelerator", make_with_fp16_on_the_cpu)
-    monkeypatch.setattr(gradients, "FP16_SCALE", 128.0)
+    monkeypatch.setattr(run_module, "make_accelerator", make_with_fp16_on_the_cpu)
+    monkeypatch.setattr(accelerator_module, "FP16_SCALE", 128.0)
 
     def spoil(_, batches):
         batches[0].images[0, 0, 0, 0] = math.nan

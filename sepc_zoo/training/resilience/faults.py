@@ -19,6 +19,10 @@ from sepc_zoo.training.logging import Log
 
 SKIPPED_FOLDER, FAULTS_FILE = "skipped", "faults.csv"
 UNREADABLE, DEAD_WORKER, SKIPPED = "unreadable image", "dead worker", "skipped step"  # kinds
+ENDINGS = {  # what a run that meets too many of a kind says when it ends
+    UNREADABLE: ("images that can no longer be read", "Is the data set still there?"),
+    DEAD_WORKER: ("workers that died", "Fewer --workers need less memory"),
+}
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_KEPT_STEPS = 20  # skipped steps whose batches are written to the disk
 MAX_DEAD_AT_ONCE = 10  # workers that die before a step is made
@@ -45,9 +49,8 @@ class Faults:
         self.step = 0
         self.new: list[tuple[str, str]] = []
         self.fatal = ""
-        self.unreadable: set[str] = set()  # these three count all processes since the start
-        self.dead_workers = 0
-        self.skipped = 0
+        self.counts: Counter[str] = Counter()  # by kind, in all processes since the start
+        self.unreadable: set[str] = set()  # their texts
 
     def add_unreadable(self, unreadable: Iterable[str]) -> None:
         """Note the messages of images that could not be read."""
@@ -62,7 +65,7 @@ class Faults:
         self.new.append((DEAD_WORKER, text))
         if sum(kind == DEAD_WORKER for kind, _ in self.new) > MAX_DEAD_AT_ONCE:
             self._count(self.new)  # without the other processes, which wait elsewhere
-            raise FaultError(f"new workers die as soon as they are there, the last: {text}")
+            raise FaultError(f"new workers die as soon as they start, the last: {text}")
 
     def share(self) -> None:
         """Report and count the new faults of all processes. Must be called by all of them."""
@@ -81,11 +84,11 @@ class Faults:
 
         Its batches are written to the disk, with a picture. Must be called by all processes.
         """
-        self.skipped += 1
+        self.counts[SKIPPED] += 1
         ids = gather_object([target["image_id"] for b in batches for target in b.targets])
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
         text = f"loss or gradient is not finite ({values}) with images {ids}"
-        if self.skipped <= MAX_KEPT_STEPS:
+        if self.counts[SKIPPED] <= MAX_KEPT_STEPS:
             folder = self.output / SKIPPED_FOLDER / f"step_{self.step:06d}"
             rank = PartialState().process_index
             for i, batch in enumerate(batches):
@@ -108,21 +111,12 @@ class Faults:
     def _count(self, new: Sequence[tuple[str, str]]) -> None:
         for kind, text in sorted(set(new)):
             self._report(kind, text)
+            self.counts[kind] += 1
             if kind == UNREADABLE:
                 self.unreadable.add(text)
-            else:
-                self.dead_workers += 1
-        last = new[-1][1]
-        if len(self.unreadable) > self.max_faults:
-            self.fatal = (
-                f"images that can no longer be read: {len(self.unreadable)}, the last: {last}. Is "
-                "the data set still there?"
-            )
-        elif self.dead_workers > self.max_faults:
-            self.fatal = (
-                f"workers that died: {self.dead_workers}, the last: {last}. Fewer --workers need "
-                "less memory"
-            )
+            if self.counts[kind] > self.max_faults:
+                what, advice = ENDINGS[kind]
+                self.fatal = f"{what}: {self.counts[kind]}, the last: {text}. {advice}"
 
     def _report(self, kind: str, text: str) -> None:
         self.log.say(f"step {self.step}: {kind}: {text}")

@@ -15,7 +15,7 @@ from sepc_zoo.data.quality.statistics import (
     gather_columns,
     quantiles,
 )
-from sepc_zoo.inference.drawing import plot_statistics
+from sepc_zoo.evaluation.plots import plot_statistics
 
 
 def make_listing(*images, size=(480, 640)):
