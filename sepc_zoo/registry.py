@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import msgspec
-import timm
 from msgspec.structs import replace
 
 from sepc_zoo.config import (
@@ -65,6 +64,10 @@ NECKS: dict[str, NeckConfig] = {
     "sepc_lite": SEPCNeck(norm=True, head_deform=True),
     "sepc": SEPCNeck(norm=True, head_deform=True, pconv_deform=True),
 }
+
+# The model that `sepc-zoo predict` takes by default: the highest published AP of those that find
+# objects in an image of 800x1333 pixels within seconds on a CPU.
+RECOMMENDED = "freeanchor_r50_sepc.coco_1x"
 
 _registered: dict[str, DetectorConfig] = {}
 
@@ -153,6 +156,8 @@ def _as_published(config: DetectorConfig, name: str) -> DetectorConfig:
 
 def _is_timm_model(name: str) -> bool:
     """Whether timm has the model; ``timm.is_model`` alone overlooks an unknown tag."""
+    import timm  # takes seconds, and listing names needs none of it
+
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError:
@@ -162,6 +167,8 @@ def _is_timm_model(name: str) -> bool:
 
 def _backbone_input(timm_name: str) -> WeightsConfig:
     """Mean and deviation that the backbone's ImageNet weights expect."""
+    import timm
+
     pretrained = timm.get_pretrained_cfg(timm_name)
     if pretrained is None:
         return WeightsConfig()

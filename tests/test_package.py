@@ -24,7 +24,7 @@ LAYERS = [
     {"models"},
     {"inference", "methods"},
     {"data", "ops"},
-    {"registry", "published", "openmmlab"},
+    {"registry", "published", "openmmlab", "catalog"},
     {"config", "outputs"},
     {"errors", "files", "options", "lazy", "metric_names"},
 ]

@@ -14,6 +14,8 @@ from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from sepc_zoo.checkpoints.folder import read_config
+from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json, override
 from sepc_zoo.data import (
     Annotations,
@@ -56,6 +58,7 @@ from sepc_zoo.training.run import Run
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
 MIN_NORM_IMAGES = 4  # of a process, for good statistics of its batch norms
+MAX_NAMES = 8  # classes that a message lists
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def start(run: Run, resume: bool) -> None:
     # TensorBoard drops the steps that will be repeated.
     purge = {"tensorboard": {"purge_step": run.progress.step + 1}}
     run.accelerator.init_trackers("tracking", init_kwargs=purge)
-    for line in (*list_dropped(run.train_data), *list_dropped(run.val_data)):
+    news = [] if resume else class_changes(run.options, run.detector.config.label_names)
+    for line in (*list_dropped(run.train_data), *list_dropped(run.val_data), *news):
         run.log.say(line)
 
 
@@ -218,6 +222,31 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     if options.backbone_checkpoint is not None:
         load_backbone(model, options.backbone_checkpoint)
     return model
+
+
+def class_changes(options: TrainOptions, label_names: Sequence[str]) -> list[str]:
+    """Which classes of the weights to start from are kept and which are new, one line each.
+
+    Args:
+        label_names: the classes of the run.
+    """
+    folder = find_model(options.model, options.pretrained, local_files_only=True)
+    if folder is None:
+        return []
+    known = {*read_config(folder).label_names}
+    kept, new = ([n for n in label_names if (n in known) == is_known] for is_known in (True, False))
+    return [
+        f"classes that keep what {options.model} has learned: {shorten(kept)}",
+        f"classes that are new to it: {shorten(new)}",
+    ]
+
+
+def shorten(names: Sequence[str]) -> str:
+    """How many names there are, and the first of them."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{len(names)} ({', '.join(names[:MAX_NAMES])}{more})"
 
 
 def choose_recipe(options: TrainOptions, config: DetectorConfig) -> Recipe:
