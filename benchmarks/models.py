@@ -11,8 +11,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from sepc_zoo.catalog import SIZES_FILE, catalog, read_table
 from sepc_zoo.cli.list import markdown_table, notes
+from sepc_zoo.config import DetectorConfig, PostprocessConfig, WeightsConfig
 from sepc_zoo.factory import count_operations
 from sepc_zoo.files import write_atomically, write_csv
 from sepc_zoo.inference.progress import progress_bar
@@ -28,11 +31,14 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="count again what has been counted")
     known = {} if parser.parse_args().all else read_table(SIZES_FILE)
     names = counted_names()
-    rows = {name: list(known[name].values()) for name in names if name in known}
-    for name in progress_bar([name for name in names if name not in rows]):
-        rows[name] = count(name)
-        write_csv(SIZES_FILE, HEADER, [rows[name] for name in names if name in rows])
-    write_csv(SIZES_FILE, HEADER, [rows[name] for name in names])
+    counts = {name: [*known[name].values()][1:] for name in names if name in known}
+    networks = {network(model_config(name)): count for name, count in counts.items()}
+    for name in progress_bar([name for name in names if name not in counts]):
+        config = model_config(name)
+        key = network(config)
+        networks[key] = counts[name] = networks.get(key) or count(config)
+        write_csv(SIZES_FILE, HEADER, [[name, *counts[name]] for name in names if name in counts])
+    write_csv(SIZES_FILE, HEADER, [[name, *counts[name]] for name in names])
     text = README.read_text(encoding="utf-8")
     write_atomically(README, lambda file: file.write_text(with_table(text), encoding="utf-8"))
 
@@ -42,11 +48,20 @@ def counted_names() -> list[str]:
     return sorted({*list_models(), *list_models(pretrained=True)})
 
 
-def count(name: str) -> list[str]:
-    """The row of a model."""
-    config = model_config(name)
+def count(config: DetectorConfig) -> list[str]:
+    """The row of a model, without its name."""
     parameters, gmacs, _ = count_operations(config)
-    return [name, str(parameters), f"{gmacs:.2f}", *map(str, config.weights.image_size)]
+    return [str(parameters), f"{gmacs:.2f}", *map(str, config.weights.image_size)]
+
+
+def network(config: DetectorConfig) -> str:
+    """All that the counts depend on; methods with the same heads and anchors share a network."""
+    plain = replace(
+        config,
+        **{"architecture": "any", "method": None, "inclusive_boxes": False},
+        **{"postprocess": PostprocessConfig(), "weights": WeightsConfig()},
+    )
+    return f"{config.method.detector} {config.weights.image_size} {plain}"
 
 
 def with_table(text: str) -> str:

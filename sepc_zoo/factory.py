@@ -187,6 +187,7 @@ class ModelInfo:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.label_names)
 
     @property

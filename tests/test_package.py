@@ -37,7 +37,10 @@ HEAVY = {
     *("supervision", "tensorboard", "torchmetrics"),
 }
 # Modules of options and errors, which the command line loads to print a help.
-LIGHT = ("errors", "files", "config", "options", "training.options", "cli", "cli.train")
+LIGHT = (
+    *("errors", "files", "config", "options", "registry", "catalog", "training.options"),
+    *("cli", "cli.train"),
+)
 
 
 def run_python(code):

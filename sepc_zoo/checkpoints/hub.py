@@ -95,13 +95,10 @@ def fetch_backbone(name: str, **download: Any) -> Path | None:
         HubError: an unreachable hub is asked once, and waited for ``BACKBONE_TIMEOUT`` seconds.
     """
     known = timm.get_pretrained_cfg(name)
-    if (
-        known is None
-        or known.custom_load == "hf"
-        or not (known.hf_hub_id or "").startswith("timm/")
-    ):
+    source = known.hf_hub_id if known and known.custom_load != "hf" else None
+    if source is None or not source.startswith("timm/"):
         return None
-    repo_id, _, revision = str(known.hf_hub_id).partition("@")
+    repo_id, _, revision = source.partition("@")
     request = Request(repo_id, **download | ({"revision": revision} if revision else {}))
     try:
         return fetch_file(request, WEIGHTS_FILE, BACKBONE_TIMEOUT, ONLINE)

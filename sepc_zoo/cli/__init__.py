@@ -23,8 +23,8 @@ COMMANDS = {
     "import": "fetch and convert published weights, for pretrained=True",
     "push": "upload a model folder to the Hugging Face Hub",
     "publish": "upload model folders and a page that lists them",
-    "list": "list the names of models",
-    "info": "show parameters, operations, classes and AP of a model",
+    "list": "list models with size, operations, AP and licence",
+    "info": "show size, operations, classes, AP and metrics of a model",
     "check-data": "find what is wrong with a data set, and write a clean copy",
     "benchmark": "measure speed and memory of models side by side",
 }

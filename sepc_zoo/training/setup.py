@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from sepc_zoo.checkpoints.folder import read_config
+from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
 from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import DetectorConfig, config_from_json, config_to_json, override
 from sepc_zoo.data import (
@@ -235,8 +236,9 @@ def class_changes(options: TrainOptions, label_names: Sequence[str]) -> list[str
         return []
     known = {*read_config(folder).label_names}
     kept, new = ([n for n in label_names if (n in known) == is_known] for is_known in (True, False))
+    source = options.model.removeprefix(LOCAL_PREFIX)
     return [
-        f"classes that keep what {options.model} has learned: {shorten(kept)}",
+        f"classes that keep what {source} has learned: {shorten(kept)}",
         f"classes that are new to it: {shorten(new)}",
     ]
 
