@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from msgspec.structs import replace
+import msgspec
 
 from sepc_zoo.catalog import SIZES_FILE, catalog, read_table
 from sepc_zoo.cli.list import markdown_table, notes
-from sepc_zoo.config import DetectorConfig, PostprocessConfig, WeightsConfig
+from sepc_zoo.config import DetectorConfig
 from sepc_zoo.factory import count_operations
 from sepc_zoo.files import write_atomically, write_csv
 from sepc_zoo.inference.progress import progress_bar
@@ -56,12 +56,10 @@ def count(config: DetectorConfig) -> list[str]:
 
 def network(config: DetectorConfig) -> str:
     """All that the counts depend on; methods with the same heads and anchors share a network."""
-    plain = replace(
-        config,
-        **{"architecture": "any", "method": None, "inclusive_boxes": False},
-        **{"postprocess": PostprocessConfig(), "weights": WeightsConfig()},
-    )
-    return f"{config.method.detector} {config.weights.image_size} {plain}"
+    entries = msgspec.to_builtins(config)
+    for name in ("architecture", "method", "inclusive_boxes", "postprocess", "weights"):
+        del entries[name]
+    return f"{config.method.detector} {config.weights.image_size} {entries}"
 
 
 def with_table(text: str) -> str:

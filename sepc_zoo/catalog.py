@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sepc_zoo.published import PUBLISHERS, find_row
+from sepc_zoo.published import PUBLISHED, PUBLISHERS, find_row
 
 RESULTS = Path(__file__).with_name("results")
 SIZES_FILE = RESULTS / "models.csv"  # written by benchmarks/models.py
@@ -59,6 +59,11 @@ def catalog(names: Iterable[str], sort: SortKey = "name") -> list[CatalogEntry]:
     if sort == "gmacs":
         return sorted(entries, key=lambda e: (e.gmacs is None, e.gmacs or 0))
     return entries
+
+
+def curated_names() -> list[str]:
+    """The names that ``list_models`` gives, without loading the methods to ask for their necks."""
+    return [name for name in read_table(SIZES_FILE) if name not in PUBLISHED]
 
 
 def measured_ap() -> dict[str, float]:

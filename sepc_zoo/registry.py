@@ -67,7 +67,7 @@ NECKS: dict[str, NeckConfig] = {
 
 # The model that `sepc-zoo predict` takes by default: the highest published AP of those that find
 # objects in an image of 800x1333 pixels within seconds on a CPU.
-RECOMMENDED = "freeanchor_r50_sepc.coco_1x"
+RECOMMENDED = "fasterrcnn_r50_fpn.tv_coco_v2"
 
 _registered: dict[str, DetectorConfig] = {}
 
@@ -203,6 +203,15 @@ def list_models(
     else:
         names = {f"{m}_{b}_{n}" for m in METHOD_TYPES for b in BACKBONES for n in necks_of(m)}
         names |= set(_registered)
+    return select(names, filter, exclude_filters)
+
+
+def select(
+    names: Iterable[str],
+    filter: str | Iterable[str] = "",
+    exclude_filters: str | Iterable[str] = "",
+) -> list[str]:
+    """The names that the patterns of ``list_models`` leave, sorted."""
     wanted, unwanted = _patterns(filter) or ["*"], _patterns(exclude_filters)
     return sorted(n for n in names if _matches(n, wanted) and not _matches(n, unwanted))
 

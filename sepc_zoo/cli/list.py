@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sepc_zoo.catalog import CatalogEntry, SortKey, catalog
+from sepc_zoo.catalog import CatalogEntry, SortKey, catalog, curated_names
 from sepc_zoo.options import Options, option
-from sepc_zoo.published import PUBLISHERS
+from sepc_zoo.published import PUBLISHED, PUBLISHERS
 
 WIDE = 200  # columns where the output is no terminal, so that nothing is wrapped
 
@@ -34,10 +34,10 @@ class Arguments(Options):
 
 def run(arguments: Arguments) -> int:
     """Print the models as a table, as names or as JSON."""
-    from sepc_zoo.registry import list_models
+    from sepc_zoo.registry import select
 
-    names = list_models(arguments.filter, arguments.pretrained, arguments.exclude)
-    entries = catalog(names, arguments.sort)
+    names = PUBLISHED if arguments.pretrained else curated_names()
+    entries = catalog(select(names, arguments.filter, arguments.exclude), arguments.sort)
     if arguments.names:
         print("\n".join(entry.name for entry in entries))
     elif arguments.json:
