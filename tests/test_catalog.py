@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import models as counting
 from sepc_zoo import catalog as catalog_module
 from sepc_zoo.catalog import MEASURED_FILE, SIZES_FILE, catalog, measured_ap, read_table
-from sepc_zoo.config import override
+from sepc_zoo.config import METHOD_TYPES, override
 from sepc_zoo.factory import build, count_operations
 from sepc_zoo.files import write_csv
 from sepc_zoo.published import PUBLISHED
@@ -46,13 +46,13 @@ def test_every_listed_model_is_counted_and_no_other():
     [
         next(iter(PUBLISHED)),
         "retinanet_mnv4s_sepc",
+        *(pytest.param(f"{m}_swin_tiny_pconv", marks=pytest.mark.slow) for m in METHOD_TYPES),
         *(pytest.param(name, marks=pytest.mark.slow) for name in [*PUBLISHED][1:]),
     ],
 )
 def test_counts_are_those_of_the_model(name):
     row = read_table(SIZES_FILE)[name]
-    counts = counting.count(model_config(name))
-    assert [name, *counts] == list(row.values()), f"{UPDATE} --all"
+    assert counting.count(name).row(name) == list(row.values()), UPDATE
 
 
 def test_counts_are_those_of_a_model_with_weights():

@@ -7,6 +7,7 @@ is the help. Heavy libraries are imported by ``run``, so that ``--help`` is quic
 import difflib
 import importlib
 import keyword
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.run(options)
     except OptionError as error:
         problem = f"{flag_of(error.name)} {error.text}"
+    except BrokenPipeError:  # the reader has seen enough, such as `sepc-zoo list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except (UserError, OSError) as error:
         problem = str(error)
     except KeyboardInterrupt:

@@ -112,6 +112,12 @@ def test_list_needs_neither_torch_nor_timm():
     assert {"torch", "timm", "huggingface_hub"} & {*done.stdout.split()} == set()
 
 
+def test_list_ends_quietly_where_nobody_reads_on():
+    command = f"{sys.executable} -u -m sepc_zoo list --json | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("[\n", "", 0)
+
+
 def test_info_of_a_name_shows_its_published_weights_and_their_terms(capsys):
     assert call("info", "fsaf_r50_sepc_lite") == 0
     out = " ".join(capsys.readouterr().out.split())
