@@ -65,8 +65,8 @@ NECKS: dict[str, NeckConfig] = {
     "sepc": SEPCNeck(norm=True, head_deform=True, pconv_deform=True),
 }
 
-# The model that `sepc-zoo predict` takes by default: it has the highest published AP of those that a
-# CPU can run. An image of 800x1333 pixels takes it 383 GMACs, which are seconds on a few cores.
+# The model that `sepc-zoo predict` takes by default: the highest published AP of those that a CPU
+# can run. An image of 800x1333 pixels takes it 383 GMACs, which are seconds on a few cores.
 RECOMMENDED = "fasterrcnn_r50_fpn.tv_coco_v2"
 
 _registered: dict[str, DetectorConfig] = {}
