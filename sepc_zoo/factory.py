@@ -1,5 +1,6 @@
 """create_model: from a name to a detector."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,22 @@ import torch
 from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
 
-from sepc_zoo.checkpoints.folder import load_weights, read_config, read_model, read_weights
-from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX
+from sepc_zoo.checkpoints.folder import (
+    METRICS_FILE,
+    load_weights,
+    read_config,
+    read_model,
+    read_weights,
+)
+from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX, fetch_backbone
 from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.models.build import build
 from sepc_zoo.models.deform import offset_names
 from sepc_zoo.models.detector import Detector
-from sepc_zoo.published import find_row
-from sepc_zoo.registry import is_model, model_config, neck_name, with_classes
+from sepc_zoo.published import PUBLISHED, Published
+from sepc_zoo.registry import model_config, neck_name, with_classes
 
 CLASSES = ("num_classes", "label_names", "category_ids")
 
@@ -78,7 +85,8 @@ def create_model(
     if folder is None or wanted != known:
         wanted = replace(wanted, weights=without_credit(wanted.weights))
     if folder is None:
-        model = _new_model(wanted, pretrained_backbone)
+        download = {"token": token, "local_files_only": local_files_only, "cache_dir": cache_dir}
+        model = _new_model(wanted, pretrained_backbone, download)
     else:
         # Weights are loaded into the classes that they know; after that the classes change.
         config = replace(wanted, **{name: getattr(known, name) for name in CLASSES})
@@ -89,13 +97,16 @@ def create_model(
     return model.eval()
 
 
-def _new_model(config: DetectorConfig, pretrained_backbone: bool) -> Detector:
+def _new_model(
+    config: DetectorConfig, pretrained_backbone: bool, download: Mapping[str, Any]
+) -> Detector:
+    file = fetch_backbone(config.backbone.name, **download) if pretrained_backbone else None
     try:
-        return build(config, pretrained_backbone)
+        return build(config, file or pretrained_backbone)
     except OSError as error:
         raise HubError(
-            f"cannot download the weights of backbone {config.backbone.name}: {error}; connect "
-            "once, or load a file of timm's with load_backbone"
+            f"cannot download the weights of backbone {config.backbone.name}: {error}; or "
+            "start from a safetensors file of timm's: --init-from FILE, in Python load_backbone"
         ) from error
 
 
@@ -103,14 +114,28 @@ def load_model(source: str | Path, **kwargs: Any) -> Detector:
     """The model in a folder, or of a repository ``org/name`` on the hub.
 
     Args:
+        source: a path, or an id of the hub. ``"runs/best"`` is a path where there is a folder
+            ``runs``.
         kwargs: of ``create_model``.
+
+    Raises:
+        HubError: there is no such folder, or as ``create_model``.
     """
+    return create_model(_with_prefix(source), **kwargs)
+
+
+def _with_prefix(source: str | Path) -> str:
+    """The name by which ``create_model`` knows a folder or an id of the hub."""
     name = str(source)
-    if not name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
-        is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@.+)?", name) is not None
-        is_folder = Path(source).expanduser().is_dir() or not is_hub_id
-        name = (LOCAL_PREFIX if is_folder else HUB_PREFIX) + name
-    return create_model(name, **kwargs)
+    if name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
+        return name
+    if Path(source).expanduser().is_dir():
+        return LOCAL_PREFIX + name
+    is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@.+)?", name) is not None
+    if isinstance(source, Path) or not is_hub_id or Path(name.partition("/")[0]).is_dir():
+        hint = f"; a model on the hub is {HUB_PREFIX}{name}" if is_hub_id else ""
+        raise HubError(f"{name} is no model folder: there is no such folder{hint}")
+    return HUB_PREFIX + name
 
 
 def load_backbone(model: Detector, path: str | Path) -> None:
@@ -146,17 +171,29 @@ def _flat(key: str) -> str:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A row of the table of models."""
+    """What is known of a model."""
 
     name: str
     method: str
     backbone: str  # timm's name
     neck: str
-    num_classes: int
+    label_names: tuple[str, ...]
     parameters: int
     gmacs: float  # billions of multiplications with addition for one image of the reference size
     reference_size: tuple[int, int]  # height and width, pixels
-    authors_ap: float | None  # COCO val2017, published by the authors of SEPC, not measured by us
+    image_size: tuple[int, int]  # short side and maximum long side of resized images, pixels
+    published: tuple[Published, ...]  # published weights, the default ones first
+    metrics: Mapping[str, Any] | None  # of a folder, measured when it was trained or validated
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.label_names)
+
+    @property
+    def authors_ap(self) -> float | None:
+        """AP on COCO val2017 of the default weights, in percent, as their publisher states it."""
+        return self.published[0].ap if self.published else None
 
 
 def model_info(name: str) -> ModelInfo:
@@ -164,29 +201,57 @@ def model_info(name: str) -> ModelInfo:
 
     Raises:
         UnknownModelError: the name builds no model.
-        HubError: the folder is no model folder.
+        HubError: the folder is no model folder, or is not there.
     """
-    if is_model(name):
-        config = model_config(name)
-        row = find_row(config.architecture)
-        authors_ap = row and row.ap
+    metrics = None
+    if Path(name).is_dir() or "/" in name or ":" in name:
+        source = _with_prefix(name)
+        folder = Path(name) if Path(name).is_dir() else find_model(source, pretrained=False)
+        assert folder is not None  # a prefix asks for weights
+        config, metrics = read_config(folder), _read_metrics(folder / METRICS_FILE)
+        wanted = f"{config.architecture}.{config.weights.tag}"
     else:
-        folder = Path(name) if Path(name).is_dir() else find_model(name, pretrained=False)
-        config = model_config(name) if folder is None else read_config(folder)
-        authors_ap = config.weights.authors_ap
-    height, width = (-(-side // 32) * 32 for side in config.weights.image_size)
-    model = build(config).to("meta")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.forward_layers(torch.empty(1, 3, height, width, device="meta"))
+        config, wanted = model_config(name), name
+    rows = [row for row in PUBLISHED.values() if wanted in (row.name, row.architecture)]
+    parameters, gmacs, size = count_operations(config)
     return ModelInfo(
         name=config.architecture,
         method=config.method.name,
         backbone=config.backbone.name,
         neck=neck_name(config.neck),
-        num_classes=config.num_classes,
-        parameters=sum(p.numel() for p in model.parameters()),
-        gmacs=counter.get_total_flops() / 2 / 1e9,
-        reference_size=(height, width),
-        authors_ap=authors_ap,
+        label_names=config.label_names,
+        parameters=parameters,
+        gmacs=gmacs,
+        reference_size=size,
+        image_size=config.weights.image_size,
+        published=tuple(rows),
+        metrics=metrics,
     )
+
+
+def count_operations(config: DetectorConfig) -> tuple[int, float, tuple[int, int]]:
+    """Count parameters, and GMACs for one image of the config's size; without any arithmetic.
+
+    Returns:
+        Parameters, GMACs, and height and width of the image in pixels.
+    """
+    height, width = (-(-side // 32) * 32 for side in config.weights.image_size)
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad():
+        model = build(config).eval()
+        with counter:
+            model.forward_layers(torch.empty(1, 3, height, width))
+    parameters = sum(p.numel() for p in model.parameters())
+    return parameters, counter.get_total_flops() / 2 / 1e9, (height, width)
+
+
+def _read_metrics(file: Path) -> Mapping[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected figures by name, got {content!r:.80}")
+        return content
+    except ValueError as error:
+        raise HubError(f"{file} holds no metrics: {error}") from error

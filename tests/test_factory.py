@@ -1,4 +1,6 @@
 import socket
+import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -6,7 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sepc_zoo
+from sepc_zoo.checkpoints import hub as our_hub
 from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.checkpoints.hub import BACKBONE_TIMEOUT
 from sepc_zoo.config import ConfigError, override
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import build, create_model, load_backbone, load_model
@@ -220,13 +224,59 @@ def test_a_damaged_file_for_the_backbone_is_named(model, tmp_path):
             load_backbone(model, tmp_path / name)
 
 
-def test_backbone_weights_that_cannot_be_had_are_named(monkeypatch):
+@pytest.fixture
+def backbone_hub(hub, tmp_path):
+    """A hub that has timm's weights of a tiny backbone."""
+    timm_model = timm.create_model("mobilenetv4_conv_small")
+    save_file(timm_model.state_dict(), tmp_path / "timm.safetensors")
+    content = (tmp_path / "timm.safetensors").read_bytes()
+    repo_id = timm.get_pretrained_cfg("mobilenetv4_conv_small").hf_hub_id
+    hub.add_repository(repo_id, {"model.safetensors": content})
+    hub.state = timm_model.state_dict()
+    return hub
+
+
+def test_weights_of_a_backbone_are_downloaded_once_and_then_found_offline(backbone_hub):
+    for is_online in (True, False):
+        model = tiny("retinanet_mnv4s_pconv", pretrained_backbone=True)
+        theirs = {key.replace(".", "_"): value for key, value in backbone_hub.state.items()}
+        for key, value in model.backbone.trunk.state_dict().items():
+            assert torch.equal(value, theirs[key.replace(".", "_")])
+        assert model.config == tiny("retinanet_mnv4s_pconv").config
+        if is_online:
+            backbone_hub.close()
+
+
+@pytest.mark.parametrize("fault", [{"hang_up": True}, {"delay": 60}, {"status": 503}])
+def test_without_the_hub_a_backbone_is_refused_at_once_with_a_way_out(fault, backbone_hub, waits):
+    backbone_hub.misbehave(**fault)
+    start = time.monotonic()
+    with pytest.raises(HubError, match=r"backbone mobilenetv4_conv_small: .*--init-from FILE"):
+        tiny("retinanet_mnv4s_pconv", pretrained_backbone=True)
+    assert time.monotonic() - start < BACKBONE_TIMEOUT + 2
+    assert len(backbone_hub.seen()) == 1
+    assert waits == []
+
+
+def test_what_timm_cannot_download_itself_is_named(monkeypatch):
     def offline(*_args, **_kwargs):
         raise FileNotFoundError("no connection")
 
+    monkeypatch.setattr("sepc_zoo.factory.fetch_backbone", lambda *_args, **_kwargs: None)
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(HubError, match=r"backbone resnet18.*no connection"):
+    with pytest.raises(HubError, match=r"backbone resnet18.*no connection.*--init-from FILE"):
         tiny(pretrained_backbone=True)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224.sam_in1k", "resnetv2_50x1_bit", "resnet18"])
+def test_a_model_that_timm_keeps_on_the_hub_is_fetched_from_there(name, monkeypatch):
+    monkeypatch.setattr(our_hub, "fetch_file", lambda request, *_: request.repo_id)
+    assert our_hub.fetch_backbone(name).startswith(f"timm/{name}")
+
+
+@pytest.mark.parametrize("name", ["no_such_backbone", "legacy_seresnet18"])
+def test_a_model_that_timm_keeps_elsewhere_is_left_to_timm(name):
+    assert our_hub.fetch_backbone(name) is None
 
 
 def test_weights_in_a_folder_need_no_backbone_weights(folder, monkeypatch):
@@ -266,7 +316,19 @@ def test_only_the_published_weights_carry_the_credit_of_their_authors(tmp_path):
         assert load_model(folder, **change).config.weights.authors_ap is None
 
 
-@pytest.mark.parametrize("source", ["runs/nope/best", "/nope", "./nope"])
+@pytest.mark.parametrize("source", ["runs/nope/best", "/nope", "./nope", "~/nope", "nope"])
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source):
-    with pytest.raises(HubError, match="no model folder"):
+    with pytest.raises(HubError, match=f"{source} is no model folder: there is no such folder"):
         load_model(source)
+
+
+def test_an_id_of_the_hub_is_a_path_where_its_first_part_is_a_folder(hub, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for source in ("runs/none", Path("org/name")):
+        with pytest.raises(HubError, match=rf"{source} is no model folder.*hf-hub:{source}"):
+            load_model(source)
+    assert hub.seen() == []
+    with pytest.raises(HubError, match="org/name does not exist"):
+        load_model("org/name")
+    assert len(hub.seen()) == 1

@@ -24,7 +24,7 @@ LAYERS = [
     {"models"},
     {"inference", "methods"},
     {"data", "ops"},
-    {"registry", "published", "openmmlab"},
+    {"registry", "published", "openmmlab", "catalog"},
     {"config", "outputs"},
     {"errors", "files", "options", "lazy", "metric_names"},
 ]
@@ -37,7 +37,10 @@ HEAVY = {
     *("supervision", "tensorboard", "torchmetrics"),
 }
 # Modules of options and errors, which the command line loads to print a help.
-LIGHT = ("errors", "files", "config", "options", "training.options", "cli", "cli.train")
+LIGHT = (
+    *("errors", "files", "config", "options", "registry", "catalog", "training.options"),
+    *("cli", "cli.train"),
+)
 
 
 def run_python(code):

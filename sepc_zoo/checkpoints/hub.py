@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -42,6 +43,8 @@ TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__base
 # Pushing raises RuntimeError if the storage refuses a file, ValueError on a malformed answer.
 PUSH_ERRORS: tuple[type[Exception], ...] = (*TRANSPORT_ERRORS, RuntimeError, ValueError)
 TIMEOUT = 10.0  # seconds to wait until the hub says where a file is
+BACKBONE_TIMEOUT = 2.0  # the same for a backbone: training can start from a file instead
+ONLINE = "load it once online"
 
 
 class NotOnHubError(HubError):
@@ -78,16 +81,54 @@ def fetch_model(request: Request) -> Path:
     return fetch_file(request._replace(revision=config.parent.name), WEIGHTS_FILE).parent
 
 
-def fetch_file(request: Request, file: str) -> Path:
-    """Download a file of a repository unless the cache has the version that the hub has."""
+def fetch_backbone(name: str, **download: Any) -> Path | None:
+    """Download timm's ImageNet weights of a backbone unless they are in the cache.
+
+    Args:
+        name: timm's name of the model.
+        download: ``cache_dir``, ``token`` and ``local_files_only``.
+
+    Returns:
+        A safetensors file; None for a model that timm does not keep on the hub.
+
+    Raises:
+        HubError: an unreachable hub is asked once, and waited for ``BACKBONE_TIMEOUT`` seconds.
+    """
+    known = timm.get_pretrained_cfg(name)
+    source = known.hf_hub_id if known and known.custom_load != "hf" else None
+    if source is None or not source.startswith("timm/"):
+        return None
+    repo_id, _, revision = source.partition("@")
+    request = Request(repo_id, **download | ({"revision": revision} if revision else {}))
+    try:
+        return fetch_file(request, WEIGHTS_FILE, BACKBONE_TIMEOUT, ONLINE)
+    except HubError as error:
+        raise HubError(
+            f"cannot download the weights of backbone {name}: {error}; or start from a safetensors "
+            "file of timm's: --init-from FILE, in Python load_backbone"
+        ) from error
+
+
+def fetch_file(
+    request: Request,
+    file: str,
+    timeout: float = TIMEOUT,
+    advice: str = f"{ONLINE}, or give a folder as local-dir:/path",
+) -> Path:
+    """Download a file of a repository unless the cache has the version that the hub has.
+
+    Args:
+        timeout: seconds to wait until the hub says where the file is.
+        advice: what to do if the file is not in the cache and the hub does not answer.
+    """
     # hf_hub_download alone would retry for half a minute if the hub does not answer.
-    unreachable = None if request.local_files_only else ask(request, file)
+    unreachable = None if request.local_files_only else ask(request, file, timeout)
     offline = request.local_files_only or unreachable is not None
     options = request._replace(local_files_only=offline)._asdict()
     try:
         path = Path(hf_hub_download(filename=file, **options))
     except LocalEntryNotFoundError as error:
-        raise NotCachedError(not_cached(request, file, unreachable)) from error
+        raise NotCachedError(not_cached(request, file, unreachable, advice)) from error
     except TRANSPORT_ERRORS as error:
         raise HubError(
             f"cannot download {file} of {request.where}: {first_line(error)}; try again"
@@ -96,7 +137,7 @@ def fetch_file(request: Request, file: str) -> Path:
     return path
 
 
-def ask(request: Request, file: str) -> Exception | None:
+def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | None:
     """Ask the hub once where a file is; the error if it did not answer.
 
     Raises:
@@ -104,7 +145,7 @@ def ask(request: Request, file: str) -> Exception | None:
     """
     try:
         url = hf_hub_url(request.repo_id, file, revision=request.revision)
-        get_hf_file_metadata(url, token=request.token, timeout=TIMEOUT)
+        get_hf_file_metadata(url, token=request.token, timeout=timeout)
     except HFValidationError as error:
         raise HubError(invalid_name(request.repo_id)) from error
     except GatedRepoError as error:  # before its base class RepositoryNotFoundError
@@ -195,20 +236,19 @@ def revisions(request: Request) -> str:
     return "there are " + ", ".join(ref.name for ref in (*refs.branches, *refs.tags))
 
 
-def not_cached(request: Request, file: str, unreachable: Exception | None) -> str:
+def not_cached(request: Request, file: str, unreachable: Exception | None, advice: str) -> str:
     where = f"{file} of {request.where} is not in the cache, and"
-    online = "load it once online, or give a folder as local-dir:/path"
     status = status_of(unreachable)
     if unreachable is None or isinstance(unreachable, OfflineModeIsEnabled):
-        return f"{where} local_files_only or HF_HUB_OFFLINE forbids to download it: {online}"
+        return f"{where} local_files_only or HF_HUB_OFFLINE forbids to download it: {advice}"
     if status is None:
         reason = first_line(unreachable)
-        return f"{where} {constants.ENDPOINT} cannot be reached ({reason}): {online}"
-    advice = {
+        return f"{where} {constants.ENDPOINT} cannot be reached ({reason}): {advice}"
+    remedy = {
         401: "the token is not valid, log in again with `hf auth login`",
         403: "the hub refuses access with this token, ask the repository's owner",
     }.get(status, "try again later")
-    return f"{where} {constants.ENDPOINT} answered with error {status}: {advice}"
+    return f"{where} {constants.ENDPOINT} answered with error {status}: {remedy}"
 
 
 def status_of(error: Exception | None) -> int | None:

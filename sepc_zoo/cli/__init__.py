@@ -7,6 +7,7 @@ is the help. Heavy libraries are imported by ``run``, so that ``--help`` is quic
 import difflib
 import importlib
 import keyword
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,8 +25,8 @@ COMMANDS = {
     "import": "fetch and convert published weights, for pretrained=True",
     "push": "upload a model folder to the Hugging Face Hub",
     "publish": "upload model folders and a page that lists them",
-    "list": "list the names of models",
-    "info": "show parameters, operations, classes and AP of a model",
+    "list": "list models with size, operations, AP and licence",
+    "info": "show size, operations, classes, AP and metrics of a model",
     "check-data": "find what is wrong with a data set, and write a clean copy",
     "benchmark": "measure speed and memory of models side by side",
 }
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.run(options)
     except OptionError as error:
         problem = f"{flag_of(error.name)} {error.text}"
+    except BrokenPipeError:  # the reader has seen enough, such as `sepc-zoo list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except (UserError, OSError) as error:
         problem = str(error)
     except KeyboardInterrupt:

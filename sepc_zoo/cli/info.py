@@ -1,8 +1,17 @@
-"""Show what is known of a model: parameters, operations, classes, published AP."""
+"""Show what is known of a model: size, operations, classes, published weights, its own metrics."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from sepc_zoo.errors import HubError
 from sepc_zoo.options import Options, option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sepc_zoo.factory import ModelInfo
+    from sepc_zoo.published import Published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +24,7 @@ class Arguments(Options):
 
 
 def run(arguments: Arguments) -> int:
-    """Print the facts as a table."""
+    """Print the facts as a table, and the metrics of a model folder."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -23,21 +32,63 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.factory import model_info
 
     info = model_info(arguments.model)
-    height, width = info.reference_size
-    ap = "none published" if info.authors_ap is None else f"{info.authors_ap} on COCO val2017"
-    rows = {
-        "name": info.name,
-        "method": info.method,
-        "backbone": info.backbone,
-        "neck": info.neck,
-        "classes": str(info.num_classes),
-        "parameters": f"{info.parameters / 1e6:.1f} M",
-        "operations": f"{info.gmacs:.1f} GMACs at {height}x{width}",
-        "AP, authors'": ap,
-        "AP, ours": "not measured yet",
-    }
+    metrics = lay_out_metrics(info)
     table = Table(show_header=False, box=None)
-    for name, text in rows.items():
+    for name, text in facts(info):
         table.add_row(name, escape(text))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if metrics is not None:
+        console.print("\nmetrics of its own validation:", metrics)
     return 0
+
+
+def lay_out_metrics(info: "ModelInfo") -> "Table | None":
+    """The metrics of a model folder for the terminal, if it has any.
+
+    Raises:
+        HubError: they are not what validation writes.
+    """
+    from sepc_zoo.evaluation.metrics import metrics_table
+
+    if info.metrics is None:
+        return None
+    try:
+        return metrics_table(info.metrics)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise HubError(
+            f"metrics.json of {info.name} is not what `sepc-zoo validate` writes: {error!r}"
+        ) from error
+
+
+def facts(info: "ModelInfo") -> list[tuple[str, str]]:
+    """Names and texts of all that is known of a model, but for its metrics."""
+    from sepc_zoo.catalog import measured_ap
+
+    height, width = info.reference_size
+    measured = measured_ap()
+    weights = [("published", _describe(row, measured)) for row in info.published]
+    return [
+        ("name", info.name),
+        ("method", info.method),
+        ("backbone", info.backbone),
+        ("neck", info.neck),
+        ("classes", f"{info.num_classes}: {', '.join(info.label_names)}"),
+        ("parameters", f"{info.parameters / 1e6:.1f} M"),
+        ("operations", f"{info.gmacs:.1f} GMACs at {height}x{width}"),
+        ("input", f"sides of at most {info.image_size[0]} and {info.image_size[1]} pixels"),
+        *(weights or [("published", "no weights")]),
+    ]
+
+
+def _describe(row: "Published", measured: Mapping[str, float]) -> str:
+    """Published weights in a sentence: whose they are, their AP and their terms."""
+    from sepc_zoo.published import PUBLISHERS
+
+    publisher = PUBLISHERS[row.publisher]
+    ap = measured.get(row.name)
+    ours = "not measured yet" if ap is None else f"{ap:.1f} measured by us"
+    return (
+        f"{row.tag}: AP {row.ap} on COCO val2017 stated by {publisher.title}, {ours}; "
+        f"licence {publisher.license}"
+    )

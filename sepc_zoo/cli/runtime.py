@@ -7,7 +7,7 @@ from accelerate import PartialState
 
 from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
 from sepc_zoo.errors import ConfigError, HubError
-from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.factory import create_model
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.training.accelerator import start_processes
 
@@ -19,16 +19,20 @@ def model_with_weights(source: str) -> Detector:
         HubError: there are no such weights.
         UnknownModelError: there is no such name.
     """
-    if Path(source).expanduser().is_dir() or ":" in source:
-        return load_model(source)
-    if "/" in source:
-        raise HubError(f"{source}: no such folder; a model on the hub is hf-hub:org/name")
-    return create_model(source, pretrained=True)
+    return create_model(model_name(source), pretrained=True)
 
 
 def model_name(source: str) -> str:
-    """The name by which ``create_model`` knows a model folder or a name."""
-    return f"{LOCAL_PREFIX}{source}" if Path(source).expanduser().is_dir() else source
+    """The name by which ``create_model`` knows a model folder, a hub id or a name.
+
+    Raises:
+        HubError: the source looks like a path, and there is no such folder.
+    """
+    if Path(source).expanduser().is_dir():
+        return f"{LOCAL_PREFIX}{source}"
+    if "/" in source and ":" not in source:
+        raise HubError(f"{source}: no such folder; a model on the hub is hf-hub:org/name")
+    return source
 
 
 def start_on_device(asked: str | None) -> tuple[PartialState, torch.device]:

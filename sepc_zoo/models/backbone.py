@@ -1,6 +1,7 @@
 """Any timm model that has features at strides 8, 16 and 32."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -28,6 +29,9 @@ TIMM_ERRORS = (
 class Backbone(nn.Module):
     """The maps of a timm model at the given strides, such as C3, C4 and C5 at 8, 16 and 32.
 
+    Args:
+        pretrained: whether timm downloads its ImageNet weights, or a safetensors file of them.
+
     Attributes:
         channels: channels of these maps.
         body: timm's feature extractor.
@@ -37,7 +41,10 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, config: BackboneConfig, strides: Sequence[int] = (8, 16, 32), pretrained: bool = False
+        self,
+        config: BackboneConfig,
+        strides: Sequence[int] = (8, 16, 32),
+        pretrained: bool | Path = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -166,8 +173,11 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.pad(images, (0, -width % multiple, 0, -height % multiple))
 
 
-def _create_features(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+def _create_features(name: str, pretrained: bool | Path, kwargs: dict[str, Any]) -> Any:
     """timm's feature extractor, for any image size where a model of fixed size allows it."""
+    if isinstance(pretrained, Path):
+        overlay = {"file": str(pretrained), "custom_load": False}
+        kwargs, pretrained = {**kwargs, "pretrained_cfg_overlay": overlay}, True
     if _has_fixed_size(name):
         any_size = {"strict_img_size": False} | kwargs
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sepc_zoo.outputs import Anchors, Predictions, Terms
 class DenseDetector(Detector):
     """A one-stage detector: one head over all levels of the pyramid."""
 
-    def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
+    def __init__(self, config: DetectorConfig, pretrained_backbone: bool | Path = False) -> None:
         config.method.check(config)
         super().__init__(config, pretrained_backbone)
         head: Any = config.head

@@ -1,6 +1,7 @@
 """The base class of all detectors: one contract for every family."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Detector(nn.Module):
 
     predict = predict
 
-    def __init__(self, config: DetectorConfig, pretrained_backbone: bool = False) -> None:
+    def __init__(self, config: DetectorConfig, pretrained_backbone: bool | Path = False) -> None:
         super().__init__()
         self.config = config
         self.method: Any = config.method

@@ -114,5 +114,7 @@ class Run:
         # TensorBoard drops the steps that will be repeated.
         purge = {"tensorboard": {"purge_step": progress.step + 1}}
         self.accelerator.init_trackers("tracking", init_kwargs=purge)
-        for line in (*list_dropped(self.train_data), *list_dropped(self.val_data)):
+        names = self.detector.config.label_names
+        news = setup.class_changes(self.options, names) if self.saved_step is None else []
+        for line in (*list_dropped(self.train_data), *list_dropped(self.val_data), *news):
             self.log.say(line)

@@ -9,6 +9,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch.utils.data import DataLoader
 
+from sepc_zoo.checkpoints.folder import read_config
+from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
+from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import DetectorConfig, config_from_json, override
 from sepc_zoo.data import (
     Annotations,
@@ -37,6 +40,7 @@ from sepc_zoo.training.recipes import Recipe, default_recipe, freeze_stages, sca
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
 MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
+MAX_NAMES = 8  # classes that a message lists
 
 
 def check_output(output: Path, resume: bool) -> None:
@@ -103,6 +107,32 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     if options.backbone_checkpoint is not None:
         load_backbone(model, options.backbone_checkpoint)
     return model
+
+
+def class_changes(options: TrainOptions, label_names: Sequence[str]) -> list[str]:
+    """Which classes of the weights to start from are kept and which are new, one line each.
+
+    Args:
+        label_names: the classes of the run.
+    """
+    folder = find_model(options.model, options.pretrained, local_files_only=True)
+    if folder is None:
+        return []
+    known = {*read_config(folder).label_names}
+    kept, new = ([n for n in label_names if (n in known) == is_known] for is_known in (True, False))
+    source = options.model.removeprefix(LOCAL_PREFIX)
+    return [
+        f"classes that keep what {source} has learned: {shorten(kept)}",
+        f"classes that are new to it: {shorten(new)}",
+    ]
+
+
+def shorten(names: Sequence[str]) -> str:
+    """How many names there are, and the first of them."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{len(names)} ({', '.join(names[:MAX_NAMES])}{more})"
 
 
 def choose_recipe(options: TrainOptions, config: DetectorConfig, num_processes: int) -> Recipe:

@@ -1,11 +1,18 @@
 """`sepc-zoo convert`, `list` and `info`."""
 
+import json
+import re
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from authors_checkpoints import their_state
 from commands import assert_refused, call
 
 from sepc_zoo.factory import create_model
+from sepc_zoo.metric_names import METRICS
 from sepc_zoo.registry import list_models
 
 
@@ -51,26 +58,102 @@ def test_a_model_that_the_authors_did_not_publish_is_named(checkpoint, tmp_path,
 # list and info
 
 
-def test_list_prints_what_list_models_gives(capsys):
-    assert call("list") == 0
+def test_list_prints_the_names_that_list_models_gives(capsys):
+    assert call("list", "--names") == 0
     assert capsys.readouterr().out.split() == list_models()
-    assert call("list", "*_r50_*", "fsaf_r18_*", "--exclude", "*_fpn", "free*") == 0
+    flags = ("--exclude", "*_fpn", "free*", "--names")
+    assert call("list", "*_r50_*", "fsaf_r18_*", *flags) == 0
     expected = list_models(["*_r50_*", "fsaf_r18_*"], exclude_filters=["*_fpn", "free*"])
     assert capsys.readouterr().out.split() == expected
-    assert call("list", "--pretrained") == 0
+    assert call("list", "--pretrained", "--names") == 0
     assert capsys.readouterr().out.split() == list_models(pretrained=True)
 
 
-def test_info_shows_parameters_and_the_authors_ap(capsys):
-    assert call("info", "fsaf_r50_sepc_lite") == 0
+def test_list_shows_size_operations_ap_and_whose_it_is(capsys):
+    assert call("list", "fsaf_r50_fpn", "fsaf_r18_fpn", "--sort", "ap") == 0
     out = capsys.readouterr().out
-    for text in ("resnet50.tv_in1k", "GMACs at 800x1344", "40.5", "not measured yet"):
+    columns = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines() if "  " in line]
+    header, first, second = (line for line in columns if len(line) > 3)
+    assert header == ["model", "AP", "M parameters", "GMACs", "input", "weights of", "licence"]
+    assert first == ["fsaf_r50_fpn", "36.8", *first[2:4], "800x1333", "sepc", "apache-2.0"]
+    assert second == ["fsaf_r18_fpn", "-", *second[2:4], "800x1333", "-", "-"]
+    assert float(first[2]) > float(second[2]) > 10
+    assert "sepc: the authors of SEPC" in out
+
+
+def test_list_has_a_column_of_measured_ap_once_there_are_figures(capsys, monkeypatch):
+    measured = {"fsaf_r50_fpn.coco_1x": 36.74}
+    monkeypatch.setattr("sepc_zoo.catalog.measured_ap", lambda: measured)
+    assert call("list", "fsaf_r50_fpn", "--pretrained") == 0
+    out = capsys.readouterr().out
+    assert "AP measured" in out
+    assert " 36.7 " in out
+
+
+def test_list_as_json_has_all_that_is_known(capsys):
+    assert call("list", "fsaf_r50_sepc", "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["name"] == "fsaf_r50_sepc"
+    assert entry["weights"] == "fsaf_r50_sepc.coco_1x"
+    assert entry["ap"] == 41.6
+    assert entry["image_size"] == [800, 1333]
+    assert entry["url"].startswith("https://")
+
+
+def test_list_says_that_no_name_fits(capsys):
+    assert call("list", "no_such_model") == 0
+    assert "no model has such a name" in capsys.readouterr().out
+
+
+def test_list_needs_neither_torch_nor_timm():
+    code = "import sys; from sepc_zoo.cli import main; main(['list']); print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {"torch", "timm", "huggingface_hub"} & {*done.stdout.split()} == set()
+
+
+def test_list_ends_quietly_where_nobody_reads_on():
+    command = f"{sys.executable} -u -m sepc_zoo list --json | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("[\n", "", 0)
+
+
+def test_info_of_a_name_shows_its_published_weights_and_their_terms(capsys):
+    assert call("info", "fsaf_r50_sepc_lite") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for text in ("resnet50.tv_in1k", "GMACs at 800x1344", "not measured yet"):
         assert text in out
+    assert "coco_1x: AP 40.5 on COCO val2017 stated by the authors of SEPC" in out
+    assert "licence apache-2.0" in out
 
 
-def test_info_reads_a_model_folder(model, capsys):
-    assert call("info", model) == 0
-    assert "64x64" in capsys.readouterr().out
+def test_info_of_a_folder_shows_its_labels_and_metrics(model, tmp_path, capsys):
+    folder = shutil.copytree(model, tmp_path / "model")
+    assert call("info", folder) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "64x64" in out
+    assert "4: disc, square, triangle, star" in out
+    assert "published no weights" in out
+    assert "metrics" not in out
+    figures = dict.fromkeys(METRICS, 0.125) | {"per_class": {}}
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    assert call("info", folder) == 0
+    out = capsys.readouterr().out
+    assert "metrics of its own validation" in out
+    assert out.count("0.125") == len(METRICS)
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", '{"AP": 0.5}'])
+def test_info_of_a_folder_with_damaged_metrics_names_them(content, model, tmp_path, capsys):
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "metrics.json").write_text(content)
+    assert call("info", folder) == 2
+    assert_refused(capsys, "metrics.json")
+
+
+def test_info_of_a_folder_that_is_not_there_says_so(capsys):
+    assert call("info", "runs/none/best") == 2
+    assert_refused(capsys, "runs/none/best", "no such folder")
 
 
 def test_info_of_an_unknown_name_suggests_the_nearest(capsys):

@@ -12,6 +12,8 @@ from PIL import Image
 from sepc_zoo.factory import load_model
 from sepc_zoo.inference.detections import Detections
 from sepc_zoo.inference.tta import Views
+from sepc_zoo.published import PUBLISHED, PUBLISHERS
+from sepc_zoo.registry import RECOMMENDED
 
 
 def test_predict_draws_an_image_and_writes_its_boxes(model, images, tmp_path, capsys):
@@ -26,6 +28,25 @@ def test_predict_draws_an_image_and_writes_its_boxes(model, images, tmp_path, ca
     assert content["annotations"] == found.to_coco(1)
     assert len(found) > 0
     assert f"a.jpg: {len(found)}: " in capsys.readouterr().out
+
+
+def test_without_a_model_the_recommended_one_is_taken_and_named(
+    model, images, tmp_path, monkeypatch, capsys
+):
+    asked = Mock(return_value=load_model(model))
+    monkeypatch.setattr("sepc_zoo.cli.runtime.model_with_weights", asked)
+    assert call("predict", images / "a.jpg", "--output", tmp_path / "out", "--device", "cpu") == 0
+    asked.assert_called_once_with(RECOMMENDED)
+    row = PUBLISHED[RECOMMENDED]
+    out = capsys.readouterr().out
+    assert f"no --model given: taking {RECOMMENDED}, AP {row.ap} on COCO val2017" in out
+    assert PUBLISHERS[row.publisher].title in out
+
+
+def test_a_model_folder_that_is_not_there_ends_with_2(images, tmp_path, capsys):
+    flags = ("--model", "runs/none", "--output", tmp_path / "out")
+    assert call("predict", images, *flags) == 2
+    assert_refused(capsys, "runs/none: no such folder")
 
 
 def test_views_and_batches_reach_predict(model, images, tmp_path, monkeypatch):

@@ -20,16 +20,18 @@ from tiny_runs import (
 )
 from torch import nn
 
+from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.checkpoints.hub import HubError
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import write_shapes
-from sepc_zoo.factory import load_model
+from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.training import accelerator as accelerator_module
 from sepc_zoo.training import run as run_module
 from sepc_zoo.training.dry_run import forecast
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
+from sepc_zoo.training.setup import class_changes, shorten
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -231,6 +233,31 @@ def test_fine_tuning_a_folder_starts_from_its_weights(shapes, tmp_path):
     model = f"local-dir:{tmp_path / 'first' / 'last'}"
     run = Run(options(shapes, tmp_path / "run", model=model, model_kwargs={}))
     torch.testing.assert_close(run.detector.state_dict(), weights, rtol=0, atol=0)
+
+
+def test_fine_tuning_says_which_classes_are_kept_and_which_are_new(shapes, tmp_path, capsys):
+    names = ["star", "moon", "disc", *(f"class {i}" for i in range(9))]
+    first = create_model("retinanet_mnv4s_pconv", label_names=names, channels=16)
+    folder = save_model(first, tmp_path / "first")
+    flags = ["--data", str(shapes), "--output", str(tmp_path / "run"), "--cpu", "--workers", "0"]
+    flags += ["--image-size", "64", "64", "--max-steps", "1", "--log-with"]
+    assert main(["train", "--finetune", str(folder), *flags]) == 0
+    out = capsys.readouterr().out
+    assert f"classes that keep what {folder} has learned: 2 (disc, star)" in out
+    assert "classes that are new to it: 2 (square, triangle)" in out
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "none"), (2, "2 (a, b)"), (10, "10 (a, b, c, d, e, f, g, h and 2 more)")],
+)
+def test_many_classes_are_shortened(count, text):
+    assert shorten("abcdefghij"[:count]) == text
+
+
+def test_a_run_without_trained_classes_names_none(shapes, tmp_path):
+    run = options(shapes, tmp_path, model="retinanet_r50_sepc")
+    assert class_changes(run, ["disc"]) == []
 
 
 @pytest.mark.parametrize("warmup", [0, 1], ids=["at once", "after a warm-up"])

@@ -1,0 +1,85 @@
+"""Count parameters and operations of all models, and write the README's table of published ones.
+
+`sepc-zoo list` reads the counts from `sepc_zoo/results/models.csv`. To be called after a change of
+the models, and after a new backbone, neck, method or row of published weights:
+
+    python benchmarks/models.py
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sepc_zoo.catalog import SIZES_FILE, catalog
+from sepc_zoo.cli.list import markdown_table, notes
+from sepc_zoo.config import METHOD_TYPES
+from sepc_zoo.factory import count_operations
+from sepc_zoo.files import write_atomically, write_csv
+from sepc_zoo.inference.progress import progress_bar
+from sepc_zoo.registry import BACKBONES, list_models, model_config, necks_of
+
+README = Path(__file__).parents[1] / "README.md"
+TABLE = re.compile(r"(<!-- models: .* -->\n).*?(<!-- end of models -->)", re.DOTALL)
+HEADER = ["name", "parameters", "gmacs", "short_side", "long_side"]
+SMALLEST = "r18"  # backbone on which necks are counted
+
+
+class Count(NamedTuple):
+    """Parameters, billions of multiplications with addition, and the sides that images have."""
+
+    parameters: int
+    gmacs: float
+    image_size: tuple[int, int]
+
+    def row(self, name: str) -> list[str]:
+        return [name, str(self.parameters), f"{self.gmacs:.2f}", *map(str, self.image_size)]
+
+
+def main() -> None:
+    counts = dict(progress_bar(count_all(), total=len(counted_names())))
+    write_csv(SIZES_FILE, HEADER, [count.row(name) for name, count in sorted(counts.items())])
+    text = README.read_text(encoding="utf-8")
+    write_atomically(README, lambda file: file.write_text(with_table(text), encoding="utf-8"))
+
+
+def counted_names() -> list[str]:
+    """The names of all models that `sepc-zoo list` can show."""
+    return sorted({*list_models(), *list_models(pretrained=True)})
+
+
+def count_all() -> Iterator[tuple[str, Count]]:
+    """Count all models, by name.
+
+    What stands behind the FPN takes the same on every backbone, and is counted on one of them.
+    """
+    for method in METHOD_TYPES:
+        plain = {backbone: count(f"{method}_{backbone}_fpn") for backbone in BACKBONES}
+        smallest = plain[SMALLEST]
+        for neck in necks_of(method):
+            one = smallest if neck == "fpn" else count(f"{method}_{SMALLEST}_{neck}")
+            for backbone, base in plain.items():
+                parameters = base.parameters + one.parameters - smallest.parameters
+                gmacs = base.gmacs + one.gmacs - smallest.gmacs
+                yield f"{method}_{backbone}_{neck}", Count(parameters, gmacs, base.image_size)
+    for name in list_models(pretrained=True):
+        yield name, count(name)
+
+
+def count(name: str) -> Count:
+    """Count a model."""
+    config = model_config(name)
+    parameters, gmacs, _ = count_operations(config)
+    return Count(parameters, gmacs, config.weights.image_size)
+
+
+def with_table(text: str) -> str:
+    """The text of the README with a current table."""
+    entries = catalog(list_models(pretrained=True), "ap")
+    whose = "".join(f"- {line}\n" for line in notes(entries))
+    table = f"\n{markdown_table(entries)}\n{whose}\n"
+    return TABLE.sub(lambda found: found[1] + table + found[2], text)
+
+
+if __name__ == "__main__":
+    main()
