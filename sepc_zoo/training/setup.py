@@ -1,6 +1,7 @@
 """From options to the data, the model and the recipe of a run."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
