@@ -12,7 +12,6 @@ from sepc_zoo.errors import HubError
 from sepc_zoo.factory import load_model
 from sepc_zoo.published import PUBLISHED
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FIRST, SECOND = "fsaf_r50_fpn.coco_1x", "fsaf_r50_sepc.coco_1x"
 
 
