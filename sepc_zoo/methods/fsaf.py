@@ -45,7 +45,9 @@ class FSAF(Method, frozen=True, tag="fsaf"):
         num_classes = predictions.logits.shape[2]
         match, pairs = self.match(anchors, targets, num_classes)  # N, A
         pos = positives(match, targets)
-        deltas = predictions.deltas[pos.image, pos.anchor].clamp(min=self.min_distance)  # P, 4
+        deltas = predictions.deltas[pos.image, pos.anchor]  # P, 4
+        if self.min_distance > 0:  # a clamp at 0 would take the gradient of distances of 0
+            deltas = deltas.clamp(min=self.min_distance)
         wanted = encode(coder, anchors.boxes[pos.anchor], pos.boxes)
         loss_box = distance_iou_loss(deltas, wanted, self.min_union)
 
