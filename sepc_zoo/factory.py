@@ -51,7 +51,8 @@ def create_model(
     Args:
         name: ``{method}_{backbone}_{neck}[.{tag}]``, ``"hf-hub:org/repo[@revision]"`` or
             ``"local-dir:/path"`` of a model folder; the last two always have weights.
-        pretrained: load the published weights of this name from the hub.
+        pretrained: load the published weights of this name: from the local store, from the hub, or
+            from their publisher, once for all processes.
         num_classes: 80 unless weights or names say otherwise. Where it differs from what the
             weights know, the classification is started afresh.
         label_names: of the classes; rows of the classification with the same name are kept.

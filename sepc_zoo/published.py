@@ -1,17 +1,30 @@
-"""Published weights: one row for each checkpoint that somebody else trained and put on the net."""
+"""Published weights: one row for each checkpoint that somebody else trained and put on the net.
 
+The rows are in ``published.csv``: our name with its tag, the publisher, its name for the
+conventions that the weights need, its AP and its address. The first row of a model is the one that
+``pretrained=True`` loads.
+"""
+
+import csv
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-DRIVE_URL = "https://drive.google.com/uc?id="
+from sepc_zoo import openmmlab
+from sepc_zoo.config import merge_entries
+
+TABLE = Path(__file__).with_suffix(".csv")
+HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
 class Publisher(NamedTuple):
-    """Who published a checkpoint, and under which terms."""
+    """Who published checkpoints, and under which terms as far as they are known."""
 
     title: str
     page: str
-    license: str
+    license: str  # of the weights, by its id on the hub
+    terms: str
 
 
 class Published(NamedTuple):
@@ -47,36 +60,43 @@ PUBLISHERS = {
         "the authors of SEPC (Wang et al., CVPR 2020)",
         "https://github.com/jshilong/SEPC",
         "apache-2.0",
+        "the project's licence is Apache-2.0",
+    ),
+    "openmmlab": Publisher(
+        "openmmlab (MMDetection)",
+        "https://github.com/open-mmlab/mmdetection",
+        "apache-2.0",
+        "the project's licence is Apache-2.0",
+    ),
+    "universenet": Publisher(
+        "UniverseNet (shinya7y)",
+        "https://github.com/shinya7y/UniverseNet",
+        "apache-2.0",
+        "the project's licence is Apache-2.0",
     ),
     "torchvision": Publisher(
-        "torchvision, whose weights may have terms of their own from the data they learned from",
+        "torchvision",
         "https://github.com/pytorch/vision",
-        "bsd-3-clause",
+        "other",
+        "its code's licence is BSD-3-Clause; the weights may have terms of their own, says its "
+        "README",
     ),
 }
 
 # The authors of SEPC train with boxes that include their last pixel, resize without antialiasing,
 # and do not pad the last convolutions of the neck.
-_SEPC_BOXES: dict[str, Any] = {
+_SEPC: dict[str, Any] = {
     "inclusive_boxes": True,
-    "weights": {"antialias": False, "dataset": "COCO train2017"},
+    "weights": {"antialias": False},
+    "neck": {"padding": 0},
 }
-_SEPC = {**_SEPC_BOXES, "neck": {"padding": 0}}
-_SEPC_FPN = {**_SEPC_BOXES, "weights": {**_SEPC_BOXES["weights"], "pad_multiple": 384}}
-
-
-def _sepc(name: str, ap: float, drive_id: str, conventions: Mapping[str, Any] = _SEPC) -> Published:
-    return Published(f"{name}.coco_1x", "sepc", DRIVE_URL + drive_id, ap, conventions)
-
-
+_SEPC_FPN: dict[str, Any] = {
+    "inclusive_boxes": True,
+    "weights": {"antialias": False, "pad_multiple": 384},
+}
 # Images are resized in floats, without antialiasing, to sides cut to whole pixels.
 _TORCHVISION: dict[str, Any] = {
-    "weights": {
-        "antialias": False,
-        "resize_floats": True,
-        "round_sides": False,
-        "dataset": "COCO train2017",
-    },
+    "weights": {"antialias": False, "resize_floats": True, "round_sides": False},
     "anchors": {"centre": "corner", "stride": "measured"},
     "coder": {"clamp_shrinking": False},
 }
@@ -117,53 +137,32 @@ _TV_FCOS: dict[str, Any] = {
 }
 
 
-def _torchvision(name: str, file: str, ap: float, conventions: Mapping[str, Any]) -> Published:
-    url = f"https://download.pytorch.org/models/{file}.pth"
-    return Published(name, "torchvision", url, ap, conventions, file.rpartition("-")[2])
+CONVENTIONS: dict[str, Mapping[str, Any]] = {
+    "sepc": _SEPC,
+    "sepc_fpn": _SEPC_FPN,
+    "retinanet_resnet50_fpn": {**_TV_RETINANET, **_TV_FROZEN_NORMS},
+    "retinanet_resnet50_fpn_v2": _TV_RETINANET_V2,
+    "fcos_resnet50_fpn": _TV_FCOS,
+    "fasterrcnn_resnet50_fpn": {**_TV_FASTERRCNN, **_TV_FROZEN_NORMS},
+    "fasterrcnn_resnet50_fpn_v2": _TV_FASTERRCNN_V2,
+}
 
 
-# The first row of an architecture is the one that `pretrained=True` loads.
-_ROWS = (
-    _sepc("freeanchor_r50_pconv", 39.7, "1rwZeuT-VDGgfdt7IPidIOMh_guaIjxcO"),
-    _sepc("freeanchor_r50_ibn_pconv", 41.0, "148IsbWcRTCDg8TpGDNt3P4McV4kekMRl"),
-    _sepc("freeanchor_r50_sepc_lite", 41.9, "1Qb7WYtQVGrLDMnRwSXC-wnI9Vf3oLs4o"),
-    _sepc("freeanchor_r50_sepc", 43.0, "1rV7tZtjlfjdaNYeWKql1vhb1WPvjdWus"),
-    _sepc("fsaf_r50_fpn", 36.8, "1XlFlz8u0IqRw-HKy95VUNFrx3IKWM3q0", _SEPC_FPN),
-    _sepc("fsaf_r50_pconv", 38.6, "1jtWmlPmZtFgZxD2QAZzVCAN6BnoAgzTF"),
-    _sepc("fsaf_r50_ibn_pconv", 39.1, "1d--0AjEdZEEbyP0JnFMmxyoIZUtpR9gj"),
-    _sepc("fsaf_r50_sepc_lite", 40.5, "1ODiNv14Bb44-RQrz-9cHtoNlbVKSItN6"),
-    _sepc("fsaf_r50_sepc", 41.6, "1iLWrfXssXoGhZAQg9_vNeZfuwi_kXZu4"),
-    _sepc("retinanet_r50_pconv", 37.0, "19cO_jxSZbbeyR5N_DWDbgM2wcyJEiD94"),
-    _sepc("retinanet_r50_ibn_pconv", 37.8, "12Mr2HG-0Qy_fkMDPw0eqtZ4t7G-M_pa6"),
-    _sepc("retinanet_r50_sepc_lite", 38.5, "1gq6bdWDZ83-5RzSeuUTpnOEeUyJvl2Zy"),
-    _sepc("retinanet_r50_sepc", 39.6, "1HSG7CVFzHtv3McJ60nBXFw6pk91H-ONv"),
-    _torchvision(
-        "retinanet_r50_fpn.tv_coco",
-        "retinanet_resnet50_fpn_coco-eeacb38b",
-        36.4,
-        {**_TV_RETINANET, **_TV_FROZEN_NORMS},
-    ),
-    _torchvision(
-        "retinanet_r50_fpn.tv_coco_v2",
-        "retinanet_resnet50_fpn_v2_coco-5905b1c5",
-        41.5,
-        _TV_RETINANET_V2,
-    ),
-    _torchvision("fcos_r50_fpn.tv_coco", "fcos_resnet50_fpn_coco-99b0c9b7", 39.2, _TV_FCOS),
-    _torchvision(
-        "fasterrcnn_r50_fpn.tv_coco",
-        "fasterrcnn_resnet50_fpn_coco-258fb6c6",
-        37.0,
-        {**_TV_FASTERRCNN, **_TV_FROZEN_NORMS},
-    ),
-    _torchvision(
-        "fasterrcnn_r50_fpn.tv_coco_v2",
-        "fasterrcnn_resnet50_fpn_v2_coco-dd69338a",
-        46.7,
-        _TV_FASTERRCNN_V2,
-    ),
-)
-PUBLISHED = {row.name: row for row in _ROWS}
+def _read_table() -> dict[str, Published]:
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        rows = [_row(**columns) for columns in csv.DictReader(file)]
+    return {row.name: row for row in rows}
+
+
+def _row(name: str, publisher: str, conventions: str, ap: str, url: str) -> Published:
+    """A row of the table; conventions are a key of ``CONVENTIONS`` or a config of openmmlab's."""
+    entries = CONVENTIONS.get(conventions) or openmmlab.conventions(conventions)
+    entries = merge_entries({"weights": {"dataset": "COCO train2017"}}, entries)
+    sha256 = HASH.search(url)
+    return Published(name, publisher, url, float(ap), entries, sha256[1] if sha256 else "")
+
+
+PUBLISHED = _read_table()
 
 
 def find_row(name: str, publisher: str | None = None) -> Published | None:
@@ -172,3 +171,13 @@ def find_row(name: str, publisher: str | None = None) -> Published | None:
         if name in (row.name, row.architecture) and publisher in (None, row.publisher):
             return row
     return None
+
+
+def publisher_of(name: str) -> str:
+    """Who made the weights of a name, ours or a publisher's own; the SEPC authors if unknown."""
+    row = find_row(name)
+    if row is not None:
+        return row.publisher
+    if openmmlab.our_name(name) is not None:
+        return "openmmlab"
+    return "torchvision" if name in CONVENTIONS else "sepc"

@@ -21,7 +21,9 @@ backbone `{{ config.backbone.name }}` of timm, neck `{{ neck }}`, {{ config.num_
 {% if weights.authors_ap %}
 
 Converted from the checkpoint of {{ publisher }}. The AP of {{ weights.authors_ap }} on \
-COCO val2017 is theirs, not measured by us. Source: {{ weights.source }}
+COCO val2017 is theirs, not measured by us. Source: {{ weights.source }}{% if terms %}\
+. Terms: {{ terms }}.{% endif %}
+
 {% endif %}
 
 ## Use
@@ -109,6 +111,7 @@ def model_card(
         weights=weights,
         neck=neck_name(config.neck),
         publisher=PUBLISHERS[row.publisher].title if row else "its publisher",
+        terms=PUBLISHERS[row.publisher].terms if row else "",
         source=f"hf-hub:{repo_id}" if repo_id else LOCAL_SOURCE,
         figures=figures,
         dataset=dataset or f"the validation split of {weights.dataset}".removesuffix(" of "),

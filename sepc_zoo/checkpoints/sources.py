@@ -3,15 +3,19 @@
 import os
 import re
 import shutil
-import tempfile
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
 from sepc_zoo.checkpoints.convert import CONVERTERS
-from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
+from sepc_zoo.checkpoints.convert.pickles import CheckpointError, read_state_dict
+from sepc_zoo.checkpoints.download import DownloadError, cannot_write, download, hash_of
 from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, read_model, save_model
 from sepc_zoo.checkpoints.hub import (
     HUB_PREFIX,
@@ -24,11 +28,10 @@ from sepc_zoo.checkpoints.hub import (
 from sepc_zoo.config import config_to_json
 from sepc_zoo.errors import HubError
 from sepc_zoo.models.detector import Detector
-from sepc_zoo.published import Published, find_row
+from sepc_zoo.published import PUBLISHERS, Published, find_row
 from sepc_zoo.registry import model_config
 
 DEFAULT_ORGANISATION = "sepc-zoo"
-PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
 def find_model(name: str, pretrained: bool, **download: Any) -> Path | None:
@@ -57,59 +60,89 @@ def find_model(name: str, pretrained: bool, **download: Any) -> Path | None:
 
 
 def find_published(name: str, **download: Any) -> Path:
-    """The folder with the published weights of a name: from the local store, then from the hub.
+    """The folder with the published weights of a name, wherever they are.
+
+    They are looked for in the local store, on the hub, which is asked once, and at their
+    publisher's address. A revision is one of the hub's, so only the hub is asked for it.
 
     Raises:
-        HubError: there are no such weights, or they are neither here nor on the hub.
+        HubError: there are no such weights, or they cannot be had.
+        CheckpointError: the publisher's file is no checkpoint of this model.
     """
     row = published_row(name)
-    folder = kept_folder(row)
-    if not download.get("revision") and (folder / WEIGHTS_FILE).is_file():
-        return folder
-    organisation = os.environ.get("SEPC_ZOO_HUB_ORG", DEFAULT_ORGANISATION)
-    request = Request(f"{organisation}/{row.name}", **download)
-    advice = f"`sepc-zoo import {row.architecture}` downloads and converts the original checkpoint"
+    request = Request(f"{organisation()}/{row.name}", **download)
+    if request.revision is None and is_kept(kept_folder(row)):
+        return kept_folder(row)
     try:
         return fetch_model(request)
-    except NotOnHubError as error:
-        raise HubError(
-            f"{name} is neither on the hub ({request.where}) nor imported ({folder}): {advice}"
-        ) from error
-    except NotCachedError as error:
-        raise HubError(f"{error}; or {advice}") from error
+    except (NotOnHubError, NotCachedError) as error:
+        if request.local_files_only or constants.HF_HUB_OFFLINE:
+            raise HubError(
+                f"{error}; or `sepc-zoo import {row.name}` once online downloads and converts the "
+                f"checkpoint of {PUBLISHERS[row.publisher].title}"
+            ) from error
+        if request.revision is not None:
+            raise
+    return import_row(row, unless_kept=True)
 
 
-def published_row(name: str) -> Published:
+def published_row(name: str, publisher: str | None = None) -> Published:
     """The row of published weights that a name stands for; without a tag the first one.
+
+    Args:
+        name: of a model.
+        publisher: whose weights, a key of ``PUBLISHERS``; anybody's by default.
 
     Raises:
         UnknownModelError: the name builds no model.
         HubError: no weights of this model are published.
     """
     model_config(name)  # raises for an unknown name
-    row = find_row(name)
+    row = find_row(name, publisher)
     if row is None:
+        by = f" by {PUBLISHERS[publisher].title}" if publisher else ""
         raise HubError(
-            f"no weights of {name} are published; list_models(pretrained=True) names those that "
-            "are, and pretrained_backbone=True starts from ImageNet"
+            f"no weights of {name} are published{by}; list_models(pretrained=True) names those "
+            "that are, and pretrained_backbone=True starts from ImageNet"
         )
     return row
 
 
-def kept_folder(row: Published) -> Path:
-    """Where imported weights are kept: in ``SEPC_ZOO_HOME``, or beside the hub's cache."""
+def organisation() -> str:
+    """The organisation on the hub that has the published weights."""
+    return os.environ.get("SEPC_ZOO_HUB_ORG", DEFAULT_ORGANISATION)
+
+
+def home() -> Path:
+    """The local store: ``SEPC_ZOO_HOME``, or a folder beside the hub's cache."""
     home = os.environ.get("SEPC_ZOO_HOME") or Path(constants.HF_HOME) / "sepc_zoo"
-    return Path(home).expanduser() / row.name
+    return Path(home).expanduser()
 
 
-def import_model(name: str, file: str | Path | None = None, url: str | None = None) -> Path:
+def kept_folder(row: Published) -> Path:
+    """Where imported weights are kept."""
+    return home() / row.name
+
+
+def is_kept(folder: Path) -> bool:
+    return (folder / WEIGHTS_FILE).is_file()
+
+
+def import_model(
+    name: str,
+    file: str | Path | None = None,
+    url: str | None = None,
+    publisher: str | None = None,
+    unless_kept: bool = False,
+) -> Path:
     """Convert a published checkpoint and keep it where ``pretrained=True`` finds it offline.
 
     Args:
-        name: such as ``"fsaf_r50_sepc"``.
+        name: such as ``"fsaf_r50_sepc"``; without a tag the first row of this name.
         file: the checkpoint, if it was downloaded before.
-        url: address to download from instead of the publisher's. ``{id}`` stands for the last part
-            of that address, ``{name}`` for the model's name.
+        url: address to download from instead of the publisher's, as in ``SEPC_ZOO_MIRROR``.
+        publisher: whose checkpoint, a key of ``PUBLISHERS``.
+        unless_kept: do nothing where the model is kept already.
 
     Returns:
         The model folder.
@@ -118,77 +151,120 @@ def import_model(name: str, file: str | Path | None = None, url: str | None = No
         HubError: no weights of this name are published, or they cannot be downloaded.
         CheckpointError: the file is no checkpoint of this model.
     """
-    row = published_row(name)
-    with tempfile.TemporaryDirectory() as temporary:
-        path = file or download(row, Path(temporary) / f"{row.name}.pth", url)
-        model = CONVERTERS[row.publisher](path, row.name)
-    return keep(model, kept_folder(row))
+    return import_row(published_row(name, publisher), file, url, unless_kept)
 
 
-def download(row: Published, path: Path, url: str | None = None) -> Path:
-    """Download a published checkpoint to ``path``.
+def import_row(
+    row: Published,
+    file: str | Path | None = None,
+    url: str | None = None,
+    unless_kept: bool = False,
+) -> Path:
+    """Import one row while all other processes that want it wait."""
+    folder = kept_folder(row)
+    work = folder.parent / ".importing" / row.name
+    try:
+        with locked(row):
+            if unless_kept and is_kept(folder):
+                return folder
+            work.mkdir(parents=True, exist_ok=True)
+            try:
+                checkpoint = given(file, row) if file else fetch_checkpoint(row, work, url)
+                state = read_state_dict(checkpoint, row.name)
+                keep(CONVERTERS[row.publisher](state, row.name), folder, work)
+            except Exception:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            finally:
+                shutil.rmtree(work / "model", ignore_errors=True)
+            shutil.rmtree(work)
+    except OSError as error:
+        raise HubError(f"{row.name}: {cannot_write(folder, error)}") from error
+    return folder
+
+
+@contextmanager
+def locked(row: Published) -> Iterator[None]:
+    """Hold the lock of a row; the system frees it when a process dies."""
+    folder = home() / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{row.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say(f"waiting for another process that imports {row.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def fetch_checkpoint(row: Published, work: Path, url: str | None = None) -> Path:
+    """Download the checkpoint of a row into the folder ``work``.
 
     Raises:
-        HubError: there is no file at the address, or a web page.
+        HubError: it cannot be had; the message says what to do.
     """
+    address = address_of(row, url)
+    publisher = PUBLISHERS[row.publisher]
+    say(f"downloading {row.name} from {address}: weights of {publisher.title}; {publisher.terms}")
+    path = work / file_name(row)
     try:
-        import gdown
-    except ImportError as error:
+        download(address, path, row.sha256)
+    except DownloadError as error:
         raise HubError(
-            'downloading needs gdown: pip install "sepc_zoo[import]"; or give --file'
+            f"cannot download {row.name}: {error}; or download {row.url} in a browser, and import "
+            f"it: sepc-zoo import {row.name} --file FILE"
         ) from error
-
-    address = (url or row.url).format(id=re.split("[/=]", row.url)[-1], name=row.architecture)
-    by_hand = f"open {address} in a browser, download it, and import it with --file"
-    try:
-        gdown.download(address, str(path), use_cookies=False)
-    except gdown.exceptions.FileURLRetrievalError as error:  # it read a page
-        refuse_page(str(error), row, by_hand)
-    except (gdown.exceptions.DownloadError, OSError) as error:
-        raise HubError(f"cannot download {row.name}: {error}; {by_hand}") from error
-    if not path.is_file():
-        raise HubError(f"cannot download {row.name} from {address}; {by_hand}")
-    with path.open("rb") as file:
-        start = file.read(20_000).lstrip().lower()
-    if start.startswith(PAGE_STARTS):
-        refuse_page(start.decode(errors="replace"), row, by_hand)
     return path
 
 
-def refuse_page(text: str, row: Published, by_hand: str) -> NoReturn:
-    """Say why a web page came in place of a file: a used-up quota, a login.
+def given(file: str | Path, row: Published) -> Path:
+    """A file that was downloaded before; says so if it is not the published one."""
+    path = Path(file)
+    if row.sha256 and path.is_file() and not hash_of(path).startswith(row.sha256):
+        say(f"{file} is not the file that was published as {row.name}: its SHA-256 differs")
+    return path
 
-    Args:
-        text: content of the page, or what gdown makes of it.
 
-    Raises:
-        HubError: always.
+def address_of(row: Published, url: str | None = None) -> str:
+    """The address of a checkpoint: the publisher's, or that of a mirror.
+
+    A mirror is a folder of such files, or an address with ``{file}``, ``{name}`` or ``{id}`` in it:
+    the name of the file, of the model with its tag, the last part of the publisher's address.
     """
-    text = " ".join(text.lower().split())
-    if "quota" in text or "too many users" in text:
-        reason = "its download quota is used up for today"
-    elif any(phrase in text for phrase in ("sign in", "signin", "log in")):
-        reason = "it asks for a login"
-    elif "change the permission" in text:  # gdown's guess at a page without the file's address
-        reason = "it asks for a login, or too many have downloaded it today"
-    else:
-        reason = "a web page came in place of the file"
-    raise HubError(f"cannot download {row.name}: {reason}; {by_hand}")
+    mirror = url or os.environ.get("SEPC_ZOO_MIRROR")
+    if not mirror:
+        return row.url
+    if not re.search(r"\{(file|name|id)\}", mirror):
+        mirror = mirror if url else f"{mirror.rstrip('/')}/{{file}}"
+    entries = {"file": file_name(row), "name": row.name}
+    entries["id"] = re.split("[/=]", row.url)[-1]
+    return re.sub(r"\{(file|name|id)\}", lambda match: entries[match[1]], mirror)
 
 
-def keep(model: Detector, folder: Path) -> Path:
+def file_name(row: Published) -> str:
+    """The name of a published file; a file of Google Drive is called by its model."""
+    return row.url.rpartition("/")[2] if row.url.endswith(".pth") else f"{row.name}.pth"
+
+
+def keep(model: Detector, folder: Path, work: Path) -> Path:
     """Write a model folder that appears only once it is complete and builds the model again.
 
     Raises:
         CheckpointError: it does not build the same model.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".importing-") as temporary:
-        new = save_model(model, Path(temporary) / folder.name)
-        verify(model, new)
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+    shutil.rmtree(work / "model", ignore_errors=True)  # of a process that was killed
+    new = save_model(model, work / "model")
+    verify(model, new)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
     return folder
+
+
+def say(text: str) -> None:
+    print(f"sepc_zoo: {text}", file=sys.stderr, flush=True)
 
 
 def verify(model: Detector, folder: Path) -> None:

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from sepc_zoo.errors import ConfigError, UserError
-from sepc_zoo.options import Options, option
+from sepc_zoo.options import OptionError, Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +14,16 @@ class Arguments(Options):
     model: str = option(
         help="name of a model, such as fsaf_r50_sepc, or all", metavar="NAME", positional=True
     )
+    source: str | None = option(
+        None, "whose weights: sepc, openmmlab, universenet or torchvision", metavar="PUBLISHER"
+    )
     file: str | None = option(
         None, "checkpoint that was downloaded before", metavar="CHECKPOINT.pth"
     )
     url: str | None = option(
-        None, "address to download from, with {id} or {name} in it (default: the publisher's)"
+        None,
+        "address to download from, with {file}, {name} or {id} in it (default: SEPC_ZOO_MIRROR, or "
+        "the publisher's)",
     )
     push: str | None = option(None, "organisation on the hub to upload the model to", metavar="ORG")
 
@@ -27,17 +32,21 @@ def run(arguments: Arguments) -> int:
     """Import one model or all; one that fails does not stop the others."""
     from sepc_zoo.checkpoints.sources import import_model
     from sepc_zoo.cli.publishing import push_or_say_how
-    from sepc_zoo.published import PUBLISHED
+    from sepc_zoo.published import PUBLISHED, PUBLISHERS
 
-    names = list(PUBLISHED) if arguments.model == "all" else [arguments.model]
-    if arguments.file is not None and len(names) > 1:
+    source, is_all = arguments.source, arguments.model == "all"
+    if source not in (None, *PUBLISHERS):
+        raise OptionError("source", f"is {source!r}; there are {', '.join(PUBLISHERS)}")
+    rows = [row for row in PUBLISHED.values() if source in (None, row.publisher)]
+    names = [row.name for row in rows] if is_all else [arguments.model]
+    if arguments.file is not None and is_all:
         raise ConfigError("--file is one checkpoint; give the name of its model instead of all")
     done, failed = [], []
     for name in names:
         try:
-            folder = import_model(name, arguments.file, arguments.url)
+            folder = import_model(name, arguments.file, arguments.url, source, unless_kept=is_all)
         except UserError as error:
-            if len(names) == 1:
+            if not is_all:
                 raise
             failed.append(f"not done: {name}: {error}")
             continue

@@ -93,8 +93,9 @@ def describe(entries: Sequence[CatalogEntry]) -> list[dict[str, str]]:
 
 def notes(entries: Sequence[CatalogEntry]) -> list[str]:
     """Whose weights and AP a table shows, and what its columns mean."""
-    publishers = dict.fromkeys(entry.publisher for entry in entries if entry.publisher)
-    lines = [f"{key}: {PUBLISHERS[key].title}, {PUBLISHERS[key].page}" for key in publishers]
+    keys = dict.fromkeys(entry.publisher for entry in entries if entry.publisher)
+    publishers = {key: PUBLISHERS[key] for key in keys}
+    lines = [f"{key}: {who.title}, {who.page}; {who.terms}" for key, who in publishers.items()]
     if lines:
         lines.append("AP is on COCO val2017 in percent, as the publisher states it.")
     if any(entry.measured_ap is not None for entry in entries):

@@ -11,7 +11,9 @@ from sepc_zoo.options import Options, option
 class Arguments(Options):
     """Upload."""
 
-    models: tuple[str, ...] = option(help="model folders", metavar="DIR", positional=True)
+    models: tuple[str, ...] = option(
+        help="model folders, or names of imported models", metavar="MODEL", positional=True
+    )
     org: str = option(help="organisation or user on the hub", metavar="ORG")
     private: bool | None = option(
         None, "make new repositories private (default: as the owner's settings say)"
@@ -25,7 +27,7 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.checkpoints.hub import add_to_collection, push_folder
     from sepc_zoo.cli.publishing import organisation_page, push, repository_name
 
-    org, folders = arguments.org, [Path(folder) for folder in arguments.models]
+    org, folders = arguments.org, [folder_of(model) for model in arguments.models]
     repositories = [f"{org}/{repository_name(folder)}" for folder in folders]
     for folder, repo_id in zip(folders, repositories, strict=True):
         print(push(folder, repo_id, private=arguments.private))
@@ -36,3 +38,12 @@ def run(arguments: Arguments) -> int:
     is_private = bool(arguments.private)
     print(add_to_collection(org, arguments.title, repositories, private=is_private))
     return 0
+
+
+def folder_of(model: str) -> Path:
+    """A model folder, or the one where a published model is kept."""
+    from sepc_zoo.checkpoints.sources import kept_folder
+    from sepc_zoo.published import find_row
+
+    row = find_row(model)
+    return Path(model) if row is None or Path(model).is_dir() else kept_folder(row)

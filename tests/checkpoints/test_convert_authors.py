@@ -6,13 +6,8 @@ import pytest
 import torch
 from authors_checkpoints import META, their_name, their_state
 
-from sepc_zoo.checkpoints.convert.sepc_authors import (
-    BOX_CHANNELS,
-    CheckpointError,
-    from_authors,
-    read_authors_checkpoint,
-    rename,
-)
+from sepc_zoo.checkpoints.convert.pickles import CheckpointError, read_state_dict
+from sepc_zoo.checkpoints.convert.sepc_authors import BOX_CHANNELS, from_authors, rename
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.factory import create_model
 from sepc_zoo.models.build import build
@@ -151,14 +146,14 @@ def test_an_mmcv_checkpoint_is_read_with_its_meta(zipped, tmp_path):
     weights = {"backbone.conv1.weight": torch.rand(2, 3)}
     content = {"meta": META, "state_dict": weights, "optimizer": {"state": {}, "param_groups": []}}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    state = read_authors_checkpoint(tmp_path / "x.pth")
+    state = read_state_dict(tmp_path / "x.pth")
     assert list(state) == list(weights)
     assert torch.equal(state["backbone.conv1.weight"], weights["backbone.conv1.weight"])
 
 
 def test_a_bare_state_dict_is_read(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pth")
-    assert list(read_authors_checkpoint(tmp_path / "x.pth")) == ["a"]
+    assert list(read_state_dict(tmp_path / "x.pth")) == ["a"]
 
 
 class Evil:
@@ -174,10 +169,10 @@ def test_code_in_a_checkpoint_does_not_run(zipped, tmp_path):
     content = {"meta": Evil(tmp_path / "ran"), "state_dict": {"a": torch.ones(1)}}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"x.pth: not a checkpoint that is safe to read"):
-        read_authors_checkpoint(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(content))
     with pytest.raises(CheckpointError, match=r"y.pth"):
-        read_authors_checkpoint(tmp_path / "y.pth")
+        read_state_dict(tmp_path / "y.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -187,7 +182,7 @@ def test_code_in_a_checkpoint_does_not_run(zipped, tmp_path):
 def test_a_file_without_tensors_by_name_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"x.pth: has no state_dict of tensors"):
-        read_authors_checkpoint(tmp_path / "x.pth")
+        read_state_dict(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
@@ -198,7 +193,7 @@ def test_a_truncated_checkpoint_is_refused(zipped, tmp_path):
     for keep in [*range(0, 400, 7), len(data) // 2, len(data) - 10]:
         path.write_bytes(data[:keep])
         with pytest.raises(CheckpointError, match=r"x.pth"):
-            read_authors_checkpoint(path)
+            read_state_dict(path)
 
 
 def test_noise_is_refused(tmp_path):
@@ -209,10 +204,10 @@ def test_noise_is_refused(tmp_path):
             noise = torch.randint(0, 256, (300,), generator=generator, dtype=torch.uint8)
             path.write_bytes(start + bytes(noise.tolist()))
             with pytest.raises(CheckpointError, match=r"x.pth"):
-                read_authors_checkpoint(path)
+                read_state_dict(path)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "nowhere.pth", tmp_path):
         with pytest.raises(CheckpointError, match=path.name):
-            read_authors_checkpoint(path)
+            read_state_dict(path)

@@ -1,4 +1,4 @@
-"""The 13 published models, from the authors' files to models that are found offline."""
+"""The 13 models of the SEPC authors, from the authors' files to models that are found offline."""
 
 import io
 import json
@@ -73,9 +73,9 @@ def imported(authors, home):
         for name, id in IDS.items():
             drive.files[id] = partial(file, name)
         drive.pages = {IDS[LATE]: QUOTA}
-        first = run("all")
+        first = run("all", "--source", "sepc")
         drive.pages.clear()
-        return first, run(LATE)
+        return first, run(LATE, "--source", "sepc")
 
 
 def test_all_but_one_are_done_and_that_one_is_named(imported):

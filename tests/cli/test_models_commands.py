@@ -34,6 +34,18 @@ def test_convert_makes_a_model_folder_of_a_checkpoint(checkpoint, tmp_path, caps
     assert f"sepc-zoo predict IMAGE --model {tmp_path}" in capsys.readouterr().out
 
 
+def test_convert_takes_a_publisher_by_its_own_name_of_a_model(checkpoint, tmp_path, capsys):
+    flags = ("--output", tmp_path / "out")
+    theirs = "retinanet_r50_fpn_1x_coco"
+    assert call("convert", checkpoint, "--model", theirs, *flags) == 2
+    assert_refused(capsys, f"no checkpoint of {theirs}")
+    flags = (*flags, "--model", "retinanet_r50_pconv")
+    assert call("convert", checkpoint, *flags, "--source", "torchvision") == 2
+    assert_refused(capsys, "torchvision published no 'retinanet_r50_pconv'")
+    assert call("convert", checkpoint, *flags, "--source", "nobody") == 2
+    assert_refused(capsys, "--source is 'nobody'; there are sepc, openmmlab")
+
+
 def test_a_checkpoint_of_another_variant_is_refused_by_its_tensors(checkpoint, tmp_path, capsys):
     flags = ("--model", "retinanet_r50_ibn_pconv", "--output", tmp_path / "out")
     assert call("convert", checkpoint, *flags) == 2

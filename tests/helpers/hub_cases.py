@@ -144,10 +144,9 @@ LOADING: dict[str, Case] = {
         lambda s: s.load_other({WEIGHTS_FILE: None, "model.pth": b"\x80\x02"}),
         r"but model\.pth: a pickle may run code and is never loaded.*sepc-zoo convert",
     ),
-    "published weights not on the hub": (
+    "published weights neither on the hub nor within reach": (
         lambda s: s.load_published(),
-        "neither on the hub .sepc-zoo/fsaf_r50_sepc.coco_1x .* nor imported .*"
-        "sepc-zoo import fsaf_r50_sepc",
+        "cannot download fsaf_r50_sepc.coco_1x: .*SEPC_ZOO_MIRROR.* --file FILE",
     ),
     "no weights of this name": (
         lambda s: s.load("fsaf_r18_sepc", pretrained=True),
@@ -163,11 +162,11 @@ LOADING: dict[str, Case] = {
     ),
     "HF_HUB_OFFLINE, published weights": (
         lambda s: s.offline().load_published(),
-        "HF_HUB_OFFLINE forbids .* or `sepc-zoo import fsaf_r50_sepc`",
+        "HF_HUB_OFFLINE forbids .* or `sepc-zoo import fsaf_r50_sepc.coco_1x`",
     ),
     "published weights, server error 500": (
         lambda s: s.misbehaving(status=500).load_published(),
-        "error 500: try again later; or `sepc-zoo import fsaf_r50_sepc`",
+        "cannot download fsaf_r50_sepc.coco_1x: .* --file FILE",
     ),
     "connection refused": (lambda s: s.closed().load(), r"cannot be reached \(.*load it once"),
     "connection cut without an answer": (

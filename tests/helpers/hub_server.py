@@ -518,6 +518,7 @@ def client_environment(hub: HubServer, home: Path) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
+        "SEPC_ZOO_MIRROR": "http://127.0.0.1:1",  # no publisher is within reach
         "SSL_CERT_DIR": str(home),  # a session reads all certificates there are, which takes time
     }
 

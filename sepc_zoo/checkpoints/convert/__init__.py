@@ -1,9 +1,9 @@
 """Convert checkpoints of other projects to our models."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from sepc_zoo.checkpoints.convert import sepc_authors, torchvision
+from torch import Tensor
+
 from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab
 from sepc_zoo.checkpoints.convert.sepc_authors import from_authors
 from sepc_zoo.checkpoints.convert.torchvision import from_torchvision
@@ -11,8 +11,10 @@ from sepc_zoo.models.detector import Detector
 
 __all__ = ["from_authors", "from_openmmlab", "from_torchvision"]
 
-# From a file and a model's name to the model, by the publisher of the file.
-CONVERTERS: dict[str, Callable[[str | Path, str], Detector]] = {
-    "sepc": sepc_authors.convert,
-    "torchvision": torchvision.convert,
+# From tensors and a model's name with its tag to the model, by the publisher of the tensors.
+CONVERTERS: dict[str, Callable[[Mapping[str, Tensor], str], Detector]] = {
+    "sepc": from_authors,
+    "openmmlab": from_openmmlab,
+    "universenet": from_openmmlab,
+    "torchvision": from_torchvision,
 }

@@ -2,14 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from sepc_zoo.checkpoints.convert.pickles import CheckpointError
 from sepc_zoo.checkpoints.folder import misfits
-from sepc_zoo.errors import UserError
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import authors_config
@@ -39,15 +36,6 @@ RENAMES = [
 TOWER_INDEX = re.compile(r"_tower\.(\d)\.")
 # Our channels of the box convolution, as indices of theirs.
 BOX_CHANNELS = {"fsaf": [1, 0, 2, 3]}  # theirs are bottom, top, left, right
-
-
-class CheckpointError(UserError, ValueError):
-    """A checkpoint that is damaged, unsafe or of another model; the message names what is wrong."""
-
-
-def convert(path: str | Path, name: str) -> Detector:
-    """Build the model of a name with the weights of an mmcv checkpoint."""
-    return from_authors(read_authors_checkpoint(path, name), name)
 
 
 def from_authors(state_dict: Mapping[str, Tensor], name: str) -> Detector:
@@ -84,43 +72,3 @@ def rename(key: str) -> str:
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
     return TOWER_INDEX.sub(lambda match: f"_tower.{2 * int(match[1])}.", key)
-
-
-def read_authors_checkpoint(path: str | Path, name: str | None = None) -> dict[str, Tensor]:
-    """Read the state dict of an mmcv checkpoint without running code of its pickle.
-
-    Args:
-        path: of the file.
-        name: of the model that the checkpoint should be, if known.
-
-    Raises:
-        CheckpointError: the file holds more than tensors and plain data, or its config names
-            another method (RetinaNet and FreeAnchor have tensors of the same shapes).
-    """
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # a damaged file raises whatever the unpickler runs into
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a checkpoint that is safe to read: it is damaged, or its pickle holds "
-            f"more than tensors and plain data ({reason:.300})"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: has no state_dict of tensors")
-    method = method_of(content)
-    if name is not None and method not in (None, name.partition("_")[0]):
-        raise CheckpointError(f"{path}: is a checkpoint of {method}, not of {name}")
-    return dict(state)
-
-
-def method_of(content: Mapping[str, Any]) -> str | None:
-    """The method that the training config in a checkpoint names, if any."""
-    meta = content.get("meta")
-    config = meta.get("config") if isinstance(meta, Mapping) else None
-    if not isinstance(config, str):
-        return None
-    heads = {"FreeAnchor": "freeanchor", "FSAF": "fsaf", "Retina": "retinanet"}
-    return next((method for head, method in heads.items() if head in config), None)

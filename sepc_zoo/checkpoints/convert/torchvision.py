@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError, read_authors_checkpoint
+from sepc_zoo.checkpoints.convert.pickles import CheckpointError
 from sepc_zoo.checkpoints.folder import misfits
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.models.build import build
@@ -49,11 +48,6 @@ TOWER_LAYER = re.compile(r"_tower\.(\d)\.(\d)\.")
 TOWER_NORM = re.compile(r"_tower\.\d\.1\.")
 LAST_LAYERS = ("roi_head.cls", "roi_head.box", "head.cls")
 NUM_COLUMNS = 91  # a class's column is its id in COCO; 0 is the background
-
-
-def convert(path: str | Path, name: str) -> Detector:
-    """Build the model of a name with the weights in a file of torchvision's."""
-    return from_torchvision(read_authors_checkpoint(path), name)
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor], name: str) -> Detector:
@@ -129,7 +123,7 @@ def our_name(name: str) -> str:
         UnknownModelError: torchvision published no such model.
     """
     rows = [row for row in PUBLISHED.values() if row.publisher == "torchvision"]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.name):  # version 1 before version 2
         theirs = row.url.rpartition("/")[2].rpartition("_coco")[0]
         if name in (row.name, row.architecture, theirs):
             return row.name

@@ -1,0 +1,307 @@
+"""Download a published checkpoint: with progress, in bounded time, resumed where that is safe."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, build_opener
+
+from huggingface_hub.utils.sha import sha_fileobj
+from tqdm import tqdm
+
+from sepc_zoo import __version__
+from sepc_zoo.errors import HubError
+
+TIMEOUT = 10.0  # seconds without a byte
+SLOW_TIME, SLOW_BYTES = 20.0, 2**16  # a connection with fewer bytes in this time is given up
+MAX_ATTEMPTS = 3  # in a row that bring less than SLOW_BYTES
+MAX_BYTES = 2**32  # the largest published checkpoint has a tenth of it
+CHUNK = 2**18
+PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
+TRANSPORT_ERRORS = (OSError, HTTPException)
+TRY_LATER = (408, 425, 429, *range(500, 511))
+MIRROR_HINT = (
+    "check the connection and its proxy, or set SEPC_ZOO_MIRROR to a server that you reach"
+)
+
+
+class DownloadError(HubError):
+    """A download that failed for good; the message says why, and what to do if that helps."""
+
+
+class _Broken(Exception):  # noqa: N818
+    """A connection that ended early; another one may get the rest."""
+
+
+def download(url: str, path: Path, sha256: str = "") -> None:
+    """Download a file; it appears at ``path`` once it is complete.
+
+    What an interrupted process has got lies beside it, and the next call asks for the rest. An
+    error leaves nothing. Without a hash nothing could tell two halves that do not fit, so such a
+    file is downloaded in one piece.
+
+    Args:
+        url: its address.
+        path: file to write.
+        sha256: first digits of its hash.
+
+    Raises:
+        DownloadError: the file cannot be had.
+    """
+    part = path.with_name(f"{path.name}.part")
+    if not sha256:
+        part.unlink(missing_ok=True)
+    try:
+        if "//drive.google.com/" in url:
+            _download_from_drive(url, part)
+            check_page(part)
+        else:
+            _download_in_pieces(url, part, resume=bool(sha256))
+        check_hash(part, sha256)
+        os.replace(part, path)
+    except Exception:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _download_in_pieces(url: str, part: Path, resume: bool) -> None:
+    """Ask again, from where the connection ended, as long as that brings something."""
+    attempts, best = 0, size_of(part)
+    while True:
+        try:
+            return _receive(url, part, size_of(part) if resume else 0)
+        except HTTPError as error:
+            error.close()
+            if error.code == 416:  # what is there already is no start of the file
+                part.unlink(missing_ok=True)
+            elif best == 0 or error.code not in TRY_LATER:
+                raise DownloadError(refusal(error, url)) from error
+            reason: Exception = error
+        except (*TRANSPORT_ERRORS, _Broken) as error:
+            reason = error
+        except ValueError as error:
+            raise DownloadError(f"{url} is no address: check SEPC_ZOO_MIRROR or --url") from error
+        attempts = 0 if size_of(part) >= best + SLOW_BYTES else attempts + 1
+        best = max(best, size_of(part))
+        if best == 0:
+            raise DownloadError(
+                f"{host(url)} cannot be reached ({in_words(reason)}): {MIRROR_HINT}"
+            )
+        if attempts == MAX_ATTEMPTS:
+            why = f"the connection to {host(url)} broke again and again ({in_words(reason)})"
+            raise DownloadError(f"{why}: try again later") from reason
+        time.sleep(2**attempts / 2)
+
+
+def _receive(url: str, part: Path, start: int) -> None:
+    """Receive a file, or what follows its first ``start`` bytes where the server allows that."""
+    headers = {"User-Agent": f"sepc_zoo/{__version__}", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    opener = build_opener()  # urlopen's would keep the proxies of its first use
+    with opener.open(Request(url, headers=headers), timeout=TIMEOUT) as response:
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        check_size(total or 0, start, part)
+        watch = Watch(part, start)
+        with opened(part, "ab" if start else "wb") as write, progress(path_name(url), total) as bar:
+            bar.update(start)
+            while chunk := response.read1(CHUNK):
+                if not watch.received and chunk.lstrip()[:20].lower().startswith(PAGE_STARTS):
+                    raise DownloadError(page_reason(chunk + response.read1(CHUNK)))
+                write(chunk)
+                bar.update(len(chunk))
+                watch(watch.received + len(chunk))
+        if total is not None and size_of(part) < total:
+            raise _Broken(f"cut after {size_of(part)} of {total} bytes")
+
+
+class Watch:
+    """Stops a transfer that is too slow or too large to ever end."""
+
+    def __init__(self, part: Path, start: int = 0) -> None:
+        self.part, self.start, self.received = part, start, 0
+        self.since, self.bytes_then = time.monotonic(), 0
+
+    def __call__(self, received: int, total: int | None = None) -> None:
+        """Note how many bytes have come.
+
+        Raises:
+            DownloadError: the file is larger than any checkpoint.
+            _Broken: nearly nothing has come for a while.
+        """
+        self.received = received
+        check_size(total or 0, received, self.part)
+        if self.start + received > MAX_BYTES:
+            raise DownloadError(too_large(self.start + received))
+        now = time.monotonic()
+        if now - self.since > SLOW_TIME:
+            if received - self.bytes_then < SLOW_BYTES:
+                raise _Broken(f"under {SLOW_BYTES // 1024} KiB in {SLOW_TIME:.0f} seconds")
+            self.since, self.bytes_then = now, received
+
+
+def _download_from_drive(url: str, part: Path) -> None:
+    """Download a public file of Google Drive, which asks for a confirmation of large ones."""
+    try:
+        import gdown
+    except ImportError as error:
+        raise DownloadError("downloads from Google Drive need gdown: pip install gdown") from error
+
+    watch = Watch(part)
+    try:
+        with part.open("wb") as file:
+            gdown.download(
+                url,
+                file,
+                quiet=not sys.stderr.isatty(),
+                use_cookies=False,
+                timeout=TIMEOUT,
+                progress=watch,
+            )
+    except gdown.exceptions.FileURLRetrievalError as error:  # it read a page
+        raise DownloadError(page_reason(str(error).encode())) from error
+    except (gdown.exceptions.DownloadError, _Broken) as error:
+        raise DownloadError(f"{in_words(error)}: try again later") from error
+    except OSError as error:  # requests' errors are of this type
+        if error.errno is not None:
+            raise
+        raise DownloadError(f"{host(url)}: {in_words(error)}: {MIRROR_HINT}") from error
+
+
+@contextmanager
+def opened(part: Path, mode: str) -> Iterator[Any]:
+    """A function that writes to a file; its errors cannot be taken for those of a connection."""
+    with part.open(mode) as file:
+
+        def write(chunk: bytes) -> None:
+            try:
+                file.write(chunk)
+                file.flush()
+            except OSError as error:
+                raise DownloadError(cannot_write(part, error)) from error
+
+        yield write
+
+
+def progress(name: str, total: int | None) -> tqdm:
+    """A bar on a terminal, nothing elsewhere."""
+    return tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None, leave=False)
+
+
+def check_size(total: int, start: int, part: Path) -> None:
+    """Refuse a file that the disk has no space for, or that is no checkpoint by its size.
+
+    Raises:
+        DownloadError: says so.
+    """
+    if total > MAX_BYTES:
+        raise DownloadError(too_large(total))
+    free = shutil.disk_usage(part.parent).free
+    if total - start > free:
+        raise DownloadError(
+            f"{part.parent} has {free / 1e6:.0f} MB of free space, the file has "
+            f"{total / 1e6:.0f} MB: free some space, or set SEPC_ZOO_HOME to a folder elsewhere"
+        )
+
+
+def check_page(path: Path) -> None:
+    """Refuse a web page in place of a file: a captive portal, a used-up quota, a login.
+
+    Raises:
+        DownloadError: says which.
+    """
+    with path.open("rb") as file:
+        start = file.read(20_000)
+    if start.lstrip()[:20].lower().startswith(PAGE_STARTS):
+        raise DownloadError(page_reason(start))
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Compare a file with the first digits of its hash.
+
+    Raises:
+        DownloadError: it has another hash.
+    """
+    actual = hash_of(path)
+    if not actual.startswith(sha256):
+        raise DownloadError(
+            f"its SHA-256 starts with {actual[: len(sha256)]}, not with {sha256}: it was altered "
+            "on the way, or its publisher has replaced it; try again, or from another network"
+        )
+
+
+def hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex()
+
+
+def page_reason(content: bytes) -> str:
+    """Why a web page came in place of a file."""
+    text = " ".join(content.decode(errors="replace").lower().split())
+    if "quota" in text or "too many users" in text:
+        return "its download quota is used up for today: try again tomorrow"
+    if any(phrase in text for phrase in ("sign in", "signin", "sign-in", "log in", "login")):
+        return "a page that asks for a login came in place of the file: log in, then try again"
+    if "change the permission" in text:  # gdown's guess at a page without the file's address
+        return "it is gone, asks for a login, or was downloaded too often: try again tomorrow"
+    return "a web page came in place of the file: log in to this network, then try again"
+
+
+def refusal(error: HTTPError, url: str) -> str:
+    if error.code in (404, 410):
+        return gone(url)
+    if 300 <= error.code < 400:
+        return f"{host(url)} redirects in a circle: try again later"
+    if error.code in TRY_LATER:
+        return f"{host(url)} answered with error {error.code}: try again later"
+    return f"{host(url)} refuses it with error {error.code}: {MIRROR_HINT}"
+
+
+def gone(url: str) -> str:
+    return (
+        f"there is no file at {url}: a newer version of sepc_zoo may know where it is now "
+        "(pip install -U sepc_zoo)"
+    )
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    return (
+        f"cannot write to {path.parent} ({error.strerror or error}): free some space there, or set "
+        "SEPC_ZOO_HOME to a folder elsewhere"
+    )
+
+
+def too_large(size: int) -> str:
+    return f"the server announces or sends {size / 1e9:.0f} GB, which is no checkpoint of ours"
+
+
+def in_words(error: BaseException) -> str:
+    """The first line of an error, or of what it wraps."""
+    if isinstance(error, URLError) and isinstance(error.reason, Exception):
+        error = error.reason
+    if isinstance(error, TimeoutError):
+        return f"no answer for {TIMEOUT:.0f} seconds"
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return f"{text.splitlines()[0]:.300}"
+
+
+def host(url: str) -> str:
+    return urlsplit(url).netloc or url
+
+
+def path_name(url: str) -> str:
+    return Path(urlsplit(url).path).name
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
