@@ -63,8 +63,8 @@ def test_a_model_that_cannot_be_had_does_not_stop_the_others(load, measure, tmp_
 
 
 def test_a_name_without_published_weights_ends_with_2(load, measure, tmp_path, capsys):
-    assert measure("retinanet_r18_fpn") == 2
-    assert_refused(capsys, "retinanet_r18_fpn", "sepc-zoo list --pretrained")
+    assert measure("retinanet_r34_fpn") == 2
+    assert_refused(capsys, "retinanet_r34_fpn", "sepc-zoo list --pretrained")
     assert not load.called
     assert not (tmp_path / "t.csv").exists()
 
