@@ -24,7 +24,7 @@ LAYERS = [
     {"models"},
     {"inference", "methods"},
     {"data", "ops"},
-    {"registry", "published", "openmmlab", "catalog"},
+    {"registry", "published", "catalog"},
     {"config", "outputs"},
     {"errors", "files", "options", "lazy", "metric_names"},
 ]

@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sepc_zoo import openmmlab
 from sepc_zoo.checkpoints.convert.openmmlab import (
     fold_bgr,
     from_openmmlab,
@@ -12,6 +11,7 @@ from sepc_zoo.checkpoints.convert.openmmlab import (
 from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
 from sepc_zoo.config import IMAGENET_MEAN, IMAGENET_STD
 from sepc_zoo.models.build import build
+from sepc_zoo.published import openmmlab
 from sepc_zoo.registry import UnknownModelError
 
 TRICKS = "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco"

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from sepc_zoo import openmmlab
 from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
 from sepc_zoo.checkpoints.folder import misfits
 from sepc_zoo.config import IMAGENET_STD, DetectorConfig, override
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
+from sepc_zoo.published import openmmlab
 from sepc_zoo.registry import UnknownModelError, model_config
 
 # The original's pconv.0, 1, 2 read the coarser, the same and the finer level.

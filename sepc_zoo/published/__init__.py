@@ -1,6 +1,6 @@
 """Published weights: one row for each checkpoint that somebody else trained and put on the net.
 
-The rows are in ``published.csv``: our name with its tag, the publisher, its name for the
+The rows are in ``table.csv``: our name with its tag, the publisher, its name for the
 conventions that the weights need, its AP and its address. The first row of a model is the one that
 ``pretrained=True`` loads.
 """
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sepc_zoo import openmmlab
 from sepc_zoo.config import merge_entries
+from sepc_zoo.published import openmmlab
 
-TABLE = Path(__file__).with_suffix(".csv")
+TABLE = Path(__file__).with_name("table.csv")
 HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
