@@ -65,22 +65,17 @@ def run(arguments: Arguments) -> int:
                 status=128 + interrupt.signal,
             )
 
-    try:
-        with interrupt:
-            done = predict_files(
-                model,
-                files,
-                output,
-                arguments.score_threshold,
-                batch_size=arguments.batch_size,
-                workers=arguments.workers,
-                views=Views(arguments.tta_flip, arguments.tta_scales),
-                after_batch=stop_on_signal,
-            )
-    except Interrupted as interrupted:
-        if processes.is_main_process:
-            print(interrupted, file=sys.stderr)
-        return interrupted.status
+    with interrupt:
+        done = predict_files(
+            model,
+            files,
+            output,
+            arguments.score_threshold,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            views=Views(arguments.tta_flip, arguments.tta_scales),
+            after_batch=stop_on_signal,
+        )
     unreadable = [prediction.text for prediction in done if prediction.rows is None]
     if processes.is_main_process:
         content = coco_file(files, done, model.config)
