@@ -1,4 +1,4 @@
-"""What is known of each model without building it: size, published and measured AP, terms."""
+"""Facts about each model without building it: size, published and measured AP, terms."""
 
 import csv
 from collections.abc import Iterable, Mapping

@@ -206,7 +206,7 @@ class AnchorConfig(Entry, frozen=True):
     rounded: bool = True  # whether sides lie on whole pixels
     whole_sizes: bool = False  # whether sides of squares are cut to whole pixels before that
     stride: Literal["level", "measured"] = "level"  # measured: height and width over cells
-    in_padding: bool = True  # in training, whether anchors lie on the padding beyond an image's own
+    in_padding: bool = True  # whether anchors on a batch's padding count in training
 
     @property
     def per_cell(self) -> int:
@@ -224,7 +224,7 @@ class DistanceCoder(Entry, frozen=True, tag="distance"):
     """Distances from the anchor's centre to the four sides of the box (FSAF, FCOS)."""
 
     order: Literal["tblr", "ltrb"] = "tblr"  # top, bottom, left, right; left, top, right, bottom
-    unit: Positive = 1.0  # in sides of the anchor
+    unit: Positive = 1.0  # unit of a distance, in sides of the anchor
     in_pixels: bool = False  # whether the unit is one pixel instead
 
 
@@ -251,7 +251,7 @@ class RPNHead(Entry, frozen=True):
 
 
 class RoIHead(Entry, frozen=True):
-    """The head that looks at each region (Faster R-CNN; over levels, FPN section 4.2)."""
+    """The head that classifies each region (Faster R-CNN; choice of level: FPN, section 4.2)."""
 
     size: Annotated[int, Meta(ge=1, le=64)] = 7  # sides of a pooled region, cells
     sampling_ratio: Annotated[int, Meta(ge=1, le=16)] = 2  # samples along a side of a pooled cell
@@ -264,7 +264,9 @@ class RoIHead(Entry, frozen=True):
     width: Annotated[int, Meta(ge=1, le=16384)] = 1024  # their outputs
     # Classes of the softmax behind ours that weights were trained with and nobody asks for.
     unused_classes: Annotated[int, Meta(ge=0, le=1000)] = 0
-    coder: DeltaCoder = DeltaCoder(scale=(0.1, 0.1, 0.2, 0.2))  # from region to detection
+    coder: DeltaCoder = DeltaCoder(
+        scale=(0.1, 0.1, 0.2, 0.2)
+    )  # coder of a detection, relative to its region
     min_side: NonNegative = 1e-2  # sides of a detection, pixels
 
 

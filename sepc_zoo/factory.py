@@ -172,7 +172,7 @@ def _flat(key: str) -> str:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model."""
+    """Size, classes, published weights and metrics of a model."""
 
     name: str
     method: str
@@ -184,7 +184,7 @@ class ModelInfo:
     reference_size: tuple[int, int]  # height and width, pixels
     image_size: tuple[int, int]  # short side and maximum long side of resized images, pixels
     published: tuple[Published, ...]  # published weights, the default ones first
-    metrics: Mapping[str, Any] | None  # of a folder, measured when it was trained or validated
+    metrics: Mapping[str, Any] | None  # a model folder's own, from training or validation
 
     @property
     def num_classes(self) -> int:

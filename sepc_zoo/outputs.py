@@ -1,4 +1,4 @@
-"""What models say of a batch, and what they are to learn: the types that all layers share."""
+"""Predictions, anchors and targets of a batch: the types that all layers share."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -81,7 +81,7 @@ class Targets(NamedTuple):
 
     boxes: Tensor  # N, G, 4; G is at least 1
     labels: Tensor  # N, G; -1 where there is no box
-    crowds: Tensor  # N, C, 4: regions of objects not told apart, neither object nor background
+    crowds: Tensor  # N, C, 4: groups of objects, neither object nor background
     lengths: tuple[int, ...]  # number of boxes of each image
 
     def of_image(self, i: int) -> "Targets":

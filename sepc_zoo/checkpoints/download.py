@@ -21,7 +21,7 @@ from sepc_zoo.errors import HubError
 
 TIMEOUT = 10.0  # seconds without a byte
 SLOW_TIME, SLOW_BYTES = 20.0, 2**16  # a connection with fewer bytes in this time is given up
-MAX_ATTEMPTS = 3  # in a row that bring less than SLOW_BYTES
+MAX_ATTEMPTS = 3  # attempts in a row that bring less than SLOW_BYTES
 MAX_BYTES = 2**32  # the largest published checkpoint has a tenth of it
 CHUNK = 2**18
 PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")

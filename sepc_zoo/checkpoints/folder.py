@@ -31,7 +31,7 @@ CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
 MAX_CONFIG_BYTES = 2**24  # 100,000 classes need a third of it
 MAX_TENSORS = 20_000  # timm's largest models have 3,000
-MAX_CALLS = 60_000  # of torch functions to build a model; timm's largest need 34,000
+MAX_CALLS = 60_000  # torch functions called to build a model; timm's largest need 34,000
 MAX_TABLES = 2**28  # bytes of tensors that are computed and not saved; timm's largest have 2**24
 
 

@@ -255,7 +255,7 @@ def keep(model: Detector, folder: Path, work: Path) -> Path:
     Raises:
         CheckpointError: it does not build the same model.
     """
-    shutil.rmtree(work / "model", ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(work / "model", ignore_errors=True)  # left by a process that was killed
     new = save_model(model, work / "model")
     verify(model, new)
     shutil.rmtree(folder, ignore_errors=True)

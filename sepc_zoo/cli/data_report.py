@@ -1,4 +1,4 @@
-"""What check-data shows: tables, findings, samples and statistics."""
+"""The output of check-data: tables, findings, samples and statistics."""
 
 import random
 from collections import Counter

@@ -26,7 +26,7 @@ class Record:
 
     image_id: int
     path: Path
-    size: Size  # of the upright image, pixels
+    size: Size  # height and width of the upright image, pixels
     boxes: Tensor  # (G, 4) float32, xyxy pixels, clipped to the image
     labels: Tensor  # (G,) int64, 0...K-1
     iscrowd: Tensor  # (G,) int64, 1: neither learned nor counted as one object
@@ -50,7 +50,7 @@ class ListedBox(NamedTuple):
     where: str  # file and entry, for messages
     xyxy: tuple[float, float, float, float]
     label: int | None  # None: its category is not among the classes
-    category: str  # as in the file, for messages
+    category: str  # name or id as in the file, for messages
     iscrowd: int
     area: float
     bbox: tuple[float, ...] | None = None  # x, y, width, height where the file has these

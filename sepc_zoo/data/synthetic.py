@@ -18,9 +18,9 @@ from sepc_zoo.files import new_folder
 SHAPES = ("disc", "square", "triangle", "star")
 
 MIN_SIDE, MAX_SIDE = 8.0, 120.0  # pixels
-MAX_OVERLAP = 0.2  # of the smaller of two boxes
+MAX_OVERLAP = 0.2  # covered part of the smaller of two boxes
 MIN_CONTRAST = 80.0  # distance of a shape's colour from the ground under it
-OVERSAMPLING = 4  # for smooth edges
+OVERSAMPLING = 4  # factor of resolution, for smooth edges
 
 Box = tuple[int, int, int, int]
 

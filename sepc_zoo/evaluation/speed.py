@@ -26,7 +26,7 @@ MODULES = ("backbone", "fpn", "neck", "head")
 PARTS = ("preprocess", *MODULES, "postprocess", "loss")
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_WARM_UPS = 2
-BOXES_PER_IMAGE = 20  # in synthetic targets
+BOXES_PER_IMAGE = 20  # number of boxes in a synthetic target
 MEMORY_INTERVAL = 0.005  # seconds between two readings of a process's memory
 # Speed depends on values that training brings; new models get them instead.
 LOGIT_STD = 0.7  # a few thousand scores of an image are over the threshold
@@ -63,11 +63,11 @@ class BenchmarkModel(NamedTuple):
     postprocess: Callable[[Any], Any]
     loss: Callable[[Any, list[dict[str, Tensor]]], Tensor]
     num_classes: int
-    detector: DenseDetector | None = None  # to measure its parts; None: cannot be measured
+    detector: DenseDetector | None = None  # the model whose parts are measured, if any
 
 
 Builder = Callable[[str, Setting], BenchmarkModel]
-BUILDERS: dict[str, Builder] = {}  # by the prefix of names
+BUILDERS: dict[str, Builder] = {}  # builders of models, keyed by the prefix of their names
 
 
 class Timing(NamedTuple):
@@ -76,7 +76,7 @@ class Timing(NamedTuple):
     median: float  # seconds
     low: float  # first quartile
     high: float  # third quartile
-    ratio: float  # to the first model; median over the rounds
+    ratio: float  # time over that of the first model; median over the rounds
 
 
 @dataclass(frozen=True)

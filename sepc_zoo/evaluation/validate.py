@@ -57,7 +57,7 @@ def validate_model(
     """
     detector: Detector = accelerator.unwrap_model(model)
     detector.eval()
-    broadcast(list(detector.buffers()))  # in place
+    broadcast(list(detector.buffers()))  # changes them in place
     own: list[tuple[int, list[CocoResult], str]] = []
     bar = progress_bar(loader, "validate", leave=False, disable=not accelerator.is_main_process)
     for files in bar:  # batches differ in number between processes: no collective call in here

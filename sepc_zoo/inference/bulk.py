@@ -60,7 +60,7 @@ def predict_files(
     with eval_mode(model), ThreadPoolExecutor(DRAWING_THREADS) as threads:
         for batch in batches:
             found = detect_files(model, batch)
-            _wait(pictures)  # of the batch before: images must not pile up
+            _wait(pictures)  # pictures of the last batch, so that images do not pile up
             for image, objects in found:
                 if objects is None:
                     done.append(FileResult(image.position, None, image.problem))

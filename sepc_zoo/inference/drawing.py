@@ -108,7 +108,7 @@ def draw_batch(
     std: Sequence[float],
     label_names: Sequence[str],
 ) -> Image.Image:
-    """Draw a batch as the network gets it, with its padding and its ground truth.
+    """Draw a batch as the network receives it, with its padding and its ground truth.
 
     Args:
         images: ``(N, 3, H, W)``, normalised; on any device.

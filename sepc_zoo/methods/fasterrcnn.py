@@ -34,10 +34,10 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
     rpn_negative_iou: Fraction = 0.3
     rpn_low_quality: LowQuality = "claimed"  # see match_by_iou
     rpn_samples: SampleSize = 256  # anchors of an image that the RPN learns from
-    rpn_positive_fraction: Fraction = 0.5  # of these, at most
+    rpn_positive_fraction: Fraction = 0.5  # maximal share of positives
     roi_positive_iou: Fraction = 0.5
     roi_samples: SampleSize = 512  # regions of an image that the second head learns from
-    roi_positive_fraction: Fraction = 0.25  # of these, at most
+    roi_positive_fraction: Fraction = 0.25  # maximal share of positives
     smooth_l1_beta: NonNegative = 1 / 9
 
     detector: ClassVar[Any] = "sepc_zoo.models.two_stage:TwoStageDetector"

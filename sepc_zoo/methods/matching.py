@@ -88,7 +88,9 @@ def match_by_centre(
         outside = hit.amax(dim=-2)
         for low, high, centre in ((left, right - 1, x[chunk]), (top, bottom - 1, y[chunk])):
             hit.mul_(torch.lt(low, centre, out=holds)).mul_(torch.gt(high, centre, out=holds))
-        place = num_boxes - hit.mul_(number).amax(dim=-2).long()  # of the first that holds it
+        place = (
+            num_boxes - hit.mul_(number).amax(dim=-2).long()
+        )  # rank of the smallest box that holds it
         box = order.gather(-1, place.clamp(max=num_boxes - 1))
         missed = torch.where(outside > 0, IGNORE, NEGATIVE)
         match[..., chunk] = torch.where(place < num_boxes, box, missed)

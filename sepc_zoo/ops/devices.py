@@ -1,4 +1,4 @@
-"""What depends on the device that tensors are on."""
+"""Differences between devices: waits and asynchronous copies."""
 
 import torch
 from torch import Tensor

@@ -126,7 +126,7 @@ def _best_of_groups(scores: Tensor, group: Tensor, limit: int) -> Tensor:
 def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes kept, by falling score; a group is a class of an image."""
     if boxes.device.type != "cpu" or not len(boxes):
-        # Groups are told apart by an offset, too coarse for float32 with many of them.
+        # batched_nms separates groups by offsets, which float32 holds too coarsely for many groups.
         precise = (
             torch.float32 if boxes.device.type == "mps" else torch.float64
         )  # Apple has no more

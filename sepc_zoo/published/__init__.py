@@ -23,7 +23,7 @@ class Publisher(NamedTuple):
 
     title: str
     page: str
-    license: str  # of the weights, by its id on the hub
+    license: str  # licence of the weights, by its id on the hub
     terms: str
 
 

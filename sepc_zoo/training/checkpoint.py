@@ -36,7 +36,7 @@ class Stateful(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with it."""
+    """The position of a run, saved with it."""
 
     images: int = 0  # images of the training split
     batches: int = 0  # batches per epoch of each process

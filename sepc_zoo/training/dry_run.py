@@ -23,7 +23,7 @@ NUM_READ = 16  # images that are read and augmented to measure the time
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will need."""
+    """Memory and time that a run will need."""
 
     images: tuple[int, int, int]  # shape N, H, W of the largest batch
     boxes: int  # number of boxes in that batch

@@ -29,7 +29,7 @@ class Recipe:
     """How a model is trained; the defaults are those of the SEPC authors."""
 
     epochs: int = 12
-    batch_size: int = 16  # images per step of all processes, which ``lr`` is meant for
+    batch_size: int = 16  # images per step of all processes for which ``lr`` holds
     opt: str = "sgd"
     lr: float = 0.01
     weight_decay: float = 1e-4

@@ -1,4 +1,4 @@
-"""What the training loop works with."""
+"""A training run: its parts and its position."""
 
 import math
 import shutil

@@ -92,7 +92,7 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     """Build the model for the classes of the data, with the input that the options ask for."""
     folders = [Path(folder).resolve().name for folder in options.data]
     asked = {name: getattr(options, name) for name in ("image_size", "mean", "std")}
-    asked["keep_ratio"] = True  # as the images of training do
+    asked["keep_ratio"] = True  # images of training keep theirs
     model = create_model(
         options.model,
         options.pretrained,

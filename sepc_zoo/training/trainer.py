@@ -63,7 +63,7 @@ def train(
     except (FaultError, ImageError, OSError) as error:
         raise TrainError(f"the run cannot go on: {error}\n{how_to_go_on(run)}") from error
     finally:
-        with suppress(OSError):  # of a tracker on a full disk, which was reported before
+        with suppress(OSError):  # a tracker on a full disk; it was reported before
             run.accelerator.finish_trackers()
 
 
@@ -250,7 +250,7 @@ def validate(run: Run, epoch: int) -> dict[str, Any]:
 
 
 def training_facts(run: Run) -> dict[str, Any]:
-    """What the model card says about the training; no paths."""
+    """Facts about the training for the model card; no paths."""
     recipe, options = run.recipe, run.options
     names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
     return {

@@ -59,7 +59,7 @@ def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
     label_of = {c["id"]: i for i, c in enumerate(categories) if len(names_of[c["id"]]) == 1}
     text_of = {i: f"{i} ({' or '.join(map(repr, sorted(own)))})" for i, own in names_of.items()}
 
-    listed: dict[int, list[ListedImage]] = {}  # by id, each file once
+    listed: dict[int, list[ListedImage]] = {}  # images of each id, every file once
     for _, entry in tables["images"]:
         path, size = Path(image_folder) / entry["file_name"], (entry["height"], entry["width"])
         same_id = listed.setdefault(entry["id"], [])

@@ -33,8 +33,8 @@ HUB_PREFIX = "hf-hub:"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 CLASS_FILE = "classes.txt"
 PARQUET_PATTERNS = ("*.parquet", "*/*.parquet")
-SAVED_FILE = "state.json"  # in each folder of save_to_disk
-CACHE_FOLDER = "sepc_zoo"  # for images, inside the cache of ``datasets``
+SAVED_FILE = "state.json"  # written by save_to_disk into each folder
+CACHE_FOLDER = "sepc_zoo"  # folder for images in the cache of ``datasets``
 CATEGORY_KEYS = ("category", "categories", "category_id", "label", "labels")
 KEYS = ("image_id", "width", "height", "objects")
 CROWD_KEYS = ("iscrowd", "is_crowd")
@@ -45,7 +45,7 @@ SHARD = re.compile(r"(.+?)-[0-9]+-of-[0-9]+")  # train-00000-of-00002.parquet
 class Row(NamedTuple):
     """A row of a split: an image and its columns."""
 
-    where: str  # for messages
+    where: str  # the row, for messages
     path: Path
     columns: Mapping[str, Any]  # "objects", and where known "image_id", "width", "height"
 
@@ -55,7 +55,7 @@ class Classes(NamedTuple):
 
     names: list[str]
     ids: list[int]
-    label_of: dict[Any, int]  # by category as it stands in a row, number or text
+    label_of: dict[Any, int]  # label of each category as a row has it, number or text
     source: str  # names the classes, for messages
 
 
@@ -376,9 +376,9 @@ def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
 
 def _table_classes(datasets: ModuleType, root: Source, feature: Any) -> Classes:
     """Find the classes of a table whose ``objects`` are of this feature."""
-    inner = getattr(feature, "feature", feature)  # of a list of objects
+    inner = getattr(feature, "feature", feature)  # the feature inside a list of objects
     category = _first(inner, CATEGORY_KEYS) if isinstance(inner, Mapping) else None
-    category = getattr(category, "feature", category)  # of a list of categories
+    category = getattr(category, "feature", category)  # the feature inside a list of categories
     if (names := getattr(category, "names", None)) is not None:
         return _named_classes(names, f"{os.fspath(root)}: the feature of objects")
     if not is_hub_name(root) and (file := Path(root) / CLASS_FILE).is_file():

@@ -1,4 +1,4 @@
-"""What the readers share: choosing a split, reading text files, parsing COCO's boxes."""
+"""Shared by the readers: choosing a split, reading text files, parsing COCO's boxes."""
 
 import math
 import os

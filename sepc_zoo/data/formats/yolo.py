@@ -36,7 +36,7 @@ class YoloFolder(NamedTuple):
     """The classes and splits that a folder's own files declare."""
 
     file: Path  # names the classes
-    names: dict[int, str]  # by class number, rising
+    names: dict[int, str]  # class names in the order of their numbers
     splits: dict[str, list[str]]  # folders of images, or text files that list images, as written
     bases: list[Path]  # folders to which these may be relative
     has_keypoints: bool = False  # behind each box

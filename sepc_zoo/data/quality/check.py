@@ -57,7 +57,7 @@ class ImageFile(NamedTuple):
 
     size: Size | None  # upright; None: it cannot be decoded
     stored: Size | None  # before its EXIF rotation
-    digest: bytes  # of the upright pixels
+    digest: bytes  # digest of the upright pixels
     problem: Problem | None = None
 
 
@@ -66,7 +66,7 @@ class DataCheck:
     """A data set and its problems."""
 
     root: Path
-    listings: Mapping[str, Listing]  # by split
+    listings: Mapping[str, Listing]  # the listing of each split
     files: Mapping[Path, ImageFile]
     joint: Mapping[str, list[str]]  # splits that are unions of others, as VOC's trainval; parts
     findings: tuple[Finding, ...]  # the worst first
@@ -114,7 +114,7 @@ def check_data(
     findings += starmap(_finding, _check_across(listings, files, joint))
     if splits is None and not any(finding.kind == "unreadable annotations" for finding in findings):
         findings += [_finding("", problem) for problem in _unused_images(paths)]
-    once: dict[tuple[str, str, str], Finding] = {}  # in some layouts the splits share files
+    once: dict[tuple[str, str, str], Finding] = {}  # splits may share files
     for finding in findings:
         once.setdefault((finding.kind, finding.where, finding.text), finding)
     order = {kind: i for i, kind in enumerate(SEVERITY_OF)}

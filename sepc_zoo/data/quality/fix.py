@@ -90,7 +90,7 @@ def write_clean_copy(
         for split, listing in listings.items():
             note = _noting(split, changes)
             copied = _copy_images(listing, folder / split, link, progress, note)
-            annotations = build_annotations(copied)  # with the checks of training
+            annotations = build_annotations(copied)  # runs the checks of training
             write_coco(annotations, folder / "annotations" / f"instances_{split}.json")
         write_csv(folder / "changes.csv", Change._fields, changes)
     return changes

@@ -11,7 +11,7 @@ from sepc_zoo.ops.anchors import cell_anchors
 
 SMALL, MEDIUM = 32**2, 96**2  # upper limits of COCO's annotated areas, pixels
 QUANTILES = {"min": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "max": 100}
-MIN_IOU = 0.5  # of a positive anchor
+MIN_IOU = 0.5  # smallest IoU of a positive anchor
 MAX_SAMPLE = 50_000  # boxes that the reach of anchors is computed from
 
 # Proposed where the default anchors do not reach the boxes.

@@ -1,4 +1,4 @@
-"""What all sections of the report are computed from."""
+"""The data that all sections of the report share."""
 
 import math
 from dataclasses import dataclass

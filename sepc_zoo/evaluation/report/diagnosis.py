@@ -15,8 +15,8 @@ from pycocotools import mask
 
 from sepc_zoo.evaluation.results import SplitDetections, SplitTargets, indices_by_image
 
-MIN_IOU = 0.5  # for a match
-MIN_PAIR_IOU = 0.1  # for a poor box
+MIN_IOU = 0.5  # smallest IoU of a match
+MIN_PAIR_IOU = 0.1  # smallest IoU of a poor box
 MAX_PER_CLASS = 100  # evaluated detections of a class in an image
 
 CORRECT, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, IGNORED = range(6)

@@ -23,7 +23,7 @@ from sepc_zoo.evaluation.report.diagnosis import (
 )
 from sepc_zoo.inference.drawing import close_up
 
-MAX_PICTURES = 12  # in each of the two galleries
+MAX_PICTURES = 12  # pictures of each gallery
 PICTURE_SIZE = (480, 360)  # width, height
 JPEG_QUALITY = 80
 DETECTED, ANNOTATED = (255, 138, 31), (0, 200, 240)  # colors of boxes, also in report.css

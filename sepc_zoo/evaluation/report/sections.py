@@ -19,11 +19,11 @@ from sepc_zoo.evaluation.report.diagnosis import (
 )
 from sepc_zoo.metric_names import CLASS_METRICS
 
-MAX_OPEN_CLASSES = 20  # with more, curves are grouped and the confusion matrix is cut
+MAX_OPEN_CLASSES = 20  # more classes group the curves and cut the confusion matrix
 CURVES_PER_GROUP = 12
 MAX_CURVES = 120
-MAX_CONFUSED_CLASSES = 14  # in a matrix that is cut
-MAX_CONFUSIONS = 12  # in the list beside the matrix
+MAX_CONFUSED_CLASSES = 14  # classes of a matrix that is cut
+MAX_CONFUSIONS = 12  # rows of the list beside the matrix
 
 
 def outcomes(context: ReportContext) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Faults:
         self.step = 0
         self.new: list[tuple[str, str]] = []
         self.fatal = ""
-        self.counts: Counter[str] = Counter()  # by kind, in all processes since the start
+        self.counts: Counter[str] = Counter()  # number of faults of each kind, over all processes
         self.unreadable: set[str] = set()  # their texts
 
     def add_unreadable(self, unreadable: Iterable[str]) -> None:
