@@ -55,7 +55,7 @@ def test_a_kernel_compiles_for_a_gpu_that_is_not_here(name):
 
     tuner = getattr(deform_conv_triton, name)
     config, types = tuner.configs[0], {"offset_ptr": "*fp32"}
-    types |= {f"level{i}": "i64" for i in range(deform_conv_triton.MOST_LEVELS)}
+    types |= {f"level{i}": "i64" for i in range(deform_conv_triton.MAX_LEVELS)}
     constants = {"STRIDE": 1, "PADDING": 1, "MAGNITUDE": 6} | config.kwargs
     for argument in tuner.fn.arg_names:
         kind = "*fp32" if argument.startswith("of_") else "*bf16"
