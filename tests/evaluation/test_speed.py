@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.tables import tables
 from benchmarks.yardsticks import TORCHVISION_NAME
+from sepc_zoo import registry
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.evaluation.speed import (
@@ -28,7 +29,8 @@ def names():
     """A tiny model, and its plain yardstick."""
     name = "benchmark_tiny"
     register_model(name, "retinanet_resnet10t_sepc", channels=16, num_classes=3)
-    return [name, f"plain:{name}"]
+    yield [name, f"plain:{name}"]
+    del registry._registered[name]
 
 
 def test_functions_take_turns_in_each_round():
