@@ -103,11 +103,6 @@ class DenseDetector(Detector):
             exists,
         )
 
-    def _extent(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Height and width of the batch in pixels, as the finest level tells."""
-        (height, width), stride, lost = sizes[0], self.config.fpn.strides[0], 2 * self.cropped_cells
-        return (height + lost) * stride, (width + lost) * stride
-
 
 def known_image_sizes(targets: Sequence[Target]) -> list[tuple[int, int]] | None:
     """Height and width of each image inside the batch, pixels; None where a target lacks them."""

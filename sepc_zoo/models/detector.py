@@ -144,6 +144,11 @@ class Detector(nn.Module):
             (-(-height // s) - lost, -(-width // s) - lost) for s in self.config.fpn.strides
         )
 
+    def _extent(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Height and width of the batch in pixels, as the finest level tells."""
+        (height, width), stride, lost = sizes[0], self.config.fpn.strides[0], 2 * self.cropped_cells
+        return (height + lost) * stride, (width + lost) * stride
+
     def reset_classifier(
         self, label_names: Sequence[str], category_ids: Sequence[int] | None = None
     ) -> None:

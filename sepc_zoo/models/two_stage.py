@@ -107,11 +107,6 @@ class TwoStageDetector(Detector):
             to_boxes = partial(decode, self.config.coder)
             return self.rpn.propose(logits, deltas, anchors, to_boxes, image_sizes)
 
-    def _extent(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Height and width of the batch in pixels, as the finest level tells."""
-        (height, width), stride = sizes[0], self.config.fpn.strides[0]
-        return height * stride, width * stride
-
 
 def _image_sizes(images: Tensor, targets: Sequence[Target] | None) -> list[tuple[int, int]]:
     """Height and width of each image inside the batch, as its target tells, or of the batch."""
