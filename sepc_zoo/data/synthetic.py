@@ -17,7 +17,6 @@ from sepc_zoo.files import new_folder
 
 SHAPES = ("disc", "square", "triangle", "star")
 
-MIN_SIDE, MAX_SIDE = 8.0, 120.0  # pixels
 MAX_OVERLAP = 0.2  # covered part of the smaller of two boxes
 MIN_CONTRAST = 80.0  # distance of a shape's colour from the ground under it
 OVERSAMPLING = 4  # factor of resolution, for smooth edges
@@ -31,11 +30,12 @@ def write_shapes(
     val: int = 50,
     size: Size = (192, 192),
     seed: int = 0,
+    sides: tuple[float, float] = (8.0, 120.0),
 ) -> Path:
     """Draw a data set of discs, squares, triangles and stars in the COCO layout.
 
-    Shapes measure from 8 to 120 pixels (and at most two thirds of the image), any size as likely as
-    its double. The same seed draws the same data set.
+    A shape has at most two thirds of the image's side, and any size is as likely as its double. The
+    same seed draws the same data set.
 
     Args:
         root: The folder to make; it appears complete or not at all.
@@ -43,6 +43,7 @@ def write_shapes(
         val: The number of images in ``val/``.
         size: The (height, width) of an image in pixels.
         seed: Of the random shapes.
+        sides: The smallest and the largest longer side of a shape in pixels.
 
     Raises:
         FileExistsError: ``root`` is there already.
@@ -52,7 +53,9 @@ def write_shapes(
         for number, (split, images) in enumerate((("train", train), ("val", val))):
             (folder / split).mkdir()
             records = tuple(
-                _write_image(folder / split, i + 1, size, np.random.default_rng([seed, number, i]))
+                _write_image(
+                    folder / split, i + 1, size, sides, np.random.default_rng([seed, number, i])
+                )
                 for i in range(images)
             )
             annotations = Annotations(records, SHAPES, tuple(range(1, len(SHAPES) + 1)))
@@ -60,13 +63,15 @@ def write_shapes(
     return root
 
 
-def _write_image(folder: Path, image_id: int, size: Size, rng: np.random.Generator) -> Record:
+def _write_image(
+    folder: Path, image_id: int, size: Size, sides: tuple[float, float], rng: np.random.Generator
+) -> Record:
     image = _draw_ground(size, rng)
     boxes: list[Box] = []
     labels: list[int] = []
     for _ in range(rng.integers(1, 9)):
         label = int(rng.integers(len(SHAPES)))
-        mask = _draw_shape(SHAPES[label], size, rng)
+        mask = _draw_shape(SHAPES[label], size, sides, rng)
         box = mask.point(lambda value: 255 * (value > 127)).getbbox()  # half covered pixels count
         if box is not None and all(_overlap(box, other) <= MAX_OVERLAP for other in boxes):
             image.paste(_choose_color(image, mask, rng), mask=mask)
@@ -96,11 +101,13 @@ def _smooth_noise(coarse: Size, size: Size, rng: np.random.Generator) -> Tensor:
     return F.interpolate(torch.tensor(gray + color).float(), size=size, mode="bilinear")
 
 
-def _draw_shape(shape: str, size: Size, rng: np.random.Generator) -> Image.Image:
+def _draw_shape(
+    shape: str, size: Size, sides: tuple[float, float], rng: np.random.Generator
+) -> Image.Image:
     """Draw the mask of a shape at a random place, wholly inside the image."""
     height, width = size
-    longest = min(MAX_SIDE, min(size) * 2 / 3)
-    side = math.exp(rng.uniform(math.log(min(MIN_SIDE, longest)), math.log(longest)))
+    longest = min(sides[1], min(size) * 2 / 3)
+    side = math.exp(rng.uniform(math.log(min(sides[0], longest)), math.log(longest)))
     corners = _shape_corners(shape, rng.uniform(0, 2 * math.pi))
     corners -= corners.min(axis=0)
     corners *= side / corners.max()

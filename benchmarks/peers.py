@@ -1,0 +1,195 @@
+"""torchvision's detectors on timm's MobileNetV2, trained as torchvision's reference scripts do.
+
+The recipe of its ``references/detection``: SGD with momentum 0.9 and weight decay 1e-4, learning
+rate 0.02 (Faster R-CNN) or 0.01 (RetinaNet, FCOS) for 16 images a step, here in proportion to the
+batch; a warm-up over the first epoch, a tenth of the rate after 16/26 and 22/26 of it, mirrored
+images. ``adamw:`` takes AdamW with 1e-3 and a cosine instead, which short runs learn more with.
+"""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign, box_convert
+from torchvision.ops.feature_pyramid_network import (
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+
+from sepc_zoo.data import Annotations, Record, read_data
+from sepc_zoo.data.images import read_image
+from sepc_zoo.evaluation.metrics import evaluate
+from sepc_zoo.evaluation.results import collect_detections
+from sepc_zoo.factory import create_model, load_backbone
+
+PEERS = [
+    f"{prefix}torchvision:{name}"
+    for prefix in ("", "adamw:")
+    for name in ("retinanet", "fcos", "fasterrcnn")
+]
+CHANNELS = 64
+WARMUP_FACTOR = 1e-3
+MILESTONES = (16 / 26, 22 / 26)
+
+
+class Pyramid(nn.Module):
+    """timm's backbone under torchvision's feature pyramid."""
+
+    def __init__(self, body: nn.Module, in_channels: list[int], extra: nn.Module) -> None:
+        super().__init__()
+        self.body = body.requires_grad_(False)
+        self.fpn = FeaturePyramidNetwork(in_channels, CHANNELS, extra)
+        self.out_channels = CHANNELS
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(self.body(images))))
+
+    def train(self, mode: bool = True) -> "Pyramid":
+        super().train(mode)
+        self.body.eval()  # batch norms keep their statistics
+        return self
+
+
+def build_peer(
+    name: str,
+    num_classes: int,
+    image_size: tuple[int, int],
+    base_scale: float,
+    checkpoint: str | None,
+) -> nn.Module:
+    """Build torchvision's detector with the frozen backbone and anchors of the study."""
+    # P2 is missing in this backbone's features as the study uses them, also for Faster R-CNN
+    donor = create_model(
+        "retinanet_mnv2_fpn", num_classes=1, backbone_kwargs={"pad_type": "same", "bn_eps": 1e-3}
+    )
+    if checkpoint:
+        load_backbone(donor, checkpoint)
+    in_channels = [conv.in_channels for conv in donor.fpn.lateral]
+    kind = name.partition("torchvision:")[2]
+    two_stage = kind == "fasterrcnn"
+    extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(CHANNELS, CHANNELS)
+    backbone = Pyramid(donor.backbone, in_channels, extra)
+    strides = (8, 16, 32, 64, 128)[: 4 if two_stage else 5]
+    octave = [2 ** (i / 3) for i in range(3)]
+    common: dict[str, Any] = {
+        "min_size": image_size[0],
+        "max_size": image_size[1],
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    if kind == "retinanet":
+        sides = tuple(tuple(base_scale * s * o for o in octave) for s in strides)
+        anchors = AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(strides))
+        return detection.RetinaNet(backbone, num_classes, anchor_generator=anchors, **common)
+    if kind == "fcos":
+        return detection.FCOS(backbone, num_classes, **common)
+    sides = tuple((2 * base_scale * s,) for s in strides)
+    anchors = AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(strides))
+    names = [str(i) for i in range(3)]
+    return detection.FasterRCNN(
+        backbone,
+        num_classes + 1,  # with the background
+        rpn_anchor_generator=anchors,
+        box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+        **common,
+    )
+
+
+def train_peer(
+    name: str,
+    data: str,
+    image_size: tuple[int, int],
+    base_scale: float,
+    checkpoint: str | None,
+    steps: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Train and validate a detector of torchvision; return COCO's figures."""
+    torch.manual_seed(seed)
+    annotations = read_data(data, "train")
+    model = build_peer(name, len(annotations.label_names), image_size, base_scale, checkpoint)
+    background = int(isinstance(model, detection.FasterRCNN))
+    optimizer, scheduler = make_optimizer(model, name, steps, len(annotations.records), batch_size)
+    model.train()
+    for images, targets in itertools.islice(batches(annotations, batch_size, background), steps):
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    return validate_peer(model, read_data(data, "val"), background)
+
+
+def make_optimizer(
+    model: nn.Module, name: str, steps: int, num_images: int, batch_size: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    warmup = min(1000, max(1, num_images // batch_size - 1))
+    rates = torch.optim.lr_scheduler
+    if name.startswith("adamw:"):
+        adamw = torch.optim.AdamW(parameters, lr=1e-3)
+        return adamw, rates.CosineAnnealingLR(adamw, steps)
+    lr = (0.02 if isinstance(model, detection.FasterRCNN) else 0.01) * batch_size / 16
+    sgd = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=1e-4)
+
+    def factor(step: int) -> float:
+        rising = WARMUP_FACTOR + (1 - WARMUP_FACTOR) * min(1.0, step / warmup)
+        return rising * 0.1 ** sum(step >= part * steps for part in MILESTONES)
+
+    return sgd, rates.LambdaLR(sgd, factor)
+
+
+Sample = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+def batches(annotations: Annotations, batch_size: int, background: int) -> Iterator[Sample]:
+    """Yield shuffled batches of mirrored images for ever; images without boxes are left out."""
+    records = [record for record in annotations.records if not_crowd(record).any()]
+    while True:
+        order = torch.randperm(len(records)).tolist()
+        for chunk in range(0, len(order) - batch_size + 1, batch_size):
+            samples = [load(records[i], background) for i in order[chunk : chunk + batch_size]]
+            yield [image for image, _ in samples], [target for _, target in samples]
+
+
+def load(record: Record, background: int) -> tuple[Tensor, dict[str, Tensor]]:
+    image, kept = read_image(record.path).float() / 255, not_crowd(record)
+    boxes, labels = record.boxes[kept], record.labels[kept] + background
+    if torch.rand(()) < 0.5:
+        image, boxes = image.flip(-1), boxes.clone()
+        boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
+    return image, {"boxes": boxes, "labels": labels}
+
+
+def not_crowd(record: Record) -> Tensor:
+    """Boxes that torchvision can learn: no crowds, none without area."""
+    sides = record.boxes[:, 2:] - record.boxes[:, :2]
+    return (record.iscrowd == 0) & (sides > 0).all(dim=1)
+
+
+@torch.no_grad()
+def validate_peer(model: nn.Module, annotations: Annotations, background: int) -> dict[str, Any]:
+    model.eval()
+    results: list[dict[str, Any]] = []
+    for record in annotations.records:
+        (found,) = model([read_image(record.path).float() / 255])
+        bbox = box_convert(found["boxes"], "xyxy", "xywh").tolist()
+        labels = (found["labels"] - background).tolist()
+        for box, label, score in zip(bbox, labels, found["scores"].tolist(), strict=True):
+            category = annotations.category_ids[label]
+            results.append(
+                {
+                    "image_id": record.image_id,
+                    "category_id": category,
+                    "bbox": box,
+                    "score": score,
+                }
+            )
+    return evaluate(collect_detections(results, annotations), annotations).metrics

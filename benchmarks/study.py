@@ -1,0 +1,195 @@
+"""The study: what a neck gains, by AP over the number of training steps.
+
+Every run is a row of ``study.csv``. Runs that stand there are not repeated, so the study can be
+stopped and continued, and ``--part 0/2`` and ``--part 1/2`` share it among two processes: results
+do not depend on the load of the machine, times do.
+
+    python -m benchmarks.study --data shapes bccd=DIR --backbone-checkpoint mobilenetv2.safetensors
+    python -m benchmarks.study --tables  # writes the tables of README.md anew
+"""
+
+import argparse
+import itertools
+import math
+import platform
+import re
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import timm
+import torch
+
+import sepc_zoo
+from benchmarks.peers import PEERS, train_peer
+from sepc_zoo.data.synthetic import write_shapes
+from sepc_zoo.training.csv_file import CsvFile
+from sepc_zoo.training.options import TrainOptions
+from sepc_zoo.training.trainer import train
+
+HERE = Path(__file__).parent
+TABLE = re.compile(r"(<!-- study (\S+) -->\n).*?(<!-- end of study \2 -->)", re.DOTALL)
+KEY = ("label", "data", "model", "steps", "seed")
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+CHANNELS = 64
+BATCH_SIZE = 4
+SHAPES_SIZE = (128, 128)
+SHAPES_SIDES = (4.0, 85.0)  # pixels: the sizes of the demonstration, over a further octave
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs on a data set have in common."""
+
+    image_size: tuple[int, int]  # short side and longest long side, pixels
+    base_scale: float = 4.0  # side of the smallest anchor, in strides
+
+
+DATA = {
+    "shapes": Setting(SHAPES_SIZE, base_scale=2),
+    "bccd": Setting((192, 256), base_scale=2),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", nargs="+", default=["shapes"], help="shapes, or NAME=DIR")
+    parser.add_argument("--methods", nargs="+", default=["retinanet"])
+    parser.add_argument(
+        "--necks", nargs="+", default=["fpn", "pconv", "ibn_pconv", "sepc_lite", "sepc"]
+    )
+    parser.add_argument("--peers", nargs="*", default=[], choices=[*PEERS], help="of torchvision")
+    parser.add_argument("--steps", nargs="+", type=int, default=[100, 300, 1000])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--backbone-checkpoint", help="timm's weights of MobileNetV2")
+    parser.add_argument("--label", default="now", help="name of the state of the code")
+    parser.add_argument("--part", default="0/1", help="this process's part of the runs, as 0/2")
+    parser.add_argument("--output", type=Path, default=HERE / "study.csv")
+    parser.add_argument("--tables", action="store_true", help="only write README.md's tables")
+    args = parser.parse_args()
+    if args.tables:
+        write_tables(CsvFile(args.output).read())
+        return
+    models = [f"{m}_mnv2_{n}" for m in args.methods for n in args.necks] + args.peers
+    part, parts = map(int, args.part.split("/"))
+    runs = [*itertools.product(sorted(args.steps), args.seeds, args.data, models)]
+    with tempfile.TemporaryDirectory() as folder:
+        for steps, seed, data, model in runs[part::parts]:
+            name, _, path = data.partition("=")
+            key = dict(zip(KEY, (args.label, name, model, steps, seed), strict=True))
+            done = [{entry: row[entry] for entry in KEY} for row in CsvFile(args.output).read()]
+            if {entry: str(value) for entry, value in key.items()} not in done:
+                path = path or str(shapes(Path(folder) / "shapes"))
+                figures = run(key, path, args.backbone_checkpoint, Path(folder) / "run")
+                CsvFile(args.output).append(key | figures | versions())
+                print(key, figures, flush=True)
+
+
+def shapes(folder: Path) -> Path:
+    """Draw the shapes once; their sizes cover more than four octaves."""
+    if not folder.exists():
+        write_shapes(folder, train=400, val=150, size=SHAPES_SIZE, sides=SHAPES_SIDES)
+    return folder
+
+
+def run(key: dict[str, Any], data: str, checkpoint: str | None, output: Path) -> dict[str, Any]:
+    """Train and validate once, with the backbone frozen and all else as by default."""
+    setting, start = DATA[key["data"]], time.process_time()
+    if key["model"] in PEERS:
+        metrics = train_peer(
+            key["model"],
+            data,
+            setting.image_size,
+            setting.base_scale,
+            checkpoint,
+            key["steps"],
+            key["seed"],
+            BATCH_SIZE,
+        )
+    else:
+        metrics = train(train_options(key, data, checkpoint, setting, output))
+    seconds = round(time.process_time() - start)
+    return {name: round(metrics[name], 4) for name in FIGURES} | {"cpu_seconds": seconds}
+
+
+def train_options(
+    key: dict[str, Any], data: str, checkpoint: str | None, setting: Setting, output: Path
+) -> TrainOptions:
+    return TrainOptions(
+        data=data,
+        model=key["model"],
+        output=f"{output}-{'-'.join(map(str, key.values()))}",
+        max_steps=key["steps"],
+        seed=key["seed"],
+        val_interval=10**6,  # only at the end
+        batch_size=BATCH_SIZE,
+        image_size=setting.image_size,
+        model_kwargs={"channels": CHANNELS, "anchors": {"base_scale": setting.base_scale}},
+        backbone_checkpoint=checkpoint,
+        backbone_kwargs={"pad_type": "same", "bn_eps": 1e-3},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        freeze_stages=4,
+        workers=0,
+        cpu=True,
+        log_with=(),
+    )
+
+
+def versions() -> dict[str, str]:
+    return {
+        "sepc_zoo": sepc_zoo.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_tables(rows: list[dict[str, str]]) -> None:
+    """Write each table between its two marks in README.md."""
+    readme = HERE / "README.md"
+    text = readme.read_text()
+    readme.write_text(TABLE.sub(lambda found: found[1] + table(rows, found[2]) + found[3], text))
+
+
+def table(rows: list[dict[str, str]], name: str) -> str:
+    """AP in percent over the steps: mean and standard error over seeds, difference to the FPN.
+
+    Args:
+        name: label and data, as ``now/bccd``.
+    """
+    label, data = name.split("/")
+    rows = [row for row in rows if (row["label"], row["data"]) == (label, data)]
+    ap: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)  # by seed
+    for row in rows:
+        ap[row["model"], int(row["steps"])][row["seed"]] = 100 * float(row["AP"])
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    steps = sorted({count for _, count in ap})
+    lines = [["model", *(f"{count} steps" for count in steps)], ["---"] * (len(steps) + 1)]
+    for model in models:
+        baseline = re.sub(r"_mnv2_.*", "_mnv2_fpn", model)
+        cells = (cell(ap.get((model, n), {}), ap.get((baseline, n), {})) for n in steps)
+        lines.append([f"`{model}`", *cells])
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+def cell(ours: dict[str, float], baseline: dict[str, float]) -> str:
+    """Mean and standard error, and those of the paired differences: ``21.3 ± .2 (+1.4 ± .3)``."""
+    if not ours:
+        return ""
+    pairs = [ours[seed] - baseline[seed] for seed in ours if seed in baseline]
+    difference = f" ({spread(pairs, sign='+')})" if pairs and ours is not baseline else ""
+    return spread([*ours.values()]) + difference
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    error = f" ± {stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.1f}{error}"
+
+
+if __name__ == "__main__":
+    main()
