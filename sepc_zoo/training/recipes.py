@@ -19,6 +19,7 @@ from sepc_zoo.training.options import Schedule
 
 SGD = ("sgd", "momentum")
 FUSED = (*SGD, "nesterov", "adam", "adamw")  # optimizers of torch with a fused kernel
+OFFSET_LR = 0.1  # factor on the learning rate of offsets with adaptive optimizers
 AUTHORS_BACKBONES = [
     BACKBONES[name] for name in ("r18", "r34", "r50", "r101", "x101_32x4d", "x101_64x4d")
 ]
@@ -79,7 +80,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
     extra |= {"fused": True} if recipe.opt in FUSED else {}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=recipe.opt,
             lr=recipe.lr,
@@ -90,6 +91,24 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
+    if recipe.opt not in SGD:
+        slow_down_offsets(optimizer, model)
+    return optimizer
+
+
+def slow_down_offsets(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Move the offsets of deformable convolutions to groups with a tenth of the learning rate.
+
+    Their gradients are small, so SGD moves taps by little; adaptive optimizers move all parameters
+    alike, which throws taps about by pixels.
+    """
+    offsets = {p for name, p in model.named_parameters() if ".offset." in name}
+    for group in [*optimizer.param_groups]:
+        slow = [p for p in group["params"] if p in offsets]
+        if slow:
+            group["params"] = [p for p in group["params"] if p not in offsets]
+            scale = OFFSET_LR * group.get("lr_scale", 1.0)
+            optimizer.add_param_group(group | {"params": slow, "lr_scale": scale})
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> Scheduler:

@@ -26,6 +26,15 @@ def pyramid():
     return [torch.randn(2, 8, h, w, generator=generator) for h, w in SIZES]
 
 
+def grown(module):
+    """The module with random kernels for the neighbours in place of the zeros at the start."""
+    for part in module.modules():
+        if isinstance(part, PyramidConv):
+            nn.init.normal_(part.from_finer.weight, std=0.1)
+            nn.init.normal_(part.from_coarser.weight, std=0.1)
+    return module
+
+
 def bend(module):
     """Random offsets in place of the zeros at the start."""
     for part in module.modules():
@@ -41,14 +50,14 @@ def assert_close(ours, theirs):
 
 
 def test_zero_offsets_make_a_plain_pyramid_conv(pyramid):
-    bent = PyramidConv(8, SEPCNeck(pconv_deform=True))
+    bent = grown(PyramidConv(8, SEPCNeck(pconv_deform=True)))
     plain = PyramidConv(8, SEPCNeck())
     plain.load_state_dict({k: v for k, v in bent.state_dict().items() if ".offset." not in k})
     assert_close(bent(pyramid), plain(pyramid))
 
 
 def test_a_level_hears_itself_and_its_two_neighbours(pyramid):
-    pconv = PyramidConv(8, SEPCNeck())
+    pconv = grown(PyramidConv(8, SEPCNeck()))
     nn.init.normal_(pconv.from_same.bias)
     for i, y in enumerate(pconv(pyramid)):
         expected = F.conv2d(pyramid[i], pconv.from_same.weight, pconv.from_same.bias, padding=1)
@@ -64,7 +73,7 @@ def test_a_level_hears_itself_and_its_two_neighbours(pyramid):
 
 
 def test_levels_two_apart_do_not_hear_each_other(pyramid):
-    pconv = PyramidConv(8, SEPCNeck(pconv_deform=True))
+    pconv = grown(PyramidConv(8, SEPCNeck(pconv_deform=True)))
     changed = [*pyramid[:4], pyramid[4] + 1]
     before, after = pconv(pyramid), pconv(changed)
     assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [True] * 3 + [
@@ -74,7 +83,7 @@ def test_levels_two_apart_do_not_hear_each_other(pyramid):
 
 def test_the_finest_level_does_not_deform(pyramid):
     torch.manual_seed(0)
-    pconv = PyramidConv(8, SEPCNeck(pconv_deform=True))
+    pconv = grown(PyramidConv(8, SEPCNeck(pconv_deform=True)))
     before = pconv(pyramid)
     after = bend(pconv)(pyramid)
     assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [True] + [False] * 4
@@ -179,6 +188,16 @@ def test_sync_batch_norm_keeps_the_state(pyramid):
     assert all(torch.equal(converted[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize("config", [SEPCNeck(), SEPC_CONFIG])
+def test_a_new_pyramid_conv_passes_each_level_on_without_its_neighbours(config, pyramid):
+    pconv = PyramidConv(8, config).eval()
+    before = pconv(pyramid)
+    for x, y in zip(pyramid, before, strict=True):
+        assert torch.corrcoef(torch.stack([x.relu().flatten(), y.flatten()]))[0, 1] > 0.8
+    after = pconv([torch.zeros_like(pyramid[0]), *pyramid[1:]])
+    assert_close(after[1:], before[1:])
+
+
 def test_the_gain_of_a_new_neck_does_not_depend_on_its_channels():
     torch.manual_seed(0)
     gains = []
@@ -197,7 +216,7 @@ def test_the_gain_of_a_new_neck_does_not_depend_on_its_channels():
 )
 def test_a_gpu_computes_what_float64_does(dtype, tolerance, fused, pyramid, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    neck = bend(SEPC(8, SEPC_CONFIG)).eval()
+    neck = bend(grown(SEPC(8, SEPC_CONFIG))).eval()
     exact = copy.deepcopy(neck).double()([x.double() for x in pyramid])
     for part in neck.modules():
         if isinstance(part, LevelConv2d):

@@ -114,6 +114,21 @@ def test_adamw_leaves_biases_and_norms_without_decay():
         assert decay[id(parameter)] == (0.05 if parameter.ndim > 1 else 0.0)
 
 
+@pytest.mark.parametrize(("opt", "factor"), [("sgd", 1.0), ("adamw", 0.1)])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_adaptive_optimizers_move_offsets_at_a_tenth_of_the_rate(opt, factor, layer_decay):
+    model = small()
+    recipe = Recipe(opt=opt, layer_decay=layer_decay)
+    optimizer = make_optimizer(model, recipe)
+    make_scheduler(optimizer, recipe, total_steps=100).step_update(50)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    conv = model.neck.cls_branch.conv
+    for name in ("weight", "bias"):
+        rate, usual = rates[id(getattr(conv.offset, name))], rates[id(getattr(conv, name))]
+        assert rate == pytest.approx(factor * usual)
+    assert len(rates) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("opt", ["sgd", "adamw"])
 def test_frozen_parameters_are_not_handed_to_the_optimizer(opt):
     model = small()

@@ -36,7 +36,12 @@ class SEPC(nn.Module):
 
 
 class PyramidConv(nn.Module):
-    """A convolution over space and scale: each level reads its two neighbours (section 3.1)."""
+    """A convolution over space and scale: each level reads its two neighbours (section 3.1).
+
+    It starts as the identity with the usual noise, and without its neighbours: four random
+    convolutions over three levels in a row would mix up places and sizes, and a few hundred steps
+    hardly learn more than to undo that. It grows into the scales.
+    """
 
     def __init__(self, channels: int, config: SEPCNeck) -> None:
         super().__init__()
@@ -45,6 +50,10 @@ class PyramidConv(nn.Module):
         self.from_same = LevelConv2d(channels, deform=deform)
         self.from_coarser = LevelConv2d(channels, deform=deform)
         self.norm = IntegratedBatchNorm(channels) if config.norm else None
+        with torch.no_grad():
+            self.from_same.weight[range(channels), range(channels), 1, 1] += 1
+        nn.init.zeros_(self.from_finer.weight)
+        nn.init.zeros_(self.from_coarser.weight)
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         out = self.from_same(pyramid)
