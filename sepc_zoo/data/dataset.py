@@ -27,7 +27,7 @@ from sepc_zoo.ops.devices import to_device
 class Batch(NamedTuple):
     """Images padded to one size, with their targets."""
 
-    images: Tensor  # (N, 3, H, W), uint8; of the default dtype once ``normalized``
+    images: Tensor  # (N, C, H, W), uint8; of the default dtype once ``normalized``
     targets: list[Target]
     image_sizes: list[Size]  # (height, width) of each image without its padding
 
@@ -61,6 +61,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         mix: Combines images before the transform.
         largest: The short and the long side of an image after the transform, at most; JPEGs of at
             least twice the size are then decoded at a fraction of it. None: decoded whole.
+        channels: Of the images, as in ``read_image``.
     """
 
     annotations: Annotations
@@ -68,6 +69,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     seed: int = 0
     mix: Mixer | None = None
     largest: tuple[float, float] | None = None
+    channels: int = 3
 
     def __post_init__(self) -> None:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -91,9 +93,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         if self.largest is not None:
             reduction = fitting_reduction(record.size, resized_size(*record.size, *self.largest))
         try:
-            image = read_image(record.path, reduction)
+            image = read_image(record.path, reduction, self.channels)
         except ImageError as error:
-            grey = torch.full((3, *record.size), GREY, dtype=torch.uint8)
+            grey = torch.full((self.channels, *record.size), GREY, dtype=torch.uint8)
             nothing = select(target, torch.zeros(len(record.boxes), dtype=torch.bool))
             return grey, nothing | {"unreadable": [str(error)]}
         y, x = image.shape[-2] / record.size[0], image.shape[-1] / record.size[1]

@@ -22,6 +22,7 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
+from sepc_zoo.data.images import read_image
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
@@ -204,7 +205,11 @@ def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callbac
 def train_loader(
     options: TrainOptions, data: Annotations, model: Detector, accelerator: RunAccelerator
 ) -> DataLoader:
-    """Load this process's share of shuffled, augmented batches."""
+    """Load this process's share of shuffled, augmented batches.
+
+    Raises:
+        ImageError: the first image does not have the channels of a model that is not for RGB.
+    """
     weights = model.config.weights
     size, antialias, augmentation = weights.image_size, weights.antialias, options.augmentation
     transform = train_transform(*size, antialias=antialias, augmentation=augmentation)
@@ -216,7 +221,10 @@ def train_loader(
         options.seed,
         Mixer(augmentation, *size, antialias),
         largest=None if needs_pixels else augmentation.largest(*size),
+        channels=len(weights.mean),
     )
+    if dataset.channels != 3:
+        read_image(data.records[0].path, channels=dataset.channels)
     loader = make_loader(
         dataset,
         options.batch_size,
