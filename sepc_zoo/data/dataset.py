@@ -19,6 +19,7 @@ from sepc_zoo.data.images import (
     read_image,
     resized_size,
 )
+from sepc_zoo.data.sampling import draw_epoch, epoch_length
 from sepc_zoo.data.transforms.mixing import GREY, Mixer, Sample, Target, scale, select
 from sepc_zoo.data.transforms.pipeline import Transform
 from sepc_zoo.ops.devices import to_device
@@ -52,7 +53,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """The images of ``annotations`` with their targets, each through ``transform``.
 
     Random augmentation is a function of seed, epoch and index alone, also after an interruption.
-    ``set_epoch`` also reaches persistent workers.
+    Index i + k * N is image i of N again, augmented in another way. ``set_epoch`` also reaches
+    persistent workers.
 
     An image that can no longer be read becomes a grey one without boxes; ``unreadable`` of its
     target names the reason.
@@ -78,7 +80,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return len(self.annotations.records)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        sample = self.read(index)
+        sample = self.read(index % len(self))
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the accelerators as well, whose state is not forked here
             torch.default_generator.manual_seed(_stable_seed(self.seed, self.epoch, index))
@@ -120,17 +122,25 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[int]):
-    """Shuffles by seed and by the data set's epoch, which is kept in one place only."""
+    """Shuffles by seed and by the data set's epoch, which is kept in one place only.
+
+    Args:
+        factors: how often each image comes in an epoch ``(N,)``; None: once.
+    """
 
     dataset: DetectionDataset
     seed: int
+    factors: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) if self.factors is None else epoch_length(self.factors)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(_stable_seed(self.seed, self.dataset.epoch))
-        yield from torch.randperm(len(self.dataset), generator=generator).tolist()
+        if self.factors is None:
+            yield from torch.randperm(len(self.dataset), generator=generator).tolist()
+        else:
+            yield from draw_epoch(self.factors, generator).tolist()
 
     def set_epoch(self, epoch: int) -> None:
         # accelerate calls either this or the data set's, depending on the number of processes
@@ -156,15 +166,19 @@ def make_loader(
     workers: int,
     multiple: int,
     drop_last: bool,
+    factors: Tensor | None = None,
 ) -> DataLoader:
     """Load batches of a data set, shuffled by seed and epoch.
 
     Call ``dataset.set_epoch`` before each epoch, or the loader's where accelerate has prepared it.
+
+    Args:
+        factors: how often each image comes in a shuffled epoch, see ``repeat_factors``.
     """
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(dataset, seed) if shuffle else None,
+        sampler=EpochSampler(dataset, seed, factors) if shuffle else None,
         num_workers=workers,
         collate_fn=partial(collate, multiple=multiple),
         drop_last=drop_last,

@@ -24,6 +24,7 @@ from sepc_zoo.data import (
 )
 from sepc_zoo.data.images import read_image
 from sepc_zoo.data.resilient_loader import shield_workers
+from sepc_zoo.data.sampling import repeat_factors
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
@@ -225,6 +226,7 @@ def train_loader(
     )
     if dataset.channels != 3:
         read_image(data.records[0].path, channels=dataset.channels)
+    factors = repeat_factors(data, options.repeat_factor)[1] if options.repeat_factor else None
     loader = make_loader(
         dataset,
         options.batch_size,
@@ -233,6 +235,7 @@ def train_loader(
         workers=options.workers,
         multiple=weights.pad_multiple,
         drop_last=len(dataset) >= options.batch_size * accelerator.num_processes,
+        factors=factors,
     )
     # Only images go to the device, in ``Batch.normalized``.
     return accelerator.prepare(shield_workers(loader), device_placement=[False])
