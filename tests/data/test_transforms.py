@@ -1,10 +1,13 @@
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.data.transforms.pipeline import train_transform
+from sepc_zoo.options import option_fields
 
 
 def image_with(*boxes, size=(100, 160)):
@@ -223,3 +226,9 @@ def test_the_input_is_left_as_it_was(name):
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_can_be_sent_to_workers(name):
     pickle.loads(pickle.dumps(TRANSFORMS[name]))
+
+
+def test_the_documentation_names_every_option():
+    page = (Path(__file__).parents[2] / "docs" / "augmentation.md").read_text()
+    flags = {"--" + entry.name.replace("_", "-") for entry in option_fields(Augmentation)}
+    assert flags <= {*re.findall(r"--[a-z-]+", page)}

@@ -18,26 +18,27 @@ class Augmentation(Options):
         False, "change brightness, contrast, saturation and hue, swap channels (SSD)"
     )
     hue: float = option(
-        0.0, "HSV jitter: shift of the hue, at most this part of the colour circle", ge=0, le=0.5
+        0.0,
+        "largest shift of the hue, as a fraction of the colour circle (HSV jitter)",
+        ge=0,
+        le=0.5,
     )
     saturation: float = option(
-        0.0, "HSV jitter: change of the saturation, at most this fraction", ge=0, le=1
+        0.0, "largest change of the saturation, as a fraction (HSV jitter)", ge=0, le=1
     )
     brightness: float = option(
-        0.0, "HSV jitter: change of the brightness, at most this fraction", ge=0, le=1
+        0.0, "largest change of the brightness, as a fraction (HSV jitter)", ge=0, le=1
     )
     blur: float = option(0.0, "probability of a Gaussian blur of 0.1 to 2 pixels", ge=0, le=1)
     jpeg: float = option(
         0.0, "probability of JPEG compression with a quality of 30 to 95", ge=0, le=1
     )
-    degrees: float = option(0.0, "rotation by at most this angle, in degrees", ge=0, le=180)
-    shear: float = option(0.0, "shear of each side by at most this angle, in degrees", ge=0, le=30)
-    translate: float = option(
-        0.0, "shift by at most this fraction of width and height", ge=0, le=0.5
-    )
+    degrees: float = option(0.0, "largest rotation, in degrees", ge=0, le=180)
+    shear: float = option(0.0, "largest shear along each axis, in degrees", ge=0, le=30)
+    translate: float = option(0.0, "largest shift, as a fraction of width and height", ge=0, le=0.5)
     perspective: float = option(
         0.0,
-        "perspective: change of the scale from the middle to a border, at most this fraction",
+        "largest change of scale in perspective from middle to border, as a fraction",
         ge=0,
         le=0.4,
     )
