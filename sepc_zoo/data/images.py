@@ -312,14 +312,14 @@ def _decode_tiff(file: BinaryIO, channels: int | None) -> Tensor:
     samples, orientation = read_tiff(file)
     if channels not in (None, len(samples)):
         raise ValueError(f"has {len(samples)} channels, but the model takes {channels}")
-    if samples.dtype not in (np.uint8, np.uint16):
+    if samples.dtype.newbyteorder("=") == np.uint16:
+        samples = (samples >> 8).astype(np.uint8)
+    if samples.dtype != np.uint8:
         raise ValueError(f"an image of {samples.dtype} samples; convert it to 8 bits first")
     if orientation in TRANSPOSES:
         turn = TRANSPOSES[orientation]
         turned = (Image.fromarray(channel).transpose(turn) for channel in samples)
         samples = np.stack([np.asarray(channel) for channel in turned])
-    if samples.dtype == np.uint16:
-        return high_byte(torch.from_numpy(samples.astype(np.int32)))
     return torch.from_numpy(np.array(samples))
 
 

@@ -209,7 +209,7 @@ def train_loader(
     """Load this process's share of shuffled, augmented batches.
 
     Raises:
-        ImageError: the first image does not have the channels of a model that is not for RGB.
+        ImageError: the images do not have as many channels as the model takes.
     """
     weights = model.config.weights
     size, antialias, augmentation = weights.image_size, weights.antialias, options.augmentation
@@ -224,8 +224,9 @@ def train_loader(
         largest=None if needs_pixels else augmentation.largest(*size),
         channels=len(weights.mean),
     )
-    if dataset.channels != 3:
-        read_image(data.records[0].path, channels=dataset.channels)
+    first = data.records[0].path
+    if dataset.channels != 3 or first.suffix.lower() in (".tif", ".tiff"):
+        read_image(first, channels=dataset.channels)
     factors = repeat_factors(data, options.repeat_factor)[1] if options.repeat_factor else None
     loader = make_loader(
         dataset,

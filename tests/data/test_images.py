@@ -167,6 +167,11 @@ def test_the_channels_of_a_tiff_are_read_as_they_are(
     assert check_image(path) == read_size(path) == (HEIGHT, WIDTH)
 
 
+def test_samples_may_have_their_high_byte_first(tmp_path):
+    expected = written_tiff(tmp_path / "bands.tif", 5, np.uint16, byteorder=">")
+    assert torch.equal(read_image(tmp_path / "bands.tif", channels=5), expected)
+
+
 @pytest.mark.parametrize("channels", [2, 6])
 def test_pages_of_a_tiff_are_channels(channels, tmp_path):
     tifffile = pytest.importorskip("tifffile")
