@@ -126,7 +126,7 @@ def write_samples(clean: Mapping[str, Listing], path: Path, count: int, seed: in
 
 def draw_sample(image: ListedImage, listing: Listing, label_of: Mapping[str, int]) -> Image.Image:
     """Draw an image, resized to a tile, with its boxes in the colours of their classes."""
-    pixels = read_image(image.path)
+    pixels = read_image(image.path, channels=None)
     height, width = pixels.shape[1:]
     size = resized_size(height, width, TILE * 3 / 4, TILE)
     boxes = torch.tensor([box.xyxy for box in image.boxes]).reshape(-1, 4)

@@ -109,6 +109,8 @@ def dry_run(options: TrainOptions) -> int:
     slower = "the step is slower"
     if will.read_seconds > will.step_seconds:
         slower = "reading is slower; try more --workers"
+    if will.repeated:
+        print(f"repeated: {will.repeated}")
     print(
         f"memory: {will.memory:.1f} GiB of {will.available_memory:.1f} GiB in each process,\n"
         f"  with {count} images of {height}x{width} and {will.boxes} boxes, the largest batch\n"

@@ -19,6 +19,7 @@ from sepc_zoo.data.images import (
     read_image,
     resized_size,
 )
+from sepc_zoo.data.sampling import draw_epoch, epoch_length
 from sepc_zoo.data.transforms.mixing import GREY, Mixer, Sample, Target, scale, select
 from sepc_zoo.data.transforms.pipeline import Transform
 from sepc_zoo.ops.devices import to_device
@@ -27,7 +28,7 @@ from sepc_zoo.ops.devices import to_device
 class Batch(NamedTuple):
     """Images padded to one size, with their targets."""
 
-    images: Tensor  # (N, 3, H, W), uint8; of the default dtype once ``normalized``
+    images: Tensor  # (N, C, H, W), uint8; of the default dtype once ``normalized``
     targets: list[Target]
     image_sizes: list[Size]  # (height, width) of each image without its padding
 
@@ -52,7 +53,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """The images of ``annotations`` with their targets, each through ``transform``.
 
     Random augmentation is a function of seed, epoch and index alone, also after an interruption.
-    ``set_epoch`` also reaches persistent workers.
+    Index i + k * N is image i of N again, augmented in another way. ``set_epoch`` also reaches
+    persistent workers.
 
     An image that can no longer be read becomes a grey one without boxes; ``unreadable`` of its
     target names the reason.
@@ -61,6 +63,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         mix: Combines images before the transform.
         largest: The short and the long side of an image after the transform, at most; JPEGs of at
             least twice the size are then decoded at a fraction of it. None: decoded whole.
+        channels: Of the images, as in ``read_image``.
     """
 
     annotations: Annotations
@@ -68,6 +71,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     seed: int = 0
     mix: Mixer | None = None
     largest: tuple[float, float] | None = None
+    channels: int = 3
 
     def __post_init__(self) -> None:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -76,7 +80,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return len(self.annotations.records)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        sample = self.read(index)
+        sample = self.read(index % len(self))
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the accelerators as well, whose state is not forked here
             torch.default_generator.manual_seed(_stable_seed(self.seed, self.epoch, index))
@@ -91,9 +95,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         if self.largest is not None:
             reduction = fitting_reduction(record.size, resized_size(*record.size, *self.largest))
         try:
-            image = read_image(record.path, reduction)
+            image = read_image(record.path, reduction, self.channels)
         except ImageError as error:
-            grey = torch.full((3, *record.size), GREY, dtype=torch.uint8)
+            grey = torch.full((self.channels, *record.size), GREY, dtype=torch.uint8)
             nothing = select(target, torch.zeros(len(record.boxes), dtype=torch.bool))
             return grey, nothing | {"unreadable": [str(error)]}
         y, x = image.shape[-2] / record.size[0], image.shape[-1] / record.size[1]
@@ -118,17 +122,25 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[int]):
-    """Shuffles by seed and by the data set's epoch, which is kept in one place only."""
+    """Shuffles by seed and by the data set's epoch, which is kept in one place only.
+
+    Args:
+        factors: how often each image comes in an epoch ``(N,)``; None: once.
+    """
 
     dataset: DetectionDataset
     seed: int
+    factors: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) if self.factors is None else epoch_length(self.factors)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(_stable_seed(self.seed, self.dataset.epoch))
-        yield from torch.randperm(len(self.dataset), generator=generator).tolist()
+        if self.factors is None:
+            yield from torch.randperm(len(self.dataset), generator=generator).tolist()
+        else:
+            yield from draw_epoch(self.factors, generator).tolist()
 
     def set_epoch(self, epoch: int) -> None:
         # accelerate calls either this or the data set's, depending on the number of processes
@@ -154,15 +166,19 @@ def make_loader(
     workers: int,
     multiple: int,
     drop_last: bool,
+    factors: Tensor | None = None,
 ) -> DataLoader:
     """Load batches of a data set, shuffled by seed and epoch.
 
     Call ``dataset.set_epoch`` before each epoch, or the loader's where accelerate has prepared it.
+
+    Args:
+        factors: how often each image comes in a shuffled epoch, see ``repeat_factors``.
     """
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(dataset, seed) if shuffle else None,
+        sampler=EpochSampler(dataset, seed, factors) if shuffle else None,
         num_workers=workers,
         collate_fn=partial(collate, multiple=multiple),
         drop_last=drop_last,

@@ -1,6 +1,10 @@
-"""Images as tensors, uint8 ``(3, H, W)`` RGB: reading, resizing, normalising, batching."""
+"""Images as tensors, uint8 ``(C, H, W)``: reading, resizing, normalising, batching.
+
+Three channels are RGB, one is grey, four are RGB and transparency or those of a TIFF.
+"""
 
 import io
+import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -16,7 +20,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from sepc_zoo.data.tiff import is_tiff, read_tiff, tiff_size
 from sepc_zoo.errors import UserError
+
+# PIL would print a line for each TIFF whose channels it cannot read.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -53,26 +61,31 @@ class ImageError(UserError, ValueError):
     """An image file that cannot be read; the message names the file and the reason."""
 
 
-def read_image(path: str | os.PathLike[str], reduction: int = 1) -> Tensor:
-    """Decode an image file to uint8 ``(3, H, W)`` RGB, upright (EXIF orientation applied).
+def read_image(
+    path: str | os.PathLike[str], reduction: int = 1, channels: int | None = 3
+) -> Tensor:
+    """Decode an image file to uint8 ``(C, H, W)``, upright (EXIF orientation applied).
 
-    Transparency is dropped, 16-bit samples keep their high byte, an animation gives its first
-    frame.
+    16-bit samples keep their high byte, an animation gives its first frame.
 
     Args:
         reduction: 2, 4 or 8 decodes a JPEG at a fraction of its sides, which is faster; see
             ``fitting_reduction``. Other formats are decoded whole.
+        channels: 3 gives RGB, without transparency, 1 grey, 4 RGB with transparency; but a TIFF
+            must itself have four, and any other number of channels. None: RGB, or all channels of a
+            TIFF that has no RGB; to draw them.
 
     Raises:
-        ImageError: the file is missing, damaged or no image, or has float samples.
+        ImageError: the file is missing, damaged or no image, has float samples or other channels.
     """
     with _naming(path):
         data = Path(path).read_bytes()
+        file = io.BytesIO(data)
+        if channels not in (1, 3, None) and is_tiff(file):
+            return _decode_tiff(file, channels)
         is_jpeg = data.startswith(JPEG_START)
-        if is_jpeg and reduction > 1:
-            return _decode_with_pil(data, reduction)
-        if is_jpeg:  # torchvision's PNG decoder crashes over damaged pixels
-            try:
+        if is_jpeg and reduction == 1 and channels in (3, None):
+            try:  # torchvision's PNG decoder crashes over damaged pixels
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 mode = torchvision.io.ImageReadMode.RGB
                 return torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
@@ -80,7 +93,10 @@ def read_image(path: str | os.PathLike[str], reduction: int = 1) -> Tensor:
                 # PIL reads some files that torchvision refuses, and gives the better reasons.
                 # torchvision announces to remove its decoders, which are faster.
                 pass
-        return _decode_with_pil(data)
+        try:
+            return _decode_with_pil(file, reduction if is_jpeg else 1, channels)
+        except READ_ERRORS as error:
+            return _decode_if_tiff(file, channels, error)
 
 
 def fitting_reduction(size: tuple[int, int], min_size: tuple[int, int]) -> int:
@@ -103,8 +119,15 @@ def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, 
     Raises:
         ImageError: the file is missing or has no header of an image.
     """
-    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
-        return _upright_size(image) if upright else (image.height, image.width)
+    with _naming(path), open(path, "rb") as file:
+        try:
+            with Image.open(file) as image:
+                return _upright_size(image) if upright else (image.height, image.width)
+        except Image.UnidentifiedImageError:
+            if not is_tiff(file):
+                raise
+            size, orientation = tiff_size(file)
+            return size[::-1] if upright and orientation >= 5 else size
 
 
 def read_orientation(path: str | os.PathLike[str]) -> int:
@@ -126,16 +149,41 @@ def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         ImageError: the file is missing, truncated or no image, or has float samples.
     """
-    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
-        start = file.tell()  # PIL has read up to the pixels
-        if not _has_end_marker(file, start):
-            file.seek(start)
-            rgb_of_pil(image)
-        return _upright_size(image)
+    with _naming(path), open(path, "rb") as file:
+        try:
+            with Image.open(file) as image:
+                start = file.tell()  # PIL has read up to the pixels
+                if not _has_end_marker(file, start):
+                    file.seek(start)
+                    rgb_of_pil(image)
+                return _upright_size(image)
+        except READ_ERRORS as error:
+            height, width = _decode_if_tiff(file, None, error).shape[-2:]
+            return height, width
+
+
+def pixels_of_pil(image: Image.Image, channels: int | None = 3) -> Tensor:
+    """Convert a PIL image of any mode to uint8 ``(C, H, W)``, as ``read_image`` does.
+
+    Raises:
+        ValueError: float samples, or a number of channels other than 1, 3 and 4.
+    """
+    rgb = rgb_of_pil(image)
+    if channels == 1:
+        grey = Image.fromarray(rgb.permute(1, 2, 0).numpy()).convert("L")
+        return torch.from_numpy(np.array(grey))[None]
+    if channels == 4:
+        alpha = torch.full_like(rgb[:1], 255)
+        if image.has_transparency_data:
+            alpha[0] = torch.from_numpy(np.array(image.convert("RGBA").getchannel("A")))
+        return torch.cat([rgb, alpha])
+    if channels not in (3, None):
+        raise ValueError(f"the model takes {channels} channels; only a TIFF can have as many")
+    return rgb
 
 
 def rgb_of_pil(image: Image.Image) -> Tensor:
-    """Convert a PIL image of any mode to uint8 ``(3, H, W)`` RGB, as ``read_image`` does.
+    """Convert a PIL image of any mode to uint8 ``(3, H, W)`` RGB, without transparency.
 
     Raises:
         ValueError: float samples, whose black and white are unknown.
@@ -177,7 +225,7 @@ def resized_size(
 
 
 def resize_image(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
-    """Resize uint8 ``(3, H, W)`` to ``size`` (height, width), bilinear."""
+    """Resize uint8 ``(C, H, W)`` to ``size`` (height, width), bilinear."""
     return TF.resize(image, list(size), InterpolationMode.BILINEAR, antialias=antialias)
 
 
@@ -188,7 +236,7 @@ def normalize(
     std: Sequence[float],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Normalise uint8 images ``(N, 3, H, W)`` for a network: scaled to 0...1, minus mean, over std.
+    """Normalise uint8 images ``(N, C, H, W)`` for a network: scaled to 0...1, minus mean, over std.
 
     Pixels beyond the (height, width) of an image become 0. Does not synchronise a GPU.
 
@@ -214,14 +262,14 @@ def _copy_as(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pad_and_stack(images: Sequence[Tensor], multiple: int) -> Tensor:
-    """Stack images ``(3, H_i, W_i)`` to ``(N, 3, H, W)``, with zeros to the right and below.
+    """Stack images ``(C, H_i, W_i)`` to ``(N, C, H, W)``, with zeros to the right and below.
 
     H and W are the largest sides, rounded up to a multiple of ``multiple``.
     """
     if not images:
         raise ValueError("no images to stack")
     height, width = map(max, zip(*(padded_size(image, multiple) for image in images), strict=True))
-    stacked = images[0].new_zeros(len(images), 3, height, width)
+    stacked = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     for place, image in zip(stacked, images, strict=True):
         place[:, : image.shape[-2], : image.shape[-1]] = image
     return stacked
@@ -245,11 +293,34 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ImageError(f"{os.fspath(path)}: {reason}") from error
 
 
-def _decode_with_pil(data: bytes, reduction: int = 1) -> Tensor:
-    with Image.open(io.BytesIO(data)) as file:
+def _decode_with_pil(file: BinaryIO, reduction: int, channels: int | None) -> Tensor:
+    with Image.open(file) as image:
         if reduction > 1:
-            file.draft(None, (file.width // reduction, file.height // reduction))
-        return rgb_of_pil(_upright(file))
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        return pixels_of_pil(_upright(image), channels)
+
+
+def _decode_if_tiff(file: BinaryIO, channels: int | None, error: Exception) -> Tensor:
+    """Decode a TIFF with channels that PIL has no mode for; raise PIL's error for another file."""
+    is_beyond_pil = isinstance(error, Image.UnidentifiedImageError) or "raw mode" in str(error)
+    if not (is_beyond_pil and is_tiff(file)):
+        raise error
+    return _decode_tiff(file, channels)
+
+
+def _decode_tiff(file: BinaryIO, channels: int | None) -> Tensor:
+    samples, orientation = read_tiff(file)
+    if channels not in (None, len(samples)):
+        raise ValueError(f"has {len(samples)} channels, but the model takes {channels}")
+    if samples.dtype.newbyteorder("=") == np.uint16:
+        samples = (samples >> 8).astype(np.uint8)
+    if samples.dtype != np.uint8:
+        raise ValueError(f"an image of {samples.dtype} samples; convert it to 8 bits first")
+    if orientation in TRANSPOSES:
+        turn = TRANSPOSES[orientation]
+        turned = (Image.fromarray(channel).transpose(turn) for channel in samples)
+        samples = np.stack([np.asarray(channel) for channel in turned])
+    return torch.from_numpy(np.array(samples))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -50,7 +50,7 @@ class Detections:
         labels: ``(D,)`` int64, 0…K-1.
         label_names: the K names of the model's classes.
         category_ids: the data set's K ids of these classes; None for a class that it lacks.
-        image: the image, as its file or as a uint8 RGB tensor ``(3, H, W)``.
+        image: the image, as its file or as a uint8 tensor ``(C, H, W)``.
     """
 
     boxes: Tensor
@@ -111,7 +111,9 @@ class Detections:
         Raises:
             ImageError: the image's file can no longer be read.
         """
-        image = self.image if isinstance(self.image, Tensor) else read_image(self.image)
+        image = self.image
+        if not isinstance(image, Tensor):
+            image = read_image(image, channels=None)
         colors = [class_color(label) for label in self.labels.tolist()]
         return draw_boxes(image, self.boxes.flip(0), self._captions()[::-1], colors[::-1])
 

@@ -33,7 +33,7 @@ def draw_boxes(
     """Draw boxes with captions on a copy of an image; later boxes are drawn over earlier ones.
 
     Args:
-        image: uint8 RGB tensor ``(3, H, W)`` or PIL image.
+        image: uint8 tensor ``(C, H, W)``, see ``to_rgb``, or PIL image.
         boxes: ``(D, 4)`` xyxy in continuous pixels of the image; parts outside are not drawn.
         captions: D texts; an empty one is not drawn.
         colors: D colours (r, g, b).
@@ -62,7 +62,7 @@ def close_up(
     """Cut an image to its last boxes and their surroundings, and draw all boxes.
 
     Args:
-        image: uint8 RGB ``(3, H, W)``.
+        image: uint8 ``(C, H, W)``, see ``to_rgb``.
         boxes: ``(D, 4)`` xyxy in continuous pixels of the image.
         colors: D colours (r, g, b).
         size: largest width and height of the picture, pixels.
@@ -111,14 +111,14 @@ def draw_batch(
     """Draw a batch as the network receives it, with its padding and its ground truth.
 
     Args:
-        images: ``(N, 3, H, W)``, normalised; on any device.
+        images: ``(N, C, H, W)``, normalised; on any device. See ``to_rgb``.
         targets: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)`` of each image.
-        mean: RGB in 0…1, that was subtracted.
-        std: RGB in 0…1, that the images were divided by.
+        mean: of each channel in 0…1, that was subtracted.
+        std: of each channel in 0…1, that the images were divided by.
         label_names: name of each label.
     """
     images = images.detach().float().cpu()
-    offset, factor = (images.new_tensor(rgb).view(3, 1, 1) for rgb in (mean, std))
+    offset, factor = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
     pixels = ((images * factor + offset).clamp(0, 1) * 255).round().to(torch.uint8)
     pictures = []
     for image, target in zip(pixels, targets, strict=True):
@@ -131,9 +131,20 @@ def draw_batch(
     return contact_sheet(pictures)
 
 
+def to_rgb(image: Tensor) -> Tensor:
+    """Make a picture of uint8 ``(C, H, W)``: RGB as it is, else its first channels, brightened.
+
+    These are three, or one where there are no three; their highest value becomes white.
+    """
+    if len(image) == 3:
+        return image
+    shown = image[: 3 if len(image) > 3 else 1]
+    return (shown * (255 / shown.max().clamp(min=1))).round().to(torch.uint8).expand(3, -1, -1)
+
+
 def _to_pil(image: Tensor | Image.Image) -> Image.Image:
     if isinstance(image, Tensor):
-        image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        image = Image.fromarray(to_rgb(image).permute(1, 2, 0).cpu().numpy())
     return image.convert("RGB")  # a copy in either case
 
 

@@ -22,7 +22,7 @@ class ImageFile(NamedTuple):
 
     position: int  # index among all files
     views: list[ImageView] | None = None  # None: the file cannot be read
-    pixels: Tensor | None = None  # (3, H, W) uint8 RGB, where they are kept
+    pixels: Tensor | None = None  # (C, H, W) uint8, where they are kept
     problem: str = ""  # why the file cannot be read; names it
 
 
@@ -51,7 +51,7 @@ class ImageFiles(Dataset[ImageFile]):
 
     def __getitem__(self, index: int) -> ImageFile:
         try:
-            pixels = read_image(self.files[index])
+            pixels = read_image(self.files[index], channels=len(self.config.weights.mean))
         except ImageError as error:
             return ImageFile(index, problem=str(error))
         views = self.views.of_image(pixels, self.config)

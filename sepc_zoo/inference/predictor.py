@@ -25,7 +25,7 @@ class ImageDetector(Protocol):
     config: DetectorConfig
 
     def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
-        """Find objects in each input ``(3, h, w)`` in 0…255, in its own pixels."""
+        """Find objects in each input ``(C, h, w)`` in 0…255, in its own pixels."""
         ...
 
 
@@ -74,7 +74,8 @@ def predict(
     Args:
         source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
             ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0…1; or many: a folder,
-            a list or tuple of these, or a tensor ``(N, 3, H, W)``.
+            a list or tuple of these, or a tensor ``(N, 3, H, W)``. A model of C other channels
+            takes C of them.
         score_threshold: lowest score of a detection. Scores under the config's
             ``postprocess.score_threshold`` are dropped before.
         views: mirror images and sizes for test-time augmentation.
@@ -87,8 +88,8 @@ def predict(
         TypeError: the source is of no such type.
         ValueError: pixels of another shape, type or range.
     """
-    images, single = open_images(source)
     config, found = model.config, []
+    images, single = open_images(source, len(config.weights.mean))
     with eval_mode(model):
         for pixels, path in images:
             inputs = views.of_image(pixels, config)
@@ -99,7 +100,7 @@ def predict(
 
 @torch.no_grad()
 def detect(network: DetectionNetwork, images: Sequence[Tensor]) -> list[DetectionDict]:
-    """Find objects in inputs ``(3, h, w)`` in 0…255, in the pixels of each input.
+    """Find objects in inputs ``(C, h, w)`` in 0…255, in the pixels of each input.
 
     Inputs that have one size when padded go through the network together, others do not: padding
     beyond what an image needs would change its detections.

@@ -17,18 +17,18 @@ from sepc_zoo.data.images import (
     ImageError,
     high_byte,
     list_images,
+    pixels_of_pil,
     read_image,
     resize_image,
     resize_scale,
     resized_size,
-    rgb_of_pil,
 )
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 
 class LoadedImage(NamedTuple):
-    """The pixels ``(3, H, W)`` uint8 RGB of an image, and the file that they come from."""
+    """The pixels ``(C, H, W)`` uint8 of an image, and the file that they come from."""
 
     pixels: Tensor
     path: Path | None = None
@@ -54,7 +54,7 @@ class Resize:
     inclusive_scale: float | None = None
 
     def to_input(self, pixels: Tensor) -> Tensor:
-        """Resize ``(3, H, W)`` to ``(3, h, w)``, still in 0…255 and not normalised."""
+        """Resize ``(C, H, W)`` to ``(C, h, w)``, still in 0…255 and not normalised."""
         if self.floats and not pixels.is_floating_point():
             pixels = pixels.to(torch.get_default_dtype())
         return resize_image(pixels, self.input_size, antialias=self.antialias)
@@ -94,12 +94,13 @@ def plan_resize(
     )
 
 
-def open_images(source: Any) -> tuple[Iterator[LoadedImage], bool]:
+def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], bool]:
     """Open the images of a source one by one; the flag says whether it is a single image.
 
     Args:
         source: an ``ImageSource``, or a folder, a list or tuple of image sources, or a tensor
-            ``(N, 3, H, W)``. An unreadable file of a folder is left out with a warning.
+            ``(N, C, H, W)``. An unreadable file of a folder is left out with a warning.
+        channels: those of the model's input; see ``read_image``.
 
     Raises:
         ImageError: a file is missing or no image; those of a list raise when they are reached.
@@ -107,53 +108,55 @@ def open_images(source: Any) -> tuple[Iterator[LoadedImage], bool]:
         ValueError: pixels of another shape, type or range.
     """
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        return _readable_images(list_images(source)), False
+        return _readable_images(list_images(source), channels), False
     if isinstance(source, Tensor) and source.ndim == 4:
         source = list(source)
     if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-        return map(open_image, source), False
-    return iter([open_image(source)]), True
+        return (open_image(one, channels) for one in source), False
+    return iter([open_image(source, channels)]), True
 
 
-def open_image(source: ImageSource) -> LoadedImage:
-    """Open one image; errors as in ``open_images``."""
+def open_image(source: ImageSource, channels: int = 3) -> LoadedImage:
+    """Open one image; arguments and errors as in ``open_images``."""
     if isinstance(source, str | os.PathLike):
-        return LoadedImage(read_image(source), Path(source))
+        return LoadedImage(read_image(source, channels=channels), Path(source))
     if isinstance(source, Image.Image):
-        return LoadedImage(_to_rgb(rgb_of_pil(ImageOps.exif_transpose(source))))
+        pixels = pixels_of_pil(ImageOps.exif_transpose(source), channels)
+        return LoadedImage(_to_uint8(pixels, channels))
     if isinstance(source, np.ndarray):
-        return LoadedImage(_to_rgb(_from_array(source)))
+        return LoadedImage(_to_uint8(_from_array(source, channels), channels))
     if isinstance(source, Tensor):
-        return LoadedImage(_to_rgb(source.cpu()))
+        return LoadedImage(_to_uint8(source.cpu(), channels))
     raise TypeError(
         f"cannot predict on {type(source).__name__}: expected a file, folder, PIL image, ndarray, "
         "tensor, or a list of these"
     )
 
 
-def _readable_images(files: list[Path]) -> Iterator[LoadedImage]:
+def _readable_images(files: list[Path], channels: int) -> Iterator[LoadedImage]:
     for file in files:
         try:
-            yield open_image(file)
+            yield open_image(file, channels)
         except ImageError as error:
             warnings.warn(f"left out: {error}", stacklevel=3)
 
 
-def _from_array(array: np.ndarray) -> Tensor:
+def _from_array(array: np.ndarray, channels: int) -> Tensor:
     tensor = torch.from_numpy(np.array(array, order="C"))  # a copy, as the array may be read-only
-    if tensor.ndim == 3 and tensor.shape[2] == 4:  # RGBA
+    if tensor.ndim == 3 and tensor.shape[2] == 4 and channels == 3:  # RGBA
         tensor = tensor[:, :, :3]
     return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
 
 
-def _to_rgb(image: Tensor) -> Tensor:
-    """Convert one or three channels of uint8, uint16 or float in 0…1 to ``(3, H, W)`` uint8."""
+def _to_uint8(image: Tensor, channels: int) -> Tensor:
+    """Convert uint8, uint16 or float in 0…1 to ``(C, H, W)`` uint8; RGB may have one channel."""
     if image.ndim == 2:
         image = image[None]
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
+    allowed = (1, 3) if channels == 3 else (channels,)
+    if image.ndim != 3 or image.shape[0] not in allowed or image.numel() == 0:
         raise ValueError(
-            f"expected an image with 1 or 3 channels, got {tuple(image.shape)}; a tensor has its "
-            "channels first, an ndarray last"
+            f"expected an image with {' or '.join(map(str, allowed))} channels, got "
+            f"{tuple(image.shape)}; a tensor has its channels first, an ndarray last"
         )
     if image.is_floating_point():
         if not (image.min() >= 0 and image.max() <= 1):
@@ -165,4 +168,4 @@ def _to_rgb(image: Tensor) -> Tensor:
         image = high_byte(image)
     if image.dtype != torch.uint8:
         raise ValueError(f"expected an image of uint8, uint16 or float in 0..1, got {image.dtype}")
-    return image.expand(3, -1, -1)
+    return image.expand(channels, -1, -1)

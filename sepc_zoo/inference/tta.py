@@ -18,7 +18,7 @@ MAX_SIDE = 16384  # pixels of a network's input
 class ImageView(NamedTuple):
     """One view of an image: what the network gets, and how boxes come back."""
 
-    pixels: Tensor  # (3, h, w) in 0…255, not mirrored yet
+    pixels: Tensor  # (C, h, w) in 0…255, not mirrored yet
     resize: Resize
     mirrored: bool = False
 
@@ -55,7 +55,7 @@ class Views:
             raise ConfigError(f"scales {list(self.scales)}: expected factors of 0.1 to 10")
 
     def of_image(self, pixels: Tensor, config: DetectorConfig) -> list[ImageView]:
-        """Make the views of ``(3, H, W)`` uint8, each resized from the image itself."""
+        """Make the views of ``(C, H, W)`` uint8, each resized from the image itself."""
         height, width = pixels.shape[-2:]
         views = []
         for bounds in self.bounds(config):
@@ -93,7 +93,7 @@ def detect_views(
     """Detect objects in all views of images, and merge them image by image.
 
     Args:
-        detect: finds objects in inputs ``(3, h, w)``, in the pixels of each.
+        detect: finds objects in inputs ``(C, h, w)``, in the pixels of each.
         images: the views of each image; all have as many.
 
     Returns:

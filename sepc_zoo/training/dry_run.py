@@ -17,6 +17,7 @@ from sepc_zoo.training.logging import used_memory
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.run import Run
+from sepc_zoo.training.summary import repeated_classes
 
 NUM_READ = 16  # images that are read and augmented to measure the time
 
@@ -33,6 +34,7 @@ class Forecast:
     read_seconds: float  # per step, by all workers together
     validation_seconds: float  # per validation
     run_seconds: float
+    repeated: str  # classes whose images are repeated; empty: none were asked for
 
 
 def forecast(options: TrainOptions) -> Forecast:
@@ -89,6 +91,7 @@ def measure(run: Run) -> Forecast:
         read_seconds=read,
         validation_seconds=validation,
         run_seconds=run.num_steps * max(step, read) + num_validations * validation,
+        repeated=repeated_classes(run),
     )
 
 

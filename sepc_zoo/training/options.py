@@ -45,6 +45,13 @@ class InputOptions(Options):
 
     train_split: str = option("train", "name of the training split", metavar="NAME")
     val_split: str = option("val", "name of the validation split", metavar="NAME")
+    repeat_factor: float = option(
+        0.0,
+        "repeat images with classes on less than this fraction of the images, as LVIS does with "
+        "0.001 (default: none are repeated)",
+        ge=0,
+        le=1,
+    )
     image_size: tuple[int, int] | None = option(
         None,
         "short side and maximum long side of the resized images in pixels (default: the "

@@ -22,7 +22,9 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
+from sepc_zoo.data.images import read_image
 from sepc_zoo.data.resilient_loader import shield_workers
+from sepc_zoo.data.sampling import repeat_factors
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
@@ -204,7 +206,11 @@ def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callbac
 def train_loader(
     options: TrainOptions, data: Annotations, model: Detector, accelerator: RunAccelerator
 ) -> DataLoader:
-    """Load this process's share of shuffled, augmented batches."""
+    """Load this process's share of shuffled, augmented batches.
+
+    Raises:
+        ImageError: the images do not have as many channels as the model takes.
+    """
     weights = model.config.weights
     size, antialias, augmentation = weights.image_size, weights.antialias, options.augmentation
     transform = train_transform(*size, antialias=antialias, augmentation=augmentation)
@@ -216,7 +222,12 @@ def train_loader(
         options.seed,
         Mixer(augmentation, *size, antialias),
         largest=None if needs_pixels else augmentation.largest(*size),
+        channels=len(weights.mean),
     )
+    first = data.records[0].path
+    if dataset.channels != 3 or first.suffix.lower() in (".tif", ".tiff"):
+        read_image(first, channels=dataset.channels)
+    factors = repeat_factors(data, options.repeat_factor)[1] if options.repeat_factor else None
     loader = make_loader(
         dataset,
         options.batch_size,
@@ -225,6 +236,7 @@ def train_loader(
         workers=options.workers,
         multiple=weights.pad_multiple,
         drop_last=len(dataset) >= options.batch_size * accelerator.num_processes,
+        factors=factors,
     )
     # Only images go to the device, in ``Batch.normalized``.
     return accelerator.prepare(shield_workers(loader), device_placement=[False])

@@ -8,9 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from sepc_zoo.data import Annotations
+from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.training.recipes import default_recipe
 from sepc_zoo.training.run import Run
+from sepc_zoo.training.setup import shorten
 
 
 def describe(run: Run) -> dict[str, str]:
@@ -30,6 +32,7 @@ def describe(run: Run) -> dict[str, str]:
         "backbone": f"{origin}, frozen stages {recipe.freeze_stages}, frozen batch norm "
         f"{recipe.freeze_bn}",
         "train": _contents(run.train_data),
+        "repeated": repeated_classes(run),
         "validate": _contents(run.val_data),
         "input": f"sides of at most {short} and {long} pixels",
         "device": f"{processes} x {device}, {options.amp or 'float32'}"
@@ -64,6 +67,16 @@ def show(rows: dict[str, str]) -> None:
         if text:
             table.add_row(f"[bold]{name}[/]", escape(text))
     Console().print(table)
+
+
+def repeated_classes(run: Run) -> str:
+    """Which classes have their images repeated, and how often; nothing where none was asked for."""
+    if not run.options.repeat_factor:
+        return ""
+    of_class, of_image = repeat_factors(run.train_data, run.options.repeat_factor)
+    rows = zip(of_class.tolist(), run.detector.config.label_names, strict=True)
+    rare = [f"{name} x{factor:.2f}" for factor, name in sorted(rows, reverse=True) if factor > 1]
+    return f"images of rare classes: {shorten(rare)}; {epoch_length(of_image)} images in an epoch"
 
 
 def _contents(data: Annotations) -> str:

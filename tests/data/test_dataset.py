@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -237,8 +239,10 @@ def test_a_missing_image_becomes_grey_and_its_target_names_it(workers, tmp_path)
 
 
 MIXED = Augmentation(
-    mosaic=0.5, mixup=0.5, copy_paste=0.5, crop=0.5, vflip=0.5, short_sides=(32, 48), mix_epochs=2
-)
+    mosaic=0.5, mixup=0.5, copy_paste=0.5, crop=0.5, vflip=0.5, short_sides=(32, 48), mix_epochs=2,
+    degrees=20, shear=10, translate=0.1, perspective=0.2, hue=0.1, saturation=0.5, brightness=0.3,
+    blur=0.5, jpeg=0.5,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -303,6 +307,32 @@ def test_mixing_keeps_to_the_largest_size(mixed_dataset):
             image, target = mixed_dataset[i]
             assert sorted(image.shape[-2:]) <= [48, 64]
             assert len(target["boxes"]) == len(target["labels"]) == len(target["area"])
+
+
+def test_images_of_five_channels_go_through_all_augmentations(annotations, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    records = []
+    for record in annotations.records[:4]:
+        path = tmp_path / f"{record.image_id}.tif"
+        image = (torch.arange(1, 6).view(-1, 1, 1) * torch.full(record.size, 20)).to(torch.uint8)
+        tifffile.imwrite(path, image.numpy(), photometric="minisblack")
+        records.append(replace(record, path=path))
+    records[3].path.unlink()
+    asked = Augmentation(
+        mosaic=0.5, mixup=0.5, copy_paste=0.5, crop=0.5, degrees=20, shear=10, perspective=0.2,
+        color_jitter=True, hue=0.1, saturation=0.5, brightness=0.3, blur=0.5, jpeg=0.5,
+    )  # fmt: skip
+    dataset = DetectionDataset(
+        replace(annotations, records=tuple(records)),
+        train_transform(48, 64, antialias=True, augmentation=asked),
+        mix=Mixer(asked, 48, 64, antialias=True),
+        channels=5,
+    )
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        for batch in load(dataset):
+            assert batch.images.shape[1] == 5
+            assert batch.images.dtype == torch.uint8
 
 
 def test_a_single_image_is_mixed_with_itself(mixed_dataset):

@@ -1,3 +1,4 @@
+import sys
 import time
 import warnings
 
@@ -141,6 +142,135 @@ def test_transparency_of_a_palette_is_dropped_without_a_warning(original, tmp_pa
         read = read_image(tmp_path / "palette.png")
     expected = np.asarray(original.quantize(16).convert("RGB"))
     assert torch.equal(read.permute(1, 2, 0), torch.from_numpy(expected.copy()))
+
+
+def written_tiff(path, channels, dtype=np.uint8, planar="contig", photometric="minisblack", **more):
+    """Write random samples ``(C, H, W)``; return what a model gets of them."""
+    tifffile = pytest.importorskip("tifffile")
+    high = np.iinfo(dtype).max + 1
+    samples = np.random.default_rng(0).integers(0, high, (channels, HEIGHT, WIDTH)).astype(dtype)
+    stored = samples if planar == "separate" else np.moveaxis(samples, 0, -1)
+    tifffile.imwrite(path, stored, planarconfig=planar, photometric=photometric, **more)
+    return torch.from_numpy((samples >> (8 if dtype == np.uint16 else 0)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "rgb"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [4, 5, 8])
+def test_the_channels_of_a_tiff_are_read_as_they_are(
+    channels, dtype, planar, photometric, tmp_path
+):
+    path = tmp_path / "bands.tif"
+    expected = written_tiff(path, channels, dtype, planar, photometric)
+    assert torch.equal(read_image(path, channels=channels), expected)
+    assert check_image(path) == read_size(path) == (HEIGHT, WIDTH)
+
+
+def test_samples_may_have_their_high_byte_first(tmp_path):
+    expected = written_tiff(tmp_path / "bands.tif", 5, np.uint16, byteorder=">")
+    assert torch.equal(read_image(tmp_path / "bands.tif", channels=5), expected)
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_pages_of_a_tiff_are_channels(channels, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pages = np.random.default_rng(0).integers(0, 256, (channels, HEIGHT, WIDTH), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "pages.tif", pages, photometric="minisblack")
+    assert torch.equal(
+        read_image(tmp_path / "pages.tif", channels=channels), torch.from_numpy(pages)
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_of_many_channels_is_turned_upright(orientation, tmp_path):
+    tags = [(ORIENTATION, "H", 1, orientation, True)]
+    stored = written_tiff(tmp_path / "bands.tif", 5, extratags=tags)
+    read = read_image(tmp_path / "bands.tif", channels=5)
+    for channel, samples in zip(read, stored, strict=True):
+        image = Image.fromarray(samples.numpy())
+        image.getexif()[ORIENTATION] = orientation
+        assert np.array_equal(channel, ImageOps.exif_transpose(image))
+    size = check_image(tmp_path / "bands.tif")
+    assert size == read_size(tmp_path / "bands.tif") == tuple(read.shape[1:])
+    assert read_size(tmp_path / "bands.tif", upright=False) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("name", sorted(MODES.keys() - {"cmyk.tif"}))
+def test_one_channel_is_grey_and_a_fourth_the_transparency(name, original, tmp_path):
+    path = tmp_path / name
+    MODES[name](original).save(path)
+    rgb, grey = read_image(path), read_image(path, channels=1)
+    luminance = np.asarray(Image.fromarray(rgb.permute(1, 2, 0).numpy()).convert("L"))
+    assert grey.shape == (1, HEIGHT, WIDTH)
+    assert np.abs(grey[0].numpy() - luminance.astype(int)).max() <= 2  # decoders may round apart
+    if name.endswith(".tif"):
+        with pytest.raises(ImageError, match="has 3 channels, but the model takes 4"):
+            read_image(path, channels=4)
+        return
+    four = read_image(path, channels=4)
+    assert (four[:3].int() - rgb.int()).abs().max() <= 2
+    with Image.open(path) as image:
+        alpha = image.convert("RGBA").getchannel("A")
+    assert np.array_equal(four[3], alpha)
+    assert (four[3].min() < 128) == (name in ("rgba.png", "la.png", "rgba.webp"))
+
+
+def test_16_bit_grey_has_one_channel(tmp_path):
+    samples = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(1, HEIGHT, WIDTH) * 21
+    Image.fromarray(samples[0]).save(tmp_path / "thermal.png")
+    expected = torch.from_numpy((samples >> 8).astype(np.uint8))
+    assert torch.equal(read_image(tmp_path / "thermal.png", channels=1), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+def test_a_tiff_of_other_channels_is_refused_by_name(channels, tmp_path):
+    written_tiff(tmp_path / "bands.tif", 5)
+    message = rf"bands\.tif: has 5 channels, but the model takes {channels}"
+    with pytest.raises(ImageError, match=message):
+        read_image(tmp_path / "bands.tif", channels=channels)
+
+
+def test_many_channels_are_refused_of_a_format_that_cannot_have_them(original, tmp_path):
+    original.save(tmp_path / "rgb.png")
+    with pytest.raises(ImageError, match=r"rgb\.png: the model takes 5 channels"):
+        read_image(tmp_path / "rgb.png", channels=5)
+
+
+def test_an_image_to_draw_is_rgb_or_all_channels_of_a_tiff_without_rgb(original, tmp_path):
+    expected = written_tiff(tmp_path / "bands.tif", 5)
+    with_alpha(original).save(tmp_path / "rgba.png")
+    assert torch.equal(read_image(tmp_path / "bands.tif", channels=None), expected)
+    rgb = read_image(tmp_path / "rgba.png")
+    assert torch.equal(read_image(tmp_path / "rgba.png", channels=None), rgb)
+
+
+def test_tifffile_is_asked_for_where_it_is_needed_and_missing(tmp_path, monkeypatch):
+    written_tiff(tmp_path / "bands.tif", 5)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    for read in (read_size, check_image, lambda path: read_image(path, channels=5)):
+        with pytest.raises(ImageError, match=r'bands\.tif: .* pip install "sepc_zoo\[tiff\]"'):
+            read(tmp_path / "bands.tif")
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.5, 0.9])
+def test_a_damaged_tiff_of_many_channels_is_named(kept, tmp_path):
+    path = tmp_path / "bands.tif"
+    written_tiff(path, 5, compression="zlib")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    for read in (check_image, lambda path: read_image(path, channels=5)):
+        with pytest.raises(ImageError, match=r"bands\.tif: "):
+            read(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_many_channels_of_other_samples_are_refused(dtype, tmp_path):
+    written_tiff(tmp_path / "bands.tif", 5, np.uint8)
+    tifffile = pytest.importorskip("tifffile")
+    samples = np.zeros((5, HEIGHT, WIDTH), dtype)
+    tifffile.imwrite(tmp_path / "bands.tif", samples, photometric="minisblack")
+    with pytest.raises(ImageError, match=rf"{np.dtype(dtype)} samples; convert it to 8 bits"):
+        read_image(tmp_path / "bands.tif", channels=5)
 
 
 @pytest.mark.parametrize("function", [read_image, check_image])
@@ -339,6 +469,16 @@ def test_stacking_pads_with_zeros_to_the_right_and_below():
     assert stacked[0, :, :10, :40].all()
     assert stacked[1, :, :33, :5].all()
     assert stacked.sum() == 3 * (10 * 40 + 33 * 5)
+
+
+def test_images_of_any_number_of_channels_are_stacked_and_normalised():
+    images = [torch.full((5, 3, 4), 51, dtype=torch.uint8), torch.zeros(5, 2, 6, dtype=torch.uint8)]
+    batch = pad_and_stack(images, multiple=2)
+    assert batch.shape == (2, 5, 4, 6)
+    mean, std = (0.2, 0.1, 0.2, 0.0, 0.2), (0.1, 0.1, 0.5, 0.2, 1.0)
+    first = normalize(batch, [(3, 4), (2, 6)], mean, std)[0]
+    torch.testing.assert_close(first[:, 0, 0], torch.tensor([0.0, 1, 0, 1, 0]))
+    assert (first[:, 3:] == 0).all()
 
 
 def test_stacking_no_images_is_an_error():

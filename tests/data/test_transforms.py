@@ -1,10 +1,13 @@
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.data.transforms.pipeline import train_transform
+from sepc_zoo.options import option_fields
 
 
 def image_with(*boxes, size=(100, 160)):
@@ -109,11 +112,92 @@ def test_colour_jitter_changes_colours_only():
     assert not torch.equal(image, plain(original, target)[0])
 
 
+def changed(image, **asked):
+    """An image after a change of its pixels, without a flip; boxes must stay."""
+    augmentation = Augmentation(hflip=0.0, **asked)
+    transform = train_transform(*image.shape[1:], antialias=True, augmentation=augmentation)
+    _, target = image_with((20, 10, 60, 50))
+    changed, moved = transform(image, target)
+    assert torch.equal(moved["boxes"], target["boxes"])
+    assert changed.shape == image.shape
+    assert changed.dtype == torch.uint8
+    return changed.int()
+
+
+def orange(channels=3):
+    colors = torch.tensor([200, 120, 40, 90, 10][:channels], dtype=torch.uint8)
+    return colors.view(-1, 1, 1).repeat(1, 100, 160)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hue_saturation_and_brightness_change_what_their_names_say(seed):
+    """Of orange: value 200, chroma 160, green at half of it."""
+    torch.manual_seed(seed)
+    hue = sorted(changed(orange(), hue=0.5)[:, 0, 0].tolist())
+    assert hue != [40, 120, 200]
+    assert hue[::2] == pytest.approx([40, 200], abs=2)  # value and chroma stay
+    low, middle, high = sorted(changed(orange(), saturation=0.2)[:, 0, 0].tolist())
+    assert high - low != 160
+    assert (middle - low) / (high - low) == pytest.approx(0.5, abs=0.02)  # the hue stays
+    red, green, blue = changed(orange(), brightness=0.2)[:, 0, 0].tolist()
+    assert red != 200
+    assert (green / red, blue / red) == pytest.approx((0.6, 0.2), abs=0.02)
+
+
+def test_a_blur_softens_edges_and_leaves_what_is_even():
+    image, _ = image_with((20, 10, 60, 50))
+    torch.manual_seed(0)
+    blurred = changed(image, blur=1.0)
+    assert ((blurred > 0) & (blurred < 255)).any()
+    assert (blurred[:, 15:45, 25:55] == 255).all()
+    assert (blurred[:, 60:] == 0).all()
+    transform = train_transform(4, 160, antialias=True, augmentation=Augmentation(blur=1.0))
+    assert transform(*image_with(size=(4, 160)))[0].shape == (3, 4, 160)  # less than the kernel
+
+
+def test_jpeg_compression_changes_noise_more_than_smooth_pixels():
+    torch.manual_seed(0)
+    noise = torch.randint(256, (3, 100, 160), dtype=torch.uint8)
+    assert (changed(noise, jpeg=1.0) - noise.int()).abs().float().mean() > 5
+    assert (changed(orange(), jpeg=1.0) - orange().int()).abs().max() <= 5
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_channels_that_are_not_rgb_change_in_brightness_and_contrast_alone(channels):
+    torch.manual_seed(0)
+    image = orange(channels)
+    assert torch.equal(changed(image, hue=0.5, saturation=1.0), image.int())
+    dark = changed(image, brightness=0.3)
+    factor = dark[0, 0, 0] / 200
+    assert factor != 1
+    assert ((dark - image * factor).abs() <= 1).all()
+    assert (changed(image, blur=1.0, jpeg=1.0) - image.int()).abs().max() <= 3
+    for _ in range(5):
+        assert changed(image, color_jitter=True).shape == image.shape
+
+
+def test_what_is_off_draws_no_random_numbers():
+    """A run without an option is as it was before there was the option."""
+    torch.manual_seed(0)
+    train_transform(100, 160, antialias=True)(*image_with((20, 10, 60, 50)))
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    torch.randint(1, ())  # the short side
+    torch.empty(()).uniform_()  # the scale
+    torch.rand(1)  # the flip
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+ALL = Augmentation(
+    degrees=20, shear=10, translate=0.1, perspective=0.1, crop=0.5, vflip=0.5, scale=(0.7, 1.2),
+    color_jitter=True, hue=0.1, saturation=0.5, brightness=0.3, blur=0.5, jpeg=0.5,
+)  # fmt: skip
 TRANSFORMS = {
     "plain": train_transform(50, 80, antialias=True),
     "jittered": train_transform(
         50, 80, antialias=True, augmentation=Augmentation(color_jitter=True)
     ),
+    "all": train_transform(50, 80, antialias=True, augmentation=ALL),
 }
 
 
@@ -140,3 +224,9 @@ def test_the_input_is_left_as_it_was(name):
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_can_be_sent_to_workers(name):
     pickle.loads(pickle.dumps(TRANSFORMS[name]))
+
+
+def test_the_documentation_names_every_option():
+    page = (Path(__file__).parents[2] / "docs" / "augmentation.md").read_text()
+    flags = {"--" + entry.name.replace("_", "-") for entry in option_fields(Augmentation)}
+    assert flags <= {*re.findall(r"--[a-z-]+", page)}

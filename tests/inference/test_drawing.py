@@ -177,6 +177,20 @@ def test_a_crowd_has_a_longer_caption():
     assert plate[1] > 1.5 * plate[0]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_other_channels_are_drawn_as_the_first_three_or_one_and_brightened(channels):
+    image = torch.tensor([10, 20, 5, 40, 90, 99][:channels], dtype=torch.uint8)
+    image = image.view(-1, 1, 1).repeat(1, 60, 100)
+    drawn = np.asarray(draw_boxes(image, torch.zeros(0, 4), [], []))
+    expected = [128, 255, 64] if channels > 2 else [255, 255, 255]
+    assert (drawn == expected).all()
+    mean, std = (0.5,) * channels, (0.1,) * channels
+    normalised = (image / 255 - 0.5) / 0.1
+    target = {name: torch.zeros(0) for name in ("labels", "iscrowd")} | {"boxes": torch.zeros(0, 4)}
+    sheet = np.asarray(draw_batch(normalised[None], [target], mean, std, ()))
+    assert (sheet == expected).all(axis=2).any()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_batch_on_a_gpu_is_drawn_as_on_the_cpu():

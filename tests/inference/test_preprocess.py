@@ -123,6 +123,32 @@ def test_what_is_no_image_is_refused(source, error, match):
         open_images(source)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_a_model_of_other_channels_gets_them_from_arrays_and_tensors(channels):
+    tensor = torch.randint(256, (channels, 50, 90), dtype=torch.uint8)
+    array = tensor.permute(1, 2, 0).numpy()
+    sources = [tensor, array, array / 255, array.astype(np.uint16) * 256 + 255]
+    sources += [tensor[0], array[:, :, 0]] if channels == 1 else []
+    for source in sources:
+        assert torch.equal(open_image(source, channels).pixels, tensor)
+    (first, second), single = open_images(tensor.expand(2, -1, -1, -1), channels)
+    assert torch.equal(first.pixels, second.pixels)
+    assert not single
+    with pytest.raises(ValueError, match="an image with 7 channels, got"):
+        open_image(tensor, 7)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_png_has_the_same_channels_as_file_and_as_pil_image(channels, image, tmp_path):
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(tmp_path / "x.png")
+    pixels = open_image(image, channels).pixels
+    assert pixels.shape == (channels, 50, 90)
+    assert torch.equal(open_image(tmp_path / "x.png", channels).pixels, pixels)
+    if channels == 4:
+        assert torch.equal(pixels, torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
 # Resizing
 
 

@@ -242,6 +242,15 @@ def test_images_too_few_for_a_step_are_all_shown_and_some_repeated(tmp_path, pai
         assert set(first + second) == {1, 2, 3}
 
 
+@pytest.mark.slow
+def test_processes_share_the_repeated_images_of_one(shapes, tmp_path, pair):
+    alone = images_shown(options(shapes, tmp_path, repeat_factor=1.0, batch_size=4), 2)
+    shares = pair(images_shown, options(shapes, tmp_path, repeat_factor=1.0, batch_size=2), 2)
+    for together, first, second in zip(alone, *shares, strict=True):
+        assert sorted(first + second) == sorted(together)
+        assert len(set(together)) < len(together)
+
+
 def main_at_step(arguments, rank, step):
     """Exit status and error output of a command; one process gets SIGTERM during a step."""
     terminate = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731

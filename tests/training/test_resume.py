@@ -39,6 +39,10 @@ WHOLE = {
     "backbone_kwargs": {"drop_path_rate": 0.3},
     "color_jitter": True,
     "scale": (0.7, 1.3),
+    "degrees": 10,
+    "hue": 0.1,
+    "blur": 0.5,
+    "jpeg": 0.5,
     "warmup_steps": 2,
     "log_interval": 1,
     "save_interval": 3,
@@ -110,6 +114,17 @@ def test_a_run_resumes_after_sigterm_bit_for_bit(step, whole, shapes, tmp_path, 
         with pytest.raises(Interrupted, match=f"saved after step {step};"):
             train(asked)
     assert_same_run(resumed(tmp_path), whole)
+
+
+def test_a_run_with_repeated_images_resumes_bit_for_bit(shapes, tmp_path, monkeypatch):
+    asked = WHOLE | {"repeat_factor": 1.0, "batch_size": 2, "grad_accum_steps": 1, "epochs": 1}
+    train(options(shapes, tmp_path / "whole", **asked))
+    assert state_of(tmp_path / "whole")["progress"]["step"] > 4  # as for 8 images without repeats
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            train(options(shapes, tmp_path / "run", **asked))
+    assert_same_run(resumed(tmp_path / "run"), tmp_path / "whole")
 
 
 @pytest.mark.parametrize("step", quick_first)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import DataError
+from sepc_zoo.data.images import ImageError
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.metric_names import METRICS
 from sepc_zoo.training.options import TrainError, read_options
@@ -212,6 +214,21 @@ def test_broken_images_of_either_split_stop_the_start(shapes, tmp_path):
             train(options(data, tmp_path / "run"))
         assert all(path.name in str(error.value) for path in broken)
         assert not (tmp_path / "run").exists()
+
+
+def test_images_of_other_channels_than_the_models_stop_the_start(shapes, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    data = copy_of(shapes, tmp_path)
+
+    def write_bands(content):
+        for image in content["images"]:
+            image["file_name"] = f"{image['id']}.tif"
+            bands = np.zeros((5, 64, 64), np.uint8)
+            tifffile.imwrite(data / "train" / image["file_name"], bands, planarconfig="separate")
+
+    edit_json(data / "annotations" / "instances_train.json", write_bands)
+    with pytest.raises(ImageError, match=r"1\.tif: has 5 channels, but the model takes 3"):
+        Run(options(data, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -26,6 +26,7 @@ from sepc_zoo.checkpoints.hub import HubError
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import write_shapes
+from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.training import accelerator as accelerator_module
 from sepc_zoo.training import run as run_module
@@ -33,6 +34,7 @@ from sepc_zoo.training.dry_run import forecast
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.setup import class_changes, shorten
+from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -80,6 +82,19 @@ def test_a_dry_run_writes_nothing(shapes, tmp_path, monkeypatch, capsys):
     assert re.search(r"memory: \d+\.\d GiB of \d+", said)
     assert "with 4 images of 64x64" in said
     assert re.search(r"the whole run: about \d+:\d\d:\d\d", said)
+
+
+def test_repeated_classes_are_described_before_a_run(shapes, tmp_path, capsys):
+    assert describe(Run(options(shapes, tmp_path)))["repeated"] == ""
+    run = Run(options(shapes, tmp_path, repeat_factor=1.0))
+    of_class, of_image = repeat_factors(run.train_data, 1.0)
+    factor, name = max(zip(of_class.tolist(), run.detector.config.label_names, strict=True))
+    text = describe(run)["repeated"]
+    assert f"({name} x{factor:.2f}" in text
+    assert text.endswith(f"; {epoch_length(of_image)} images in an epoch")
+    assert run.steps_per_epoch == epoch_length(of_image) // 4  # the last batch is dropped
+    main(["train", "--data", str(shapes), *FLAGS, "--dry-run", "--repeat-factor", "1"])
+    assert f"repeated: {text}" in capsys.readouterr().out
 
 
 def test_a_dry_run_measures_the_largest_batch(tmp_path):

@@ -127,7 +127,7 @@ def inspect_image(path: Path) -> ImageFile:
     try:
         check_image(path)
         size, stored = read_size(path), read_size(path, upright=False)
-        pixels = read_image(path).contiguous().numpy()
+        pixels = read_image(path, channels=None).contiguous().numpy()
     except ImageError as error:
         return ImageFile(None, None, b"", image_problem(path, error))
     except Exception as error:  # decoders may raise anything; one bad file never stops the others

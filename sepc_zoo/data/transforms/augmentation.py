@@ -14,7 +14,34 @@ class Augmentation(Options):
 
     hflip: float = option(0.5, "probability of a horizontal flip", ge=0, le=1)
     vflip: float = option(0.0, "probability of a vertical flip", ge=0, le=1)
-    color_jitter: bool = option(False, "change brightness, contrast, saturation and hue")
+    color_jitter: bool = option(
+        False, "change brightness, contrast, saturation and hue, swap channels (SSD)"
+    )
+    hue: float = option(
+        0.0,
+        "largest shift of the hue, as a fraction of the colour circle (HSV jitter)",
+        ge=0,
+        le=0.5,
+    )
+    saturation: float = option(
+        0.0, "largest change of the saturation, as a fraction (HSV jitter)", ge=0, le=1
+    )
+    brightness: float = option(
+        0.0, "largest change of the brightness, as a fraction (HSV jitter)", ge=0, le=1
+    )
+    blur: float = option(0.0, "probability of a Gaussian blur of 0.1 to 2 pixels", ge=0, le=1)
+    jpeg: float = option(
+        0.0, "probability of JPEG compression with a quality of 30 to 95", ge=0, le=1
+    )
+    degrees: float = option(0.0, "largest rotation, in degrees", ge=0, le=180)
+    shear: float = option(0.0, "largest shear along each axis, in degrees", ge=0, le=30)
+    translate: float = option(0.0, "largest shift, as a fraction of width and height", ge=0, le=0.5)
+    perspective: float = option(
+        0.0,
+        "largest change of scale in perspective from middle to border, as a fraction",
+        ge=0,
+        le=0.4,
+    )
     scale: tuple[float, float] = option(
         (1.0, 1.0), "range of the random factor on the image size", gt=0, metavar=("LOW", "HIGH")
     )
@@ -44,6 +71,11 @@ class Augmentation(Options):
         low, high = self.scale
         if low > high:
             raise OptionError("scale", f"is {self.scale}; it must be 0 < low <= high")
+
+    @property
+    def warps(self) -> bool:
+        """Whether images are rotated, sheared, shifted or seen in perspective."""
+        return bool(self.degrees or self.shear or self.translate or self.perspective)
 
     @property
     def mixes(self) -> bool:

@@ -1,6 +1,6 @@
 """Combining images: mosaic, mixup, copy-paste; and crops.
 
-A sample is a uint8 image ``(3, H, W)`` with its target, whose boxes are xyxy pixels of the image.
+A sample is a uint8 image ``(C, H, W)`` with its target, whose boxes are xyxy pixels of the image.
 Random numbers come from torch's default generator.
 """
 
@@ -64,7 +64,7 @@ class Mixer:
         height, width = samples[0][0].shape[-2:]
         height, width = resized_size(height, width, self.short, self.long)
         y, x = (round(side * uniform(0.3, 0.7)) for side in (height, width))
-        canvas = torch.full((3, height, width), GREY, dtype=torch.uint8)
+        canvas = samples[0][0].new_full((len(samples[0][0]), height, width), GREY)
         targets = []
         for i, sample in enumerate(samples):
             image, _ = sample = self.fit(sample, uniform(0.5, 1.0))
@@ -157,14 +157,18 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     """Crop a sample. Boxes stay whose centres lie inside, clipped to the crop."""
     image, target = sample
     part = image[:, top : top + height, left : left + width]
-    moved = shift(target, -left, -top)
-    boxes = moved["boxes"]
+    return part, clip_target(shift(target, -left, -top), height, width)
+
+
+def clip_target(target: Target, height: int, width: int) -> Target:
+    """Clip the boxes of a target to an image; those whose centres are outside are left out."""
+    boxes = target["boxes"]
     extent = boxes.new_tensor([width, height])
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((centres >= 0) & (centres <= extent)).all(dim=1)
     clipped = torch.minimum(boxes.clamp(min=0), extent.repeat(2))
     left_over = box_area(clipped) / box_area(boxes).clamp(min=1e-6)
-    return part, select(moved | {"boxes": clipped, "area": moved["area"] * left_over}, inside)
+    return select(target | {"boxes": clipped, "area": target["area"] * left_over}, inside)
 
 
 def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:

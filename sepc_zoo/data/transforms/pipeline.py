@@ -12,8 +12,11 @@ from torchvision.transforms.v2 import functional as TF
 from sepc_zoo.data.images import resize_image, resized_size
 from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.data.transforms.mixing import Target, chance, random_crop, select, uniform
+from sepc_zoo.data.transforms.warp import Warp
 
 FLIPPED = Augmentation()
+BLUR_PIXELS, BLUR_KERNEL = (0.1, 2.0), 5  # range of sigma; side of the kernel
+JPEG_QUALITY = (30, 95)
 # image, target -> image, target; see ``make_target`` for the keys of a target
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
@@ -25,22 +28,51 @@ def train_transform(
     antialias: bool,
     augmentation: Augmentation = FLIPPED,
 ) -> Transform:
-    """Crop, resize and augment a uint8 image ``(3, H, W)``, its boxes with it.
+    """Crop, resize and augment a uint8 image ``(C, H, W)``, its boxes with it.
 
     The sides are at most ``short`` and ``long`` pixels, times the factors of the augmentation.
     Boxes of less than a pixel are left out, with their labels, crowd flags and areas.
     """
-    factors = augmentation.factors(short)
+    asked = augmentation
     steps: list[Transform | v2.Transform] = [
-        Crop(augmentation.crop),
-        ResizeWithBoxes(short, long, factors, augmentation.scale, antialias),
-        v2.RandomHorizontalFlip(augmentation.hflip),
+        Crop(asked.crop),
+        ResizeWithBoxes(short, long, asked.factors(short), asked.scale, antialias),
+        v2.RandomHorizontalFlip(asked.hflip),
     ]
-    if augmentation.vflip:
-        steps.append(v2.RandomVerticalFlip(augmentation.vflip))
-    if augmentation.color_jitter:
-        steps.append(v2.RandomPhotometricDistort())
+    if asked.vflip:
+        steps.append(v2.RandomVerticalFlip(asked.vflip))
+    if asked.warps:
+        steps.append(Warp(asked.degrees, asked.shear, asked.translate, asked.perspective))
+    if asked.color_jitter:
+        steps.append(OnPixels(v2.RandomPhotometricDistort()))
+    if asked.hue or asked.saturation or asked.brightness:
+        jitter = v2.ColorJitter(asked.brightness, 0, asked.saturation, asked.hue)
+        steps.append(OnPixels(jitter))
+    if asked.blur:
+        blur = v2.RandomApply([v2.GaussianBlur(BLUR_KERNEL, BLUR_PIXELS)], asked.blur)
+        steps.append(OnPixels(blur, min_side=BLUR_KERNEL))
+    if asked.jpeg:
+        steps.append(OnPixels(v2.RandomApply([v2.JPEG(JPEG_QUALITY)], asked.jpeg)))
     return v2.Compose([*steps, clean_boxes])
+
+
+@dataclass(frozen=True)
+class OnPixels:
+    """Applies a transform to the pixels alone.
+
+    Channels other than RGB are transformed as grey images: their brightness and contrast change
+    together, while hue and saturation have no meaning.
+    """
+
+    transform: v2.Transform
+    min_side: int = 1  # pixels; smaller images stay as they are
+
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        if min(image.shape[-2:]) < self.min_side:
+            return image, target
+        if len(image) == 3:
+            return self.transform(image), target
+        return tv_tensors.Image(self.transform(image[:, None])[:, 0]), target
 
 
 @dataclass(frozen=True)

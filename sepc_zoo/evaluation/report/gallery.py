@@ -112,7 +112,7 @@ def _picture(
     colors = [ANNOTATED] * (len(around) + len(annotated)) + [DETECTED] * len(detected)
     try:
         picture = close_up(
-            read_image(context.annotations.records[image].path),
+            read_image(context.annotations.records[image].path, channels=None),
             box_convert(torch.from_numpy(np.concatenate(bbox)), "xywh", "xyxy"),
             colors,
             PICTURE_SIZE,

@@ -78,7 +78,7 @@ def test_a_truncated_image_does_not_stop_the_check(data):
 
 
 def test_any_exception_of_a_decoder_is_a_finding(data, monkeypatch):
-    def fail(_):
+    def fail(_, **__):
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr("sepc_zoo.data.quality.check.read_image", fail)

@@ -1,0 +1,47 @@
+"""Repeat-factor sampling: images with rare classes come more often (LVIS, Gupta et al. 2019)."""
+
+import torch
+from torch import Tensor
+
+from sepc_zoo.data.annotations import Annotations
+
+
+def repeat_factors(annotations: Annotations, threshold: float) -> tuple[Tensor, Tensor]:
+    """Compute how often each class ``(K,)`` and each image ``(N,)`` should come in an epoch.
+
+    A class c on a fraction f(c) of the images has ``max(1, sqrt(threshold / f(c)))``, an image the
+    largest factor of its classes. Crowds do not count; an image without boxes comes once.
+    """
+    records, num_classes = annotations.records, len(annotations.label_names)
+    own = [record.labels[record.iscrowd == 0] for record in records]
+    image = torch.arange(len(own)).repeat_interleave(torch.tensor([len(labels) for labels in own]))
+    pairs = (image * num_classes + torch.cat(own)).unique()
+    image, label = pairs // num_classes, pairs % num_classes
+    fraction = label.bincount(minlength=num_classes).double() / len(records)
+    of_class = (threshold / fraction).sqrt().clamp(min=1).where(fraction > 0, 1.0)
+    ones = torch.ones(len(records), dtype=torch.float64)
+    return of_class, ones.scatter_reduce(0, image, of_class[label], "amax")
+
+
+def epoch_length(factors: Tensor) -> int:
+    """The number of images of an epoch, the same for each."""
+    return int(factors.sum())
+
+
+def draw_epoch(factors: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the shuffled indices of an epoch; index i + k * N is the k-th copy of image i.
+
+    Each image comes as often as its factor says, rounded up or down at random (systematic sampling:
+    the sum is always the same, and the mean is the factor).
+    """
+    order = torch.randperm(len(factors), generator=generator)
+    total, length = factors.sum(), epoch_length(factors)
+    start = torch.rand((), generator=generator, dtype=torch.float64) * (length + 1 - total)
+    ends = (factors[order].cumsum(0) + start).floor().long().clamp(max=length)
+    ends[-1] = length  # whatever the last bits of the sum
+    starts = ends.roll(1)
+    starts[0] = 0
+    images = order.repeat_interleave(ends - starts)
+    copies = torch.arange(length) - starts.repeat_interleave(ends - starts)
+    shuffled = torch.randperm(length, generator=generator)
+    return (images + copies * len(factors))[shuffled]
