@@ -21,6 +21,7 @@ DEMO: dict[str, Any] = {
     "model_kwargs": {"channels": 48, "anchors": {"base_scale": 2.0, "ratios": (1.0,)}},
     "image_size": (192, 192),
     "epochs": 16,
+    "recipe": "paper",
     "lr": 1e-3,
     "val_interval": 4,
 }

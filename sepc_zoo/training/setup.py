@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from timm.layers import convert_sync_batchnorm
 from torch.utils.data import DataLoader
 
@@ -28,6 +28,7 @@ from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.training.accelerator import RunAccelerator
+from sepc_zoo.training.advice import fitted_anchors
 from sepc_zoo.training.callbacks import (
     Callback,
     DrawBatches,
@@ -37,7 +38,7 @@ from sepc_zoo.training.callbacks import (
 )
 from sepc_zoo.training.checkpoint import STATE_FILE, ResumeError
 from sepc_zoo.training.options import TrainError, TrainOptions
-from sepc_zoo.training.recipes import Recipe, default_recipe, freeze_stages, scaled_lr
+from sepc_zoo.training.recipes import Recipe, freeze_stages
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
 MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
@@ -105,6 +106,8 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
         **options.model_kwargs,
     )
     model.config = override(model.config, {"weights": {"dataset": " + ".join(folders)}})
+    if options.auto_anchors:
+        model.config = replace(model.config, anchors=fitted_anchors(options, model.config, data))
     if options.backbone_checkpoint is not None:
         load_backbone(model, options.backbone_checkpoint)
     return model
@@ -134,21 +137,6 @@ def shorten(names: Sequence[str]) -> str:
         return "none"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f"{len(names)} ({', '.join(names[:MAX_NAMES])}{more})"
-
-
-def choose_recipe(options: TrainOptions, config: DetectorConfig, num_processes: int) -> Recipe:
-    """Apply the options to the model's recipe, and scale its learning rate to the run's batches.
-
-    A backbone with random weights is not frozen.
-    """
-    recipe = default_recipe(config, options.opt)
-    batch_size = options.batch_size * options.grad_accum_steps * num_processes
-    recipe = replace(recipe, lr=scaled_lr(recipe, batch_size))
-    if not options.has_learned:
-        recipe = replace(recipe, freeze_stages=0, freeze_bn=False)
-    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    given = {name: value for name, value in asked.items() if value is not None}
-    return replace(recipe, **given | {"batch_size": batch_size})
 
 
 def prepare_model(

@@ -1,5 +1,6 @@
 """Tables for the terminal: what a run is about to do, and how it went."""
 
+from dataclasses import asdict
 from datetime import timedelta
 
 from accelerate import PartialState
@@ -9,7 +10,8 @@ from rich.table import Table
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
-from sepc_zoo.training.recipes import default_recipe
+from sepc_zoo.options import default_text
+from sepc_zoo.training.recipes import warmup_steps
 from sepc_zoo.training.run import Run
 
 
@@ -20,10 +22,8 @@ def describe(run: Run) -> dict[str, str]:
     sizes = {p: p.numel() / 1e6 for p in run.detector.parameters()}
     total = sum(sizes.values())
     trained = sum(size for p, size in sizes.items() if p.requires_grad)
-    origin = "pretrained" if options.has_learned else "random weights"
+    origin = "random weights" if options.learned == "nothing" else "pretrained"
     short, long = config.weights.image_size
-    usual = default_recipe(config, options.opt)
-    scaled = f"{usual.lr:g} for {usual.batch_size} scaled"
     return {
         "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
         f"{trained:.1f} M trained",
@@ -37,10 +37,16 @@ def describe(run: Run) -> dict[str, str]:
         "step": f"{recipe.batch_size} images: {options.batch_size} x {processes} processes x "
         f"{options.grad_accum_steps} accumulated",
         "length": f"{run.num_steps} steps, {run.num_epochs} epochs of {run.steps_per_epoch}",
-        "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g} "
-        f"({scaled if options.lr is None else 'as given'})",
+        "recipe": f"{recipe.origin}; --recipe paper, small or strong chooses another",
+        "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g}, warm-up "
+        f"{warmup_steps(recipe, run.num_steps)} steps, gradient norm at most {recipe.clip_grad:g}",
+        "augmentation": ", ".join(
+            f"{name} {default_text(value)}"
+            for name, value in asdict(options.augmentation).items()
+            if value
+        ),
         "batch norm": _batch_norm(run),
-        "weights": f"moving average, decay {options.model_ema_decay}" * options.model_ema,
+        "weights": f"moving average, decay {options.model_ema_decay}" * recipe.model_ema,
         "output": str(run.output),
     }
 

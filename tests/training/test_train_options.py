@@ -30,6 +30,7 @@ from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.training import accelerator as accelerator_module
 from sepc_zoo.training import run as run_module
 from sepc_zoo.training.dry_run import forecast
+from sepc_zoo.training.options import read_options
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.setup import class_changes, shorten
@@ -72,7 +73,7 @@ def test_a_run_that_stopped_early_stays_stopped(shapes, tmp_path):
 
 def test_a_dry_run_writes_nothing(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = ["--data", str(shapes), *FLAGS, "--dry-run"]
+    flags = ["--data", str(shapes), *FLAGS, "--scale", "1", "1", "--dry-run"]
     assert main(["train", *flags]) == 0
     assert main(["train", *flags, "--output", "somewhere/else"]) == 0
     assert not list(tmp_path.iterdir())
@@ -84,10 +85,20 @@ def test_a_dry_run_writes_nothing(shapes, tmp_path, monkeypatch, capsys):
 
 def test_a_dry_run_measures_the_largest_batch(tmp_path):
     data = write_shapes(tmp_path / "data", train=8, val=2, size=(64, 96))
-    will = forecast(options(data, tmp_path / "run", batch_size=2, image_size=(64, 128)))
+    plain = {"batch_size": 2, "image_size": (64, 128), "scale": (1, 1)}
+    will = forecast(options(data, tmp_path / "run", **plain))
     assert will.images == (2, 64, 96)
     assert 0 < will.memory < will.available_memory
     assert min(will.step_seconds, will.read_seconds, will.validation_seconds) > 0
+
+
+def test_fitted_anchors_are_those_of_the_run_and_of_the_resumed_one(shapes, tmp_path, capsys):
+    train(options(shapes, tmp_path, max_steps=1, auto_anchors=True))
+    fitted = load_model(tmp_path / "last").config.anchors
+    assert fitted.base_scale < 4
+    assert f"anchors.base_scale={fitted.base_scale:g}" in capsys.readouterr().out
+    resumed = Run(read_options(tmp_path), resume=True)
+    assert resumed.detector.config.anchors == fitted
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def train_transform(
     factors = augmentation.factors(short)
     steps: list[Transform | v2.Transform] = [
         Crop(augmentation.crop),
-        ResizeWithBoxes(short, long, factors, augmentation.scale, antialias),
+        ResizeWithBoxes(short, long, factors, augmentation.scale_range, antialias),
         v2.RandomHorizontalFlip(augmentation.hflip),
     ]
     if augmentation.vflip:
