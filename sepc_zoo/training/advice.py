@@ -18,6 +18,7 @@ RATIO_STEPS = (1.5, 2.0, 3.0)  # from one ratio to the next
 OFFSET = 0.25  # mean distance of a centre from that of the nearest cell in one direction, strides
 MIN_GAIN = 0.02  # below which scale or ratios stay
 MIN_IOU, MAX_MISSED = 0.4, 0.1  # anchors fit badly where more of the boxes reach no such IoU
+FEW = 0.1  # share of the boxes that may be smaller than ``GOOD_SIDE``
 GOOD_SIDE = 32  # pixels; COCO's limit of small boxes
 MIN_FACTOR, MAX_FACTOR = 1.25, 4.0  # of a larger image size that is worth a line
 
@@ -39,13 +40,13 @@ def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -
     missed = share_missed(boxes, anchors, strides)
     found = f"{missed:.0%} of the boxes reach no IoU of {MIN_IOU} with an anchor"
     if is_fitted:
-        return f"anchors: {anchors_text(anchors)}; {found}"
-    if missed <= MAX_MISSED:
+        return f"anchors: {anchors_text(config)}; {found}"
+    if not fits_badly(boxes, config):
         return ""
     fitted = fit_anchors(boxes, anchors, strides)
     return (
         f"anchors: {found}; --auto-anchors makes it {share_missed(boxes, fitted, strides):.0%} "
-        f"with {anchors_text(fitted)}"
+        f"with {anchors_text(replace(config, anchors=fitted))}"
     )
 
 
@@ -116,6 +117,27 @@ def has_anchors(config: DetectorConfig) -> bool:
     return config.anchors.per_cell > 1
 
 
+def fits_badly(boxes: np.ndarray, config: DetectorConfig) -> bool:
+    """Whether the anchors of a model miss many of the boxes ``(G, 2)`` in resized images."""
+    if not len(boxes) or not has_anchors(config):
+        return False
+    return share_missed(boxes, config.anchors, config.fpn.strides) > MAX_MISSED
+
+
+def fitting_size(data: Annotations, limits: tuple[int, int]) -> tuple[int, int]:
+    """The short and long side at which few boxes are small, multiples of 32 pixels.
+
+    Args:
+        limits: of the long side, pixels.
+    """
+    sizes = np.array([sorted(record.size) for record in data.records])
+    short, long = np.median(sizes, axis=0).round().astype(int).tolist()
+    boxes = resized_boxes(data, (short, long))
+    sides = np.sqrt(boxes.prod(axis=1)) if len(boxes) else np.ones(1)
+    wanted = min(max(long * GOOD_SIDE / np.quantile(sides, FEW), limits[0]), limits[1])
+    return round(wanted * short / long / 32) * 32 or 32, round(wanted / 32) * 32
+
+
 def share_missed(boxes: np.ndarray, anchors: AnchorConfig, strides: Sequence[int]) -> float:
     """The share of boxes that reach no IoU of ``MIN_IOU`` with any anchor."""
     return float((best_ious(boxes, anchors, strides) < MIN_IOU).mean())
@@ -136,7 +158,9 @@ def resized_boxes(data: Annotations, image_size: tuple[int, int]) -> np.ndarray:
     return np.stack([y2 - y1, x2 - x1], axis=1)
 
 
-def anchors_text(anchors: AnchorConfig) -> str:
-    """Anchors as --model-kwargs takes them."""
-    ratios = ",".join(f"{ratio:g}" for ratio in anchors.ratios)
-    return f"anchors.base_scale={anchors.base_scale:g} anchors.ratios=({ratios})"
+def anchors_text(config: DetectorConfig) -> str:
+    """Anchors as --model-kwargs takes them; nothing where boxes are matched otherwise."""
+    if not has_anchors(config):
+        return ""
+    ratios = ",".join(f"{ratio:g}" for ratio in config.anchors.ratios)
+    return f"anchors.base_scale={config.anchors.base_scale:g} anchors.ratios=({ratios})"

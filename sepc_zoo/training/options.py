@@ -102,6 +102,14 @@ class ModelOptions(Options):
         ge=0,
         le=4,
     )
+    freeze: Literal["neck"] | None = option(
+        None, "freeze backbone, FPN and neck, so that only the head learns (default: nothing)"
+    )
+    keep_classes: bool = option(
+        False,
+        "keep the classes of the trained model beside those of the data, which may have no boxes "
+        "of them",
+    )
     freeze_bn: bool | None = option(
         None, "freeze the backbone's batch norm statistics (default: if it is pretrained)"
     )
@@ -131,7 +139,13 @@ class ScheduleOptions(Options):
     patience: int | None = option(
         None, "stop early after N validations without a better AP (default: never)", ge=1
     )
-    batch_size: int = option(4, "images per process and backward pass", ge=1)
+    batch_size: int | Literal["auto"] = option(
+        4,
+        "images per process and backward pass; auto takes the largest power of two that fits into "
+        "the memory",
+        ge=1,
+        metavar="N",
+    )
     grad_accum_steps: int = option(
         1,
         "backward passes per optimizer step; the gradient is that of one large batch where the "
@@ -235,6 +249,12 @@ class TrainOptions(
     def augmentation(self) -> Augmentation:
         """The options of the augmentation alone."""
         return Augmentation(**{e.name: getattr(self, e.name) for e in option_fields(Augmentation)})
+
+    @property
+    def images_per_pass(self) -> int:
+        """The batch size once it is a number, see ``dry_run.settle_batch_size``."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
 
     @property
     def learned(self) -> Learned:

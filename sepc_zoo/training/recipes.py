@@ -65,7 +65,8 @@ MANY_EPOCHS = 24
 class Recipe:
     """How a model is trained; the defaults are those of the SEPC authors."""
 
-    origin: str = "paper"  # its name, and why it was chosen
+    name: RecipeName = "paper"
+    reason: str = ""  # why it was chosen
     epochs: int = 12
     min_steps: int = 0  # more epochs where ``epochs`` give fewer steps
     batch_size: int = 16  # images per step of all processes for which ``lr`` holds
@@ -127,7 +128,7 @@ def choose_recipe(
         data: the training images.
     """
     images, boxes = len(data.records), sum(len(record.boxes) for record in data.records)
-    batch_size = options.batch_size * options.grad_accum_steps * num_processes
+    batch_size = options.images_per_pass * options.grad_accum_steps * num_processes
     per_epoch = max(1, images // batch_size)
     steps = options.max_steps or per_epoch * (options.epochs or Recipe.epochs)
     epochs = math.ceil(steps / per_epoch)
@@ -139,7 +140,7 @@ def choose_recipe(
     lr = scaled_lr(recipe, batch_size)
     if name != "paper" and options.learned == "detector":
         lr *= FINETUNED_LR
-    recipe = replace(recipe, lr=lr, batch_size=batch_size, origin=f"{name} ({reason})")
+    recipe = replace(recipe, lr=lr, batch_size=batch_size, reason=reason)
     if options.learned == "nothing":
         recipe = replace(recipe, freeze_stages=0, freeze_bn=False)
     if options.max_steps is None:
@@ -165,7 +166,7 @@ def named_recipe(name: RecipeName, config: DetectorConfig, opt: str | None = Non
     changes = RECIPES[name]
     if opt not in (None, changes.get("opt")):
         changes = {entry: value for entry, value in changes.items() if entry not in RATE}
-    return replace(default_recipe(config, opt or changes.get("opt")), **changes)
+    return replace(default_recipe(config, opt or changes.get("opt")), name=name, **changes)
 
 
 def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
@@ -258,9 +259,12 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
 def set_train_mode(model: Detector, freeze_bn: bool) -> None:
     """Set train mode; with ``freeze_bn`` the backbone's batch norms keep their statistics.
 
-    Their scale and shift are still trained, as in the authors' recipe.
+    Their scale and shift are still trained, as in the authors' recipe. A neck that is frozen as a
+    whole keeps its statistics too.
     """
     model.train()
+    for part in (model.fpn, model.neck):
+        part.train(any(parameter.requires_grad for parameter in part.parameters()))
     if freeze_bn:
         for module in model.backbone.modules():
             if isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct2d)):

@@ -55,12 +55,13 @@ class Run:
         self.options = options = fill_in(options, self.recipe)
         setup.prepare_model(options, self.recipe, model, self.accelerator)
         self.detector = model
+        self.unseen_classes = setup.unseen_classes(options, self.train_data)
 
         self.log = Log(self.accelerator, self.output)
         self.faults = Faults(self.output, options.max_faults, self.log)
         handlers = self.faults.add_dead_worker, self.faults.add_unreadable
         train = setup.train_loader(options, self.train_data, model, self.accelerator)
-        val = validation_loader(self.val_data, model, options.batch_size, options.workers)
+        val = validation_loader(self.val_data, model, options.images_per_pass, options.workers)
         self.train_loader = ResilientLoader(train, *handlers)
         self.val_loader = ResilientLoader(val, *handlers)
         self.steps_per_epoch = math.ceil(len(train) / options.grad_accum_steps)

@@ -1,5 +1,6 @@
 """From options to the data, the model and the recipe of a run."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
+from sepc_zoo.data.annotations import unique_ids
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
@@ -67,6 +69,12 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
     how: dict[str, Any] = {"drop_bad_boxes": options.drop_bad_boxes, "format": options.format}
     train = read_data(options.data, options.train_split, names, **how)
     model = build(known) if known else build_model(options, train)
+    unseen = len(model.config.label_names) - len(train.label_names)
+    train = dataclasses.replace(
+        train,
+        label_names=model.config.label_names,
+        category_ids=(*train.category_ids, *[None] * unseen),
+    )
     val = read_data(options.data, options.val_split, model.config.label_names, **how)
     for split, data in ((options.train_split, train), (options.val_split, val)):
         if not data.records:
@@ -94,11 +102,16 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     folders = [Path(folder).resolve().name for folder in options.data]
     asked = {name: getattr(options, name) for name in ("image_size", "mean", "std")}
     asked["keep_ratio"] = True  # images of training keep theirs
+    classes = (
+        unite_with_old(options, data)
+        if options.keep_classes
+        else dict(zip(data.label_names, data.category_ids, strict=True))
+    )
     model = create_model(
         options.model,
         options.pretrained,
-        label_names=data.label_names,
-        category_ids=data.category_ids,
+        label_names=[*classes],
+        category_ids=[*classes.values()],
         inclusive_boxes=False,  # the targets are continuous, so the predictions will be
         pretrained_backbone=options.pretrained_backbone,
         backbone_kwargs=options.backbone_kwargs,
@@ -111,6 +124,36 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     if options.backbone_checkpoint is not None:
         load_backbone(model, options.backbone_checkpoint)
     return model
+
+
+def unite_with_old(options: TrainOptions, data: Annotations) -> dict[str, int]:
+    """The classes of the data and behind them the others of the trained model, with unique ids.
+
+    Raises:
+        ConfigError: the model has not learned, or its classes share a softmax.
+    """
+    folder = find_model(options.model, options.pretrained)
+    if folder is None:
+        raise ConfigError("--keep-classes needs a trained model to start from: --finetune MODEL")
+    old = read_config(folder)
+    if old.method.head != "dense":
+        raise ConfigError(
+            f"--keep-classes: {old.method.name} takes what is not labelled for background; use a "
+            "one-stage detector, or label the old classes too"
+        )
+    known = dict(zip(old.label_names, old.category_ids, strict=True))
+    return unique_ids(
+        {
+            **dict(zip(data.label_names, data.category_ids, strict=True)),
+            **{name: number for name, number in known.items() if name not in data.label_names},
+        }
+    )
+
+
+def unseen_classes(options: TrainOptions, data: Annotations) -> list[int]:
+    """Labels that are kept from the trained model, and of which the data has no class."""
+    ids = data.category_ids if options.keep_classes else ()
+    return [label for label, category_id in enumerate(ids) if category_id is None]
 
 
 def class_changes(options: TrainOptions, label_names: Sequence[str]) -> list[str]:
@@ -144,6 +187,9 @@ def prepare_model(
 ) -> None:
     """Freeze layers, choose batch norms and memory layout, and move the model to its device."""
     freeze_stages(model.backbone, recipe.freeze_stages)
+    if options.freeze == "neck":
+        for part in (model.backbone, model.fpn, model.neck):
+            part.requires_grad_(False)
     sync_batch_norms(options, model, accelerator)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -168,7 +214,7 @@ def enable_grad_checkpointing(model: Detector) -> None:
 def sync_batch_norms(options: TrainOptions, model: Detector, accelerator: RunAccelerator) -> None:
     """Let batch norms see the images of all processes, where that is asked for or needed."""
     norms = [module for module in model.modules() if isinstance(module, IntegratedBatchNorm)]
-    is_needed = bool(norms) and options.batch_size < MIN_NORM_IMAGES
+    is_needed = bool(norms) and options.images_per_pass < MIN_NORM_IMAGES
     is_wanted = is_needed if options.sync_bn is None else options.sync_bn
     if accelerator.num_processes == 1 or not is_wanted:
         return
@@ -207,12 +253,12 @@ def train_loader(
     )
     loader = make_loader(
         dataset,
-        options.batch_size,
+        options.images_per_pass,
         shuffle=True,
         seed=options.seed,
         workers=options.workers,
         multiple=weights.pad_multiple,
-        drop_last=len(dataset) >= options.batch_size * accelerator.num_processes,
+        drop_last=len(dataset) >= options.images_per_pass * accelerator.num_processes,
     )
     # Only images go to the device, in ``Batch.normalized``.
     return accelerator.prepare(shield_workers(loader), device_placement=[False])

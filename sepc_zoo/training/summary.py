@@ -34,10 +34,10 @@ def describe(run: Run) -> dict[str, str]:
         "input": f"sides of at most {short} and {long} pixels",
         "device": f"{processes} x {device}, {options.amp or 'float32'}"
         f"{', channels-last' * options.channels_last}{', compiled' * options.compile}",
-        "step": f"{recipe.batch_size} images: {options.batch_size} x {processes} processes x "
+        "step": f"{recipe.batch_size} images: {options.images_per_pass} x {processes} processes x "
         f"{options.grad_accum_steps} accumulated",
         "length": f"{run.num_steps} steps, {run.num_epochs} epochs of {run.steps_per_epoch}",
-        "recipe": f"{recipe.origin}; --recipe paper, small or strong chooses another",
+        "recipe": f"{recipe.name} ({recipe.reason}); --recipe NAME takes another",
         "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g}, warm-up "
         f"{warmup_steps(recipe, run.num_steps)} steps, gradient norm at most {recipe.clip_grad:g}",
         "augmentation": ", ".join(
@@ -83,4 +83,4 @@ def _batch_norm(run: Run) -> str:
     if not norms or run.accelerator.num_processes == 1:
         return ""
     scope = "over all processes" if norms[0].sync else "of each process alone"
-    return f"{scope}, with {run.options.batch_size} images each"
+    return f"{scope}, with {run.options.images_per_pass} images each"

@@ -128,7 +128,7 @@ def test_the_paper_recipe_is_the_default_of_the_model_at_the_batch_of_the_run():
     assert asdict(recipe) == asdict(own) | {
         "lr": own.lr * 16 / own.batch_size,
         "batch_size": 16,
-        "origin": "paper (--recipe)",
+        "reason": "--recipe",
     }
 
 
@@ -142,9 +142,10 @@ def test_each_option_given_wins_over_the_recipe(name):
 
 
 def test_a_recipe_is_chosen_and_says_why():
-    assert recipe_for(images=100).origin == "small (there are 100 images, fewer than 5,000)"
-    assert recipe_for(images=9000, max_steps=300).origin.startswith("small (there are 18,000 boxes")
-    assert recipe_for(images=20000, max_steps=300).origin.startswith("small (there are 300 steps")
+    few = recipe_for(images=100)
+    assert (few.name, few.reason) == ("small", "there are 100 images, fewer than 5,000")
+    assert recipe_for(images=9000, max_steps=300).reason.startswith("there are 18,000 boxes")
+    assert recipe_for(images=20000, max_steps=300).reason.startswith("there are 300 steps")
 
 
 def test_few_images_get_more_epochs_unless_the_length_is_given():
