@@ -22,7 +22,6 @@ from sepc_zoo.registry import BACKBONES, list_models, model_config, necks_of
 README = Path(__file__).parents[1] / "README.md"
 TABLE = re.compile(r"(<!-- models: .* -->\n).*?(<!-- end of models -->)", re.DOTALL)
 HEADER = ["name", "parameters", "gmacs", "short_side", "long_side"]
-SMALLEST = "r18"  # backbone on which necks are counted
 
 
 class Count(NamedTuple):
@@ -51,19 +50,30 @@ def counted_names() -> list[str]:
 def count_all() -> Iterator[tuple[str, Count]]:
     """Count all models, by name.
 
-    What stands behind the FPN takes the same on every backbone, and is counted on one of them.
+    What stands behind the FPN takes the same on every backbone with as many channels, and is
+    counted on the first of them.
     """
     for method in METHOD_TYPES:
         plain = {backbone: count(f"{method}_{backbone}_fpn") for backbone in BACKBONES}
-        smallest = plain[SMALLEST]
+        first = {channels_of(method, backbone): backbone for backbone in reversed(BACKBONES)}
         for neck in necks_of(method):
-            one = smallest if neck == "fpn" else count(f"{method}_{SMALLEST}_{neck}")
+            ones = {
+                channels: plain[b] if neck == "fpn" else count(f"{method}_{b}_{neck}")
+                for channels, b in first.items()
+            }
             for backbone, base in plain.items():
-                parameters = base.parameters + one.parameters - smallest.parameters
-                gmacs = base.gmacs + one.gmacs - smallest.gmacs
+                channels = channels_of(method, backbone)
+                one, without = ones[channels], plain[first[channels]]
+                parameters = base.parameters + one.parameters - without.parameters
+                gmacs = base.gmacs + one.gmacs - without.gmacs
                 yield f"{method}_{backbone}_{neck}", Count(parameters, gmacs, base.image_size)
     for name in list_models(pretrained=True):
         yield name, count(name)
+
+
+def channels_of(method: str, backbone: str) -> int:
+    """Channels of every level behind the FPN, in new models."""
+    return model_config(f"{method}_{backbone}_fpn").channels
 
 
 def count(name: str) -> Count:

@@ -76,6 +76,7 @@ def is_plain(record: Record) -> bool:
 def overfit(model: str, data: Path, args: argparse.Namespace, output: Path) -> dict[str, Any]:
     """Train on the images and evaluate on the same ones."""
     options = TrainOptions(
+        recipe="paper",
         data=str(data),
         model=model,
         output=str(output),

@@ -145,14 +145,8 @@ def from_dict(cls: type[T], content: Any, where: str) -> T:
     Raises:
         ConfigError: an entry is missing, unknown, of the wrong type or out of range.
     """
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: expected a mapping of options, got {content!r:.80}")
     known = {entry.name: entry for entry in option_fields(cls)}
-    for name in content:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: unknown option {name!r:.80}{hint}")
+    check_names(cls, content, where)
     missing = [n for n, e in known.items() if default_of(e) is MISSING and n not in content]
     if missing:
         raise ConfigError(f"{where}: missing options {missing}")
@@ -162,11 +156,36 @@ def from_dict(cls: type[T], content: Any, where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def check_names(cls: type[Options], content: Any, where: str) -> None:
+    """Refuse what is no mapping of options.
+
+    Args:
+        where: name of the file, for messages.
+
+    Raises:
+        ConfigError: it is none, or an entry is unknown.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of options, got {content!r:.80}")
+    known = [entry.name for entry in option_fields(cls)]
+    for name in content:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where}: unknown option {name!r:.80}{hint}")
+
+
 def strip_none(hint: Any) -> Any:
-    """``X`` of ``X | None``."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    """``X`` of ``X | None``, ``X | Y`` of ``X | Y | None``."""
+    if is_union(hint):
+        some = tuple(arg for arg in typing.get_args(hint) if arg is not type(None))
+        return Union[some]  # noqa: UP007
     return hint
+
+
+def is_union(hint: Any) -> bool:
+    """Whether a type is ``X | Y``."""
+    return typing.get_origin(hint) in (Union, types.UnionType)
 
 
 def type_name(hint: Any) -> str:
@@ -175,6 +194,8 @@ def type_name(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " or ".join(map(str, args))
+    if is_union(hint):
+        return " or ".join(map(type_name, args))
     if origin is tuple:
         count = "list of" if args[-1] is Ellipsis else f"{len(args)} x"
         return f"{count} {type_name(args[0])}"

@@ -56,6 +56,9 @@ BACKBONES = {
     "swin_tiny": "swin_tiny_patch4_window7_224",
     "swin_small": "swin_small_patch4_window7_224",
 }
+# Channels of every level behind the FPN, in new models on backbones for small devices. With the 256
+# of the others, neck and head would cost ten times the backbone.
+MOBILE_CHANNELS = {BACKBONES[name]: 64 for name in ("mnv2", "mnv3", "mnv4s", "mnv4m", "effnet_b0")}
 
 NECKS: dict[str, NeckConfig] = {
     "fpn": PlainNeck(),
@@ -107,6 +110,7 @@ def model_config(name: str) -> DetectorConfig:
         "num_classes": len(names),
         "label_names": names,
         "category_ids": ids,
+        "channels": MOBILE_CHANNELS.get(timm_name, 256),
         "head": {"type": "dense", "convs": fitted_neck.head_convs},
         "coder": {"type": "delta"},
         "weights": msgspec.to_builtins(_backbone_input(timm_name)),

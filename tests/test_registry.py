@@ -75,6 +75,14 @@ def test_new_models_pad_and_have_continuous_boxes():
     assert (config.neck.padding, config.inclusive_boxes) == (1, False)
 
 
+@pytest.mark.parametrize("backbone", ["mnv2", "mnv3", "mnv4s", "mnv4m", "effnet_b0"])
+def test_models_for_small_devices_have_fewer_channels_by_either_name(backbone):
+    names = (backbone, zoo.BACKBONES[backbone])
+    assert {model_config(f"fsaf_{name}_sepc").channels for name in names} == {64}
+    assert model_config("fsaf_r18_sepc").channels == 256
+    assert sepc_zoo.create_model(f"fsaf_{backbone}_fpn", channels=24).config.channels == 24
+
+
 def test_models_know_the_80_coco_classes():
     config = model_config("fsaf_r50_sepc")
     assert (config.num_classes, len(set(config.label_names))) == (80, 80)

@@ -18,6 +18,7 @@ from sepc_zoo.options import OptionError
 from sepc_zoo.training.resilience.signals import Interrupted
 
 COMMANDS = {
+    "suggest": "suggest model, image size and options for your own data",
     "train": "train a model on your own data",
     "validate": "measure the COCO mAP of a model on a data set",
     "predict": "detect objects in images",

@@ -14,6 +14,7 @@ from sepc_zoo.options import (
     Options,
     default_of,
     default_text,
+    is_union,
     option,
     option_groups,
     strip_none,
@@ -110,6 +111,8 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
     result["metavar"] = info.metavar or {int: "N", float: "X"}.get(kind)
     if origin is dict:
         return names, result | {"nargs": "+", "type": key_value}
+    if is_union(hint):
+        return names, result | {"type": number_or_word}
     may_be_absent = info.positional and not is_required
     if origin is tuple and args[-1] is Ellipsis:
         result["nargs"] = "*" if info.may_be_empty or may_be_absent else "+"
@@ -119,6 +122,14 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
         result |= {"nargs": "?", "const": info.bare}
     is_choice = typing.get_origin(kind) is Literal
     return names, result | ({"choices": typing.get_args(kind)} if is_choice else {"type": kind})
+
+
+def number_or_word(text: str) -> int | str:
+    """A whole number where the text is one; a word is checked by the class of options."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 class KeyValue(NamedTuple):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 from sepc_zoo.cli.arguments import flag_of
 from sepc_zoo.cli.push import check_repository
-from sepc_zoo.options import Options, as_dict, option
+from sepc_zoo.options import Options, as_dict, check_names, option, option_fields
 from sepc_zoo.training.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
 
 DEMO_DATA = Path("runs/shapes")
@@ -21,6 +22,7 @@ DEMO: dict[str, Any] = {
     "model_kwargs": {"channels": 48, "anchors": {"base_scale": 2.0, "ratios": (1.0,)}},
     "image_size": (192, 192),
     "epochs": 16,
+    "recipe": "paper",
     "lr": 1e-3,
     "val_interval": 4,
 }
@@ -38,6 +40,11 @@ class Arguments(Options):
         "or hf-hub:org/repo",
         metavar="MODEL",
         exclusive="model",
+    )
+    config: str | None = option(
+        None,
+        "YAML file of options, such as recipes/r50_1x.yaml; those on the command line win",
+        metavar="FILE",
     )
     resume: str | None = option(
         None, "run folder to resume, with the options it was started with", metavar="RUN"
@@ -65,6 +72,8 @@ def run(arguments: Arguments) -> int:
     given = dict(arguments.given)
     if arguments.finetune is not None:
         given |= {"model": arguments.finetune, "pretrained": True}
+    if arguments.config is not None:
+        given = read_config(Path(arguments.config), given) | given
     options = resumed_options(arguments.resume, given) if arguments.resume else options_from(given)
     if arguments.dry_run:
         return dry_run(options)
@@ -72,6 +81,28 @@ def run(arguments: Arguments) -> int:
     if not PartialState().is_main_process:
         return 0
     return finish(options, metrics, arguments.push_to_hub)
+
+
+def read_config(file: Path, given: Collection[str]) -> dict[str, Any]:
+    """The options in a YAML file, but for those that exclude one of the command line.
+
+    Args:
+        given: names of the options on the command line.
+
+    Raises:
+        TrainError: the file cannot be read.
+        ConfigError: an entry is no option.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainError(f"--config {file} cannot be read: {error}") from error
+    check_names(TrainOptions, content, str(file))
+    group = {e.name: e.metadata["option"].exclusive or e.name for e in option_fields(TrainOptions)}
+    taken = {group[name] for name in given}
+    return {name: value for name, value in content.items() if group[name] not in taken}
 
 
 def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) -> int:
@@ -163,6 +194,7 @@ def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
     options = read_options(run)
     if "model" in given:
         given = given | {"model": model_name(given["model"])}
+    given = {name: value for name, value in given.items() if value != "auto"}  # settled at first
     asked, known = as_dict(dataclasses.replace(options, **given)), as_dict(options)
     changed = [flag_of(name) for name in given if asked[name] != known[name]]
     if changed:

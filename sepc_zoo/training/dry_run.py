@@ -1,9 +1,12 @@
 """Forecast of a run from a few steps: does it fit into the memory, how long will it take?"""
 
+import gc
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -12,6 +15,7 @@ import torch.nn.functional as F
 
 from sepc_zoo.data import Batch, collate
 from sepc_zoo.data.images import resized_size
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
 from sepc_zoo.training.logging import used_memory
 from sepc_zoo.training.options import TrainError, TrainOptions
@@ -19,7 +23,15 @@ from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import repeated_classes
 
+resource: ModuleType | None = None
+if sys.platform != "win32":
+    import resource
+
 NUM_READ = 16  # images that are read and augmented to measure the time
+# Limits of --batch-size auto
+MEMORY_SHARE = 0.9  # of the memory that is free
+MAX_BATCH_SIZE = {"cpu": 16}  # more would make a CPU no faster
+MIN_STEPS = 20  # of an epoch
 
 
 @dataclass(frozen=True)
@@ -43,38 +55,122 @@ def forecast(options: TrainOptions) -> Forecast:
     Raises:
         TrainError: the largest batch does not fit into the memory.
     """
-    run = Run(options)
+    return measure(Run(settle_batch_size(options)))
+
+
+def measure(run: Run) -> Forecast:
+    """Measure memory and time of the parts of a run; errors as in ``forecast``."""
     try:
-        return measure(run)
+        return measure_parts(run)
     except torch.OutOfMemoryError as error:
         raise TrainError(
-            f"{options.batch_size} images of the largest size do not fit: {error}. Try a smaller "
-            "--batch-size with --grad-accum-steps, a smaller --image-size, or --amp bf16"
+            f"{run.options.batch_size} images of the largest size do not fit: {error}. Try a "
+            "smaller --batch-size with --grad-accum-steps, a smaller --image-size, or --amp bf16"
         ) from error
     finally:
         run.log.bar.close()
 
 
-def measure(run: Run) -> Forecast:
-    """Measure memory and time of the parts of a run."""
+def settle_batch_size(options: TrainOptions) -> TrainOptions:
+    """The options with a number for ``batch_size="auto"``.
+
+    Raises:
+        ConfigError: there are several processes, which would wait for the one that has no memory.
+        TrainError: not even one image fits.
+    """
+    if options.batch_size != "auto":
+        return options
+    run = Run(replace(options, batch_size=1))
+    if run.accelerator.num_processes > 1:
+        raise ConfigError(
+            "--batch-size auto needs a single process; find the number by --dry-run without a "
+            "launcher, and give it to all"
+        )
+    number = largest_batch_size(run)
+    run.log.say(f"batch size: {number}, the largest power of two that fits")
+    del run
+    release_memory()
+    return replace(options, batch_size=number)
+
+
+def largest_batch_size(run: Run) -> int:
+    """Try steps with the largest images of a run, twice as many each time.
+
+    The next number is tried only if what the last images have added leaves room for it. At least
+    ``MIN_STEPS`` steps are left in an epoch.
+    """
+    device = run.accelerator.device
+    highest = max(1, len(run.train_data.records) // MIN_STEPS)
+    highest = min(highest, MAX_BATCH_SIZE.get(device.type, highest))
+    set_train_mode(run.detector, run.recipe.freeze_bn)
+    fits, before, free = 0, peak_memory(device), free_memory(device)
+    while (number := 2 * fits or 1) <= highest:
+        try:
+            make_step(run, largest_batch(run, number))
+        except torch.OutOfMemoryError as error:
+            run.optimizer.zero_grad()
+            if not fits:
+                raise TrainError(f"not even one image fits into the memory: {error}") from error
+            break
+        used = peak_memory(device)
+        per_image = (used - before) / (number - fits)
+        fits, before = number, used
+        if used + number * per_image > MEMORY_SHARE * free:
+            break
+    return fits
+
+
+def release_memory() -> None:
+    """Give memory that nothing refers to back to the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory(device: torch.device) -> float:
+    """The highest use of memory in GiB so far, by this process or on its GPU."""
+    if device.type == "cuda" or resource is None:
+        return used_memory(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def free_memory(device: torch.device) -> float:
+    """Memory in GiB that this process may use, with what it holds."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return (free + torch.cuda.memory_reserved(device)) / 2**30
+    return psutil.virtual_memory().available / 2**30 + used_memory(device)
+
+
+def largest_batch(run: Run, number: int) -> Batch:
+    """A batch of the largest images, padded to the largest height and width of any."""
+    sizes = augmented_sizes(run)
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+    sides = [max(sides) for sides in zip(*sizes, strict=True)]
+    return make_batch(run, by_size[-number:], padded_to=sides)
+
+
+def measure_parts(run: Run) -> Forecast:
+    """Make the steps, and add up what they take."""
     options, device = run.options, run.accelerator.device
     dataset: Any = run.train_loader.loader.dataset
     set_train_mode(run.detector, run.recipe.freeze_bn)
-    sizes = [augmented_size(run, record.size) for record in run.train_data.records]
+    sizes = augmented_sizes(run)
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     middle = len(by_size) // 2
-    largest_sides = [max(sides) for sides in zip(*sizes, strict=True)]
-    largest = make_batch(run, by_size[-options.batch_size :], padded_to=largest_sides)
-    usual = make_batch(run, by_size[middle : middle + options.batch_size])
+    largest = largest_batch(run, options.images_per_pass)
+    usual = make_batch(run, by_size[middle : middle + options.images_per_pass])
     for _ in range(2):
         make_step(run, largest)
-    memory = used_memory(device)
+    memory = peak_memory(device)
     make_step(run, usual)  # warms up: some work is done once for each new size
     step = seconds(lambda: make_step(run, usual), device)
     detection = seconds(lambda: detect(run, usual), device) / len(usual.images)
     first = range(min(NUM_READ, len(dataset)))
     read = seconds(lambda: [dataset[i] for i in first], device) / len(first)
-    read *= options.batch_size * options.grad_accum_steps / max(1, options.workers)
+    read *= options.images_per_pass * options.grad_accum_steps / max(1, options.workers)
     images = math.ceil(len(run.val_data.records) / run.accelerator.num_processes)
     validation = images * detection
     num_validations = max(1, run.num_epochs // options.val_interval)
@@ -95,10 +191,10 @@ def measure(run: Run) -> Forecast:
     )
 
 
-def augmented_size(run: Run, size: tuple[int, int]) -> tuple[int, int]:
-    """The maximum height and width of an image of this size after its augmentation."""
+def augmented_sizes(run: Run) -> list[tuple[int, int]]:
+    """The maximum height and width of each image after its augmentation."""
     bounds = run.options.augmentation.largest(*run.detector.config.weights.image_size)
-    return resized_size(*size, *bounds)
+    return [resized_size(*record.size, *bounds) for record in run.train_data.records]
 
 
 def make_batch(run: Run, indices: Sequence[int], padded_to: Sequence[int] = (0, 0)) -> Batch:

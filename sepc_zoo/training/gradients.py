@@ -54,7 +54,19 @@ def loss_terms(run: Run, batch: Batch) -> Terms:
     """Make the loss terms of a batch of this process, sums and counts."""
     with run.accelerator.autocast():
         outputs = run.model(batch.images, batch.targets)
+    if run.unseen_classes:
+        outputs = outputs._replace(logits=detach_classes(outputs.logits, run.unseen_classes))
     return run.detector.loss_terms(outputs, batch.targets)
+
+
+def detach_classes(logits: Tensor, labels: Sequence[int]) -> Tensor:
+    """Logits ``(N, A, K)`` without gradient for some classes.
+
+    Objects of a class that the data does not label would be learned as background.
+    """
+    is_unseen = torch.zeros(logits.shape[-1], dtype=torch.bool)
+    is_unseen[list(labels)] = True
+    return torch.where(to_device(is_unseen, logits.device), logits.detach(), logits)
 
 
 def known_divisors(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor] | None:

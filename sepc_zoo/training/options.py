@@ -16,6 +16,8 @@ from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, o
 OPTIONS_FILE = "config.yaml"
 FormatName = Literal["coco", "voc", "yolo", "hf"]
 Schedule = Literal["multistep", "cosine"]
+RecipeName = Literal["auto", "paper", "small", "strong"]
+Learned = Literal["nothing", "backbone", "detector"]
 # Entries of a model's config that come from the data or have a flag of their own.
 NOT_MODEL_KWARGS = {"num_classes", "label_names", "category_ids", "backbone_kwargs", "weights"}
 
@@ -107,8 +109,19 @@ class ModelOptions(Options):
         ge=0,
         le=4,
     )
+    freeze: Literal["neck"] | None = option(
+        None, "freeze backbone, FPN and neck, so that only the head learns (default: nothing)"
+    )
+    keep_classes: bool = option(
+        False,
+        "keep the classes of the trained model beside those of the data, which may have no boxes "
+        "of them",
+    )
     freeze_bn: bool | None = option(
         None, "freeze the backbone's batch norm statistics (default: if it is pretrained)"
+    )
+    auto_anchors: bool = option(
+        False, "fit sizes and ratios of the anchors of a new model to the training boxes"
     )
     sync_bn: bool | None = option(
         None, "synchronize batch norms over all processes (default: below 4 images per process)"
@@ -119,14 +132,27 @@ class ModelOptions(Options):
 class ScheduleOptions(Options):
     """Optimizer and schedule."""
 
-    epochs: int | None = option(None, "number of epochs (default 12)", ge=1, exclusive="length")
+    recipe: RecipeName = option(
+        "auto",
+        "defaults of optimizer, schedule, freezing and augmentation: paper (the SEPC authors'), "
+        "small (short training on few images), strong (long training); auto chooses by the data",
+    )
+    epochs: int | None = option(
+        None, "number of epochs (default: the recipe's)", ge=1, exclusive="length"
+    )
     max_steps: int | None = option(
         None, "number of optimizer steps, instead of --epochs", ge=1, exclusive="length"
     )
     patience: int | None = option(
         None, "stop early after N validations without a better AP (default: never)", ge=1
     )
-    batch_size: int = option(4, "images per process and backward pass", ge=1)
+    batch_size: int | Literal["auto"] = option(
+        4,
+        "images per process and backward pass; auto takes the largest power of two that fits into "
+        "the memory",
+        ge=1,
+        metavar="N",
+    )
     grad_accum_steps: int = option(
         1,
         "backward passes per optimizer step; the gradient is that of one large batch where the "
@@ -148,7 +174,9 @@ class ScheduleOptions(Options):
         None, "steps of linear warm-up (default 500, at most a tenth of the run)", ge=0
     )
     clip_grad: float | None = option(None, "maximum gradient norm (default: the recipe's)", gt=0)
-    model_ema: bool = option(False, "keep and validate a moving average of the weights")
+    model_ema: bool | None = option(
+        None, "keep and validate a moving average of the weights (default: the recipe's)"
+    )
     model_ema_decay: float = option(0.9998, "final decay of the moving average", ge=0, le=1)
 
 
@@ -230,11 +258,18 @@ class TrainOptions(
         return Augmentation(**{e.name: getattr(self, e.name) for e in option_fields(Augmentation)})
 
     @property
-    def has_learned(self) -> bool:
-        """Whether the backbone starts from trained weights."""
-        is_trained_model = self.pretrained or ":" in self.model  # local-dir:… or hf-hub:…
+    def images_per_pass(self) -> int:
+        """The batch size once it is a number, see ``dry_run.settle_batch_size``."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
+
+    @property
+    def learned(self) -> Learned:
+        """The part of the model that starts from trained weights."""
+        if self.pretrained or ":" in self.model:  # local-dir:… or hf-hub:…
+            return "detector"
         has_file = self.backbone_checkpoint is not None
-        return is_trained_model or self.pretrained_backbone or has_file
+        return "backbone" if self.pretrained_backbone or has_file else "nothing"
 
 
 def write_options(options: TrainOptions) -> None:
@@ -247,12 +282,16 @@ def write_options(options: TrainOptions) -> None:
 def read_options(run: str | Path) -> TrainOptions:
     """Read the options that a run was started with; its folder may have moved since.
 
+    Runs without ``recipe`` are older than this option, and were trained as ``paper`` says.
+
     Raises:
         TrainError: the folder holds no run, or an entry of its ``config.yaml`` does not fit.
     """
     path = Path(run) / OPTIONS_FILE
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            content.setdefault("recipe", "paper")
         options = from_dict(TrainOptions, content, str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
         raise TrainError(f"{run} is no run folder to resume: {error}") from error

@@ -1,7 +1,8 @@
-"""Recipes: optimizer, learning rate schedule, and frozen layers."""
+"""Recipes: optimizer, learning rate schedule, frozen layers and augmentation."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -11,11 +12,12 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from sepc_zoo.config import DetectorConfig
+from sepc_zoo.data import Annotations
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import BACKBONES
-from sepc_zoo.training.options import Schedule
+from sepc_zoo.training.options import Learned, RecipeName, Schedule, TrainOptions
 
 SGD = ("sgd", "momentum")
 FUSED = (*SGD, "nesterov", "adam", "adamw")  # optimizers of torch with a fused kernel
@@ -24,12 +26,50 @@ AUTHORS_BACKBONES = [
     BACKBONES[name] for name in ("r18", "r34", "r50", "r101", "x101_32x4d", "x101_64x4d")
 ]
 
+# What a recipe changes of "paper", the authors' for their backbones (see ``default_recipe``).
+RECIPES: dict[RecipeName, dict[str, Any]] = {
+    "paper": {},
+    "small": {
+        "opt": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "batch_size": 4,
+        "min_steps": 1000,
+        "sched": "cosine",
+        "clip_grad": 10.0,
+        "scale": (0.8, 1.2),
+    },
+    "strong": {
+        "opt": "adamw",
+        "lr": 5e-4,
+        "weight_decay": 0.05,
+        "batch_size": 16,
+        "epochs": 36,
+        "min_steps": 3000,
+        "sched": "cosine",
+        "clip_grad": 10.0,
+        "model_ema": True,
+        "color_jitter": True,
+        "scale": (0.6, 1.0),
+        "mosaic": 0.5,
+    },
+}
+RATE = {"opt", "lr", "weight_decay", "batch_size"}  # entries that hold for one optimizer only
+FINETUNED_LR = 0.25  # factor on the learning rate for a detector that has learned, but for "paper"
+MIXED_PART = 0.8  # first part of the epochs, in which images are mixed
+# "auto" takes "small" below any of these, and "strong" for more epochs.
+MANY = {"images": 5000, "boxes": 20_000, "steps": 5000}
+MANY_EPOCHS = 24
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained; the defaults are those of the SEPC authors."""
 
+    name: RecipeName = "paper"
+    reason: str = ""  # why it was chosen
     epochs: int = 12
+    min_steps: int = 0  # more epochs where ``epochs`` give fewer steps
     batch_size: int = 16  # images per step of all processes for which ``lr`` holds
     opt: str = "sgd"
     lr: float = 0.01
@@ -40,6 +80,94 @@ class Recipe:
     clip_grad: float = 35.0  # maximum norm of the gradient
     freeze_stages: int = 1  # stem and first stage, in a pretrained backbone
     freeze_bn: bool = True  # keep the batch norm statistics of a pretrained backbone
+    model_ema: bool = False  # moving average of the weights
+    color_jitter: bool = False
+    scale: tuple[float, float] = (1.0, 1.0)  # range of the random factor on the image size
+    mosaic: float = 0.0  # probability
+    mix_epochs: int | None = None  # first epochs with mosaic; None: all
+
+
+# Entries that are options too; one that is given wins over the recipe.
+OPTIONAL = sorted({e.name for e in fields(Recipe)} & {e.name for e in fields(TrainOptions)})
+OPTIONAL.remove("batch_size")
+
+
+class Task(NamedTuple):
+    """What ``auto`` chooses a recipe by."""
+
+    images: int
+    boxes: int
+    steps: int  # that the user allows, or of the authors' number of epochs
+    epochs: int
+    learned: Learned  # part of the model that starts from trained weights
+
+
+def choose_by_task(task: Task) -> tuple[RecipeName, str]:
+    """Choose a recipe; return its name and the reason."""
+    if task.learned == "detector":
+        return "small", "a trained detector is fine-tuned"
+    for what, many in MANY.items():
+        count = getattr(task, what)
+        if count < many:
+            return "small", f"there are {count:,} {what}, fewer than {many:,}"
+    if task.epochs >= MANY_EPOCHS:
+        return "strong", f"there are {task.epochs} epochs"
+    if task.learned == "nothing":
+        return "strong", "the backbone is not pretrained"
+    return "paper", "there are many images for a pretrained backbone"
+
+
+def choose_recipe(
+    options: TrainOptions, config: DetectorConfig, data: Annotations, num_processes: int
+) -> Recipe:
+    """The recipe that the options name or that fits the data; each option that is given wins.
+
+    The learning rate is scaled to the batches of the run. A backbone with random weights is not
+    frozen.
+
+    Args:
+        data: the training images.
+    """
+    images, boxes = len(data.records), sum(len(record.boxes) for record in data.records)
+    batch_size = options.images_per_pass * options.grad_accum_steps * num_processes
+    per_epoch = max(1, images // batch_size)
+    steps = options.max_steps or per_epoch * (options.epochs or Recipe.epochs)
+    epochs = math.ceil(steps / per_epoch)
+    name, reason = options.recipe, "--recipe"
+    if name == "auto":
+        task = Task(images, boxes, steps, epochs, options.learned)
+        name, reason = choose_by_task(task)
+    recipe = named_recipe(name, config, options.opt)
+    lr = scaled_lr(recipe, batch_size)
+    if name != "paper" and options.learned == "detector":
+        lr *= FINETUNED_LR
+    recipe = replace(recipe, lr=lr, batch_size=batch_size, reason=reason)
+    if options.learned == "nothing":
+        recipe = replace(recipe, freeze_stages=0, freeze_bn=False)
+    if options.max_steps is None:
+        epochs = options.epochs or max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
+    if recipe.mosaic:
+        recipe = replace(recipe, mix_epochs=max(1, round(MIXED_PART * epochs)))
+    given = {n: value for n in OPTIONAL if (value := getattr(options, n)) is not None}
+    return replace(recipe, **{"epochs": epochs} | given)
+
+
+def fill_in(options: TrainOptions, recipe: Recipe) -> TrainOptions:
+    """The options with the recipe's values, so that a run is resumed with the same ones."""
+    values = {name: getattr(recipe, name) for name in OPTIONAL}
+    return replace(options, **values | {"epochs": None if options.max_steps else recipe.epochs})
+
+
+def named_recipe(name: RecipeName, config: DetectorConfig, opt: str | None = None) -> Recipe:
+    """The recipe of a name for a model.
+
+    Args:
+        opt: another optimizer, with the learning rate of ``default_recipe``.
+    """
+    changes = RECIPES[name]
+    if opt not in (None, changes.get("opt")):
+        changes = {entry: value for entry, value in changes.items() if entry not in RATE}
+    return replace(default_recipe(config, opt or changes.get("opt")), name=name, **changes)
 
 
 def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
@@ -111,14 +239,15 @@ def slow_down_offsets(optimizer: torch.optim.Optimizer, model: nn.Module) -> Non
             optimizer.add_param_group(group | {"params": slow, "lr_scale": scale})
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> Scheduler:
-    """Make the schedule of the learning rate, in steps, with a linear warm-up from a third of it.
+def warmup_steps(recipe: Recipe, total_steps: int) -> int:
+    """Steps of the warm-up: the recipe's, but at most a tenth of the run."""
+    return min(recipe.warmup_steps, total_steps // 10)
 
-    The warm-up takes at most a tenth of the run.
-    """
-    warmup = min(recipe.warmup_steps, total_steps // 10)
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> Scheduler:
+    """Make the schedule of the learning rate, in steps; its warm-up rises from a third of it."""
     common: dict[str, Any] = {
-        "warmup_t": warmup,
+        "warmup_t": warmup_steps(recipe, total_steps),
         "warmup_lr_init": recipe.lr / 3,
         "t_in_epochs": False,
     }
@@ -149,9 +278,12 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
 def set_train_mode(model: Detector, freeze_bn: bool) -> None:
     """Set train mode; with ``freeze_bn`` the backbone's batch norms keep their statistics.
 
-    Their scale and shift are still trained, as in the authors' recipe.
+    Their scale and shift are still trained, as in the authors' recipe. A neck that is frozen as a
+    whole keeps its statistics too.
     """
     model.train()
+    for part in (model.fpn, model.neck):
+        part.train(any(parameter.requires_grad for parameter in part.parameters()))
     if freeze_bn:
         for module in model.backbone.modules():
             if isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct2d)):

@@ -16,11 +16,12 @@ from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.training import setup
 from sepc_zoo.training.accelerator import make_accelerator, make_deterministic, make_scaler
+from sepc_zoo.training.advice import advise
 from sepc_zoo.training.callbacks import Callback
 from sepc_zoo.training.checkpoint import Progress, Stateful, load_state
 from sepc_zoo.training.logging import Log, list_dropped
 from sepc_zoo.training.options import TrainOptions, write_options
-from sepc_zoo.training.recipes import make_optimizer, make_scheduler
+from sepc_zoo.training.recipes import choose_recipe, fill_in, make_optimizer, make_scheduler
 from sepc_zoo.training.resilience.async_scalars import StepResult
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
 from sepc_zoo.training.resilience.signals import Interrupt
@@ -42,22 +43,25 @@ class Run:
     def __init__(
         self, options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()
     ) -> None:
-        self.options, self.output = options, Path(options.output)
+        self.output = Path(options.output)
         setup.check_output(self.output, resume)
         if options.deterministic:
             make_deterministic()
         self.accelerator = make_accelerator(options.amp, options.cpu, options.log_with, self.output)
         set_seed(options.seed)
         self.train_data, self.val_data, model = setup.read_inputs(options, resume)
-        self.recipe = setup.choose_recipe(options, model.config, self.accelerator.num_processes)
+        processes = self.accelerator.num_processes
+        self.recipe = choose_recipe(options, model.config, self.train_data, processes)
+        self.options = options = fill_in(options, self.recipe)
         setup.prepare_model(options, self.recipe, model, self.accelerator)
         self.detector = model
+        self.unseen_classes = setup.unseen_classes(options, self.train_data)
 
         self.log = Log(self.accelerator, self.output)
         self.faults = Faults(self.output, options.max_faults, self.log)
         handlers = self.faults.add_dead_worker, self.faults.add_unreadable
         train = setup.train_loader(options, self.train_data, model, self.accelerator)
-        val = validation_loader(self.val_data, model, options.batch_size, options.workers)
+        val = validation_loader(self.val_data, model, options.images_per_pass, options.workers)
         self.train_loader = ResilientLoader(train, *handlers)
         self.val_loader = ResilientLoader(val, *handlers)
         self.steps_per_epoch = math.ceil(len(train) / options.grad_accum_steps)
@@ -116,5 +120,7 @@ class Run:
         self.accelerator.init_trackers("tracking", init_kwargs=purge)
         names = self.detector.config.label_names
         news = setup.class_changes(self.options, names) if self.saved_step is None else []
+        if self.saved_step is None:
+            news += advise(self.options, self.detector.config, self.train_data)
         for line in (*list_dropped(self.train_data), *list_dropped(self.val_data), *news):
             self.log.say(line)

@@ -1,12 +1,13 @@
 """From options to the data, the model and the recipe of a run."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from timm.layers import convert_sync_batchnorm
 from torch.utils.data import DataLoader
 
@@ -22,6 +23,7 @@ from sepc_zoo.data import (
     read_data,
     train_transform,
 )
+from sepc_zoo.data.annotations import unique_ids
 from sepc_zoo.data.images import read_image
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.data.sampling import repeat_factors
@@ -30,6 +32,7 @@ from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.training.accelerator import RunAccelerator
+from sepc_zoo.training.advice import fitted_anchors
 from sepc_zoo.training.callbacks import (
     Callback,
     DrawBatches,
@@ -39,7 +42,7 @@ from sepc_zoo.training.callbacks import (
 )
 from sepc_zoo.training.checkpoint import STATE_FILE, ResumeError
 from sepc_zoo.training.options import TrainError, TrainOptions
-from sepc_zoo.training.recipes import Recipe, default_recipe, freeze_stages, scaled_lr
+from sepc_zoo.training.recipes import Recipe, freeze_stages
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
 MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
@@ -68,6 +71,12 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
     how: dict[str, Any] = {"drop_bad_boxes": options.drop_bad_boxes, "format": options.format}
     train = read_data(options.data, options.train_split, names, **how)
     model = build(known) if known else build_model(options, train)
+    unseen = len(model.config.label_names) - len(train.label_names)
+    train = dataclasses.replace(
+        train,
+        label_names=model.config.label_names,
+        category_ids=(*train.category_ids, *[None] * unseen),
+    )
     val = read_data(options.data, options.val_split, model.config.label_names, **how)
     for split, data in ((options.train_split, train), (options.val_split, val)):
         if not data.records:
@@ -95,11 +104,16 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     folders = [Path(folder).resolve().name for folder in options.data]
     asked = {name: getattr(options, name) for name in ("image_size", "mean", "std")}
     asked["keep_ratio"] = True  # images of training keep theirs
+    classes = (
+        unite_with_old(options, data)
+        if options.keep_classes
+        else dict(zip(data.label_names, data.category_ids, strict=True))
+    )
     model = create_model(
         options.model,
         options.pretrained,
-        label_names=data.label_names,
-        category_ids=data.category_ids,
+        label_names=[*classes],
+        category_ids=[*classes.values()],
         inclusive_boxes=False,  # the targets are continuous, so the predictions will be
         pretrained_backbone=options.pretrained_backbone,
         backbone_kwargs=options.backbone_kwargs,
@@ -107,9 +121,41 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
         **options.model_kwargs,
     )
     model.config = override(model.config, {"weights": {"dataset": " + ".join(folders)}})
+    if options.auto_anchors:
+        model.config = replace(model.config, anchors=fitted_anchors(options, model.config, data))
     if options.backbone_checkpoint is not None:
         load_backbone(model, options.backbone_checkpoint)
     return model
+
+
+def unite_with_old(options: TrainOptions, data: Annotations) -> dict[str, int]:
+    """The classes of the data and behind them the others of the trained model, with unique ids.
+
+    Raises:
+        ConfigError: the model has not learned, or its classes share a softmax.
+    """
+    folder = find_model(options.model, options.pretrained)
+    if folder is None:
+        raise ConfigError("--keep-classes needs a trained model to start from: --finetune MODEL")
+    old = read_config(folder)
+    if old.method.head != "dense":
+        raise ConfigError(
+            f"--keep-classes: {old.method.name} takes what is not labelled for background; use a "
+            "one-stage detector, or label the old classes too"
+        )
+    known = dict(zip(old.label_names, old.category_ids, strict=True))
+    return unique_ids(
+        {
+            **dict(zip(data.label_names, data.category_ids, strict=True)),
+            **{name: number for name, number in known.items() if name not in data.label_names},
+        }
+    )
+
+
+def unseen_classes(options: TrainOptions, data: Annotations) -> list[int]:
+    """Labels that are kept from the trained model, and of which the data has no class."""
+    ids = data.category_ids if options.keep_classes else ()
+    return [label for label, category_id in enumerate(ids) if category_id is None]
 
 
 def class_changes(options: TrainOptions, label_names: Sequence[str]) -> list[str]:
@@ -138,26 +184,14 @@ def shorten(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names[:MAX_NAMES])}{more})"
 
 
-def choose_recipe(options: TrainOptions, config: DetectorConfig, num_processes: int) -> Recipe:
-    """Apply the options to the model's recipe, and scale its learning rate to the run's batches.
-
-    A backbone with random weights is not frozen.
-    """
-    recipe = default_recipe(config, options.opt)
-    batch_size = options.batch_size * options.grad_accum_steps * num_processes
-    recipe = replace(recipe, lr=scaled_lr(recipe, batch_size))
-    if not options.has_learned:
-        recipe = replace(recipe, freeze_stages=0, freeze_bn=False)
-    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    given = {name: value for name, value in asked.items() if value is not None}
-    return replace(recipe, **given | {"batch_size": batch_size})
-
-
 def prepare_model(
     options: TrainOptions, recipe: Recipe, model: Detector, accelerator: RunAccelerator
 ) -> None:
     """Freeze layers, choose batch norms and memory layout, and move the model to its device."""
     freeze_stages(model.backbone, recipe.freeze_stages)
+    if options.freeze == "neck":
+        for part in (model.backbone, model.fpn, model.neck):
+            part.requires_grad_(False)
     sync_batch_norms(options, model, accelerator)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -182,7 +216,7 @@ def enable_grad_checkpointing(model: Detector) -> None:
 def sync_batch_norms(options: TrainOptions, model: Detector, accelerator: RunAccelerator) -> None:
     """Let batch norms see the images of all processes, where that is asked for or needed."""
     norms = [module for module in model.modules() if isinstance(module, IntegratedBatchNorm)]
-    is_needed = bool(norms) and options.batch_size < MIN_NORM_IMAGES
+    is_needed = bool(norms) and options.images_per_pass < MIN_NORM_IMAGES
     is_wanted = is_needed if options.sync_bn is None else options.sync_bn
     if accelerator.num_processes == 1 or not is_wanted:
         return
@@ -230,12 +264,12 @@ def train_loader(
     factors = repeat_factors(data, options.repeat_factor)[1] if options.repeat_factor else None
     loader = make_loader(
         dataset,
-        options.batch_size,
+        options.images_per_pass,
         shuffle=True,
         seed=options.seed,
         workers=options.workers,
         multiple=weights.pad_multiple,
-        drop_last=len(dataset) >= options.batch_size * accelerator.num_processes,
+        drop_last=len(dataset) >= options.images_per_pass * accelerator.num_processes,
         factors=factors,
     )
     # Only images go to the device, in ``Batch.normalized``.

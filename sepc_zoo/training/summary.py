@@ -1,5 +1,6 @@
 """Tables for the terminal: what a run is about to do, and how it went."""
 
+from dataclasses import asdict
 from datetime import timedelta
 
 from accelerate import PartialState
@@ -10,7 +11,8 @@ from rich.table import Table
 from sepc_zoo.data import Annotations
 from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
-from sepc_zoo.training.recipes import default_recipe
+from sepc_zoo.options import default_text
+from sepc_zoo.training.recipes import warmup_steps
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.setup import shorten
 
@@ -22,10 +24,8 @@ def describe(run: Run) -> dict[str, str]:
     sizes = {p: p.numel() / 1e6 for p in run.detector.parameters()}
     total = sum(sizes.values())
     trained = sum(size for p, size in sizes.items() if p.requires_grad)
-    origin = "pretrained" if options.has_learned else "random weights"
+    origin = "random weights" if options.learned == "nothing" else "pretrained"
     short, long = config.weights.image_size
-    usual = default_recipe(config, options.opt)
-    scaled = f"{usual.lr:g} for {usual.batch_size} scaled"
     return {
         "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
         f"{trained:.1f} M trained",
@@ -37,13 +37,19 @@ def describe(run: Run) -> dict[str, str]:
         "input": f"sides of at most {short} and {long} pixels",
         "device": f"{processes} x {device}, {options.amp or 'float32'}"
         f"{', channels-last' * options.channels_last}{', compiled' * options.compile}",
-        "step": f"{recipe.batch_size} images: {options.batch_size} x {processes} processes x "
+        "step": f"{recipe.batch_size} images: {options.images_per_pass} x {processes} processes x "
         f"{options.grad_accum_steps} accumulated",
         "length": f"{run.num_steps} steps, {run.num_epochs} epochs of {run.steps_per_epoch}",
-        "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g} "
-        f"({scaled if options.lr is None else 'as given'})",
+        "recipe": f"{recipe.name} ({recipe.reason}); --recipe NAME takes another",
+        "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g}, warm-up "
+        f"{warmup_steps(recipe, run.num_steps)} steps, gradient norm at most {recipe.clip_grad:g}",
+        "augmentation": ", ".join(
+            f"{name} {default_text(value)}"
+            for name, value in asdict(options.augmentation).items()
+            if value
+        ),
         "batch norm": _batch_norm(run),
-        "weights": f"moving average, decay {options.model_ema_decay}" * options.model_ema,
+        "weights": f"moving average, decay {options.model_ema_decay}" * recipe.model_ema,
         "output": str(run.output),
     }
 
@@ -90,4 +96,4 @@ def _batch_norm(run: Run) -> str:
     if not norms or run.accelerator.num_processes == 1:
         return ""
     scope = "over all processes" if norms[0].sync else "of each process alone"
-    return f"{scope}, with {run.options.batch_size} images each"
+    return f"{scope}, with {run.options.images_per_pass} images each"

@@ -21,6 +21,7 @@ from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.distributed import sum_over_processes
 from sepc_zoo.training.callbacks import Callback, Stop, draw_inputs
 from sepc_zoo.training.checkpoint import save_state
+from sepc_zoo.training.dry_run import settle_batch_size
 from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
 from sepc_zoo.training.logging import quiet_tracker_threads
 from sepc_zoo.training.options import TrainError, TrainOptions
@@ -51,7 +52,7 @@ def train(
         TrainError: the run cannot go on, because of too many faults or a full disk.
         Interrupted: SIGINT or SIGTERM arrived; the state was saved.
     """
-    run = Run(options, resume, callbacks)
+    run = Run(settle_batch_size(options), resume, callbacks)
     begin = time.monotonic()
     try:
         run.start()

@@ -36,6 +36,7 @@ class Bread(Oven):
 
     flours: tuple[str, ...] = option(("rye",), help="flours, 100% or less each")
     shape: Literal["round", "long"] | None = option(None, help="shape of the loaf")
+    slices: int | Literal["all"] | None = option(None, help="number of slices", ge=1)
     ratio: tuple[float, float] = option((0.5, 1.0), help="range of water to flour", gt=0)
     extras: dict[str, Any] = option(factory=dict, help="other ingredients")
     seeds: bool = option(False, help="add seeds")
@@ -47,17 +48,20 @@ def parsed(*texts):
 
 def test_the_command_line_gives_typed_options():
     flags = ["--heat", "230", "--no-fan", "--flours", "rye", "oat", "--ratio", "1", "2", "--seeds"]
-    bread = parsed(*flags, "--extras", "salt.sea=2", "note=a b", "--shape", "long")
+    bread = parsed(
+        *flags, "--extras", "salt.sea=2", "note=a b", "--shape", "long", "--slices", "all"
+    )
     assert bread == Bread(
         heat=230,
         fan=False,
         flours=("rye", "oat"),
         ratio=(1.0, 2.0),
         seeds=True,
+        slices="all",
         extras={"salt": {"sea": 2}, "note": "a b"},
         shape="long",
     )
-    assert parsed("--heat", "0") == Bread(heat=0)
+    assert parsed("--heat", "0", "--slices", "9") == Bread(heat=0, slices=9)
 
 
 def test_help_has_groups_and_defaults():
@@ -80,6 +84,8 @@ def test_help_has_groups_and_defaults():
         ({"ratio": (0, 1)}, r"ratio is \(0.0, 1.0\); it must be above 0"),
         ({"ratio": (1, float("nan"))}, r"ratio is \(1.0, nan\); it must be above 0"),
         ({"ratio": (1, float("inf"))}, r"ratio is \(1.0, inf\); it must be"),
+        ({"slices": "most"}, "slices is 'most'; it must be int or all"),
+        ({"slices": 0}, "slices is 0; it must be at least 1"),
         ({"flours": [1]}, "flours is .*; it must be list of str"),
     ],
 )
@@ -150,9 +156,14 @@ def test_the_file_of_a_run_reads_back_strictly(tmp_path):
     assert read_options(tmp_path) == options
     path = tmp_path / "config.yaml"
     text = path.read_text()
+    path.write_text(text.replace("recipe: auto\n", ""))
+    assert read_options(tmp_path).recipe == "paper"  # a run from before the option
     for wrong, named in (
         (text + "epoch: 3\n", "unknown option 'epoch'; did you mean 'epochs'"),
-        (text.replace("batch_size: 4", "batch_size: many"), "batch_size is 'many'"),
+        (
+            text.replace("batch_size: 4", "batch_size: many"),
+            "batch_size is 'many'; it must be int or auto",
+        ),
         (text.replace("batch_size: 4", "batch_size: 0"), "batch_size is 0"),
         (text.replace("model: m\n", ""), r"missing options \['model'\]"),
         ("- 1", "expected a mapping"),

@@ -111,6 +111,33 @@ def test_without_arguments_train_runs_a_demonstration_on_shapes(options_of, monk
     assert "writing a small data set" in capsys.readouterr().out
 
 
+def test_options_come_from_a_file_and_the_command_line_wins(options_of, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: d\nmodel: m\nepochs: 36\nlr: 0.1\nscale: [0.5, 1.0]\nrecipe: strong\n")
+    options = options_of("--config", file, "--lr", 0.2, "--max-steps", 9, "--output", "o")
+    assert options == TrainOptions(
+        data="d", model="m", output="o", lr=0.2, max_steps=9, scale=(0.5, 1.0), recipe="strong"
+    )
+    assert options_of("--config", file).epochs == 36
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("epoch: 3", "unknown option 'epoch'; did you mean 'epochs'?"),
+        ("- 1", "expected a mapping"),
+        ("a: [", "cannot be read"),
+        ("data: d\nmodel: m\nlr: fast", "--lr is 'fast'; it must be float"),
+    ],
+)
+def test_a_file_of_options_that_does_not_fit_is_refused(text, named, tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(text)
+    assert call("train", "--config", tmp_path / "x.yaml") == 2
+    assert_refused(capsys, named)
+    assert call("train", "--config", tmp_path / "missing.yaml") == 2
+    assert_refused(capsys, "missing.yaml cannot be read")
+
+
 def test_data_without_a_model_is_refused(capsys):
     assert call("train", "--data", "d") == 2
     assert_refused(capsys, "--model is missing", "sepc-zoo list")
@@ -141,6 +168,7 @@ def test_flags_that_do_not_fit_are_wrong_usage(flags, capsys):
         (("--model", "retinanet_r05_sepc"), "did you mean"),
         (("--opt", "bogus"), "no optimizer 'bogus'"),
         (("--batch-size", 0), "--batch-size is 0; it must be at least 1"),
+        (("--batch-size", "many"), "--batch-size is 'many'; it must be int or auto"),
         (("--model-kwargs", "chanels=16"), "chanels"),
         (("--hflip", 2), "--hflip is 2.0; it must be at least 0, at most 1"),
         (("--train-split", "bogus"), "bogus"),

@@ -194,7 +194,9 @@ def descriptions(*many):
 def test_the_effects_of_the_number_of_processes_are_described(shapes, tmp_path, pair):
     def asked(batch_size, **changes):
         model = "retinanet_r18_ibn_pconv"
-        return options(shapes, tmp_path, model=model, batch_size=batch_size, **changes)
+        return options(
+            shapes, tmp_path, model=model, batch_size=batch_size, recipe="paper", **changes
+        )
 
     few, enough, forced, refused = pair(
         descriptions,
@@ -204,7 +206,7 @@ def test_the_effects_of_the_number_of_processes_are_described(shapes, tmp_path, 
         asked(2, sync_bn=False),
     )[0]
     assert few["step"] == "8 images: 2 x 2 processes x 2 accumulated"
-    assert "lr 0.0025 (0.01 for 32 scaled)" in few["optimizer"]
+    assert "sgd, multistep, lr 0.0025," in few["optimizer"]
     assert few["batch norm"] == "over all processes, with 2 images each"
     assert enough["batch norm"] == "of each process alone, with 4 images each"
     assert forced["batch norm"].startswith("over all processes")

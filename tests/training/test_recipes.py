@@ -1,4 +1,6 @@
+from dataclasses import asdict
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,16 +8,26 @@ import torch
 from sepc_zoo.config import ConfigError
 from sepc_zoo.factory import create_model
 from sepc_zoo.registry import model_config
-from sepc_zoo.training.options import ScheduleOptions
+from sepc_zoo.training.options import ScheduleOptions, TrainOptions
 from sepc_zoo.training.recipes import (
+    FINETUNED_LR,
+    MANY,
+    MANY_EPOCHS,
+    RECIPES,
     Recipe,
+    Task,
+    choose_by_task,
+    choose_recipe,
     default_recipe,
+    fill_in,
     freeze_stages,
     make_optimizer,
     make_scheduler,
     scaled_lr,
     set_train_mode,
 )
+
+BASICS = {"data", "model", "output"}
 
 
 def small(name="retinanet_r18_sepc_lite"):
@@ -32,6 +44,14 @@ def lr_by_step(total_steps, **recipe):
         rates.append(optimizer.param_groups[0]["lr"])
         scheduler.step_update(step + 1)
     return rates
+
+
+def recipe_for(images=100, processes=1, name="retinanet_r50_sepc", **changes):
+    """The recipe of a run on images with two boxes each."""
+    record = SimpleNamespace(boxes=torch.zeros(2, 4))
+    data = SimpleNamespace(records=[record] * images)
+    options = TrainOptions(data="d", model=name, output="o", **changes)
+    return choose_recipe(options, model_config(name), data, processes)
 
 
 def one_step(model):
@@ -80,6 +100,87 @@ def test_other_backbones_get_adamw_and_a_cosine(backbone):
     recipe = default_recipe(model_config(f"retinanet_{backbone}_sepc"))
     assert (recipe.opt, recipe.sched, recipe.freeze_stages) == ("adamw", "cosine", 0)
     assert (recipe.lr, recipe.weight_decay) == (5e-4, 0.05)
+
+
+PLENTY = Task(**{name: 2 * many for name, many in MANY.items()}, epochs=12, learned="backbone")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "paper"),
+        ({"images": 100}, "small"),
+        ({"boxes": 100}, "small"),
+        ({"steps": 100}, "small"),
+        ({"learned": "detector"}, "small"),
+        ({"learned": "nothing"}, "strong"),
+        ({"epochs": MANY_EPOCHS}, "strong"),
+        ({"epochs": MANY_EPOCHS, "images": 100}, "small"),
+    ],
+)
+def test_the_recipe_follows_from_data_budget_and_weights(changes, name):
+    assert choose_by_task(PLENTY._replace(**changes))[0] == name
+
+
+def test_the_paper_recipe_is_the_default_of_the_model_at_the_batch_of_the_run():
+    own = default_recipe(model_config("retinanet_r50_sepc"))
+    recipe = recipe_for(recipe="paper", pretrained_backbone=True, batch_size=8, processes=2)
+    assert asdict(recipe) == asdict(own) | {
+        "lr": own.lr * 16 / own.batch_size,
+        "batch_size": 16,
+        "reason": "--recipe",
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_option_given_wins_over_the_recipe(name):
+    given = {"opt": "lamb", "lr": 0.5, "weight_decay": 0.3, "sched": "multistep", "epochs": 7}
+    given |= {"warmup_steps": 5, "clip_grad": 1.0, "freeze_stages": 2, "freeze_bn": False}
+    given |= {"model_ema": False, "scale": (1.0, 1.0), "mosaic": 0.0, "color_jitter": False}
+    recipe = recipe_for(recipe=name, pretrained_backbone=True, **given)
+    assert {key: getattr(recipe, key) for key in given} == given
+
+
+def test_a_recipe_is_chosen_and_says_why():
+    few = recipe_for(images=100)
+    assert (few.name, few.reason) == ("small", "there are 100 images, fewer than 5,000")
+    assert recipe_for(images=9000, max_steps=300).reason.startswith("there are 18,000 boxes")
+    assert recipe_for(images=20000, max_steps=300).reason.startswith("there are 300 steps")
+
+
+def test_few_images_get_more_epochs_unless_the_length_is_given():
+    steps = RECIPES["small"]["min_steps"]
+    assert recipe_for(images=40, batch_size=4).epochs == steps / 10
+    assert recipe_for(images=2 * steps, batch_size=4).epochs == Recipe.epochs
+    assert recipe_for(images=40, batch_size=4, epochs=3).epochs == 3
+
+
+def test_a_trained_detector_is_finetuned_at_a_lower_rate():
+    new, trained = recipe_for(recipe="small"), recipe_for(recipe="small", pretrained=True)
+    assert trained.lr == pytest.approx(FINETUNED_LR * new.lr)
+    assert recipe_for(recipe="paper", pretrained=True).lr == recipe_for(recipe="paper").lr
+
+
+def test_another_optimizer_drops_the_rates_of_a_recipe():
+    recipe = recipe_for(recipe="small", opt="sgd", batch_size=16)
+    assert (recipe.lr, recipe.weight_decay) == (0.01 / 2, 1e-4)  # 0.01 for 32 images
+    assert recipe.sched == RECIPES["small"]["sched"]
+
+
+def test_mosaics_end_before_the_run():
+    assert recipe_for(recipe="strong", epochs=10).mix_epochs == 8
+    assert recipe_for(recipe="strong", epochs=10, mix_epochs=9).mix_epochs == 9
+
+
+@pytest.mark.parametrize("length", [{}, {"epochs": 3}, {"max_steps": 9}])
+@pytest.mark.parametrize("name", ["auto", *RECIPES])
+def test_the_filled_in_options_give_the_same_recipe_again(name, length):
+    options = TrainOptions(data="d", model="retinanet_r50_sepc", output="o", recipe=name, **length)
+    recipe = recipe_for(recipe=name, **length)
+    filled = fill_in(options, recipe)
+    assert (filled.epochs is None) == ("max_steps" in length)
+    given = {entry: value for entry, value in vars(filled).items() if entry not in BASICS}
+    assert recipe_for(**given) == recipe
 
 
 def test_another_optimizer_brings_its_own_learning_rate():

@@ -29,8 +29,10 @@ from sepc_zoo.data import write_shapes
 from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.training import accelerator as accelerator_module
+from sepc_zoo.training import dry_run
 from sepc_zoo.training import run as run_module
-from sepc_zoo.training.dry_run import forecast
+from sepc_zoo.training.dry_run import forecast, settle_batch_size
+from sepc_zoo.training.options import TrainError, read_options
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.setup import class_changes, shorten
@@ -74,7 +76,7 @@ def test_a_run_that_stopped_early_stays_stopped(shapes, tmp_path):
 
 def test_a_dry_run_writes_nothing(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = ["--data", str(shapes), *FLAGS, "--dry-run"]
+    flags = ["--data", str(shapes), *FLAGS, "--scale", "1", "1", "--dry-run"]
     assert main(["train", *flags]) == 0
     assert main(["train", *flags, "--output", "somewhere/else"]) == 0
     assert not list(tmp_path.iterdir())
@@ -99,10 +101,64 @@ def test_repeated_classes_are_described_before_a_run(shapes, tmp_path, capsys):
 
 def test_a_dry_run_measures_the_largest_batch(tmp_path):
     data = write_shapes(tmp_path / "data", train=8, val=2, size=(64, 96))
-    will = forecast(options(data, tmp_path / "run", batch_size=2, image_size=(64, 128)))
+    plain = {"batch_size": 2, "image_size": (64, 128), "scale": (1, 1)}
+    will = forecast(options(data, tmp_path / "run", **plain))
     assert will.images == (2, 64, 96)
     assert 0 < will.memory < will.available_memory
     assert min(will.step_seconds, will.read_seconds, will.validation_seconds) > 0
+
+
+def test_fitted_anchors_are_those_of_the_run_and_of_the_resumed_one(shapes, tmp_path, capsys):
+    train(options(shapes, tmp_path, max_steps=1, auto_anchors=True))
+    fitted = load_model(tmp_path / "last").config.anchors
+    assert fitted.base_scale < 4
+    assert f"anchors.base_scale={fitted.base_scale:g}" in capsys.readouterr().out
+    resumed = Run(read_options(tmp_path), resume=True)
+    assert resumed.detector.config.anchors == fitted
+
+
+def test_an_automatic_batch_size_is_a_number_in_the_run(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "MIN_STEPS", 2)
+    train(options(shapes, tmp_path, max_steps=1, batch_size="auto"))
+    assert "batch size: 4" in capsys.readouterr().out  # 8 images
+    assert read_options(tmp_path).batch_size == 4
+    assert read_options(tmp_path).lr == Run(options(shapes, tmp_path / "x")).recipe.lr
+
+
+@pytest.mark.parametrize(("fitting", "number"), [(1, 1), (3, 2), (100, 16)])
+def test_the_largest_batch_that_fits_is_found(fitting, number, shapes, tmp_path, monkeypatch):
+    def step(_run, size):
+        if size > fitting:
+            raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(dry_run, "MIN_STEPS", 1 / 4)
+    monkeypatch.setattr(dry_run, "largest_batch", lambda _run, size: size)
+    monkeypatch.setattr(dry_run, "make_step", step)
+    assert settle_batch_size(options(shapes, tmp_path, batch_size="auto")).batch_size == number
+
+
+def test_a_batch_is_not_tried_where_its_memory_is_not_there(shapes, tmp_path, monkeypatch):
+    used = [1.0]  # GiB
+
+    def step(_run, size):
+        assert size <= 2
+        used[0] = 1.0 + size
+
+    monkeypatch.setattr(dry_run, "MIN_STEPS", 1 / 4)
+    monkeypatch.setattr(dry_run, "largest_batch", lambda _run, size: size)
+    monkeypatch.setattr(dry_run, "make_step", step)
+    monkeypatch.setattr(dry_run, "peak_memory", lambda _device: used[0])
+    monkeypatch.setattr(dry_run, "free_memory", lambda _device: 5.0)  # four images need all of it
+    assert settle_batch_size(options(shapes, tmp_path, batch_size="auto")).batch_size == 2
+
+
+def test_an_image_that_does_not_fit_is_told(shapes, tmp_path, monkeypatch):
+    def step(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(dry_run, "make_step", step)
+    with pytest.raises(TrainError, match="not even one image fits"):
+        settle_batch_size(options(shapes, tmp_path, batch_size="auto"))
 
 
 @pytest.mark.slow

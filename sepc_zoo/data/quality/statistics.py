@@ -98,17 +98,38 @@ def anchor_reach(columns: Columns, image_size: tuple[int, int], anchors: AnchorC
     chosen = chosen[:: -(-len(chosen) // MAX_SAMPLE) or 1]
     if not len(chosen):
         return 1.0
-    sizes = columns.image_sizes[columns.image[chosen]]
+    factors = resize_factors(columns.image_sizes[columns.image[chosen]], image_size)
+    boxes = columns.box_sizes[chosen] * factors[:, None]
+    return float((best_ious(boxes, anchors, FPNConfig().strides) >= MIN_IOU).mean())
+
+
+def resize_factors(sizes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Compute the factors ``(N,)`` by which images of height and width ``(N, 2)`` are resized.
+
+    Args:
+        image_size: the maximum short and long side.
+    """
     short, long = image_size
-    scale = np.minimum(long / sizes.max(axis=1), short / sizes.min(axis=1))
-    boxes = columns.box_sizes[chosen] * scale[:, None]
+    return np.minimum(long / sizes.max(axis=1), short / sizes.min(axis=1))
+
+
+def best_ious(
+    boxes: np.ndarray, anchors: AnchorConfig, strides: Sequence[int], offset: float = 0.0
+) -> np.ndarray:
+    """Compute the highest IoU ``(G,)`` of boxes of height and width ``(G, 2)`` with an anchor.
+
+    Args:
+        strides: of the levels, pixels.
+        offset: distance between the centres of box and anchor in both directions, strides.
+    """
     best = np.zeros(len(boxes))
-    for stride in FPNConfig().strides:
+    for stride in strides:
         for x1, y1, x2, y2 in cell_anchors(anchors, stride).tolist():
             shape = np.array([y2 - y1, x2 - x1])
-            inter = np.minimum(boxes, shape).prod(axis=1)
+            common = np.minimum((boxes + shape) / 2 - offset * stride, np.minimum(boxes, shape))
+            inter = common.clip(0).prod(axis=1)
             best = np.maximum(best, inter / (boxes.prod(axis=1) + shape.prod() - inter))
-    return float((best >= MIN_IOU).mean())
+    return best
 
 
 def anchor_reaches(columns: Columns, image_size: tuple[int, int]) -> dict[str, float]:

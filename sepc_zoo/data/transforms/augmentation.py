@@ -9,13 +9,14 @@ from sepc_zoo.options import OptionError, Options, option
 class Augmentation(Options):
     """Augmentation of the training images.
 
-    Probabilities are per image; all but the horizontal flip is off by default.
+    Probabilities are per image; all but the horizontal flip is off by default. None leaves an
+    option to the recipe of a run, and is off elsewhere.
     """
 
     hflip: float = option(0.5, "probability of a horizontal flip", ge=0, le=1)
     vflip: float = option(0.0, "probability of a vertical flip", ge=0, le=1)
-    color_jitter: bool = option(
-        False, "change brightness, contrast, saturation and hue, swap channels (SSD)"
+    color_jitter: bool | None = option(
+        None, "change brightness, contrast, saturation and hue (default: the recipe's)"
     )
     hue: float = option(
         0.0,
@@ -42,8 +43,11 @@ class Augmentation(Options):
         ge=0,
         le=0.4,
     )
-    scale: tuple[float, float] = option(
-        (1.0, 1.0), "range of the random factor on the image size", gt=0, metavar=("LOW", "HIGH")
+    scale: tuple[float, float] | None = option(
+        None,
+        "range of the random factor on the image size (default: the recipe's)",
+        gt=0,
+        metavar=("LOW", "HIGH"),
     )
     short_sides: tuple[int, ...] = option(
         (),
@@ -57,18 +61,22 @@ class Augmentation(Options):
         ge=0,
         le=1,
     )
-    mosaic: float = option(0.0, "probability of a mosaic of four images (YOLOv4)", ge=0, le=1)
+    mosaic: float | None = option(
+        None, "probability of a mosaic of four images (YOLOv4; default: the recipe's)", ge=0, le=1
+    )
     mixup: float = option(0.0, "probability of blending two images (YOLOX)", ge=0, le=1)
     copy_paste: float = option(
         0.0, "probability of pasting objects of another image with their boxes", ge=0, le=1
     )
     mix_epochs: int | None = option(
-        None, "number of first epochs with mosaic, mixup and copy-paste (default: all)", ge=0
+        None,
+        "number of first epochs with mosaic, mixup and copy-paste (default: the recipe's, or all)",
+        ge=0,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.scale
+        low, high = self.scale_range
         if low > high:
             raise OptionError("scale", f"is {self.scale}; it must be 0 < low <= high")
 
@@ -76,6 +84,11 @@ class Augmentation(Options):
     def warps(self) -> bool:
         """Whether images are rotated, sheared, shifted or seen in perspective."""
         return bool(self.degrees or self.shear or self.translate or self.perspective)
+
+    @property
+    def scale_range(self) -> tuple[float, float]:
+        """Range of the random factor on the image size."""
+        return self.scale or (1.0, 1.0)
 
     @property
     def mixes(self) -> bool:
@@ -88,5 +101,5 @@ class Augmentation(Options):
 
     def largest(self, short: int, long: int) -> tuple[float, float]:
         """Upper limits of the short and the long side of an augmented image, in pixels."""
-        factor = self.scale[1] * max(self.factors(short))
+        factor = self.scale_range[1] * max(self.factors(short))
         return short * factor, long * factor

@@ -44,7 +44,7 @@ class Mixer:
 
     def __call__(self, sample: Sample, another: Callable[[], Sample]) -> Sample:
         """Mix ``sample`` with samples that ``another`` draws; it keeps its ``image_id``."""
-        if chance(self.augmentation.mosaic):
+        if chance(self.augmentation.mosaic or 0.0):
             sample = self.mosaic([sample, another(), another(), another()])
         if chance(self.augmentation.copy_paste):
             other = self.fit(another(), uniform(0.5, 1.0))

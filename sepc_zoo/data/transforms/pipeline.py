@@ -36,7 +36,7 @@ def train_transform(
     asked = augmentation
     steps: list[Transform | v2.Transform] = [
         Crop(asked.crop),
-        ResizeWithBoxes(short, long, asked.factors(short), asked.scale, antialias),
+        ResizeWithBoxes(short, long, asked.factors(short), asked.scale_range, antialias),
         v2.RandomHorizontalFlip(asked.hflip),
     ]
     if asked.vflip:

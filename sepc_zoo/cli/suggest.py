@@ -1,0 +1,139 @@
+"""Suggest model, image size and options for a data set, with time and memory on this machine."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sepc_zoo.cli.arguments import flag_of
+from sepc_zoo.options import option
+from sepc_zoo.training.options import FormatOptions, InputOptions, TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+
+# The model for a device with at least this memory in GiB, and limits of the images' long side.
+MODELS: dict[str, list[tuple[float, str, tuple[int, int]]]] = {
+    "cpu": [(0, "retinanet_mnv2_sepc_lite", (256, 640))],
+    "cuda": [
+        (30, "gfl_convnext_tiny_sepc", (512, 1333)),
+        (10, "gfl_r50_sepc", (512, 1333)),
+        (0, "gfl_r18_sepc_lite", (512, 1024)),
+    ],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(FormatOptions, InputOptions):
+    """Data."""
+
+    data: tuple[str, ...] = option(
+        help="data set, or several to join by class name", metavar="DIR", positional=True
+    )
+    model: str | None = option(
+        None, "name of a model (default: one that fits the device)", metavar="NAME"
+    )
+    cpu: bool = option(False, "use the CPU even if there is a GPU")
+    json: bool = option(False, "print JSON")
+
+
+def run(arguments: Arguments) -> int:
+    """Read the data, make a few steps, and print what is suggested."""
+    from sepc_zoo.training.summary import show
+
+    facts = suggest(arguments)
+    if arguments.json:
+        import json
+
+        print(json.dumps(facts, indent=2))
+        return 0
+    show(
+        {
+            "model": f"{facts['model']}, {facts['channels']} channels",
+            "images": "sides of at most {} and {} pixels".format(*facts["image_size"]),
+            "anchors": facts["anchors"],
+            "recipe": f"{facts['recipe']} ({facts['reason']})",
+            "length": f"{facts['steps']} steps of {facts['batch_size']} images",
+            "time": f"about {timedelta(seconds=round(facts['seconds']))} on this {facts['device']}",
+            "memory": f"{facts['memory_gib']:.1f} GiB of {facts['available_gib']:.1f} GiB",
+        }
+    )
+    print("\n".join([*facts["notes"], "", facts["command"]]))
+    return 0
+
+
+def suggest(arguments: Arguments) -> dict[str, Any]:
+    """All that is suggested, in plain types; time and memory are measured by a few steps.
+
+    The steps are made with a backbone of random weights: nothing is downloaded.
+    """
+    from sepc_zoo.config import override
+    from sepc_zoo.data import read_data
+    from sepc_zoo.registry import model_config
+    from sepc_zoo.training.accelerator import make_accelerator
+    from sepc_zoo.training.advice import (
+        advise,
+        anchors_text,
+        fits_badly,
+        fitting_size,
+        resized_boxes,
+    )
+    from sepc_zoo.training.dry_run import measure
+    from sepc_zoo.training.recipes import choose_recipe
+    from sepc_zoo.training.run import Run
+
+    device = make_accelerator(None, arguments.cpu).device
+    name, limits = fitting_model(device)
+    data = read_data(arguments.data, arguments.train_split, format=arguments.format)
+    asked: dict[str, Any] = {"data": arguments.data, "model": arguments.model or name}
+    names = ("format", "train_split", "val_split", "mean", "std", "cpu")
+    default = Arguments(data=arguments.data)
+    for option_name in names:
+        if getattr(arguments, option_name) != getattr(default, option_name):
+            asked[option_name] = getattr(arguments, option_name)
+    size = asked["image_size"] = arguments.image_size or fitting_size(data, limits)
+    config = override(model_config(asked["model"]), {"weights": {"image_size": size}})
+    if fits_badly(resized_boxes(data, size), config):
+        asked["auto_anchors"] = True
+    plan = TrainOptions(**asked, pretrained_backbone=True, output="runs")
+    recipe = choose_recipe(plan, config, data, num_processes=1)
+    asked["recipe"] = recipe.name
+    trial = Run(TrainOptions(**asked, log_with=(), output="runs/suggested"))
+    will = measure(trial)
+    return {
+        "model": asked["model"],
+        "device": device.type,
+        "channels": config.channels,
+        "image_size": list(size),
+        "recipe": recipe.name,
+        "reason": recipe.reason,
+        "batch_size": trial.recipe.batch_size,
+        "steps": trial.num_steps,
+        "seconds": will.run_seconds,
+        "memory_gib": will.memory,
+        "available_gib": will.available_memory,
+        "anchors": anchors_text(trial.detector.config),
+        "notes": advise(trial.options, trial.detector.config, trial.train_data),
+        "command": shlex.join(["sepc-zoo", "train", *flags(asked), "--pretrained-backbone"]),
+    }
+
+
+def fitting_model(device: "torch.device") -> tuple[str, tuple[int, int]]:
+    """The model for a device, and limits of the long side of its images in pixels."""
+    import torch
+
+    memory = 0.0
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    rows = MODELS.get(device.type, MODELS["cpu"])
+    return next((name, limits) for least, name, limits in rows if memory >= least)
+
+
+def flags(asked: Mapping[str, Any]) -> list[str]:
+    """Options as they are written on the command line."""
+    words = []
+    for name, value in asked.items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [flag_of(name), *map(str, values)]
+    return words

@@ -1,0 +1,166 @@
+"""What the sizes of the training boxes suggest: the anchors of a model, and the image size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+
+from sepc_zoo.config import AnchorConfig, DetectorConfig
+from sepc_zoo.data import Annotations
+from sepc_zoo.data.quality.statistics import best_ious, resize_factors
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.training.options import TrainOptions
+
+MAX_BOXES = 5000  # boxes that anchors are fitted to
+BASE_SCALES = np.geomspace(0.5, 16, 21).round(2).tolist()
+RATIO_STEPS = (1.5, 2.0, 3.0)  # from one ratio to the next
+OFFSET = 0.25  # mean distance of a centre from that of the nearest cell in one direction, strides
+MIN_GAIN = 0.02  # below which scale or ratios stay
+MIN_IOU, MAX_MISSED = 0.4, 0.1  # anchors fit badly where more of the boxes reach no such IoU
+FEW = 0.1  # share of the boxes that may be smaller than ``GOOD_SIDE``
+GOOD_SIDE = 32  # pixels; COCO's limit of small boxes
+MIN_FACTOR, MAX_FACTOR = 1.25, 4.0  # of a larger image size that is worth a line
+
+
+def advise(options: TrainOptions, config: DetectorConfig, data: Annotations) -> list[str]:
+    """Lines on anchors and image size that do not fit the training boxes, and what to do."""
+    boxes = resized_boxes(data, config.weights.image_size)
+    if not len(boxes):
+        return []
+    lines = [advise_image_size(boxes, config.weights.image_size)]
+    if has_anchors(config) and options.learned != "detector":
+        lines.append(advise_anchors(boxes, config, is_fitted=options.auto_anchors))
+    return [line for line in lines if line]
+
+
+def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -> str:
+    """A line on the anchors where they were fitted, or fit badly."""
+    anchors, strides = config.anchors, config.fpn.strides
+    missed = share_missed(boxes, anchors, strides)
+    found = f"{missed:.0%} of the boxes reach no IoU of {MIN_IOU} with an anchor"
+    if is_fitted:
+        return f"anchors: {anchors_text(config)}; {found}"
+    if not fits_badly(boxes, config):
+        return ""
+    fitted = fit_anchors(boxes, anchors, strides)
+    return (
+        f"anchors: {found}; --auto-anchors makes it {share_missed(boxes, fitted, strides):.0%} "
+        f"with {anchors_text(replace(config, anchors=fitted))}"
+    )
+
+
+def advise_image_size(boxes: np.ndarray, image_size: tuple[int, int]) -> str:
+    """A line on a larger image size where most boxes are small."""
+    side = float(np.median(np.sqrt(boxes.prod(axis=1))))
+    factor = min(GOOD_SIDE / side, MAX_FACTOR)
+    if factor < MIN_FACTOR:
+        return ""
+    short, long = (round(factor * length / 32) * 32 for length in image_size)
+    return (
+        f"image size: half of the boxes have sides below {side:.0f} pixels; --image-size {short} "
+        f"{long} makes that {side * factor:.0f}, and a step {factor**2:.1f} times as costly"
+    )
+
+
+def fitted_anchors(
+    options: TrainOptions, config: DetectorConfig, data: Annotations
+) -> AnchorConfig:
+    """The anchors of a new model fitted to the training boxes; entries that were given stay.
+
+    Raises:
+        ConfigError: the model has no anchors to fit, or has learned with its own.
+    """
+    if options.learned == "detector":
+        raise ConfigError(f"--auto-anchors: {options.model} has learned with its anchors; drop it")
+    if not has_anchors(config):
+        raise ConfigError(
+            f"--auto-anchors: {config.method.name} has one point or square a cell and chooses by "
+            "distances; for small boxes take a larger --image-size or --model-kwargs fpn.levels=2,6"
+        )
+    boxes = resized_boxes(data, config.weights.image_size)
+    if not len(boxes):
+        return config.anchors
+    fitted = fit_anchors(boxes, config.anchors, config.fpn.strides)
+    given = options.model_kwargs.get("anchors", {})
+    return replace(fitted, **{name: getattr(config.anchors, name) for name in given})
+
+
+def fit_anchors(boxes: np.ndarray, anchors: AnchorConfig, strides: Sequence[int]) -> AnchorConfig:
+    """The anchors with the highest mean IoU of a box and its best anchor, less the share of missed.
+
+    The number of anchors stays, so that no layer changes.
+
+    Args:
+        boxes: height and width ``(G, 2)`` in resized images, pixels.
+        strides: of the levels, pixels.
+    """
+
+    def quality(candidate: AnchorConfig) -> float:
+        ious = best_ious(boxes, candidate, strides, OFFSET)
+        return float(ious.mean() - (ious < MIN_IOU).mean())
+
+    middle, count = float(np.median(boxes[:, 0] / boxes[:, 1])), len(anchors.ratios)
+    powers = np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
+    choices = [tuple((middle * step**powers).round(2).tolist()) for step in RATIO_STEPS]
+    best, highest = anchors, quality(anchors)
+    for ratios in (anchors.ratios, *choices):
+        scaled = [replace(anchors, ratios=ratios, base_scale=scale) for scale in BASE_SCALES]
+        reached, i = max((quality(candidate), i) for i, candidate in enumerate(scaled))
+        if reached >= highest + MIN_GAIN:
+            best, highest = scaled[i], reached
+    return best
+
+
+def has_anchors(config: DetectorConfig) -> bool:
+    """Whether boxes are matched to anchors of several shapes by IoU."""
+    return config.anchors.per_cell > 1
+
+
+def fits_badly(boxes: np.ndarray, config: DetectorConfig) -> bool:
+    """Whether the anchors of a model miss many of the boxes ``(G, 2)`` in resized images."""
+    if not len(boxes) or not has_anchors(config):
+        return False
+    return share_missed(boxes, config.anchors, config.fpn.strides) > MAX_MISSED
+
+
+def fitting_size(data: Annotations, limits: tuple[int, int]) -> tuple[int, int]:
+    """The short and long side at which few boxes are small, multiples of 32 pixels.
+
+    Args:
+        limits: of the long side, pixels.
+    """
+    sizes = np.array([sorted(record.size) for record in data.records])
+    short, long = np.median(sizes, axis=0).round().astype(int).tolist()
+    boxes = resized_boxes(data, (short, long))
+    sides = np.sqrt(boxes.prod(axis=1)) if len(boxes) else np.ones(1)
+    wanted = min(max(long * GOOD_SIDE / np.quantile(sides, FEW), limits[0]), limits[1])
+    return round(wanted * short / long / 32) * 32 or 32, round(wanted / 32) * 32
+
+
+def share_missed(boxes: np.ndarray, anchors: AnchorConfig, strides: Sequence[int]) -> float:
+    """The share of boxes that reach no IoU of ``MIN_IOU`` with any anchor."""
+    return float((best_ious(boxes, anchors, strides) < MIN_IOU).mean())
+
+
+def resized_boxes(data: Annotations, image_size: tuple[int, int]) -> np.ndarray:
+    """Height and width ``(G, 2)`` of boxes in resized images, without crowds, pixels.
+
+    Of many, ``MAX_BOXES`` are taken, evenly spread.
+    """
+    records = [record for record in data.records if len(record.boxes)]
+    if not records:
+        return np.zeros((0, 2))
+    factors = resize_factors(np.array([record.size for record in records]), image_size)
+    pairs = zip(records, factors.tolist(), strict=True)
+    boxes = torch.cat([record.boxes[record.iscrowd == 0] * factor for record, factor in pairs])
+    x1, y1, x2, y2 = boxes[:: max(1, len(boxes) // MAX_BOXES)].double().numpy().T
+    return np.stack([y2 - y1, x2 - x1], axis=1)
+
+
+def anchors_text(config: DetectorConfig) -> str:
+    """Anchors as --model-kwargs takes them; nothing where boxes are matched otherwise."""
+    if not has_anchors(config):
+        return ""
+    ratios = ",".join(f"{ratio:g}" for ratio in config.anchors.ratios)
+    return f"anchors.base_scale={config.anchors.base_scale:g} anchors.ratios=({ratios})"

@@ -1,0 +1,75 @@
+"""`sepc-zoo suggest`: a complete command for a data set."""
+
+import json
+import shlex
+
+import pytest
+from commands import call
+
+from sepc_zoo.cli.suggest import MODELS, Arguments, flags, suggest
+from sepc_zoo.registry import is_model
+from sepc_zoo.training.options import TrainOptions
+
+TINY = ("--model", "retinanet_resnet10t_pconv", "--image-size", 64, 64, "--cpu")
+
+
+@pytest.fixture(scope="module")
+def facts(shapes):
+    return suggest(
+        Arguments(data=shapes, model="retinanet_resnet10t_pconv", image_size=(64, 96), cpu=True)
+    )
+
+
+def test_the_command_trains_what_was_measured(facts, shapes, monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(
+        "sepc_zoo.training.trainer.train", lambda options, **_: started.append(options) or {}
+    )
+    program, *words = shlex.split(facts["command"])
+    assert program == "sepc-zoo"
+    assert call(*words, "--output", tmp_path) == 0
+    assert started == [
+        TrainOptions(
+            data=shapes,
+            model="retinanet_resnet10t_pconv",
+            image_size=(64, 96),
+            auto_anchors=True,
+            recipe="small",
+            pretrained_backbone=True,
+            cpu=True,
+            output=str(tmp_path),
+        )
+    ]
+
+
+def test_all_is_told(facts):
+    assert (facts["channels"], facts["image_size"]) == (256, [64, 96])
+    assert (facts["recipe"], facts["reason"]) == ("small", "there are 8 images, fewer than 5,000")
+    assert facts["anchors"].startswith("anchors.base_scale=")
+    assert 0 < facts["memory_gib"] < facts["available_gib"]
+    assert facts["seconds"] > 0
+    assert any("anchors" in note for note in facts["notes"])
+
+
+@pytest.mark.slow
+def test_it_is_printed_as_text_or_json(shapes, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("suggest", shapes, *TINY) == 0
+    said = capsys.readouterr().out
+    assert "\nsepc-zoo train --data " in said
+    assert call("suggest", shapes, *TINY, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "retinanet_resnet10t_pconv"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_proposed_models_exist_and_every_device_has_one():
+    for rows in MODELS.values():
+        assert all(is_model(name) for _, name, _ in rows)
+        assert rows[-1][0] == 0
+        assert rows == sorted(rows, reverse=True)
+
+
+def test_flags_read_like_the_options():
+    asked = {"data": ("a b", "c"), "image_size": (64, 96), "cpu": True, "recipe": "small"}
+    words = ["--data", "a b", "c", "--image-size", "64", "96", "--cpu", "--recipe", "small"]
+    assert flags(asked) == words

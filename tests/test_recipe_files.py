@@ -1,0 +1,37 @@
+"""The files in recipes/."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sepc_zoo.cli.train import read_config
+from sepc_zoo.registry import model_config
+from sepc_zoo.training.options import TrainOptions
+from sepc_zoo.training.trainer import train
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+FILES = sorted(FOLDER.glob("*.yaml"))
+METHODS = ("retinanet", "atss", "gfl")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_has_valid_options_of_a_model_of_its_name(file):
+    options = TrainOptions(**read_config(file, ()), output="o")
+    assert options.model == f"retinanet_{file.stem.rpartition('_')[0]}_sepc"
+    assert model_config(options.model)
+    assert f"`{file.name}`" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_starts_a_run_of_each_method(file, method, shared_data, tmp_path):
+    content = yaml.safe_load(file.read_text())
+    del content["pretrained_backbone"], content["epochs"]
+    tiny = {"image_size": (64, 96), "batch_size": 1, "workers": 0, "max_steps": 3, "log_with": ()}
+    tiny |= {"data": str(shared_data / "coco_by_sa"), "cpu": True, "output": str(tmp_path / "run")}
+    tiny |= {"model": content["model"].replace("retinanet", method)}
+    metrics = train(TrainOptions(**content | tiny))
+    assert metrics["AP"] >= 0
