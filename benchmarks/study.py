@@ -27,6 +27,7 @@ import torch
 import sepc_zoo
 from benchmarks.peers import PEERS, train_peer
 from sepc_zoo.data.synthetic import write_shapes
+from sepc_zoo.registry import model_config
 from sepc_zoo.training.csv_file import CsvFile
 from sepc_zoo.training.options import TrainOptions
 from sepc_zoo.training.trainer import train
@@ -35,6 +36,7 @@ HERE = Path(__file__).parent
 TABLE = re.compile(r"(<!-- study (\S+) -->\n).*?(<!-- end of study \2 -->)", re.DOTALL)
 KEY = ("label", "data", "model", "steps", "seed")
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+MATCHED_BY_OVERLAP = ("retinanet", "freeanchor", "fasterrcnn")
 CHANNELS = 64
 BATCH_SIZE = 4
 SHAPES_SIZE = (128, 128)
@@ -46,12 +48,12 @@ class Setting:
     """What the runs on a data set have in common."""
 
     image_size: tuple[int, int]  # short side and longest long side, pixels
-    base_scale: float = 4.0  # side of the smallest anchor, in strides
+    anchor_factor: float = 1.0  # on the size of all anchors that boxes are matched to by overlap
 
 
 DATA = {
-    "shapes": Setting(SHAPES_SIZE, base_scale=2),
-    "bccd": Setting((192, 256), base_scale=2),
+    "shapes": Setting(SHAPES_SIZE, anchor_factor=0.5),
+    "bccd": Setting((192, 256), anchor_factor=0.5),
 }
 
 
@@ -104,7 +106,7 @@ def run(key: dict[str, Any], data: str, checkpoint: str | None, output: Path) ->
             key["model"],
             data,
             setting.image_size,
-            setting.base_scale,
+            4 * setting.anchor_factor,
             checkpoint,
             key["steps"],
             key["seed"],
@@ -119,6 +121,10 @@ def run(key: dict[str, Any], data: str, checkpoint: str | None, output: Path) ->
 def train_options(
     key: dict[str, Any], data: str, checkpoint: str | None, setting: Setting, output: Path
 ) -> TrainOptions:
+    kwargs: dict[str, Any] = {"channels": CHANNELS}
+    if key["model"].startswith(MATCHED_BY_OVERLAP):
+        usual = model_config(key["model"]).anchors.base_scale
+        kwargs["anchors"] = {"base_scale": usual * setting.anchor_factor}
     return TrainOptions(
         data=data,
         model=key["model"],
@@ -128,7 +134,7 @@ def train_options(
         val_interval=10**6,  # only at the end
         batch_size=BATCH_SIZE,
         image_size=setting.image_size,
-        model_kwargs={"channels": CHANNELS, "anchors": {"base_scale": setting.base_scale}},
+        model_kwargs=kwargs,
         backbone_checkpoint=checkpoint,
         backbone_kwargs={"pad_type": "same", "bn_eps": 1e-3},
         mean=(0.5, 0.5, 0.5),
