@@ -34,6 +34,18 @@ class Record:
     bbox: Tensor  # (G, 4) float64, x, y, width, height as annotated, unclipped; metrics use it
 
 
+class Federation(NamedTuple):
+    """What annotations of LVIS say beyond boxes, by the ids of their file.
+
+    Where ``absent`` has images, only some classes are annotated in each: those with boxes, and
+    those known to be absent.
+    """
+
+    frequency: dict[int, str]  # by category: r, c or f, for rare, common, frequent in training
+    absent: dict[int, list[int]]  # by image: categories without any object
+    not_exhaustive: dict[int, list[int]]  # by image: categories of which some boxes are missing
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """A split of a data set: its images, their boxes and the classes."""
@@ -42,6 +54,7 @@ class Annotations:
     label_names: tuple[str, ...]
     category_ids: tuple[int | None, ...]  # the data set's own, by label; None: it lacks the class
     dropped: tuple[Problem, ...] = ()  # one for each box left out
+    federation: Federation | None = None  # None: the file is not one of LVIS
 
 
 class ListedBox(NamedTuple):
@@ -73,6 +86,7 @@ class Listing(NamedTuple):
     category_ids: Sequence[int | None]  # its ids of them
     problems: list[Problem]  # one for each file or entry that cannot be listed
     source: str = ""  # the file that names the classes, for messages
+    federation: Federation | None = None
 
 
 def build_annotations(
@@ -115,7 +129,7 @@ def build_annotations(
         raise DataError(refused if drop_bad_boxes else refused + bad_boxes, hint)
     records = _make_records(listing.images, [size or (0, 0) for size, _ in checks], boxes)
     names, ids = tuple(listing.label_names), tuple(listing.category_ids)
-    return Annotations(records, names, ids, tuple(bad_boxes))
+    return Annotations(records, names, ids, tuple(bad_boxes), federation=listing.federation)
 
 
 def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:

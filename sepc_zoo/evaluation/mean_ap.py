@@ -25,6 +25,10 @@ class SplitMeanAveragePrecision(MeanAveragePrecision):
     ``update`` takes boxes as x, y, width, height in float64, and images by ascending id. An
     annotated area of 0 stays 0, as in pycocotools. States are not synchronized: every process gets
     the whole split, because the order of images decides between equal scores.
+
+    Args:
+        num_classes: K, of labels 0...K-1.
+        limits: three numbers of detections of a class in an image; AP is at the last.
     """
 
     def __init__(
@@ -32,12 +36,14 @@ class SplitMeanAveragePrecision(MeanAveragePrecision):
         num_classes: int,
         iou_thresholds: NDArray[np.float64],
         recall_thresholds: NDArray[np.float64],
+        limits: list[int],
     ) -> None:
         backend = best_backend()
         super().__init__(
             box_format="xywh",
             iou_thresholds=iou_thresholds.tolist(),
             rec_thresholds=recall_thresholds.tolist(),
+            max_detection_thresholds=limits,
             extended_summary=True,
             backend=backend,
             sync_on_compute=False,

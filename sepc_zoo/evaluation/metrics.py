@@ -11,29 +11,35 @@ from rich.markup import escape
 from rich.table import Table
 
 from sepc_zoo.data import Annotations
+from sepc_zoo.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS
 from sepc_zoo.evaluation.results import (
+    MAX_PER_CLASS,
     SplitDetections,
     SplitTargets,
     collect_targets,
+    federation_of,
     indices_by_image,
+    max_per_class,
 )
 from sepc_zoo.metric_names import CLASS_METRICS, METRICS
 
-# COCO's thresholds and object sizes, in the order of the evaluator's tables.
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
+# COCO's object sizes, in the order of the evaluator's tables.
 SIZES = ("all", "small", "medium", "large")  # area limits: 32 x 32 and 96 x 96 pixels
+# LVIS's figures: AP of classes by the number of training images that they are in.
+FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}  # rare, common, frequent
+MAX_IMAGES = {"r": 10, "c": 100}  # of rare and of common classes
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """COCO's figures, and the tables behind them.
 
-    Both tables count at most 100 detections of a class in an image, and hold -1 where there is no
-    object. T are ``IOU_THRESHOLDS``, R ``RECALL_THRESHOLDS``, K classes, S ``SIZES``.
+    Both tables count at most 100 detections of a class in an image (LVIS: 300), and hold -1 where
+    there is no object. T are ``IOU_THRESHOLDS``, R ``RECALL_THRESHOLDS``, K classes, S ``SIZES``.
     """
 
-    metrics: dict[str, Any]  # keys of METRICS; under "per_class", by name, those of CLASS_METRICS
+    # keys of METRICS, with known frequencies of FREQUENCIES; "per_class": CLASS_METRICS by class
+    metrics: dict[str, Any]
     precision: NDArray[np.float64]  # (T, R, K, S), the highest at this or a higher recall
     recall: NDArray[np.float64]  # (T, K, S), with all detections
 
@@ -42,12 +48,14 @@ def evaluate(detections: SplitDetections, annotations: Annotations) -> Evaluatio
     """Compute COCO's figures for the detections of a split.
 
     They equal pycocotools' on the same two files, also where an overlap, an area or a recall is
-    exactly at a threshold: boxes and scores stay in float64.
+    exactly at a threshold: boxes and scores stay in float64. Where the annotations are LVIS's, they
+    equal those of LVIS's evaluation, and AR1 is undefined.
     """
     from sepc_zoo.evaluation.mean_ap import SplitMeanAveragePrecision  # imports torchmetrics
 
     names = annotations.label_names
-    metric = SplitMeanAveragePrecision(len(names), IOU_THRESHOLDS, RECALL_THRESHOLDS)
+    limits = [10, 100, max_per_class(annotations)] if federation_of(annotations) else [1, 10, 100]
+    metric = SplitMeanAveragePrecision(len(names), IOU_THRESHOLDS, RECALL_THRESHOLDS, limits)
     targets = collect_targets(annotations)
     order = np.argsort([record.image_id for record in annotations.records])
     metric.update(_per_image(detections, order), _per_image(targets, order))
@@ -55,9 +63,16 @@ def evaluate(detections: SplitDetections, annotations: Annotations) -> Evaluatio
     shape = len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(names), len(SIZES)
     precision, recall = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
     if annotations.records:
-        # the last axis is at most 1, 10, 100 detections
-        precision, recall = (result[key][..., -1].numpy() for key in ("precision", "recall"))
-    metrics: dict[str, Any] = {name: float(result[m.result_key]) for name, m in METRICS.items()}
+        # the last axis is the limits
+        precision = result["precision"][..., -1].numpy()
+        recall = result["recall"][..., limits.index(MAX_PER_CLASS)].numpy()
+    metrics: dict[str, Any] = {
+        name: float(result.get(m.result_key, -1)) for name, m in METRICS.items()
+    }
+    if annotations.federation is not None and annotations.federation.frequency:
+        known = annotations.federation.frequency
+        of_label = [None if i is None else known.get(i) for i in annotations.category_ids]
+        metrics |= frequency_metrics(precision, of_label)
     metrics["per_class"] = {
         name: _class_metrics(precision[:, :, label], recall[:, label])
         for label, name in enumerate(names)
@@ -65,11 +80,35 @@ def evaluate(detections: SplitDetections, annotations: Annotations) -> Evaluatio
     return Evaluation(metrics, precision, recall)
 
 
+def frequency_metrics(
+    precision: NDArray[np.float64], frequencies: Sequence[str | None]
+) -> dict[str, float]:
+    """AP of rare, common and frequent classes, from ``Evaluation.precision``.
+
+    Args:
+        frequencies: r, c or f of each label; None belongs to none of them.
+    """
+    return {
+        name: mean(precision[:, :, [own == letter for own in frequencies], 0])
+        for name, letter in FREQUENCIES.items()
+    }
+
+
+def count_frequencies(annotations: Annotations) -> list[str]:
+    """Whether each label is rare, common or frequent in a training split: r, c or f."""
+    counts = np.zeros(len(annotations.label_names), dtype=int)
+    for record in annotations.records:
+        counts[record.labels.unique().numpy()] += 1
+    return [next((f for f, most in MAX_IMAGES.items() if n <= most), "f") for n in counts.tolist()]
+
+
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """Lay out ``Evaluation.metrics`` for the terminal: the twelve figures, then each class."""
     grid = Table.grid(padding=(0, 0, 1, 0), collapse_padding=False)
     names = tuple(METRICS)
-    for keys in (names[:6], names[6:]):
+    for keys in (names[:6], names[6:], tuple(name for name in FREQUENCIES if name in metrics)):
+        if not keys:
+            continue
         grid.add_row(_table(*keys, rows=[[format_figure(metrics[key]) for key in keys]]))
     rows = [
         [escape(name), *(format_figure(figures[key]) for key in CLASS_METRICS)]

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sepc_zoo.data.annotations import Annotations, find_duplicates
+from sepc_zoo.data.annotations import Annotations, Federation, find_duplicates
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 
 CocoResult = dict[str, Any]  # image_id, category_id, bbox (x, y, width, height), score
+MAX_PER_CLASS = 100  # detections of a class in an image that COCO evaluates
+MAX_PER_IMAGE = 300  # detections in an image that LVIS evaluates
+EVERYWHERE = (-1e6, -1e6, 3e6, 3e6)  # a box that every image lies in
 RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
 
@@ -32,7 +36,10 @@ class SplitBoxes:
 
 @dataclass(frozen=True, eq=False)
 class SplitTargets(SplitBoxes):
-    """The annotated boxes of a split, image by image."""
+    """The annotated boxes of a split, image by image.
+
+    A class of LVIS that is not annotated exhaustively in an image has a crowd ``EVERYWHERE`` there.
+    """
 
     iscrowd: NDArray[np.bool_]  # (B,)
     area: NDArray[np.float64]  # (B,), pixels
@@ -40,7 +47,7 @@ class SplitTargets(SplitBoxes):
 
 @dataclass(frozen=True, eq=False)
 class SplitDetections(SplitBoxes):
-    """The detections of a split, in the order of their file."""
+    """The detections of a split by image id; those of an image in the order of their file."""
 
     scores: NDArray[np.float64]  # (B,)
 
@@ -49,19 +56,26 @@ def collect_targets(annotations: Annotations) -> SplitTargets:
     """Join the boxes of all images, in float64 as annotated."""
     records = annotations.records
     counts = [len(record.labels) for record in records]
-    return SplitTargets(
+    targets = SplitTargets(
         np.repeat(np.arange(len(records)), counts),
         _join([record.bbox.double() for record in records]).reshape(-1, 4),
         _join([record.labels for record in records]).astype(np.int64),
         _join([record.iscrowd for record in records]).astype(bool),
         _join([record.area.double() for record in records]),
     )
+    federation = federation_of(annotations)
+    if federation is None:
+        return targets
+    return _add_crowds(targets, _places(annotations, federation.not_exhaustive))
 
 
 def collect_detections(
     results: Sequence[CocoResult], annotations: Annotations, where: str = "results"
 ) -> SplitDetections:
     """Check the COCO results of a split and join them.
+
+    As in LVIS's own evaluation, only the 300 best detections of an image count where the
+    annotations are LVIS's, and only those of classes that are annotated in the image.
 
     Args:
         where: the file, for error messages.
@@ -77,12 +91,46 @@ def collect_detections(
     ]
     if problems:
         raise DataError(problems)
-    return SplitDetections(
+    results = sorted(results, key=itemgetter("image_id"))  # decides between equal scores
+    detections = SplitDetections(
         np.array([record_of[result["image_id"]] for result in results], dtype=np.int64),
         np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4),
         np.array([label_of[result["category_id"]] for result in results], dtype=np.int64),
         np.array([result["score"] for result in results], dtype=np.float64),
     )
+    federation = federation_of(annotations)
+    if federation is None:
+        return detections
+    return _drop_unknown(detections, annotations, _places(annotations, federation.absent))
+
+
+def max_per_class(annotations: Annotations) -> int:
+    """Number of detections of a class in an image that are evaluated."""
+    return MAX_PER_IMAGE if federation_of(annotations) else MAX_PER_CLASS
+
+
+def federation_of(annotations: Annotations) -> Federation | None:
+    """What classes are annotated in each image; None: all of them."""
+    federation = annotations.federation
+    return federation if federation is not None and federation.absent else None
+
+
+def rank_by_score(detections: SplitDetections) -> NDArray[np.int64]:
+    """Rank ``(B,)`` of each detection by falling score; equal scores keep their order."""
+    ranks = np.empty(len(detections), dtype=np.int64)
+    ranks[np.argsort(-detections.scores, kind="stable")] = np.arange(len(detections))
+    return ranks
+
+
+def best_of_groups(
+    group: NDArray[np.int64], rank: NDArray[np.int64], limit: int
+) -> NDArray[np.bool_]:
+    """Whether each box ``(B,)`` is among the ``limit`` of its group with the lowest rank."""
+    order = np.lexsort((rank, group))
+    _, starts, counts = np.unique(group[order], return_index=True, return_counts=True)
+    best = np.empty(len(group), dtype=bool)
+    best[order] = np.arange(len(group)) - np.repeat(starts, counts) < limit
+    return best
 
 
 def read_results(path: Path, annotations: Annotations) -> tuple[list[CocoResult], int]:
@@ -123,6 +171,43 @@ def indices_by_image(image: NDArray[np.int64], num_images: int) -> list[NDArray[
     """Indices of the boxes of each image, in their order."""
     order = np.argsort(image, kind="stable")
     return np.split(order, np.searchsorted(image[order], np.arange(1, num_images)))[:num_images]
+
+
+def _add_crowds(targets: SplitTargets, places: Sequence[tuple[int, int]]) -> SplitTargets:
+    """Let unmatched detections be ignored in these images (index, label)."""
+    image, labels = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    box, area = np.tile(EVERYWHERE, (len(places), 1)), np.full(len(places), np.inf)
+    crowds = SplitTargets(image, box, labels, np.ones(len(places), dtype=bool), area)
+    both = {key: np.concatenate([own, vars(crowds)[key]]) for key, own in vars(targets).items()}
+    order = np.argsort(both["image"], kind="stable")
+    return SplitTargets(**{key: column[order] for key, column in both.items()})
+
+
+def _drop_unknown(
+    detections: SplitDetections, annotations: Annotations, absent: Sequence[tuple[int, int]]
+) -> SplitDetections:
+    """Keep the best detections of an image, and of those the classes that are annotated in it."""
+    known = np.zeros((len(annotations.records), len(annotations.label_names)), dtype=bool)
+    for i, label in absent:
+        known[i, label] = True
+    for i, record in enumerate(annotations.records):
+        known[i, record.labels.numpy()] = True
+    best = best_of_groups(detections.image, rank_by_score(detections), MAX_PER_IMAGE)
+    kept = best & known[detections.image, detections.labels]
+    return SplitDetections(**{key: column[kept] for key, column in vars(detections).items()})
+
+
+def _places(
+    annotations: Annotations, categories: Mapping[int, Sequence[int]]
+) -> list[tuple[int, int]]:
+    """Index of the record and label of the categories of each image."""
+    label_of = {category: label for label, category in enumerate(annotations.category_ids)}
+    return [
+        (i, label_of[category])
+        for i, record in enumerate(annotations.records)
+        for category in categories.get(record.image_id, ())
+        if category in label_of
+    ]
 
 
 def _join(columns: Sequence[torch.Tensor]) -> NDArray[Any]:

@@ -51,8 +51,14 @@ def test_boxes_keep_the_precision_of_the_annotations(split):
 
 def test_ids_of_results_become_indices_and_labels(split):
     found = collect_detections([ROW, ROW | {"image_id": 3, "category_id": 10}], split)
-    assert (found.image.tolist(), found.labels.tolist()) == ([0, 1], [1, 0])
+    assert (found.image.tolist(), found.labels.tolist()) == ([1, 0], [0, 1])
     assert found.bbox.tolist() == [[1, 2, 3, 4]] * 2
+
+
+def test_detections_come_by_image_id_in_the_order_of_the_file(split):
+    rows = [ROW | {"image_id": i, "score": score} for i, score in ((7, 1), (3, 2), (7, 3), (3, 4))]
+    found = collect_detections(rows, split)
+    assert found.scores.tolist() == [2, 4, 1, 3]
 
 
 def test_indices_by_image_keep_their_order():

@@ -6,12 +6,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sepc_zoo.data.annotations import Annotations, ListedImage, Listing
+from sepc_zoo.data.annotations import Annotations, Federation, ListedImage, Listing
 from sepc_zoo.data.formats.layout import Source, choose_split, parse_box, report_duplicates
 from sepc_zoo.data.problems import Problem, unreadable
 from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
+FREQUENCIES = ("r", "c", "f")  # rare, common and frequent classes of LVIS
 KEYS = {
     "images": {"id": int, "file_name": str, "height": int, "width": int},
     "categories": {"id": int, "name": str},
@@ -78,8 +79,9 @@ def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
         else:
             listed[image_id][0].boxes.append(box)
     images = _drop_ambiguous(listed, json_path.name, problems)
+    federation = _read_federation(tables, problems)
     names, ids = ([category[key] for category in categories] for key in ("name", "id"))
-    return Listing(images, names, ids, problems, json_path.name)
+    return Listing(images, names, ids, problems, json_path.name, federation)
 
 
 def write_coco(annotations: Annotations, json_path: str | Path) -> None:
@@ -110,6 +112,24 @@ def write_coco(annotations: Annotations, json_path: str | Path) -> None:
     categories = [{"id": i, "name": name} for i, name in classes if i is not None]
     content = {"images": images, "annotations": entries, "categories": categories}
     write_json(json_path, content, indent=None)
+
+
+def _read_federation(
+    tables: Mapping[str, list[Entry]], problems: list[Problem]
+) -> Federation | None:
+    """Read what a file of LVIS says about classes in images; None for another file."""
+    lists: dict[str, dict[int, list[int]]] = {}
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        given = [(where, image) for where, image in tables["images"] if key in image]
+        lists[key] = {image["id"]: image[key] for _, image in given}
+        problems += [
+            Problem("broken entry", where, f"{key!r} is no list of category ids")
+            for where, image in given
+            if not isinstance(image[key], list) or not all(isinstance(i, int) for i in image[key])
+        ]
+    categories = (category for _, category in tables["categories"])
+    frequency = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
+    return Federation(frequency, *lists.values()) if frequency or any(lists.values()) else None
 
 
 def _drop_ambiguous(
