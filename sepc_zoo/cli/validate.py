@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
 from sepc_zoo.errors import ConfigError
@@ -12,9 +12,14 @@ from sepc_zoo.training.options import DeviceOptions, SourceOptions
 if TYPE_CHECKING:
     from sepc_zoo.data import Annotations
     from sepc_zoo.evaluation.metrics import Evaluation
+    from sepc_zoo.evaluation.results import SplitDetections
 
-Rows: TypeAlias = list[dict[str, Any]]
-Evaluated: TypeAlias = tuple["Annotations", "Evaluation", Rows]
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(SourceOptions, DeviceOptions, LoaderOptions, TTAOptions):
+    """Data."""
+
+    split: str = option("val", "name of the split", metavar="NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,73 +36,96 @@ class ValidateOptions(Options):
         "saved detections instead of a model: COCO results, or what sepc-zoo predict wrote",
         metavar="FILE",
     )
-    split: str = option("val", "name of the split", metavar="NAME")
     output: str = option("validation", "folder to write", metavar="DIR")
-    no_report: bool = option(False, "do not write report.html")
+    no_report: bool = option(False, "do not write report.html, and do not analyse errors")
+    voc_ap: bool = option(False, "also compute Pascal VOC's AP (area and 11 points, IoU 0.5)")
+    bootstrap: int = option(
+        0, "also compute 95% intervals of AP from N resamples of the images, such as 1000", ge=0
+    )
+    seed: int = option(0, "seed of the resamples", ge=0)
+    frequency_split: str | None = option(
+        None,
+        "also compute LVIS's AP of rare (at most 10 images), common (at most 100) and frequent "
+        "classes, counted in this split, such as train",
+        metavar="NAME",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(ValidateOptions, SourceOptions, DeviceOptions, LoaderOptions, TTAOptions):
+class Arguments(ValidateOptions, SplitOptions):
     """Arguments of the command."""
+
+
+class Detected(NamedTuple):
+    """The detections of a split, as COCO results and checked."""
+
+    annotations: "Annotations"
+    results: list[dict[str, Any]]
+    detections: "SplitDetections"
 
 
 def run(arguments: Arguments) -> int:
     """Validate, write ``metrics.json``, ``detections.json`` and the report, print a table."""
     from rich.console import Console
 
-    from sepc_zoo.evaluation.metrics import metrics_table
+    from sepc_zoo.evaluation.errors import errors_line
+    from sepc_zoo.evaluation.metrics import evaluate, metrics_table
     from sepc_zoo.training.logging import list_dropped
 
     if arguments.from_json is not None:
-        evaluated: Evaluated | None = evaluate_file(arguments)
+        detected: Detected | None = read_detections(arguments, arguments.from_json)
     elif arguments.model is not None:
-        evaluated = evaluate_model(arguments)
+        detected = detect(arguments, arguments.model)
     else:
         raise ConfigError("--model or --from-json is missing")
-    if evaluated is None:
+    if detected is None:
         return 0
-    annotations, evaluation, results = evaluated
-    written = write_results(arguments, annotations, evaluation, results)
+    annotations = detected.annotations
+    evaluation = evaluate(detected.detections, annotations)
+    add_figures(arguments, detected, evaluation)
+    written = write_results(arguments, detected, evaluation)
     for line in list_dropped(annotations):
         print(line)
     Console().print(metrics_table(evaluation.metrics))
+    if "errors" in evaluation.metrics:
+        print(errors_line(evaluation.metrics["errors"]))
     images = len(annotations.records)
     print(f"{images} images; {', '.join(written)} are in {arguments.output}")
     return 0
 
 
-def evaluate_file(arguments: Arguments) -> Evaluated:
-    """Evaluate saved detections; those in images of other splits are left out."""
-    from sepc_zoo.evaluation.metrics import evaluate
+def read_detections(arguments: SplitOptions, file: str) -> Detected:
+    """Read saved detections; those in images of other splits are left out."""
     from sepc_zoo.evaluation.results import collect_detections, read_results
 
     annotations = read_split(arguments, None)
-    file = str(arguments.from_json)
     results, elsewhere = read_results(Path(file), annotations)
     if elsewhere:
         print(f"left out {elsewhere} detections in images that are not in the split")
-    found = collect_detections(results, annotations, file)
-    return annotations, evaluate(found, annotations), results
+    return Detected(annotations, results, collect_detections(results, annotations, file))
 
 
-def evaluate_model(arguments: Arguments) -> Evaluated | None:
-    """Run the model and evaluate its detections; None in all processes but the main one."""
+def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
+    """Run a model; None in all processes but the main one."""
     from sepc_zoo.cli.runtime import model_with_weights
-    from sepc_zoo.evaluation.validate import validate_model, validation_loader
+    from sepc_zoo.evaluation.results import collect_detections
+    from sepc_zoo.evaluation.validate import detect_split, validation_loader
     from sepc_zoo.inference.tta import Views
     from sepc_zoo.training.accelerator import make_accelerator
 
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
     views = Views(arguments.tta_flip, arguments.tta_scales)
-    model = model_with_weights(str(arguments.model))
+    model = model_with_weights(model_source)
     annotations = read_split(arguments, model.config.label_names)
     loader = validation_loader(annotations, model, arguments.batch_size, arguments.workers, views)
     model.to(accelerator.device)
-    evaluation, results = validate_model(accelerator, model, loader, annotations)
-    return (annotations, evaluation, results) if accelerator.is_main_process else None
+    results = detect_split(accelerator, model, loader, annotations)
+    if not accelerator.is_main_process:
+        return None
+    return Detected(annotations, results, collect_detections(results, annotations, "detections"))
 
 
-def read_split(arguments: Arguments, label_names: tuple[str, ...] | None) -> "Annotations":
+def read_split(arguments: SplitOptions, label_names: tuple[str, ...] | None) -> "Annotations":
     """Read the annotations of the split, with the labels of a model where there is one."""
     from sepc_zoo.data import read_data
 
@@ -106,30 +134,57 @@ def read_split(arguments: Arguments, label_names: tuple[str, ...] | None) -> "An
     )
 
 
-def write_results(
-    arguments: Arguments, annotations: "Annotations", evaluation: "Evaluation", results: Rows
-) -> list[str]:
+def add_figures(arguments: Arguments, detected: Detected, evaluation: "Evaluation") -> None:
+    """Add the figures to ``evaluation.metrics`` that options ask for."""
+    annotations, _, detections = detected
+    metrics = evaluation.metrics
+    if arguments.frequency_split is not None:
+        from dataclasses import replace
+
+        from sepc_zoo.evaluation.metrics import count_frequencies, frequency_metrics
+
+        train = replace(arguments, split=arguments.frequency_split)
+        frequencies = count_frequencies(read_split(train, annotations.label_names))
+        metrics |= frequency_metrics(evaluation.precision, frequencies)
+    if arguments.voc_ap:
+        from sepc_zoo.evaluation.voc import voc_ap
+
+        metrics["voc"] = voc_ap(detections, annotations)
+    if arguments.bootstrap and annotations.records:
+        from sepc_zoo.evaluation.bootstrap import LEVEL, Resampler, bootstrap, intervals
+
+        count, seed = arguments.bootstrap, arguments.seed
+        samples = bootstrap([Resampler(detections, annotations)], count, seed)[:, 0]
+        facts = {"resamples": count, "seed": seed, "level": LEVEL}
+        metrics["intervals"] = facts | intervals(samples, annotations.label_names)
+
+
+def write_results(arguments: Arguments, detected: Detected, evaluation: "Evaluation") -> list[str]:
     """Write all files and return their names; the file of ``--from-json`` stays as it is."""
+    from sepc_zoo.evaluation.diagnosis import diagnose_split
+    from sepc_zoo.evaluation.errors import ErrorCosts
     from sepc_zoo.evaluation.report import write_report
-    from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.files import write_json
 
+    annotations, results, detections = detected
     output, file = Path(arguments.output), arguments.from_json
     saved = output / "detections.json"
     if file is None or saved.resolve() != Path(file).resolve():
         write_json(saved, results, indent=None)
-    write_json(output / "metrics.json", evaluation.metrics)
     written = ["metrics.json", "detections.json"]
     if arguments.no_report:
+        write_json(output / "metrics.json", evaluation.metrics)
         return written
+    diagnosis = diagnose_split(detections, annotations)
+    evaluation.metrics["errors"] = ErrorCosts(diagnosis, len(annotations.label_names)).costs()
+    write_json(output / "metrics.json", evaluation.metrics)
     facts = {
         "model": arguments.model or f"Detections of {Path(str(file)).name}",
         "data": ", ".join(arguments.data),
         "split": arguments.split,
     }
-    found = collect_detections(results, annotations, file or "detections")
     try:
-        write_report(output / "report.html", annotations, found, evaluation, facts)
+        write_report(output / "report.html", annotations, evaluation, diagnosis, facts)
     except ImportError as error:
         print(f"no report.html: {error}")
         return written

@@ -34,7 +34,6 @@ def validation_loader(
     return image_loader(ImageFiles(files, model.config, views), batch_size, workers)
 
 
-@torch.no_grad()
 def validate_model(
     accelerator: Accelerator,
     model: nn.Module,
@@ -43,8 +42,23 @@ def validate_model(
 ) -> tuple[Evaluation, list[CocoResult]]:
     """Run a model on a split; return COCO's evaluation and the detections, in all processes.
 
-    The figures do not depend on the number of processes. An image that can no longer be read counts
-    as an image without detections, with a message on the main process.
+    Arguments and errors are those of ``detect_split``.
+    """
+    results = detect_split(accelerator, model, loader, annotations)
+    return evaluate(collect_detections(results, annotations, "detections"), annotations), results
+
+
+@torch.no_grad()
+def detect_split(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: Iterable[list[ImageFile]],
+    annotations: Annotations,
+) -> list[CocoResult]:
+    """Run a model on a split; return the detections by image id, in all processes.
+
+    They do not depend on the number of processes. An image that can no longer be read counts as an
+    image without detections, with a message on the main process.
 
     Args:
         model: as ``accelerator.prepare`` returned it; stays in eval mode. All processes get the
@@ -76,8 +90,7 @@ def validate_model(
     if accelerator.is_main_process:
         for problem in unreadable:
             bar.write(f"counted as an image without detections: {problem}")
-    results = [result for _, results, _ in images for result in results]
-    return evaluate(collect_detections(results, annotations, "detections"), annotations), results
+    return [result for _, results, _ in images for result in results]
 
 
 def _check_complete(image_ids: Sequence[int], annotations: Annotations) -> None:

@@ -104,6 +104,8 @@ def test_validating_the_best_model_gives_the_ap_of_the_run(run, shapes, tmp_path
     assert main(["validate", *map(str, arguments), "--workers", "0"]) == 0
     for name in ("metrics.json", "detections.json"):
         ours = json.loads((tmp_path / name).read_text())
+        if name == "metrics.json":
+            del ours["errors"]  # which only validate computes
         assert ours == json.loads((run / "best" / name).read_text())
     best = max(float(row["AP"]) for row in read_log(run) if row["AP"])
     assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == best

@@ -5,7 +5,7 @@ follow its light and dark mode.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from html import escape
 from importlib.util import find_spec
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sepc_zoo.evaluation.diagnosis import Calibration, Sweep, Threshold
 from sepc_zoo.evaluation.metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS
-from sepc_zoo.evaluation.report.diagnosis import Calibration, Sweep, Threshold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,6 +113,24 @@ def ap_by_size(names: Sequence[str], ap: Sequence[float], ar: Sequence[float]) -
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     return _svg(figure, "ap-by-size", "AP and AR by object size")
+
+
+def error_costs(costs: Mapping[str, float]) -> str:
+    """Plot the AP that each kind of error costs; the last two kinds contain the others."""
+    figure, axes = _figure(4.0, 3.4)
+    rows = np.arange(len(costs), 0, -1) - 0.5 * (np.arange(len(costs)) >= len(costs) - 2)
+    colors = [FIRST] * (len(costs) - 2) + [MUTED] * 2
+    axes.barh(rows, [*costs.values()], 0.64, color=colors)
+    for row, value in zip(rows, costs.values(), strict=True):
+        text = f"{value:.3f}".removeprefix("0")
+        axes.annotate(text, (value, row), (5, 0), va="center", color=INK, **IN_POINTS)
+    axes.set_yticks(rows, [*costs])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set(xlim=(0, 1.15 * max(0.01, *costs.values())), xlabel="AP50 to gain")
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    return _svg(figure, "error-costs", "AP50 that each kind of error costs")
 
 
 def reliability(calibration: Calibration) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sepc_zoo.data import Annotations
+from sepc_zoo.evaluation.diagnosis import Diagnosis, Sweep, Threshold, sweep_scores
 from sepc_zoo.evaluation.metrics import Evaluation
-from sepc_zoo.evaluation.report.diagnosis import Diagnosis, Sweep, Threshold, sweep_scores
 from sepc_zoo.evaluation.results import SplitDetections, SplitTargets
 
 

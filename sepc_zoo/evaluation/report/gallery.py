@@ -7,20 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torchvision.ops import box_convert
 
 from sepc_zoo.data.images import ImageError, read_image
-from sepc_zoo.evaluation.report.context import ReportContext
-from sepc_zoo.evaluation.report.diagnosis import (
+from sepc_zoo.evaluation.diagnosis import (
     BACKGROUND,
+    BOTH,
+    CLASSIFICATION,
     DUPLICATE,
-    MIN_IOU,
-    POOR_BOX,
-    WRONG_CLASS,
+    LOCALISATION,
     explain_miss,
     worst_false_positives,
     worst_misses,
 )
+from sepc_zoo.evaluation.matching import MIN_IOU
+from sepc_zoo.evaluation.report.context import ReportContext
 from sepc_zoo.inference.drawing import close_up
 
 MAX_PICTURES = 12  # pictures of each gallery
@@ -29,10 +31,11 @@ JPEG_QUALITY = 80
 DETECTED, ANNOTATED = (255, 138, 31), (0, 200, 240)  # colors of boxes, also in report.css
 
 REASONS = {
-    BACKGROUND: "background: no such object is annotated here",
+    BACKGROUND: "background: no object is annotated here",
+    BOTH: "both class and box: annotated as",
+    CLASSIFICATION: "classification: annotated as",
     DUPLICATE: "duplicate: a higher score has matched the object",
-    POOR_BOX: "poor box",
-    WRONG_CLASS: "wrong class: annotated as",
+    LOCALISATION: "localisation",
 }
 
 
@@ -64,12 +67,14 @@ def _false_positive(context: ReportContext, i: int) -> Card:
     image, label = int(context.detections.image[i]), context.detections.labels[i]
     kind, nearest = int(diagnosis.kind[i]), int(diagnosis.nearest[i])
     annotated = [nearest] if nearest >= 0 else []
-    same_class = np.flatnonzero((targets.image == image) & (targets.labels == label))
+    same_class = (targets.image == image) & (targets.labels == label)
+    same_class &= np.isfinite(targets.area)  # no crowds EVERYWHERE
+    around = np.setdiff1d(np.flatnonzero(same_class), annotated).tolist()
     return Card(
-        _picture(context, image, [i], annotated, np.setdiff1d(same_class, annotated).tolist()),
+        _picture(context, image, [i], annotated, around),
         name=f"{context.names[label]} {context.detections.scores[i]:.3f}",
         reason=REASONS[kind],
-        other=context.names[targets.labels[nearest]] if kind == WRONG_CLASS else "",
+        other=context.names[targets.labels[nearest]] if kind in (CLASSIFICATION, BOTH) else "",
         iou=float(diagnosis.iou[i]) if nearest >= 0 else None,
         file=context.annotations.records[image].path.name,
     )
@@ -120,6 +125,11 @@ def _picture(
         )
     except ImageError:
         return ""
+    return data_uri(picture)
+
+
+def data_uri(picture: Image) -> str:
+    """A picture as the address of an ``img`` element."""
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -5,15 +5,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from sepc_zoo import __version__
 from sepc_zoo.data import Annotations
-from sepc_zoo.evaluation.metrics import Evaluation, format_figure
+from sepc_zoo.evaluation.diagnosis import Diagnosis
+from sepc_zoo.evaluation.metrics import FREQUENCIES, Evaluation, format_figure
 from sepc_zoo.evaluation.report import charts, gallery, sections
 from sepc_zoo.evaluation.report.context import ReportContext
-from sepc_zoo.evaluation.report.diagnosis import diagnose
-from sepc_zoo.evaluation.results import SplitDetections, collect_targets
 from sepc_zoo.files import write_atomically
 from sepc_zoo.metric_names import CLASS_METRICS, METRICS
 
@@ -21,15 +20,16 @@ from sepc_zoo.metric_names import CLASS_METRICS, METRICS
 def write_report(
     path: str | Path,
     annotations: Annotations,
-    detections: SplitDetections,
     evaluation: Evaluation,
+    diagnosis: Diagnosis,
     facts: Mapping[str, str],
 ) -> None:
     """Write the report of an evaluation: one HTML file that loads nothing else.
 
     Args:
         path: the HTML file.
-        detections: what ``evaluation`` was computed from.
+        evaluation: may also have figures under ``errors``, ``intervals`` and ``voc``.
+        diagnosis: of the same detections.
         facts: names and values for the head of the page, such as model and data set; the first
             value is the title.
 
@@ -37,13 +37,16 @@ def write_report(
         ImportError: matplotlib is not installed.
     """
     with charts.style():
-        targets = collect_targets(annotations)
-        diagnosis = diagnose(detections, targets, len(annotations.records))
         html = _render(ReportContext(annotations, evaluation, diagnosis), facts)
+    write_page(path, html)
+
+
+def write_page(path: str | Path, html: str) -> None:
     write_atomically(path, lambda file: file.write_text(html, encoding="utf-8"))
 
 
-def _render(context: ReportContext, facts: Mapping[str, str]) -> str:
+def template(name: str) -> Template:
+    """A template of this folder."""
     environment = Environment(
         loader=PackageLoader("sepc_zoo.evaluation.report", "."),
         autoescape=True,
@@ -52,14 +55,20 @@ def _render(context: ReportContext, facts: Mapping[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": format_figure, "thousands": "{:,}".format}
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(name)
+
+
+def _render(context: ReportContext, facts: Mapping[str, str]) -> str:
+    return template("report.html.j2").render(
         facts=[*facts.items()][1:] + _facts(context),
         title=next(iter(facts.values()), "Evaluation"),
         metrics=context.evaluation.metrics,
         METRICS=METRICS,
+        FREQUENCIES=FREQUENCIES,
         CLASS_METRICS=CLASS_METRICS,
         num_objects=int(context.num_objects.sum()),
         best=context.best,
+        errors=sections.error_costs(context),
         outcomes=sections.outcomes(context),
         ap_charts=sections.ap_charts(context),
         classes=sections.class_rows(context),
@@ -72,7 +81,7 @@ def _render(context: ReportContext, facts: Mapping[str, str]) -> str:
 
 
 def _facts(context: ReportContext) -> list[tuple[str, Any]]:
-    crowds = int(context.targets.iscrowd.sum())
+    crowds = sum(int(record.iscrowd.sum()) for record in context.annotations.records)
     return [
         ("images", f"{len(context.annotations.records):,}"),
         ("objects", f"{context.num_objects.sum():,}" + (f" and {crowds:,} crowds" * bool(crowds))),

@@ -6,10 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sepc_zoo.data.quality.statistics import count_sizes
-from sepc_zoo.evaluation.metrics import mean
-from sepc_zoo.evaluation.report import charts
-from sepc_zoo.evaluation.report.context import ReportContext
-from sepc_zoo.evaluation.report.diagnosis import (
+from sepc_zoo.evaluation.diagnosis import (
     CORRECT,
     IGNORED,
     MISTAKES,
@@ -17,6 +14,10 @@ from sepc_zoo.evaluation.report.diagnosis import (
     confusion_matrix,
     sweep_scores,
 )
+from sepc_zoo.evaluation.errors import ERROR_KINDS
+from sepc_zoo.evaluation.metrics import mean
+from sepc_zoo.evaluation.report import charts
+from sepc_zoo.evaluation.report.context import ReportContext
 from sepc_zoo.metric_names import CLASS_METRICS
 
 MAX_OPEN_CLASSES = 20  # more classes group the curves and cut the confusion matrix
@@ -36,6 +37,16 @@ def outcomes(context: ReportContext) -> dict[str, Any]:
         "missed": int(missed.sum()),
         "counts": {name: int((kind == number).sum()) for number, name in names.items()},
     }
+
+
+def error_costs(context: ReportContext) -> dict[str, Any]:
+    """Draw the AP50 that each kind of error costs; nothing where it is not computed."""
+    costs = context.evaluation.metrics.get("errors")
+    if not costs or not context.num_objects.any():
+        return {}
+    gains = {kind.short: costs[name]["dAP"] for name, kind in ERROR_KINDS.items()}
+    kinds = [{**kind._asdict(), **costs[name]} for name, kind in ERROR_KINDS.items()]
+    return {"chart": charts.error_costs(gains), "kinds": kinds}
 
 
 def ap_charts(context: ReportContext) -> dict[str, str]:

@@ -12,6 +12,8 @@ from difficulties import make_results as make_difficult_results
 from PIL import Image
 
 from sepc_zoo.data import Annotations, Record, read_data
+from sepc_zoo.evaluation.diagnosis import diagnose_split
+from sepc_zoo.evaluation.errors import ERROR_KINDS, ErrorCosts
 from sepc_zoo.evaluation.metrics import evaluate
 from sepc_zoo.evaluation.report import write_report
 from sepc_zoo.evaluation.report.charts import ap_by_iou, style
@@ -89,7 +91,10 @@ def make_results(annotations, seed=0):
 def page_of(annotations, rows, folder, facts=FACTS):
     found = collect_detections(rows, annotations)
     path = folder / "report.html"
-    write_report(path, annotations, found, evaluate(found, annotations), facts)
+    evaluation, diagnosis = evaluate(found, annotations), diagnose_split(found, annotations)
+    errors = ErrorCosts(diagnosis, len(annotations.label_names)).costs()
+    evaluation.metrics["errors"] = errors
+    write_report(path, annotations, evaluation, diagnosis, facts)
     return Reader(path.read_text(encoding="utf-8"))
 
 
@@ -134,6 +139,12 @@ def test_the_figures_are_the_evaluations(split, page):
 def test_there_is_a_curve_for_each_class_with_objects(page):
     labels = [attrs["aria-label"] for attrs in page.all("svg")]
     assert sum(label.startswith("precision and recall: class") for label in labels) == 3
+
+
+def test_each_kind_of_error_has_its_cost_and_an_advice(page):
+    assert "AP50 that each kind of error costs" in [a.get("aria-label") for a in page.all("svg")]
+    for kind in ERROR_KINDS.values():
+        assert f"{kind.meaning} {kind.advice}" in page.text
 
 
 def test_charts_use_the_colors_of_the_page(page):

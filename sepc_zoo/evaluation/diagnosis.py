@@ -1,8 +1,8 @@
 """Matching of detections to objects, and what follows from it about mistakes and scores.
 
-Matching is COCO's at an IoU of 0.5: by falling score, each detection takes the unmatched object of
-its class with the highest overlap. Detections in a crowd of their class are ignored, as are those
-after the 100 highest scores of a class in an image.
+Matching is COCO's at an IoU of 0.5. Detections in a crowd of their class are ignored, as are those
+after the 100 highest scores of a class in an image. Kinds of mistakes are those of TIDE (Bolya et
+al., ECCV 2020).
 """
 
 from collections import Counter
@@ -10,47 +10,47 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask
 
-from sepc_zoo.evaluation.results import SplitDetections, SplitTargets, indices_by_image
+from sepc_zoo.data import Annotations
+from sepc_zoo.evaluation.matching import (
+    MIN_IOU,
+    MIN_PAIR_IOU,
+    Bools,
+    Floats,
+    Ints,
+    Pairs,
+    closest,
+    find_pairs,
+    greedy_match,
+    within_limit,
+)
+from sepc_zoo.evaluation.results import (
+    MAX_PER_CLASS,
+    SplitDetections,
+    SplitTargets,
+    collect_targets,
+    max_per_class,
+    rank_by_score,
+)
 
-MIN_IOU = 0.5  # smallest IoU of a match
-MIN_PAIR_IOU = 0.1  # smallest IoU of a poor box
-MAX_PER_CLASS = 100  # evaluated detections of a class in an image
-
-CORRECT, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, IGNORED = range(6)
+CORRECT, LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH, IGNORED = range(7)
 MISTAKES = {
+    CLASSIFICATION: "classification",
+    LOCALISATION: "localisation",
+    BOTH: "both",
     DUPLICATE: "duplicate",
-    WRONG_CLASS: "wrong class",
-    POOR_BOX: "poor box",
     BACKGROUND: "background",
 }
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-
-class Pairs(NamedTuple):
-    """Detections and objects, without crowds, that overlap by ``MIN_PAIR_IOU`` or more."""
-
-    detection: Ints  # (P,) index of the detection
-    target: Ints  # (P,) index of the object
-    iou: Floats  # (P,)
-    same_class: Bools  # (P,)
-
-    def only(self, chosen: Bools) -> "Pairs":
-        return Pairs._make(column[chosen] for column in self)
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """Outcome of each of D detections; G objects.
 
-    ``nearest`` is the object that explains the kind: the matched one, one that a higher score has
-    matched (DUPLICATE), one of another class (WRONG_CLASS, IoU >= 0.5), or one that is not covered
-    well (POOR_BOX, IoU >= 0.1).
+    ``nearest`` is the object that explains the kind: the matched one (CORRECT), one of the same
+    class that is not covered well (LOCALISATION, IoU from 0.1 to 0.5) or that a higher score has
+    matched (DUPLICATE), one of another class (CLASSIFICATION, IoU of 0.5 or more) that is perhaps
+    not covered well either (BOTH, IoU above 0.1).
     """
 
     detections: SplitDetections
@@ -59,7 +59,7 @@ class Diagnosis:
     match: Ints  # (D,), index of the matched object or -1
     nearest: Ints  # (D,), index of an object or -1
     iou: Floats  # (D,), with ``nearest``
-    pairs: Pairs
+    pairs: Pairs  # without crowds and detections that are not evaluated
 
     def matched_by(self, min_score: float) -> Ints:
         """Index ``(G,)`` of the detection of each object, if it has this score, or -1."""
@@ -69,32 +69,46 @@ class Diagnosis:
         return matched_by
 
 
-def diagnose(detections: SplitDetections, targets: SplitTargets, num_images: int) -> Diagnosis:
+def diagnose(
+    detections: SplitDetections,
+    targets: SplitTargets,
+    num_images: int,
+    max_per_class: int = MAX_PER_CLASS,
+) -> Diagnosis:
     """Match the detections of a split to its objects, and classify the unmatched ones."""
-    rank = _ranks(detections)
-    pairs, in_crowd = _overlaps(detections, targets, num_images)
-    counted = _within_limit(detections, rank)
-    pairs = pairs.only(counted[pairs.detection])
+    count, rank = len(detections), rank_by_score(detections)
+    pairs = find_pairs(detections, targets, num_images)
+    is_crowd = targets.iscrowd[pairs.target]
+    ignored = ~within_limit(detections, rank, max_per_class)
+    in_crowd = pairs.detection[is_crowd & pairs.same_class & (pairs.iou >= MIN_IOU)]
+    pairs = pairs.only(~is_crowd & ~ignored[pairs.detection])
+    ignored[in_crowd] = True
 
-    enough = pairs.iou >= MIN_IOU
-    match = _greedy(pairs, enough & pairs.same_class, rank)
-    same, same_iou = _closest(pairs, pairs.same_class, len(detections))
-    other, other_iou = _closest(pairs, ~pairs.same_class, len(detections))
-    conditions = [
-        match >= 0,
-        in_crowd | ~counted,
-        same_iou >= MIN_IOU,
-        other_iou >= MIN_IOU,
-        same >= 0,
-    ]
-    kinds = [CORRECT, IGNORED, DUPLICATE, WRONG_CLASS, POOR_BOX]
-    kind = np.select(conditions, kinds, BACKGROUND)
-    none = np.full(len(detections), -1)
-    nearest = np.select(conditions, [match, none, same, other, same], none)
-    iou = np.zeros(len(detections))
+    match = _match(pairs, pairs.same_class & (pairs.iou >= MIN_IOU), rank, targets)
+    same, same_iou = closest(pairs, pairs.same_class, count)
+    other, other_iou = closest(pairs, ~pairs.same_class, count)
+    conditions = {  # the first that holds, in the order of TIDE's code
+        CORRECT: match >= 0,
+        IGNORED: ignored,
+        LOCALISATION: (same >= 0) & (same_iou <= MIN_IOU),
+        CLASSIFICATION: other_iou >= MIN_IOU,
+        DUPLICATE: same_iou >= MIN_IOU,
+        BOTH: other_iou > MIN_PAIR_IOU,
+    }
+    kind = np.select([*conditions.values()], [*conditions], BACKGROUND)
+    targets_of = {CORRECT: match, LOCALISATION: same, DUPLICATE: same}
+    targets_of |= {CLASSIFICATION: other, BOTH: other}
+    nearest = np.select([kind == k for k in targets_of], [*targets_of.values()], -1)
+    iou = np.zeros(count)
     of_nearest = pairs.target == nearest[pairs.detection]
     iou[pairs.detection[of_nearest]] = pairs.iou[of_nearest]
     return Diagnosis(detections, targets, kind, match, nearest, iou, pairs)
+
+
+def diagnose_split(detections: SplitDetections, annotations: Annotations) -> Diagnosis:
+    """Diagnose the detections that ``collect_detections`` returned for these annotations."""
+    num_images, limit = len(annotations.records), max_per_class(annotations)
+    return diagnose(detections, collect_targets(annotations), num_images, limit)
 
 
 def confusion_matrix(diagnosis: Diagnosis, num_classes: int, min_score: float) -> Ints:
@@ -109,7 +123,8 @@ def confusion_matrix(diagnosis: Diagnosis, num_classes: int, min_score: float) -
     mistaken = kept & (diagnosis.kind != CORRECT)
     left = (pairs.iou >= MIN_IOU) & mistaken[pairs.detection] & (matched_by[pairs.target] < 0)
     match = np.where(kept, diagnosis.match, -1)
-    confused = _greedy(pairs, left & ~pairs.same_class, _ranks(detections))
+    rank = rank_by_score(detections)
+    confused = _match(pairs, left & ~pairs.same_class, rank, targets)
     match = np.where(confused >= 0, confused, match)
 
     detected = np.full(len(targets), num_classes)
@@ -225,69 +240,8 @@ def explain_miss(diagnosis: Diagnosis, missed: int, min_score: float) -> tuple[i
     return int(pairs.detection[best]), float(pairs.iou[best])
 
 
-def _overlaps(
-    detections: SplitDetections, targets: SplitTargets, num_images: int
-) -> tuple[Pairs, Bools]:
-    """All pairs, and whether each detection ``(D,)`` lies in a crowd of its class."""
-    in_crowd = np.zeros(len(detections), dtype=bool)
-    none = np.empty(0, dtype=np.int64)
-    columns: list[tuple[Ints, Ints, Floats]] = [(none, none, np.empty(0))]
-    by_image = (indices_by_image(boxes.image, num_images) for boxes in (detections, targets))
-    for d, g in zip(*by_image, strict=True):
-        if not len(d) or not len(g):
-            continue
-        crowd = targets.iscrowd[g]
-        iou = mask.iou(detections.bbox[d], targets.bbox[g], crowd.astype(np.uint8))  # D, G
-        same = detections.labels[d][:, None] == targets.labels[g]
-        in_crowd[d] = ((iou >= MIN_IOU) & same & crowd).any(axis=1)
-        row, column = np.nonzero((iou >= MIN_PAIR_IOU) & ~crowd)
-        columns.append((d[row], g[column], iou[row, column]))
-    d, g, iou = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Pairs(d, g, iou, detections.labels[d] == targets.labels[g]), in_crowd
-
-
-def _ranks(detections: SplitDetections) -> Ints:
-    """Rank ``(D,)`` of each detection by falling score; equal scores keep their order."""
-    ranks = np.empty(len(detections), dtype=np.int64)
-    ranks[np.argsort(-detections.scores, kind="stable")] = np.arange(len(detections))
-    return ranks
-
-
-def _within_limit(detections: SplitDetections, rank: Ints) -> Bools:
-    """Whether each detection ``(D,)`` is among the ``MAX_PER_CLASS`` of its class and image."""
-    order = np.lexsort((rank, detections.labels, detections.image))
-    group = detections.image * (detections.labels.max(initial=0) + 1) + detections.labels
-    _, starts, counts = np.unique(group[order], return_index=True, return_counts=True)
-    counted = np.empty(len(detections), dtype=bool)
-    counted[order] = np.arange(len(detections)) - np.repeat(starts, counts) < MAX_PER_CLASS
-    return counted
-
-
-def _greedy(pairs: Pairs, chosen: Bools, rank: Ints) -> Ints:
-    """Match each detection ``(D,)`` to an object or -1, by falling score, then IoU.
-
-    The last of several objects with equal overlap wins, as in pycocotools.
-    """
-    match = np.full(len(rank), -1)
-    index = np.flatnonzero(chosen)
-    order = np.lexsort((-pairs.target[index], -pairs.iou[index], rank[pairs.detection[index]]))
-    taken = set()
-    for i in index[order].tolist():
-        d, g = int(pairs.detection[i]), int(pairs.target[i])
-        if match[d] < 0 and g not in taken:
-            match[d] = g
-            taken.add(g)
-    return match
-
-
-def _closest(pairs: Pairs, chosen: Bools, count: int) -> tuple[Ints, Floats]:
-    """The chosen object ``(D,)`` that overlaps each detection most, or -1, and the IoU."""
-    index = np.flatnonzero(chosen)
-    index = index[np.argsort(pairs.iou[index], kind="stable")]
-    closest, iou = np.full(count, -1), np.zeros(count)
-    closest[pairs.detection[index]] = pairs.target[index]  # the last write wins
-    iou[pairs.detection[index]] = pairs.iou[index]
-    return closest, iou
+def _match(pairs: Pairs, chosen: Bools, rank: Ints, targets: SplitTargets) -> Ints:
+    return greedy_match(pairs.only(chosen), rank, targets.iscrowd, targets.iscrowd)
 
 
 def _limit_per_image(order: Ints, image: Ints, count: int, per_image: int) -> list[int]:

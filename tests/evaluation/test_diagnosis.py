@@ -13,13 +13,15 @@ from pycocotools.cocoeval import COCOeval
 
 from sepc_zoo.data.annotations import build_annotations
 from sepc_zoo.data.formats.coco import list_coco_file
-from sepc_zoo.evaluation.report.diagnosis import (
+from sepc_zoo.evaluation.diagnosis import (
     BACKGROUND,
+    BOTH,
+    CLASSIFICATION,
     CORRECT,
     DUPLICATE,
     IGNORED,
-    POOR_BOX,
-    WRONG_CLASS,
+    LOCALISATION,
+    MISTAKES,
     calibrate,
     confusion_matrix,
     diagnose,
@@ -107,6 +109,7 @@ def test_matching_equals_that_of_pycocotools(names, shared_data):
     file = root / "annotations/instances_val2017.json"
     annotations = build_annotations(list_coco_file(file, root / "val2017"))
     rows = make_difficult_results(names, json.loads(file.read_text()))
+    rows.sort(key=lambda row: row["image_id"])
     split = collect_targets(annotations)
     kind = diagnose(collect_detections(rows, annotations), split, len(annotations.records)).kind
     with contextlib.redirect_stdout(io.StringIO()):
@@ -120,7 +123,7 @@ def test_matching_equals_that_of_pycocotools(names, shared_data):
             ids = np.array(image["dtIds"], dtype=int) - 1
             matched = np.where(image["dtMatches"][0] > 0, CORRECT, BACKGROUND)
             theirs[ids] = np.where(image["dtIgnore"][0], IGNORED, matched)
-    mistakes = np.isin(kind, [DUPLICATE, WRONG_CLASS, POOR_BOX])
+    mistakes = np.isin(kind, [*MISTAKES])
     assert np.array_equal(np.where(mistakes, BACKGROUND, kind), theirs)
     assert 150 < (kind == CORRECT).sum() < len(kind) - 150  # the comparison says something
 
@@ -154,10 +157,10 @@ def test_mistakes_are_distinguished():
         (0, COW, shifted(0.6, FAR), 0.5),
         (0, DOG, (100.0, 100.0, 5.0, 5.0), 0.4),
     ]
-    expected = [CORRECT, DUPLICATE, WRONG_CLASS, POOR_BOX, BACKGROUND, BACKGROUND]
+    expected = [CORRECT, DUPLICATE, CLASSIFICATION, LOCALISATION, BOTH, BACKGROUND]
     assert kinds(detections, objects) == expected
     nearest = diagnose(make_detections(*detections), make_targets(*objects), 1).nearest
-    assert nearest.tolist() == [0, 0, 0, 1, -1, -1]
+    assert nearest.tolist() == [0, 0, 0, 1, 1, -1]
 
 
 def test_boxes_of_different_images_do_not_match():
@@ -178,7 +181,7 @@ def test_an_object_matches_before_the_crowd_around_it():
 
 def test_detections_after_the_hundredth_of_a_class_are_ignored():
     detections = [(0, CAT, FAR, 0.5)] * 100 + [(0, CAT, BOX, 0.4), (0, DOG, BOX, 0.4)]
-    assert kinds(detections, [(0, CAT, BOX)])[99:] == [BACKGROUND, IGNORED, WRONG_CLASS]
+    assert kinds(detections, [(0, CAT, BOX)])[99:] == [BACKGROUND, IGNORED, CLASSIFICATION]
 
 
 @pytest.mark.parametrize("images", [0, 2])
