@@ -24,7 +24,7 @@ def validated(model, shapes, tmp_path_factory):
 
 def test_validate_writes_metrics_detections_and_a_page_named_after_the_model(validated, model):
     metrics = json.loads((validated / "metrics.json").read_text())
-    assert list(metrics) == [*METRICS, "per_class"]
+    assert list(metrics) == [*METRICS, "per_class", "errors"]
     assert list(metrics["per_class"]) == SHAPES
     assert metrics["AR100"] > 0
     results = json.loads((validated / "detections.json").read_text())
@@ -57,6 +57,24 @@ def test_saved_detections_stay_as_they_are_where_results_go_to_their_folder(
     flags = ("--data", shapes, "--output", tmp_path, "--no-report")
     assert call("validate", "--from-json", file, *flags) == 0
     assert file.read_text() == before
+
+
+def test_further_figures_are_written_and_shown_at_request(validated, shapes, tmp_path, capsys):
+    file = validated / "detections.json"
+    flags = ("--voc-ap", "--bootstrap", 20, "--frequency-split", "train", "--output", tmp_path)
+    assert call("validate", "--from-json", file, "--data", shapes, *flags) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics["voc"]["per_class"]) == list(metrics["intervals"]["per_class"]) == SHAPES
+    low, high = metrics["intervals"]["AP"]
+    assert low <= metrics["AP"] <= high
+    assert metrics["APr"] == pytest.approx(metrics["AP"])  # eight images
+    assert metrics["APf"] == -1
+    assert "AP50 that each kind of error costs: Cls " in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "95% intervals" in page
+    assert "with 11 points" in page
+    plain = json.loads((validated / "metrics.json").read_text())
+    assert {key: metrics[key] for key in plain} == plain
 
 
 def test_the_page_can_be_left_out(shapes, tmp_path):
