@@ -21,6 +21,7 @@ COMMANDS = {
     "suggest": "suggest model, image size and options for your own data",
     "train": "train a model on your own data",
     "validate": "measure the COCO mAP of a model on a data set",
+    "compare": "compare two models on the same images",
     "predict": "detect objects in images",
     "convert": "convert a checkpoint of the SEPC authors to a model folder",
     "import": "fetch and convert published weights, for pretrained=True",

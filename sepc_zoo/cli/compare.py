@@ -1,0 +1,61 @@
+"""Compare two models, or their saved detections, on the same images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepc_zoo.cli.validate import SplitOptions, detect, read_detections, read_split
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.options import Options, option
+
+SOURCE = "model folder, hf-hub:org/repo, name of a published model, or detections (.json)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Options):
+    """Comparison."""
+
+    first: str = option(help=f"model A: {SOURCE}", metavar="A", positional=True)
+    second: str = option(help=f"model B: {SOURCE}", metavar="B", positional=True)
+    output: str = option("comparison", "folder to write", metavar="DIR")
+    bootstrap: int = option(1000, "number of resamples of the images", ge=1)
+    seed: int = option(0, "seed of the resamples", ge=0)
+    no_report: bool = option(False, "do not write compare.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(CompareOptions, SplitOptions):
+    """Arguments of the command."""
+
+
+def run(arguments: Arguments) -> int:
+    """Compare, write ``compare.json`` and ``compare.html``, print tables."""
+    from rich.console import Console
+
+    from sepc_zoo.evaluation.comparison import compare_detections, comparison_tables
+    from sepc_zoo.evaluation.report.comparison import write_comparison
+    from sepc_zoo.evaluation.results import collect_detections
+    from sepc_zoo.files import write_json
+
+    annotations = read_split(arguments, None)
+    if not annotations.records:
+        raise ConfigError(f"the split {arguments.split} has no images")
+    both = []
+    for source in (arguments.first, arguments.second):
+        is_file = source.endswith(".json")
+        detected = read_detections(arguments, source) if is_file else detect(arguments, source)
+        if detected is None:  # not the main process
+            return 0
+        both.append(collect_detections(detected.results, annotations, source))
+    comparison = compare_detections(both, annotations, arguments.bootstrap, arguments.seed)
+    facts = {"a": arguments.first, "b": arguments.second, "split": arguments.split}
+    output = Path(arguments.output)
+    write_json(output / "compare.json", facts | comparison.content)
+    written = ["compare.json"]
+    if not arguments.no_report:
+        write_comparison(output / "compare.html", annotations, comparison, facts)
+        written.append("compare.html")
+    print(f"A: {arguments.first}\nB: {arguments.second}")
+    for table in comparison_tables(comparison.content):
+        Console().print(table)
+    print(f"{len(annotations.records)} images; {', '.join(written)} are in {arguments.output}")
+    return 0

@@ -1,0 +1,141 @@
+"""Comparison of two models on the same images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from sepc_zoo.data import Annotations
+from sepc_zoo.evaluation.average_precision import Bools, Floats, Ints
+from sepc_zoo.evaluation.bootstrap import LEVEL, Resampler, bootstrap, interval
+from sepc_zoo.evaluation.diagnosis import MISTAKES, Diagnosis, diagnose_split, sweep_scores
+from sepc_zoo.evaluation.errors import ErrorCosts
+from sepc_zoo.evaluation.metrics import evaluate, format_figure
+from sepc_zoo.evaluation.results import SplitDetections
+from sepc_zoo.metric_names import AP_METRICS
+
+MAX_IMAGES = 12  # images that are shown, those that differ most
+
+
+@dataclass(frozen=True, eq=False)
+class ModelErrors:
+    """Detections and objects that count as errors at the score threshold of the best F1."""
+
+    diagnosis: Diagnosis
+    min_score: float
+    wrong: Bools  # (D,), incorrect detections
+    missed: Bools  # (G,), objects without a correct detection
+
+    def per_image(self, num_images: int) -> Ints:
+        """Number of errors in each image ``(N,)``."""
+        images = (
+            self.diagnosis.detections.image[self.wrong],
+            self.diagnosis.targets.image[self.missed],
+        )
+        return np.bincount(np.concatenate(images), minlength=num_images)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What two models, called a and b, do on the same images.
+
+    ``content`` is that of ``compare.json``: ``figures`` by the names of ``AP_METRICS`` and
+    ``per_class`` by class (its AP), each with ``a``, ``b``, ``difference`` (b - a), ``interval`` of
+    the difference and ``b_better``, the share of resamples where b has the higher figure;
+    ``errors`` with the ``dAP`` of each kind; ``images``, those that differ most. -1 is undefined,
+    for differences None.
+    """
+
+    content: dict[str, Any]
+    errors: tuple[ModelErrors, ModelErrors]
+    images: list[int]  # indices of the records that differ most
+
+
+def compare_detections(
+    both: Sequence[SplitDetections], annotations: Annotations, count: int, seed: int
+) -> Comparison:
+    """Compare the detections of two models with ``count`` paired resamples of the images."""
+    num_images = len(annotations.records)
+    figures = []
+    for detections in both:
+        metrics = evaluate(detections, annotations).metrics
+        per_class = [own["AP"] for own in metrics["per_class"].values()]
+        figures.append([metrics[key] for key in AP_METRICS] + per_class)
+    samples = bootstrap([Resampler(own, annotations) for own in both], count, seed)
+    rows = _rows(np.array(figures), samples)
+    diagnoses = [diagnose_split(own, annotations) for own in both]
+    names = annotations.label_names
+    costs = [ErrorCosts(own, len(names)).costs() for own in diagnoses]
+    errors = _errors(diagnoses[0]), _errors(diagnoses[1])
+    per_image = np.stack([own.per_image(num_images) for own in errors], axis=1)
+    difference = np.abs(per_image[:, 0] - per_image[:, 1])
+    order = np.argsort(-difference, kind="stable")[:MAX_IMAGES]
+    images = order[difference[order] > 0].tolist()
+    content = {
+        "resamples": count,
+        "seed": seed,
+        "level": LEVEL,
+        "figures": dict(zip(AP_METRICS, rows, strict=False)),
+        "per_class": dict(zip(names, rows[len(AP_METRICS) :], strict=True)),
+        "errors": {kind: {"a": costs[0][kind], "b": costs[1][kind]} for kind in costs[0]},
+        "images": [
+            {
+                "image_id": annotations.records[i].image_id,
+                "file": annotations.records[i].path.name,
+                "errors_a": int(per_image[i, 0]),
+                "errors_b": int(per_image[i, 1]),
+            }
+            for i in images
+        ],
+    }
+    return Comparison(content, errors, images)
+
+
+def comparison_tables(content: dict[str, Any]) -> list[Table]:
+    """Lay out ``Comparison.content`` for the terminal: figures, then classes."""
+    tables = []
+    for title, rows in (("", content["figures"]), ("class", content["per_class"])):
+        table = Table(box=None, pad_edge=False)
+        for i, head in enumerate((title, "A", "B", "B - A", "95% interval", "B better")):
+            table.add_column(head, justify="right" if i else "left", min_width=5)
+        for name, row in rows.items():
+            table.add_row(escape(name), *row_texts(row))
+        tables.append(table)
+    return tables
+
+
+def row_texts(row: dict[str, Any]) -> list[str]:
+    """The figures of a row as texts; dashes where undefined."""
+    both = [format_figure(row["a"]), format_figure(row["b"])]
+    if row["difference"] is None:
+        return [*both, "-", "-", "-"]
+    low, high = row["interval"]
+    spread = f"{low:+.3f} to {high:+.3f}"
+    return [*both, f"{row['difference']:+.3f}", spread, f"{100 * row['b_better']:.1f}%"]
+
+
+def _rows(figures: Floats, samples: Floats) -> list[dict[str, Any]]:
+    """Rows of F figures, from those of both models ``(2, F)`` and samples ``(count, 2, F)``."""
+    rows = []
+    for (a, b), column in zip(figures.T.tolist(), (samples[:, 1] - samples[:, 0]).T, strict=True):
+        row: dict[str, Any] = {"a": a, "b": b, "difference": None, "interval": None}
+        row["b_better"] = None
+        known = column[~np.isnan(column)]
+        if a >= 0 and len(known):
+            row |= {"difference": b - a, "interval": interval(known)}
+            row["b_better"] = float((known > 0).mean())
+        rows.append(row)
+    return rows
+
+
+def _errors(diagnosis: Diagnosis) -> ModelErrors:
+    best = sweep_scores(diagnosis).best()
+    min_score = best.score if best else -math.inf
+    kept = diagnosis.detections.scores >= min_score
+    wrong = kept & np.isin(diagnosis.kind, list(MISTAKES))
+    missed = (diagnosis.matched_by(min_score) < 0) & ~diagnosis.targets.iscrowd
+    return ModelErrors(diagnosis, min_score, wrong, missed)
