@@ -10,7 +10,7 @@ from sepc_zoo.registry import model_config
 from sepc_zoo.training.options import TrainOptions
 from sepc_zoo.training.trainer import train
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 METHODS = ("retinanet", "atss", "gfl")
 
