@@ -1,6 +1,7 @@
 """Measure the COCO mAP of a model, or of saved detections, on a data set."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,6 +109,7 @@ def read_detections(arguments: SplitOptions, file: str) -> Detected:
 def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
     """Run a model; None in all processes but the main one."""
     from sepc_zoo.cli.runtime import model_with_weights
+    from sepc_zoo.data.sharing import read_once
     from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.evaluation.validate import detect_split, validation_loader
     from sepc_zoo.inference.tta import Views
@@ -116,7 +118,7 @@ def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
     views = Views(arguments.tta_flip, arguments.tta_scales)
     model = model_with_weights(model_source)
-    annotations = read_split(arguments, model.config.label_names)
+    annotations = read_once(partial(read_split, arguments, model.config.label_names))
     loader = validation_loader(annotations, model, arguments.batch_size, arguments.workers, views)
     model.to(accelerator.device)
     results = detect_split(accelerator, model, loader, annotations)

@@ -129,7 +129,7 @@ def choose_recipe(
     Args:
         data: the training images.
     """
-    images, boxes = len(data.records), sum(len(record.boxes) for record in data.records)
+    images, boxes = len(data.records), len(data.records.boxes)
     batch_size = options.images_per_pass * options.grad_accum_steps * num_processes
     per_epoch = max(1, images // batch_size)
     steps = options.max_steps or per_epoch * (options.epochs or Recipe.epochs)

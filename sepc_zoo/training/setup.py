@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sepc_zoo.data.annotations import unique_ids
 from sepc_zoo.data.images import read_image
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.data.sampling import repeat_factors
+from sepc_zoo.data.sharing import read_once
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
@@ -69,7 +71,7 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
     known = read_model_file(Path(options.output) / MODEL_FILE) if resume else None
     names = known.label_names if known else None
     how: dict[str, Any] = {"drop_bad_boxes": options.drop_bad_boxes, "format": options.format}
-    train = read_data(options.data, options.train_split, names, **how)
+    train = read_once(partial(read_data, options.data, options.train_split, names, **how))
     model = build(known) if known else build_model(options, train)
     unseen = len(model.config.label_names) - len(train.label_names)
     train = dataclasses.replace(
@@ -77,7 +79,8 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
         label_names=model.config.label_names,
         category_ids=(*train.category_ids, *[None] * unseen),
     )
-    val = read_data(options.data, options.val_split, model.config.label_names, **how)
+    names = model.config.label_names
+    val = read_once(partial(read_data, options.data, options.val_split, names, **how))
     for split, data in ((options.train_split, train), (options.val_split, val)):
         if not data.records:
             raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from datetime import timedelta
 
+import numpy as np
 from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
@@ -86,9 +87,9 @@ def repeated_classes(run: Run) -> str:
 
 
 def _contents(data: Annotations) -> str:
-    boxes = sum(len(record.boxes) for record in data.records)
-    empty = sum(not len(record.boxes) for record in data.records)
-    return f"{len(data.records)} images, {boxes} boxes" + (f", {empty} without" if empty else "")
+    counts = np.diff(data.records.starts)
+    empty = int((counts == 0).sum())
+    return f"{len(counts)} images, {counts.sum()} boxes" + (f", {empty} without" if empty else "")
 
 
 def _batch_norm(run: Run) -> str:

@@ -60,7 +60,7 @@ def test_records_have_the_documented_types(image_path):
 
 
 def test_a_data_set_without_images_has_no_records():
-    assert build().records == ()
+    assert len(build().records) == 0
 
 
 BAD_BOXES = {
