@@ -54,11 +54,13 @@ class MethodConfig:
         detector: the class that it trains, or its address ``"module:name"``.
         head: type of that detector's head.
         defaults: entries of ``DetectorConfig`` that new models of the method have.
+        lacks: entries that other methods have and why this one has not, for messages.
     """
 
     detector: ClassVar[Any] = "sepc_zoo.models.dense:DenseDetector"
     head: ClassVar[str] = "dense"
     defaults: ClassVar[Mapping[str, Any]] = {}
+    lacks: ClassVar[Mapping[str, str]] = {}
 
     @property
     def name(self) -> str:
@@ -458,7 +460,9 @@ def merge_entries(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
 def _merge(config: Any, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     names = config.__struct_fields__
     unknown = sorted(set(changes) - {*names, "type"})
-    _require(not unknown, f"{where} has no {unknown}; it has {sorted(names)}")
+    reasons = getattr(config, "lacks", {})
+    why = "".join(f"; no {name}: {reasons[name]}" for name in unknown if name in reasons)
+    _require(not unknown, f"{where} has no {unknown}{why}; it has {sorted(names)}")
     entries: dict[str, Any] = {name: getattr(config, name) for name in names}
     if config.__struct_config__.tag is not None:
         entries["type"] = tag_of(config)

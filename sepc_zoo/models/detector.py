@@ -83,7 +83,8 @@ class Detector(nn.Module):
         Args:
             outputs: what ``forward`` returned for N images.
             targets: for each image ``boxes (G, 4)`` in pixels of the batch, ``labels (G,)`` and,
-                where known, ``iscrowd (G,)``: crowds are neither objects nor background.
+                where known, ``iscrowd (G,)``: crowds are neither objects nor background; with
+                ``weights (G,)`` the loss of a box's own class counts so many times.
 
         Raises:
             TargetError: a box has no area or lies outside of the image; names image and box.

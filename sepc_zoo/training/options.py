@@ -1,6 +1,7 @@
 """Options of a training run, and the file that keeps them."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from sepc_zoo.files import write_atomically
 from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, option_fields
 
 OPTIONS_FILE = "config.yaml"
+BALANCED = "balanced"
 FormatName = Literal["coco", "voc", "yolo", "hf"]
 Schedule = Literal["multistep", "cosine"]
 RecipeName = Literal["auto", "paper", "small", "strong"]
@@ -181,6 +183,33 @@ class ScheduleOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossOptions(Options):
+    """Loss."""
+
+    class_weights: tuple[str, ...] = option(
+        (),
+        "weights of classes in the loss, such as cat=2 dog=0.5 (others 1); or balanced: by the "
+        "inverse of a class's frequency, 1 in the mean over all boxes",
+        metavar="CLASS=X",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.class_weights if self.class_weights != (BALANCED,) else ():
+            try:
+                right = 0 < float(text.rpartition("=")[2]) < math.inf and "=" in text
+            except ValueError:
+                right = False
+            if not right:
+                raise OptionError("class_weights", f"has {text!r:.80}; it must be a class=weight")
+
+    def weight_of_class(self) -> dict[str, float]:
+        """The weights that are given by name."""
+        pairs = [text.rpartition("=") for text in self.class_weights if text != BALANCED]
+        return {name: float(weight) for name, _, weight in pairs}
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
     """Hardware and speed."""
 
@@ -234,6 +263,7 @@ class TrainOptions(
     InputOptions,
     ModelOptions,
     ScheduleOptions,
+    LossOptions,
     Augmentation,
     DeviceOptions,
     WorkerOptions,

@@ -53,6 +53,7 @@ class Run:
         processes = self.accelerator.num_processes
         self.recipe = choose_recipe(options, model.config, self.train_data, processes)
         self.options = options = fill_in(options, self.recipe)
+        self.class_weights = setup.class_weights(options, self.train_data)
         setup.prepare_model(options, self.recipe, model, self.accelerator)
         self.detector = model
         self.unseen_classes = setup.unseen_classes(options, self.train_data)

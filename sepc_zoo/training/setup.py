@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 from timm.layers import convert_sync_batchnorm
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sepc_zoo.checkpoints.folder import read_config
@@ -33,6 +34,7 @@ from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
+from sepc_zoo.options import OptionError
 from sepc_zoo.training.accelerator import RunAccelerator
 from sepc_zoo.training.advice import fitted_anchors
 from sepc_zoo.training.callbacks import (
@@ -227,6 +229,28 @@ def sync_batch_norms(options: TrainOptions, model: Detector, accelerator: RunAcc
         norm.sync = True
     if accelerator.device.type == "cuda":  # torch has no synchronized batch norm for the CPU
         model.backbone = convert_sync_batchnorm(model.backbone)
+
+
+def class_weights(options: TrainOptions, data: Annotations) -> Tensor | None:
+    """The weight ``(K,)`` of each class in the loss; None: all are 1.
+
+    Balanced weights are boxes over (classes x boxes of the class), as scikit-learn has them.
+
+    Raises:
+        OptionError: a class is not among those of the data.
+    """
+    names, given = data.label_names, options.weight_of_class()
+    if not options.class_weights:
+        return None
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise OptionError("class_weights", f"has {unknown}; the classes are {shorten(names)}")
+    if given:
+        return torch.tensor([given.get(name, 1.0) for name in names])
+    labels = torch.cat([record.labels[~record.iscrowd.bool()] for record in data.records])
+    counts = labels.bincount(minlength=len(names))
+    weights = len(labels) / ((counts > 0).sum() * counts)
+    return weights.where(counts > 0, 1)
 
 
 def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callback], Detector]:

@@ -49,6 +49,7 @@ def describe(run: Run) -> dict[str, str]:
             for name, value in asdict(options.augmentation).items()
             if value
         ),
+        "class weights": _class_weights(run),
         "batch norm": _batch_norm(run),
         "weights": f"moving average, decay {options.model_ema_decay}" * recipe.model_ema,
         "output": str(run.output),
@@ -90,6 +91,13 @@ def _contents(data: Annotations) -> str:
     counts = np.diff(data.records.starts)
     empty = int((counts == 0).sum())
     return f"{len(counts)} images, {counts.sum()} boxes" + (f", {empty} without" if empty else "")
+
+
+def _class_weights(run: Run) -> str:
+    if run.class_weights is None:
+        return ""
+    pairs = zip(run.detector.config.label_names, run.class_weights.tolist(), strict=True)
+    return shorten([f"{name} {weight:.3g}" for name, weight in pairs])
 
 
 def _batch_norm(run: Run) -> str:
