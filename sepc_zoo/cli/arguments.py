@@ -40,6 +40,21 @@ class TTAOptions(Options):
         ge=0.1,
         le=10,
     )
+    tta_fusion: Literal["nms", "wbf"] | None = option(
+        None,
+        "merge the views by non-maximum suppression or weighted boxes fusion (default: the "
+        "model's, usually nms)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuppressionOptions(Options):
+    """Non-maximum suppression."""
+
+    soft_nms: Literal["none", "linear", "gaussian"] | None = option(
+        None,
+        "lower the scores of overlapping boxes by soft-NMS (default: the model's, usually none)",
+    )
 
 
 def flag_of(name: str) -> str:
