@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
@@ -175,7 +176,7 @@ def suppress_softly(
 def fuse_boxes(
     boxes: Tensor, scores: Tensor, labels: Tensor, num_views: int, iou_threshold: float
 ) -> dict[str, Tensor]:
-    """Weighted boxes fusion (Solovyev et al. 2021, section 3) of the detections of an image.
+    """Weighted boxes fusion (Solovyev et al. 2021, section 3) of an image, on the CPU.
 
     By falling score, each joins the cluster of its class whose fused box overlaps it most, or
     starts one. A fused box is the mean weighted by scores; its score is their mean, times the share
@@ -185,24 +186,36 @@ def fuse_boxes(
         ``boxes``, ``scores`` and ``labels`` of the fused boxes, by falling score.
     """
     order = scores.argsort(descending=True, stable=True)
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
-    fused, sums = boxes.clone(), torch.zeros_like(boxes)
-    totals, counts, classes = torch.zeros_like(scores), torch.zeros_like(scores), labels.clone()
-    num_clusters = 0
-    for box, score, label in zip(boxes, scores, labels, strict=True):
-        iou = paired_iou(fused[:num_clusters], box)
-        iou = iou.where(classes[:num_clusters] == label, -1)
-        cluster = int(iou.argmax()) if num_clusters else 0
-        if not num_clusters or iou[cluster] <= iou_threshold:
-            cluster, num_clusters = num_clusters, num_clusters + 1
-            classes[cluster] = label
-        sums[cluster] += score * box
-        totals[cluster] += score
-        counts[cluster] += 1
-        fused[cluster] = sums[cluster] / totals[cluster]
-    fused_scores = (totals / counts * counts.clamp(max=num_views) / num_views)[:num_clusters]
-    order = fused_scores.argsort(descending=True, stable=True)
-    return {"boxes": fused[order], "scores": fused_scores[order], "labels": classes[order]}
+    labels = labels[order]
+    # Small steps one after the other: numpy takes a seventh of torch's time.
+    fused = boxes[order].double().numpy()
+    totals, counts = scores[order].double().numpy(), np.ones(len(order))
+    for of_class in [(labels == label).nonzero().flatten().numpy() for label in labels.unique()]:
+        clusters = of_class[:0]  # places of their first boxes
+        for i in of_class:
+            iou = _iou_with(fused[clusters], fused[i])
+            best = iou.argmax() if len(iou) else 0
+            if not len(iou) or iou[best] <= iou_threshold:
+                clusters = np.append(clusters, i)
+                continue
+            first, total = clusters[best], totals[clusters[best]] + totals[i]
+            fused[first] += (fused[i] - fused[first]) * (totals[i] / total)
+            totals[first] = total
+            counts[first] += 1
+            counts[i] = 0
+    share = np.minimum(counts, num_views) / num_views
+    fused_scores = torch.from_numpy(totals / np.maximum(counts, 1) * share).to(scores)
+    order = fused_scores.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
+    found = torch.from_numpy(fused).to(boxes)
+    return {"boxes": found[order], "scores": fused_scores[order], "labels": labels[order]}
+
+
+def _iou_with(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box with each of ``boxes (D, 4)``; ``(D,)``."""
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    inter = sides.clip(min=0).prod(axis=1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - inter
+    return inter / np.maximum(union, np.finfo(union.dtype).tiny)
 
 
 def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
