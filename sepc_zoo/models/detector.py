@@ -125,10 +125,14 @@ class Detector(nn.Module):
         """Pad images ``(N, 3, H, W)`` that are too small for the pyramid, to the right and below.
 
         Raises:
-            ValueError: they are no batch of images with three channels.
+            ValueError: they are no batch of images with the model's number of channels.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
+        channels = self.config.backbone.in_chans
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(
+                f"expected images (N, {channels}, H, W), got {tuple(images.shape)}; another number "
+                'of channels needs a model with backbone_kwargs={"in_chans": C}'
+            )
         height, width = images.shape[-2:]
         missing = [self._padded_side(side) - side for side in (width, height)]
         return F.pad(images, (0, missing[0], 0, missing[1])) if any(missing) else images

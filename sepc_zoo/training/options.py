@@ -63,14 +63,11 @@ class InputOptions(Options):
         ge=1,
         metavar=("SHORT", "LONG"),
     )
-    mean: tuple[float, float, float] | None = option(
-        None, "mean of RGB in 0..1 (default: the backbone's)", metavar=("R", "G", "B")
+    mean: tuple[float, ...] | None = option(
+        None, "mean of RGB, or of each channel, in 0..1 (default: the backbone's)"
     )
-    std: tuple[float, float, float] | None = option(
-        None,
-        "standard deviation of RGB in 0..1 (default: the backbone's)",
-        gt=0,
-        metavar=("R", "G", "B"),
+    std: tuple[float, ...] | None = option(
+        None, "standard deviation of RGB, or of each channel (default: the backbone's)", gt=0
     )
 
 
@@ -101,7 +98,8 @@ class ModelOptions(Options):
     )
     backbone_kwargs: dict[str, Any] = option(
         factory=dict,
-        help="arguments of timm.create_model, such as drop_path_rate=0.1",
+        help="arguments of timm.create_model, such as drop_path_rate=0.1, or in_chans=5 for "
+        "images of five channels",
         metavar="KEY=VALUE",
     )
     freeze_stages: int | None = option(
