@@ -175,11 +175,16 @@ class Detector(nn.Module):
         self.config = config
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's blocks in the backward pass instead of storing them.
+        """Recompute blocks of backbone, neck and head in the backward pass; do not store them.
 
-        Batch norms that learn see each batch twice, as everywhere in timm.
+        The backbone's batch norms that learn see each batch twice, as everywhere in timm. Neck and
+        head do so where their modules have ``grad_checkpointing``, see ``models.recompute``.
         """
         self.backbone.body.set_grad_checkpointing(enable)
+        for name, part in self.named_children():
+            for module in part.modules() if name != "backbone" else ():
+                if hasattr(module, "grad_checkpointing"):
+                    setattr(module, "grad_checkpointing", enable)  # noqa: B010
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:  # noqa: ARG002
         """Layer groups for timm's layer decay: the backbone's stages, then the rest."""

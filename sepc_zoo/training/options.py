@@ -229,7 +229,7 @@ class SpeedOptions(Options):
     channels_last: bool = option(False, "channels-last memory format, often faster with --amp")
     compile: bool = option(False, "compile the model with torch.compile")
     grad_checkpointing: bool = option(
-        False, "recompute activations of the backbone in the backward pass, to save memory"
+        False, "recompute activations in the backward pass instead of storing them, to save memory"
     )
     deterministic: bool = option(False, "use deterministic algorithms: repeatable runs, slower")
     seed: int = option(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)

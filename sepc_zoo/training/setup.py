@@ -206,7 +206,7 @@ def prepare_model(
 
 
 def enable_grad_checkpointing(model: Detector) -> None:
-    """Store no activations inside of the backbone's blocks; compute them again for the gradient.
+    """Store no activations inside of the model's blocks; compute them again for the gradient.
 
     Raises:
         ConfigError: timm cannot do it for this backbone.
