@@ -2,9 +2,11 @@
 
 import math
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from process_pair import ProcessPair
 from tiny_runs import interrupt_at, options, read_log
 
 from sepc_zoo.cli import main
@@ -23,27 +25,32 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 SPACE = ("lr", "opt=sgd,adamw", "anchors.base_scale=2.0,4.0")
 
 
+def quick_train(options, resume, callbacks):  # noqa: ARG001
+    """A run that takes no time; its AP is highest at a rate of 1e-3."""
+    best = 0.0
+    for epoch in range(options.epochs):
+        best = (epoch + 1) / 10 / (1 + abs(math.log10(options.lr) + 3))
+        run = SimpleNamespace(progress=SimpleNamespace(epoch=epoch), num_epochs=options.epochs)
+        try:
+            for callback in callbacks:
+                callback.after_validation(run, {"AP": best})
+        except Stop:
+            break
+    return {"best_AP": best}
+
+
 @pytest.fixture
 def runs(monkeypatch):
-    """Runs that take no time: their AP is highest at a rate of 1e-3; all runs so far."""
+    """All runs so far, which take no time."""
     started = []
 
-    def train(options, resume, callbacks):
+    def train(options, **kwargs):
         started.append(options)
         write_options(options)
-        best = 0.0
-        for epoch in range(options.epochs):
-            best = (epoch + 1) / 10 / (1 + abs(math.log10(options.lr) + 3))
-            progress = SimpleNamespace(epoch=epoch)
-            run = SimpleNamespace(progress=progress, num_epochs=options.epochs, resumed=resume)
-            try:
-                for callback in callbacks:
-                    callback.after_validation(run, {"AP": best})
-            except Stop:
-                break
-        return {"best_AP": best}
+        return quick_train(options, **kwargs)
 
     monkeypatch.setattr(tune_module, "train", train)
+    monkeypatch.setattr(tune_module.gc, "collect", lambda: None)  # takes a second
     return started
 
 
@@ -146,6 +153,34 @@ def test_an_interrupted_search_goes_on_with_the_interrupted_run(shapes, tmp_path
         assert [int(row["step"]) for row in rows if row["loss"]] == [1, 2, 3, 4]
     lr = read_options(tmp_path / "trial_001").lr
     assert lr == study.trials[1].params["lr"] != study.trials[0].params["lr"]
+
+
+def search_together(folder):
+    """The rates of the trials, and how many were stopped early, as this process knows them."""
+    rates, stopped = [], []
+
+    def train(options, resume, callbacks):
+        rates.append(options.lr)
+        metrics = quick_train(options, resume, callbacks)
+        stopped.append(callbacks[0].pruned)
+        return metrics
+
+    tune_module.train = train
+    study = search(Path(folder), num_trials=8, space=("lr",))
+    return study is None, rates, stopped
+
+
+@pytest.mark.slow
+def test_several_processes_search_together(tmp_path):
+    pair = ProcessPair()
+    (is_other, rates, stopped), (was_other, other_rates, others_stopped) = pair(
+        search_together, str(tmp_path)
+    )
+    pair.close()
+    assert (is_other, was_other) == (False, True)
+    assert rates == other_rates
+    assert stopped == others_stopped
+    assert len(rates) == 8
 
 
 @pytest.fixture(scope="module")
