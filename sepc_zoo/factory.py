@@ -87,8 +87,9 @@ def create_model(
         raise ConfigError("architecture and type of method follow from the model's name")
     if backbone_kwargs:
         changes["backbone"] = {"kwargs": {**known.backbone.kwargs, **backbone_kwargs}}
-        channels = backbone_kwargs.get("in_chans")
-        changes["weights"] = {**input_of(known, channels), **changes.get("weights", {})}
+        weights = changes.get("weights", {})
+        if isinstance(weights, Mapping):
+            changes["weights"] = {**input_of(known, backbone_kwargs.get("in_chans")), **weights}
     wanted = override(with_classes(known, num_classes, label_names), changes)
     if folder is None or wanted != known:
         wanted = replace(wanted, weights=without_credit(wanted.weights))

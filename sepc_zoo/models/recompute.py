@@ -22,7 +22,8 @@ def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
         return nullcontext(), copied_statistics(module)
 
     # torch.compile knows checkpoints, but none with contexts.
-    checkpointed = torch.compiler.disable(checkpoint)
+    compiling = torch.compiler.is_compiling()
+    checkpointed = torch.compiler.disable(checkpoint) if compiling else checkpoint
     return checkpointed(module, *inputs, use_reentrant=False, context_fn=contexts)
 
 
