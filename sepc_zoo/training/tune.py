@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import gc
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,22 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import torch
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from sepc_zoo.checkpoints.folder import read_config
-from sepc_zoo.checkpoints.sources import find_model
-from sepc_zoo.config import merge_entries, override
+from sepc_zoo.config import merge_entries
 from sepc_zoo.errors import UserError
 from sepc_zoo.options import OptionError, as_dict, flatten, option_fields, strip_none
-from sepc_zoo.registry import model_config
 from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callbacks import Callback, Stop
 from sepc_zoo.training.checkpoint import STATE_FILE
-from sepc_zoo.training.options import NOT_MODEL_KWARGS, TrainOptions
+from sepc_zoo.training.dry_run import release_memory, settle_batch_size
+from sepc_zoo.training.options import NOT_MODEL_KWARGS, TrainOptions, read_options
+from sepc_zoo.training.recipes import choose_recipe
 from sepc_zoo.training.resilience.signals import Interrupted
-from sepc_zoo.training.setup import choose_recipe
+from sepc_zoo.training.setup import read_inputs
 from sepc_zoo.training.trainer import train
 
 if TYPE_CHECKING:
@@ -120,12 +117,13 @@ def tune(
         Interrupted: SIGINT or SIGTERM arrived; the study and the run of its trial were saved.
     """
     processes = start_processes(options.cpu)
+    asked, options = options, settle_batch_size(options)
     defaults = default_values(options, processes.num_processes)
     dimensions = [read_dimension(text, defaults) for text in space]
     study = trial = chosen = number = None
     with ExitStack() as stack:
         if processes.is_main_process:
-            study = open_study(options, space, stack)
+            study = open_study(asked, space, stack)
             inside = [d.name for d in dimensions if d.has(defaults[d.name])]
             if not study.trials:
                 study.enqueue_trial({name: defaults[name] for name in inside})
@@ -147,6 +145,7 @@ def run_trial(study: Study | None, trial: Trial | None, options: TrainOptions) -
     prune, failure, metrics = Prune(trial), "", {"best_AP": -1.0}
     is_saved = (Path(options.output) / STATE_FILE).is_file()
     try:
+        options = read_options(options.output) if is_saved else options
         metrics = train(options, resume=is_saved, callbacks=[prune])
     except Interrupted as interrupted:
         folder = Path(options.output).parent
@@ -154,9 +153,7 @@ def run_trial(study: Study | None, trial: Trial | None, options: TrainOptions) -
         raise Interrupted(text, interrupted.status) from interrupted
     except (UserError, RuntimeError, ArithmeticError) as error:
         failure = f"{type(error).__name__}: {error}"
-    gc.collect()  # a run refers to itself
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     if study is None or trial is None:
         return
     trial.set_user_attr("run", options.output)
@@ -271,11 +268,10 @@ def read_dimension(text: str, defaults: Mapping[str, Any]) -> Dimension:
 
 def default_values(options: TrainOptions, num_processes: int) -> dict[str, Any]:
     """The value of each option and of each entry of the model's config in a run by default."""
-    folder = find_model(options.model, options.pretrained)
-    known = model_config(options.model) if folder is None else read_config(folder)
-    config = override(known, options.model_kwargs)
-    recipe = dataclasses.asdict(choose_recipe(options, config, num_processes))
-    entries = {k: v for k, v in msgspec.to_builtins(config).items() if k not in NOT_MODEL_KWARGS}
+    data, _, model = read_inputs(options, resume=False)
+    recipe = dataclasses.asdict(choose_recipe(options, model.config, data, num_processes))
+    config = msgspec.to_builtins(model.config)
+    entries = {name: value for name, value in config.items() if name not in NOT_MODEL_KWARGS}
     given = {name: getattr(options, name) for name in OPTIONS}
     own = {name: recipe.get(name) if v is None else v for name, v in given.items()}
     return dict(flatten(entries)) | own

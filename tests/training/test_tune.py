@@ -18,11 +18,17 @@ from sepc_zoo.training.callbacks import Stop
 from sepc_zoo.training.checkpoint import STATE_FILE
 from sepc_zoo.training.options import TrainError, TrainOptions, read_options, write_options
 from sepc_zoo.training.resilience.signals import Interrupted
+from sepc_zoo.training.run import Run
 from sepc_zoo.training.tune import TuneError, default_values, open_study, read_dimension, tune
 
 optuna = pytest.importorskip("optuna")
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SPACE = ("lr", "opt=sgd,adamw", "anchors.base_scale=2.0,4.0")
+
+
+@pytest.fixture(scope="module")
+def defaults(shapes):
+    return default_values(options(shapes, "run"), num_processes=1)
 
 
 def quick_train(options, resume, callbacks):  # noqa: ARG001
@@ -40,7 +46,7 @@ def quick_train(options, resume, callbacks):  # noqa: ARG001
 
 
 @pytest.fixture
-def runs(monkeypatch):
+def runs(monkeypatch, defaults):
     """All runs so far, which take no time."""
     started = []
 
@@ -50,7 +56,8 @@ def runs(monkeypatch):
         return quick_train(options, **kwargs)
 
     monkeypatch.setattr(tune_module, "train", train)
-    monkeypatch.setattr(tune_module.gc, "collect", lambda: None)  # takes a second
+    monkeypatch.setattr(tune_module, "default_values", lambda *_: defaults)  # builds a model
+    monkeypatch.setattr(tune_module, "release_memory", lambda: None)  # takes a second
     return started
 
 
@@ -70,10 +77,10 @@ def test_each_trial_is_a_run_with_its_own_values(runs, tmp_path):
     assert len({run.lr for run in runs}) == 4
 
 
-def test_the_first_trial_has_the_values_of_a_run_by_default(runs, tmp_path):
+def test_the_first_trial_has_the_values_of_a_run_by_default(runs, tmp_path, shapes):
     search(tmp_path, num_trials=1)
-    assert runs[0].lr == pytest.approx(2.5e-4)
-    assert runs[0].opt == "adamw"
+    recipe = Run(options(shapes, tmp_path / "run")).recipe
+    assert (runs[0].lr, runs[0].opt) == (recipe.lr, recipe.opt)
     assert runs[0].model_kwargs["anchors"] == {"base_scale": 4.0}
 
 
@@ -166,6 +173,7 @@ def search_together(folder):
         return metrics
 
     tune_module.train = train
+    tune_module.default_values = lambda *_: {"lr": 1e-4}
     study = search(Path(folder), num_trials=8, space=("lr",))
     return study is None, rates, stopped
 
@@ -183,15 +191,10 @@ def test_several_processes_search_together(tmp_path):
     assert len(rates) == 8
 
 
-@pytest.fixture(scope="module")
-def defaults():
-    return default_values(options("data", "run"), num_processes=1)
-
-
 @pytest.mark.parametrize(
     ("text", "values", "is_range"),
     [
-        ("lr", (2.5e-5, 2.5e-3), True),
+        ("lr", (1e-4, 1e-2), True),
         ("layer_decay", (0.1, 1.0), True),
         ("warmup_steps", (50, 5000), True),
         ("lr=1e-4:1e-2", (1e-4, 1e-2), True),
