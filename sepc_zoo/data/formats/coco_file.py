@@ -24,6 +24,7 @@ KEYS = {
 }
 START = re.compile(rb'"annotations"\s*:\s*\[')
 WINDOW = 2**22  # bytes that are decoded at once
+OVERLAP = 64  # bytes of the window before in which the key of the annotations may begin
 MAX_TRIES = 20  # places where the entries of a window may end
 NO_ID = -(2**63)
 ENTRIES = msgspec.json.Decoder(list[msgspec.Raw])
@@ -277,7 +278,7 @@ def _read_in_windows(file: IO[bytes], columns: BoxColumns) -> dict[str, Any]:
     head, start = b"", None
     while start is None and (window := file.read(WINDOW)):
         head += window
-        start = START.search(head)
+        start = START.search(head, max(0, len(head) - len(window) - OVERLAP))
     if start is None:
         raise msgspec.DecodeError("no annotations")
     decode = msgspec.json.Decoder(Tables).decode
