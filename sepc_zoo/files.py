@@ -16,12 +16,17 @@ from uuid import uuid4
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\..+")
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[Path], object], previous: Path | None = None
+) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
     A missing folder is created. The temporary name has the suffix of the final one, because PIL and
     matplotlib choose the format by it. If ``write`` raises, an older file at ``path`` stays as it
     was. File and folder are synced, so that the new file survives a power failure.
+
+    Args:
+        previous: where the older file is kept, for disks that lose what they have synced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +34,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         sync(temporary)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
         sync(path.parent)
     finally:

@@ -9,10 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sepc_zoo.cli.arguments import flag_of
 from sepc_zoo.cli.push import check_repository
-from sepc_zoo.options import Options, as_dict, check_names, option, option_fields
-from sepc_zoo.training.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
+from sepc_zoo.options import Options, check_names, option, option_fields
+from sepc_zoo.training.options import TrainError, TrainOptions, read_options
 
 DEMO_DATA = Path("runs/shapes")
 # Small enough to learn four shapes from scratch on two CPU cores in five minutes. The shapes are
@@ -47,7 +46,10 @@ class Arguments(Options):
         metavar="FILE",
     )
     resume: str | None = option(
-        None, "run folder to resume, with the options it was started with", metavar="RUN"
+        None,
+        "run folder to resume with the options it was started with; some may change, such as "
+        "--epochs, --workers or --data where the data set was moved",
+        metavar="RUN",
     )
     dry_run: bool = option(
         False, "only estimate memory and time, by two steps with the largest batch; write nothing"
@@ -184,25 +186,16 @@ def free_folder(path: Path) -> Path:
 
 
 def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
-    """The options of a run to resume.
-
-    Raises:
-        TrainError: an option that is given differs from the run's.
-    """
+    """The options of a run to resume, with those that are given."""
     from sepc_zoo.cli.runtime import model_name
 
-    options = read_options(run)
+    for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        if name in given:
+            given = {other: None} | given
     if "model" in given:
         given = given | {"model": model_name(given["model"])}
     given = {name: value for name, value in given.items() if value != "auto"}  # settled at first
-    asked, known = as_dict(dataclasses.replace(options, **given)), as_dict(options)
-    changed = [flag_of(name) for name in given if asked[name] != known[name]]
-    if changed:
-        raise TrainError(
-            f"--resume takes the options that the run was started with, which {', '.join(changed)} "
-            f"would change; they are in {Path(run) / OPTIONS_FILE}"
-        )
-    return options
+    return dataclasses.replace(read_options(run), **given | {"output": run})
 
 
 def demo_data(cpu: bool) -> Path:

@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,13 @@ class ResilientLoader:
             text ``problem``.
         on_worker_death: Gets torch's message; raises where the deaths are too many.
         on_unreadable: Gets the messages of a batch's images that cannot be read.
+        waiting: Makes a context for each wait for a batch.
     """
 
     loader: DataLoader
     on_worker_death: Callable[[str], object]
     on_unreadable: Callable[[list[str]], object]
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -51,13 +54,18 @@ class ResilientLoader:
                 loader.set_epoch(epoch)
             first = start
             try:
-                for batch in loader:
+                batches = None
+                while True:
+                    with self.waiting():
+                        batches = iter(loader) if batches is None else batches
+                        batch = next(batches, None)
+                    if batch is None:
+                        return
                     if start == first:  # the workers have just been started
                         restore_child_handler(handler)
                     start += 1
                     self.on_unreadable(unreadable_in(batch))
                     yield batch
-                return
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if not is_worker_death(error):
                     raise
@@ -105,18 +113,18 @@ def shield_workers(loader: DataLoader) -> DataLoader:
     The step or validation in progress needs them to finish. They end with this process.
     """
     loader.worker_init_fn = _ignore_signals
-    atexit.unregister(_kill_workers)
-    atexit.register(_kill_workers)
+    atexit.unregister(kill_workers)
+    atexit.register(kill_workers)
     return loader
 
 
 def _ignore_signals(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _kill_workers() -> None:
-    """Kill workers at exit: Python would send them SIGTERM, which they ignore, and wait."""
+def kill_workers() -> None:
+    """Kill all workers, which ignore the SIGTERM that Python sends at exit, and may be stuck."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

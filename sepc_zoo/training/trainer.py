@@ -14,6 +14,7 @@ from torch import Tensor
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.data import Batch
 from sepc_zoo.data.images import ImageError
+from sepc_zoo.data.resilient_loader import kill_workers
 from sepc_zoo.evaluation.validate import validate_model
 from sepc_zoo.files import write_json
 from sepc_zoo.models.detector import Detector
@@ -28,7 +29,8 @@ from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.resilience.async_scalars import AsyncScalars, StepResult, max_in_flight
 from sepc_zoo.training.resilience.faults import FaultError, any_not_finite
-from sepc_zoo.training.resilience.signals import SIGNALS, Interrupted
+from sepc_zoo.training.resilience.lock import locked
+from sepc_zoo.training.resilience.signals import SIGNALS, Interrupted, WaitEnded
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import describe, show, show_end
 
@@ -38,7 +40,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a model, validate it after each epoch, and write a run folder.
 
-    It can be called from any thread; SIGINT and SIGTERM save the run where that is the main one.
+    It can be called from any thread; signals save the run where that is the main one.
 
     Args:
         resume: continue the run in ``options.output``.
@@ -50,15 +52,16 @@ def train(
     Raises:
         ConfigError, DataError, HubError, TrainError: before the first step, with all that is wrong.
         TrainError: the run cannot go on, because of too many faults or a full disk.
-        Interrupted: SIGINT or SIGTERM arrived; the state was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP arrived; the state was saved.
     """
     run = Run(settle_batch_size(options), resume, callbacks)
     begin = time.monotonic()
     try:
-        run.start()
-        show(describe(run))
-        with run.interrupt, quiet_tracker_threads(), closing(run.log.bar):
-            metrics = fit(run)
+        with locked(run.output):
+            run.start()
+            show(describe(run))
+            with run.interrupt, quiet_tracker_threads(), closing(run.log.bar):
+                metrics = fit(run)
         show_end(run, time.monotonic() - begin)
         return metrics
     except (FaultError, ImageError, OSError) as error:
@@ -85,8 +88,9 @@ def fit(run: Run) -> dict[str, Any]:
                     log=progress.step % options.log_interval == 0,
                     save=progress.step % options.save_interval == 0,
                 )
-            finish_step(run, log=True)
-            if epoch + 1 == run.num_epochs or (epoch + 1) % options.val_interval == 0:
+            is_validated = epoch + 1 == run.num_epochs or (epoch + 1) % options.val_interval == 0
+            finish_step(run, log=True, save=is_validated and run.saved_step != progress.step)
+            if is_validated:
                 metrics = validate(run, epoch + 1)
             progress.epoch = epoch + 1
             finish_step(run, save=True)
@@ -94,6 +98,9 @@ def fit(run: Run) -> dict[str, Any]:
         run.log.say(str(stop))
         if run.saved_step != progress.step:
             finish_step(run, log=True, save=True)
+    except WaitEnded:  # by a signal, between two steps
+        kill_workers()
+        finish_step(run, log=True)
     return metrics | {"best_AP": progress.best_ap}
 
 
@@ -173,6 +180,11 @@ def finish_step(run: Run, log: bool = False, save: bool = False) -> None:
         write_log(run)
     if save or any(signals):
         save_run(run)
+    end_on_signal(run, signals)
+
+
+def end_on_signal(run: Run, signals: Sequence[float]) -> None:
+    """End a run that is saved if a process has got a signal."""
     for number, arrived in zip(SIGNALS, signals, strict=True):
         if arrived:
             raise Interrupted(how_to_go_on(run), status=128 + number)
@@ -236,7 +248,11 @@ def validate(run: Run, epoch: int) -> dict[str, Any]:
     """Validate the model after an epoch, and save it as the last and, if it is, the best one."""
     try:
         evaluation, results = validate_model(
-            run.accelerator, run.evaluated, run.val_loader, run.val_data
+            run.accelerator,
+            run.evaluated,
+            run.val_loader,
+            run.val_data,
+            after_batch=lambda: end_on_signal(run, flags_now(run)[:-1]),
         )
     except ImageError:  # too many images cannot be read
         save_run(run)
