@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 
 from sepc_zoo.cli.push import check_repository
 from sepc_zoo.options import Options, check_names, option, option_fields
+from sepc_zoo.terminal import make_console, say
 from sepc_zoo.training.options import TrainError, TrainOptions, read_options
 
 DEMO_DATA = Path("runs/shapes")
@@ -109,15 +109,14 @@ def read_config(file: Path, given: Collection[str]) -> dict[str, Any]:
 
 def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) -> int:
     """Print the results of a run, and upload its best model where asked."""
-    from rich.console import Console
 
     from sepc_zoo.evaluation.metrics import metrics_table
 
     if metrics.get("per_class"):
-        Console().print(metrics_table(metrics))
-    print(f"models, log and pictures are in {options.output}")
+        make_console().print(metrics_table(metrics))
+    say(f"models, log and pictures are in {options.output}")
     best = Path(options.output) / "best"
-    print(f"use it: sepc-zoo predict IMAGE --model {best}")
+    say(f"use it: sepc-zoo predict IMAGE --model {best}")
     if repo_id is None:
         return 0
 
@@ -125,7 +124,7 @@ def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) 
 
     problem = push_or_say_how(best, repo_id)
     if problem is not None:
-        print(problem, file=sys.stderr)
+        say(problem, error=True)
     return 0 if problem is None else 1
 
 
@@ -143,8 +142,8 @@ def dry_run(options: TrainOptions) -> int:
     if will.read_seconds > will.step_seconds:
         slower = "reading is slower; try more --workers"
     if will.repeated:
-        print(f"repeated: {will.repeated}")
-    print(
+        say(f"repeated: {will.repeated}")
+    say(
         f"memory: {will.memory:.1f} GiB of {will.available_memory:.1f} GiB in each process,\n"
         f"  with {count} images of {height}x{width} and {will.boxes} boxes, the largest batch\n"
         f"step: {will.step_seconds:.2f} s for an average batch, {will.read_seconds:.2f} s to read "
@@ -205,6 +204,6 @@ def demo_data(cpu: bool) -> Path:
 
     with start_processes(cpu).main_process_first():
         if not DEMO_DATA.exists():
-            print(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
+            say(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
             write_shapes(DEMO_DATA)
     return DEMO_DATA

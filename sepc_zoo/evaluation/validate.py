@@ -19,6 +19,7 @@ from sepc_zoo.inference.loader import ImageFiles, detect_files, image_loader
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views
 from sepc_zoo.models.detector import Detector
+from sepc_zoo.terminal import printable
 
 MAX_UNREADABLE = 10  # images that may have become unreadable since the data set was read
 
@@ -46,7 +47,7 @@ def validate_model(
 
     Arguments and errors are those of ``detect_split``.
     """
-    results = detect_split(accelerator, model, loader, annotations)
+    results = detect_split(accelerator, model, loader, annotations, after_batch)
     return evaluate(collect_detections(results, annotations, "detections"), annotations), results
 
 
@@ -54,8 +55,9 @@ def validate_model(
 def detect_split(
     accelerator: Accelerator,
     model: nn.Module,
-    loader: Iterable[list[ImageFile]],
+    loader: DataLoader | ResilientLoader,
     annotations: Annotations,
+    after_batch: Callable[[], object] = lambda: None,
 ) -> list[CocoResult]:
     """Run a model on a split; return the detections by image id, in all processes.
 
@@ -96,7 +98,7 @@ def detect_split(
     _check_readable(unreadable, annotations)
     if accelerator.is_main_process:
         for problem in unreadable:
-            bar.write(f"counted as an image without detections: {problem}")
+            bar.write(printable(f"counted as an image without detections: {problem}"))
     return [result for _, results, _ in images for result in results]
 
 
