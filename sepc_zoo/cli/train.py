@@ -151,6 +151,8 @@ def dry_run(options: TrainOptions) -> int:
         f"validation: {timedelta(seconds=round(will.validation_seconds))}\n"
         f"the whole run: about {timedelta(seconds=round(will.run_seconds))}"
     )
+    for need in will.needs:
+        say(need)
     return 0
 
 

@@ -25,6 +25,7 @@ from sepc_zoo.training.checkpoint import save_state
 from sepc_zoo.training.dry_run import settle_batch_size
 from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
 from sepc_zoo.training.logging import quiet_tracker_threads
+from sepc_zoo.training.needs import list_needs
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.resilience.async_scalars import AsyncScalars, StepResult, max_in_flight
@@ -60,6 +61,9 @@ def train(
         with locked(run.output):
             run.start()
             show(describe(run))
+            for need in list_needs(run) if not resume else []:
+                if not need.fits:
+                    run.log.say(str(need))
             with run.interrupt, quiet_tracker_threads(), closing(run.log.bar):
                 metrics = fit(run)
         show_end(run, time.monotonic() - begin)
