@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.data import Batch
@@ -52,7 +53,7 @@ def train(
 
     Raises:
         ConfigError, DataError, HubError, TrainError: before the first step, with all that is wrong.
-        TrainError: the run cannot go on, because of too many faults or a full disk.
+        TrainError: the run cannot go on, because of too many faults, a full disk or a lost machine.
         Interrupted: SIGINT, SIGTERM or SIGHUP arrived; the state was saved.
     """
     run = Run(settle_batch_size(options), resume, callbacks)
@@ -70,6 +71,14 @@ def train(
         return metrics
     except (FaultError, ImageError, OSError) as error:
         raise TrainError(f"the run cannot go on: {error}\n{how_to_go_on(run)}") from error
+    except RuntimeError as error:
+        if run.accelerator.num_processes == 1 or not is_lost_connection(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise TrainError(
+            f"the run cannot go on: another process or machine is gone or hangs ({reason:.200})\n"
+            f"{how_to_go_on(run)}"
+        ) from error
     finally:
         with suppress(OSError):  # a tracker on a full disk; it was reported before
             run.accelerator.finish_trackers()
@@ -240,6 +249,11 @@ def save_run(run: Run) -> None:
     save_state(run.stateful_parts(), run.output)
     run.saved_step = run.progress.step
     call(run, "after_save")
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error of torch means that another process does not answer."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def how_to_go_on(run: Run) -> str:

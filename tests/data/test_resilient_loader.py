@@ -153,9 +153,9 @@ def test_a_small_shared_memory_takes_what_fits_and_the_rest_is_copied():
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this user cannot mount a small /dev/shm")
     paths = [str(Path(__file__).parent), *sys.path]
+    python = [sys.executable, "-c", IN_SMALL_SHARED_MEMORY]
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "-", sys.executable, "-c"]
-        + [IN_SMALL_SHARED_MEMORY],
+        ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "-", *python],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
