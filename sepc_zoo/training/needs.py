@@ -67,7 +67,7 @@ def disk(run: Run) -> Need:
     model = sum(value.nbytes for value in run.detector.state_dict().values())
     trained = sum(p.nbytes for p in run.detector.parameters() if p.requires_grad)
     moments = trained * (1 if run.recipe.opt in ("sgd", "momentum") else 2)
-    state = model * (1 + run.options.model_ema) + moments
+    state = model * (1 + bool(run.options.model_ema)) + moments
     needed = STATES * state + MODEL_FOLDERS * model + model
     folder = next(p for p in (run.output.absolute(), *run.output.absolute().parents) if p.exists())
     free = shutil.disk_usage(folder).free
