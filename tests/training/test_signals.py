@@ -54,7 +54,7 @@ def test_shielded_workers_do_not_keep_a_process_from_ending():
     assert b"without ending its workers" in done.stderr
 
 
-def test_a_signal_that_is_ignored_stays_so():
+def test_a_hangup_that_is_ignored_stays_so():
     """``nohup`` starts a program so."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -30,7 +30,7 @@ class WaitEnded(Exception):  # noqa: N818 - no error
 class Interrupt:
     """Context that remembers a signal instead of ending; a second signal has its usual effect.
 
-    A signal that is ignored stays so, as SIGHUP under ``nohup``. After SIGHUP the terminal and the
+    SIGHUP stays ignored where it is, as under ``nohup``. After SIGHUP the terminal and the
     pipes to its other programs are gone: what is printed then goes nowhere.
 
     A second signal within ``ECHO_SECONDS`` is taken for the first one: torchrun and ``timeout``
@@ -48,7 +48,7 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:
+                if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._remember)
         return self
 
