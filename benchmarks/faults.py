@@ -18,6 +18,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 
 from sepc_zoo.cli import main as sepc_zoo
-from sepc_zoo.data import write_shapes
+from sepc_zoo.data import dataset, write_shapes
 from sepc_zoo.training import checkpoint
 from sepc_zoo.training import trainer as engine
 
@@ -52,6 +54,7 @@ class Fault:
         before: function of the trainer; ``act`` runs before it, with its arguments.
         calls: the calls of that function with the fault, counted from 1.
         damage: changes the files of the run before it is resumed.
+        shared_memory: size of ``/dev/shm``, as in a container; "" leaves it as it is.
     """
 
     what: str
@@ -62,6 +65,7 @@ class Fault:
     output: Path = RUN
     processes: int = 1
     damage: Callable[[Path], Any] | None = None
+    shared_memory: str = ""  # size of /dev/shm
 
 
 def send(number: int) -> Callable[..., None]:
@@ -104,6 +108,12 @@ def an_image(split: str = "train") -> Path:
     return sorted(Path("shapes", split).iterdir())[0]
 
 
+def wait_for_images(*_: Any) -> None:
+    """Let the next image never come, as on a network disk that hangs, and send SIGTERM."""
+    dataset.read_image = lambda *_: time.sleep(3600)
+    threading.Timer(1, send(signal.SIGTERM)).start()
+
+
 def fill_disk(*_: Any) -> None:
     with (DISK / "filler").open("wb", buffering=0) as file:
         try:
@@ -118,6 +128,24 @@ def add_image(_: Path) -> None:
     content = json.loads(file.read_text())
     content["images"].append(content["images"][0] | {"id": 99})
     file.write_text(json.dumps(content))
+
+
+def swap_classes(_: Path) -> None:
+    for split in ("train", "val"):
+        file = Path(f"shapes/annotations/instances_{split}.json")
+        content = json.loads(file.read_text())
+        first, second, *_others = content["categories"]
+        first["name"], second["name"] = second["name"], first["name"]
+        file.write_text(json.dumps(content))
+
+
+def blank(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def add_zeros(run: Path) -> None:
+    with (run / "log.csv").open("ab") as file:
+        file.write(bytes(4000))
 
 
 def truncate(file: Path) -> None:
@@ -135,8 +163,11 @@ TERM = send(signal.SIGTERM)
 FAULTS = [
     Fault("SIGTERM", TERM),
     Fault("SIGINT", send(signal.SIGINT)),
+    Fault("SIGHUP", send(signal.SIGHUP)),
+    Fault("SIGTERM in a validation", TERM, "validate_model", (2,)),
+    Fault("SIGTERM while an image never comes", wait_for_images),
     Fault("SIGKILL in a step", send(signal.SIGKILL)),
-    Fault("SIGKILL while the state is written", kill_while_writing, "save_state", (3,)),
+    Fault("SIGKILL while the state is written", kill_while_writing, "save_state", (4,)),
     Fault("SIGKILL while a model is saved", send(signal.SIGKILL), "save_model", (3,)),
     Fault("exception in a step", crash),
     Fault("SIGTERM to one of two processes", to_first(signal.SIGTERM), calls=(4,), processes=2),
@@ -159,8 +190,8 @@ FAULTS = [
         kill_a_worker,
         flags=("--workers", "2", "--max-faults", "0"),
     ),
-    Fault("disk full at the start", fill_disk, "start", (1,), output=DISK / "run"),
-    Fault("disk full, state", fill_disk, "save_state", (3,), output=DISK / "run"),
+    Fault("disk full at the start", fill_disk, "locked", (1,), output=DISK / "run"),
+    Fault("disk full, state", fill_disk, "save_state", (4,), output=DISK / "run"),
     Fault("disk full, model folder", fill_disk, "save_model", (3,), output=DISK / "run"),
     Fault(
         "disk full, log",  # when its rows need another page of the disk
@@ -170,7 +201,23 @@ FAULTS = [
         output=DISK / "run",
     ),
     Fault("output below a file", TERM, calls=(), output=Path("shapes/file/run")),
+    Fault("output is a folder of other files", TERM, calls=(), output=Path("shapes")),
+    Fault(
+        "/dev/shm of 512 KiB",
+        TERM,
+        calls=(),
+        flags=("--workers", "2", "--image-size", "256", "256"),
+        shared_memory="512k",
+    ),
     Fault("state cut off", TERM, damage=lambda run: truncate(run / "state.pt")),
+    Fault("state of zero bytes alone", TERM, damage=lambda run: blank(run / "state.pt")),
+    Fault(
+        "both states cut off",
+        TERM,
+        damage=lambda run: [truncate(file) for file in run.glob("state*.pt")],
+    ),
+    Fault("log with zero bytes at its end", TERM, damage=add_zeros),
+    Fault("two classes swapped in the data", TERM, damage=swap_classes),
     Fault(
         "code in the state",
         TERM,
@@ -267,7 +314,7 @@ def describe(fault: Fault, end: dict[str, Any]) -> list[Any] | None:
             how = ["--resume", str(run)] if is_saved else []
             again, _ = train(replace(fault, calls=()), *how)
             then = f"{'resumed' if is_saved else 'started again'}: exit status {again}"
-        if (run / "state.pt").is_file() and not fault.damage:
+        if (run / "state.pt").is_file() and then not in ("refused", "went on: refused"):
             then += ", same end" if is_same(state_of(run), end) else ", another end"
         row = [fault.what, status, message, lost, then]
         print(*row, sep=" | ", flush=True)
@@ -302,6 +349,8 @@ def train(fault: Fault, *resume: str) -> tuple[int, str]:
         count = ["--nproc_per_node", str(fault.processes)]
         python += ["-m", "torch.distributed.run", "--standalone", *count]
     what = fault.what if fault.calls and not resume else NOTHING.what
+    small = f'mount -t tmpfs -o size={fault.shared_memory} tmpfs /dev/shm && exec "$@"'
+    python = (["unshare", "-m", "sh", "-c", small, "-"] if fault.shared_memory else []) + python
     command = [*python, str(Path(__file__).resolve()), "--provoke", what, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, find_message(done.stdout, done.stderr)
@@ -346,7 +395,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
 def is_same(state: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether weights, their moving average and the optimizer are equal bit for bit."""
-    parts = ("model", "ema", "optimizer")
+    parts = ("model", "MovingAverage", "optimizer")
     try:
         for name in parts:
             torch.testing.assert_close(state[name], other[name], rtol=0, atol=0)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sepc_zoo.checkpoints.folder import (
     METRICS_FILE,
     load_weights,
+    misfits,
     read_config,
     read_model,
     read_weights,
@@ -167,21 +168,15 @@ def load_backbone(model: Detector, path: str | Path) -> None:
         ConfigError: a tensor that the backbone needs is not there or has another shape.
     """
     state = {_flat(key): value for key, value in read_weights(Path(path)).items()}
-    trunk = model.backbone.trunk
+    trunk, name = model.backbone.trunk, model.config.backbone.name
     _adapt_channels(state, model.config.backbone)
     new = offset_names(trunk)
     wanted = {key: value for key, value in trunk.state_dict().items() if key not in new}
-    problems = [
-        key
-        for key, value in wanted.items()
-        if _flat(key) not in state or state[_flat(key)].shape != value.shape
-    ]
+    state = {key: state[_flat(key)] for key in wanted if _flat(key) in state}
+    problems = misfits(state, wanted)
     if problems:
-        raise ConfigError(
-            f"{path} does not fit backbone {model.config.backbone.name}: {len(problems)} tensors "
-            f"are missing or misshapen, the first {problems[:3]}"
-        )
-    trunk.load_state_dict({key: state[_flat(key)] for key in wanted}, strict=False)
+        raise ConfigError("\n".join([f"{path} does not fit backbone {name}:", *problems]))
+    trunk.load_state_dict(state, strict=False)
 
 
 def _adapt_channels(state: dict[str, Tensor], config: BackboneConfig) -> None:

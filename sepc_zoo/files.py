@@ -16,19 +16,26 @@ from uuid import uuid4
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\..+")
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[Path], object], previous: Path | None = None
+) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
     A missing folder is created. The temporary name has the suffix of the final one, because PIL and
     matplotlib choose the format by it. If ``write`` raises, an older file at ``path`` stays as it
     was. File and folder are synced, so that the new file survives a power failure.
+
+    Args:
+        previous: where the older file is kept, for disks that lose what they have synced.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name}")
     try:
         write(temporary)
         sync(temporary)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
@@ -79,7 +86,7 @@ def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     Raises:
         ValueError: ``data`` contains NaN or infinity, which JSON lacks.
     """
-    text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = encodable(json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False))
     write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
 
 
@@ -87,10 +94,10 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
     """Write rows as a UTF-8 CSV file; file names that are no UTF-8 have their odd bytes escaped."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    content = printable(text.getvalue()).encode()
+    content = encodable(text.getvalue()).encode()
     write_atomically(path, lambda file: file.write_bytes(content))
 
 
-def printable(text: str) -> str:
+def encodable(text: str) -> str:
     """Escape surrogates (odd bytes of file names), which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()

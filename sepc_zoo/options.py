@@ -19,6 +19,8 @@ import msgspec
 from sepc_zoo.errors import ConfigError
 
 T = TypeVar("T", bound="Options")
+# Placeholders of values that may be paths, in which ``~`` is the home folder.
+PATHS = {"DIR", "FILE", "MODEL", "NAME_OR_DIR", "OUT", "RUN", "SOURCE"}
 
 
 class OptionError(ConfigError):
@@ -98,7 +100,7 @@ class Options:
         hints = typing.get_type_hints(type(self))
         for entry in option_fields(type(self)):
             name, info = entry.name, entry.metadata["option"]
-            value = _convert(name, getattr(self, name), hints[name])
+            value = _convert(name, getattr(self, name), hints[name], info.metavar in PATHS)
             for number in value if isinstance(value, tuple) else (value,):
                 if type(number) in (int, float) and not info.accepts(number):
                     raise OptionError(name, f"is {value}; it must be {info.range or 'finite'}")
@@ -234,7 +236,10 @@ def default_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
+def _convert(name: str, value: Any, hint: Any, is_path: bool) -> Any:
+    if is_path and isinstance(value, list | tuple):
+        value = [_expand(item) for item in value]
+    value = _expand(value) if is_path else value
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, str) and typing.get_origin(strip_none(hint)) is tuple:
         value = (value,)
@@ -242,3 +247,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
         raise OptionError(name, f"is {value!r:.80}; it must be {type_name(hint)}") from error
+
+
+def _expand(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value

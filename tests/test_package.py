@@ -26,7 +26,7 @@ LAYERS = [
     {"data", "ops"},
     {"registry", "published", "catalog"},
     {"config", "outputs"},
-    {"errors", "files", "options", "lazy", "metric_names"},
+    {"errors", "files", "options", "lazy", "metric_names", "terminal"},
 ]
 # Imports upwards that are meant, with the reason.
 ALLOWED: dict[tuple[str, str], str] = {}

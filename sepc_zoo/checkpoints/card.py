@@ -14,14 +14,15 @@ from sepc_zoo.registry import neck_name
 
 LOCAL_SOURCE = "local-dir:path/to/this/folder"
 TEMPLATE = """\
-# {{ config.architecture }}
+# {{ config.architecture | code }}
 
 An object detector built with sepc_zoo: method `{{ config.method.name }}`, \
-backbone `{{ config.backbone.name }}` of timm, neck `{{ neck }}`, {{ config.num_classes }} classes.
+backbone `{{ config.backbone.name | code }}` of timm, \
+neck `{{ neck }}`, {{ config.num_classes }} classes.
 {% if weights.authors_ap %}
 
 Converted from the checkpoint of {{ publisher }}. The AP of {{ weights.authors_ap }} on \
-COCO val2017 is theirs, not measured by us. Source: {{ weights.source }}{% if terms %}\
+COCO val2017 is theirs, not measured by us. Source: {{ weights.source | link }}{% if terms %}\
 . Terms: {{ terms }}.{% endif %}
 
 {% endif %}
@@ -105,7 +106,7 @@ def model_card(
     figures = {name: metrics[name] for name in AP_METRICS if metrics and metrics.get(name, -1) >= 0}
     front = _front_matter(config, figures, dataset or weights.dataset or "own")
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"plain": _escape, "words": _in_words}
+    environment.filters |= {"plain": _escape, "words": _in_words, "link": _link, "code": _code}
     body = environment.from_string(TEMPLATE).render(
         config=config,
         weights=weights,
@@ -162,6 +163,16 @@ def _in_words(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(str, value))})"
     return "none" if value is None else str(value)
+
+
+def _link(text: str) -> str:
+    """A plain address as it is, and any other text escaped."""
+    return text if re.fullmatch(r"https://[\w./%?=&#~-]+", text) else _escape(text)
+
+
+def _code(text: str) -> str:
+    """A name, without what a name does not have."""
+    return re.sub(r"[^\w./:+-]+", " ", text)
 
 
 def _escape(text: str) -> str:

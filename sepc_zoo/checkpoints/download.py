@@ -1,6 +1,7 @@
 """Download a published checkpoint: with progress, in bounded time, resumed where that is safe."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from sepc_zoo import __version__
 from sepc_zoo.errors import HubError
+from sepc_zoo.terminal import printable
 
 TIMEOUT = 10.0  # seconds without a byte
 SLOW_TIME, SLOW_BYTES = 20.0, 2**16  # a connection with fewer bytes in this time is given up
@@ -86,8 +88,15 @@ def _download_in_pieces(url: str, part: Path, resume: bool) -> None:
             reason: Exception = error
         except (*TRANSPORT_ERRORS, _Broken) as error:
             reason = error
-        except ValueError as error:
-            raise DownloadError(f"{url} is no address: check SEPC_ZOO_MIRROR or --url") from error
+        except DownloadError:
+            raise
+        except Exception as error:  # servers answer anything
+            if not re.match(r"\w+:", url):
+                hint = "check SEPC_ZOO_MIRROR or --url"
+                raise DownloadError(f"{url} is no address: {hint}") from error
+            raise DownloadError(
+                f"{host(url)} does not answer as a server should ({in_words(error)}): {MIRROR_HINT}"
+            ) from error
         attempts = 0 if size_of(part) >= best + SLOW_BYTES else attempts + 1
         best = max(best, size_of(part))
         if best == 0:
@@ -195,7 +204,9 @@ def opened(part: Path, mode: str) -> Iterator[Any]:
 
 def progress(name: str, total: int | None) -> tqdm:
     """A bar on a terminal, nothing elsewhere."""
-    return tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None, leave=False)
+    return tqdm(
+        total=total, desc=printable(name), unit="B", unit_scale=True, disable=None, leave=False
+    )
 
 
 def check_size(total: int, start: int, part: Path) -> None:
@@ -296,7 +307,10 @@ def in_words(error: BaseException) -> str:
 
 
 def host(url: str) -> str:
-    return urlsplit(url).netloc or url
+    try:
+        return urlsplit(url).netloc or url
+    except ValueError:
+        return url
 
 
 def path_name(url: str) -> str:

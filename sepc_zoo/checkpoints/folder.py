@@ -29,6 +29,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
+# Names in safetensors of types that no weight has; all others are floating-point numbers.
+DTYPES = {f"{sign}{bits}": torch.int64 for sign in "IU" for bits in (8, 16, 32, 64)}
+DTYPES |= {"BOOL": torch.bool, "C64": torch.complex64}
 MAX_CONFIG_BYTES = 2**24  # 100,000 classes need a third of it
 MAX_TENSORS = 20_000  # timm's largest models have 3,000
 MAX_CALLS = 60_000  # torch functions called to build a model; timm's largest need 34,000
@@ -96,7 +99,9 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
             model = build(wanted)  # the file does not have them: building computes them
         else:
             model.to_empty(device="cpu")
-        model.load_state_dict(read_weights(file))
+        state = read_weights(file)
+        refuse_misfits(file, state, model)
+        model.load_state_dict(state)
         model.backbone.probe()
     except ConfigError as error:
         if config is not None:
@@ -194,6 +199,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def read_shapes(file: Path) -> dict[str, Tensor]:
     """Read the header of a safetensors file: its tensors on the meta device, without values.
 
+    Floating-point numbers of any size are float32, and integers int64.
+
     Raises:
         HubError: the file is missing or damaged.
     """
@@ -202,11 +209,15 @@ def read_shapes(file: Path) -> dict[str, Tensor]:
             keys = content.keys()
             if len(keys) > MAX_TENSORS:
                 raise HubError(f"{file} has {len(keys)} tensors, {MAX_TENSORS} at most")
-            shapes = {key: content.get_slice(key).get_shape() for key in keys}
+            slices = {key: content.get_slice(key) for key in keys}
+            shapes = {key: (s.get_shape(), s.get_dtype()) for key, s in slices.items()}
     except (OSError, SafetensorError) as error:
         raise HubError(unreadable(file, error)) from error
     try:
-        return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        return {
+            key: torch.empty(shape, device="meta", dtype=DTYPES.get(dtype))
+            for key, (shape, dtype) in shapes.items()
+        }
     except (RuntimeError, TypeError) as error:  # an empty tensor may claim sides of any length
         raise HubError(unreadable(file, "a tensor has an impossible shape")) from error
 
@@ -219,7 +230,7 @@ def refuse_misfits(file: Path, state: Mapping[str, Tensor], model: Detector) -> 
     """Compare the tensors of a file with those of a model.
 
     Raises:
-        HubError: tensors are missing, left over or misshapen; names them.
+        HubError: tensors are missing, left over or misshapen, or cannot be right; names them.
     """
     problems = misfits(state, model.state_dict())
     if problems:
@@ -229,11 +240,14 @@ def refuse_misfits(file: Path, state: Mapping[str, Tensor], model: Detector) -> 
 def misfits(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], max_lines: int = 20
 ) -> list[str]:
-    """Describe each tensor that is missing, left over or misshapen, one a line."""
+    """Describe each tensor that is missing, left over, misshapen or cannot be right, one a line."""
     misshapen = [
         f"  {key} is {tuple(state[key].shape)!s:.200}, not {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
+    ]
+    misshapen += [
+        f"  {key} {reason}" for key in wanted if (reason := why_impossible(state, wanted, key))
     ]
     missing = [f"  missing: {key}" for key in wanted if key not in state]
     # A stranger chose these names: escape line breaks and codes for the terminal.
@@ -242,3 +256,17 @@ def misfits(
     if len(problems) <= max_lines:
         return problems
     return [*problems[:max_lines], f"  and {len(problems) - max_lines} more"]
+
+
+def why_impossible(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], key: str) -> str:
+    """Why the values of a tensor cannot be right, or ""; on the meta device they are not known."""
+    value = state.get(key)
+    if value is None:
+        return ""
+    if value.is_floating_point() != wanted[key].is_floating_point() or value.is_complex():
+        return (
+            f"has values of type {str(value.dtype).removeprefix('torch.')}, which cannot be right"
+        )
+    if not value.is_meta and not value.isfinite().all():
+        return "has values that are NaN or infinite"
+    return ""

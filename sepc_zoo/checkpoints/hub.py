@@ -1,8 +1,10 @@
 """Models on the Hugging Face Hub: download model folders, push and collect them.
 
-The cache, its locks and resumed downloads are huggingface_hub's.
+The cache, its locks and resumed downloads are huggingface_hub's. Whatever it raises over an answer
+becomes a HubError: its HTTP library changes with major versions, and servers answer anything.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +16,6 @@ from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_downl
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
+from sepc_zoo.checkpoints.download import MAX_BYTES, too_large
 from sepc_zoo.checkpoints.folder import (
     CARD_FILE,
     CONFIG_FILE,
@@ -38,10 +40,7 @@ from sepc_zoo.models.detector import Detector
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
 PUSHED = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE]  # not detections.json: it may be huge
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-# What the hub's HTTP library raises without an answer; the library changes with major versions.
-TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
-# Pushing raises RuntimeError if the storage refuses a file, ValueError on a malformed answer.
-PUSH_ERRORS: tuple[type[Exception], ...] = (*TRANSPORT_ERRORS, RuntimeError, ValueError)
+NAME_IN_CACHE = re.compile(r"\w[\w.-]{0,127}")  # ETags and commits become names of files
 TIMEOUT = 10.0  # seconds to wait until the hub says where a file is
 BACKBONE_TIMEOUT = 2.0  # the same for a backbone: training can start from a file instead
 ONLINE = "load it once online"
@@ -53,6 +52,10 @@ class NotOnHubError(HubError):
 
 class NotCachedError(HubError):
     """A file is not in the cache, and the hub did not answer or may not be asked."""
+
+
+class StrangeAnswer(Exception):  # noqa: N818
+    """Something answered that is no hub."""
 
 
 class Request(NamedTuple):
@@ -129,10 +132,11 @@ def fetch_file(
         path = Path(hf_hub_download(filename=file, **options))
     except LocalEntryNotFoundError as error:
         raise NotCachedError(not_cached(request, file, unreachable, advice)) from error
-    except TRANSPORT_ERRORS as error:
-        raise HubError(
-            f"cannot download {file} of {request.where}: {first_line(error)}; try again"
-        ) from error
+    except Exception as error:
+        reason = first_line(error)
+        if "Consistency check" in reason:
+            reason = "it is incomplete, or a web page came in its place (log in to this network)"
+        raise HubError(f"cannot download {file} of {request.where}: {reason}; try again") from error
     check_hash(path, request)
     return path
 
@@ -145,7 +149,8 @@ def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | No
     """
     try:
         url = hf_hub_url(request.repo_id, file, revision=request.revision)
-        get_hf_file_metadata(url, token=request.token, timeout=timeout)
+        found = get_hf_file_metadata(url, token=request.token, timeout=timeout)
+        check_answer(found.etag, found.commit_hash, found.size)
     except HFValidationError as error:
         raise HubError(invalid_name(request.repo_id)) from error
     except GatedRepoError as error:  # before its base class RepositoryNotFoundError
@@ -161,9 +166,26 @@ def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | No
         ) from error
     except EntryNotFoundError as error:
         raise HubError(no_file(request, file)) from error
-    except TRANSPORT_ERRORS as error:
+    except Exception as error:
         return error
     return None
+
+
+def check_answer(etag: str | None, commit: str | None, size: int | None) -> None:
+    """Check what a hub says about a file before anything is done with it.
+
+    Raises:
+        StrangeAnswer: it is not what a hub says.
+    """
+    if not etag or not commit:
+        raise StrangeAnswer(
+            "answered without the headers of a hub: a login page of this network is in between, or "
+            "HF_ENDPOINT is no whole mirror"
+        )
+    if not NAME_IN_CACHE.fullmatch(etag) or not NAME_IN_CACHE.fullmatch(commit):
+        raise StrangeAnswer("answered with an ETag or a commit that is none")
+    if (size or 0) > MAX_BYTES:
+        raise StrangeAnswer(f"is no hub to trust: {too_large(size or 0)}")
 
 
 def check_hash(path: Path, request: Request) -> None:
@@ -215,7 +237,7 @@ def no_file(request: Request, file: str) -> str:
     try:
         api = HfApi(token=request.token)
         files = api.list_repo_files(request.repo_id, revision=request.revision)
-    except TRANSPORT_ERRORS:
+    except Exception:
         files = []
     pickles = [name for name in files if name.endswith(PICKLES)]
     if not pickles:
@@ -231,7 +253,7 @@ def revisions(request: Request) -> str:
     """The branches and tags of a repository, for an error message."""
     try:
         refs = HfApi(token=request.token).list_repo_refs(request.repo_id)
-    except TRANSPORT_ERRORS:
+    except Exception:
         return f"see {constants.ENDPOINT}/{request.repo_id}"
     return "there are " + ", ".join(ref.name for ref in (*refs.branches, *refs.tags))
 
@@ -241,6 +263,8 @@ def not_cached(request: Request, file: str, unreachable: Exception | None, advic
     status = status_of(unreachable)
     if unreachable is None or isinstance(unreachable, OfflineModeIsEnabled):
         return f"{where} local_files_only or HF_HUB_OFFLINE forbids to download it: {advice}"
+    if isinstance(unreachable, StrangeAnswer):
+        return f"{where} {constants.ENDPOINT} {unreachable}; {advice}"
     if status is None:
         reason = first_line(unreachable)
         return f"{where} {constants.ENDPOINT} cannot be reached ({reason}): {advice}"
@@ -257,7 +281,7 @@ def status_of(error: Exception | None) -> int | None:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.300}"
 
 
 def push_to_hub(
@@ -333,7 +357,7 @@ def push_folder(
         )
     except HFValidationError as error:
         raise HubError(invalid_name(repo_id)) from error
-    except PUSH_ERRORS as error:
+    except Exception as error:
         raise HubError(refused_push(repo_id, error)) from error
     return commit.pr_url or commit.commit_url
 
@@ -347,7 +371,7 @@ def add_to_collection(
         collection = api.create_collection(title, namespace=org, private=private, exists_ok=True)
         for repo_id in repositories:
             api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
-    except PUSH_ERRORS as error:
+    except Exception as error:
         raise HubError(refused_push(f"{org}: {title}", error)) from error
     return collection.url
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from sepc_zoo.errors import HubError
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.published import PUBLISHERS, Published, find_row
 from sepc_zoo.registry import model_config
+from sepc_zoo.terminal import say
 
 DEFAULT_ORGANISATION = "sepc-zoo"
 
@@ -192,7 +192,7 @@ def locked(row: Published) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        say(f"waiting for another process that imports {row.name}")
+        tell(f"waiting for another process that imports {row.name}")
         lock.acquire()
     try:
         yield
@@ -208,7 +208,7 @@ def fetch_checkpoint(row: Published, work: Path, url: str | None = None) -> Path
     """
     address = address_of(row, url)
     publisher = PUBLISHERS[row.publisher]
-    say(f"downloading {row.name} from {address}: weights of {publisher.title}; {publisher.terms}")
+    tell(f"downloading {row.name} from {address}: weights of {publisher.title}; {publisher.terms}")
     path = work / file_name(row)
     try:
         download(address, path, row.sha256)
@@ -224,7 +224,7 @@ def given(file: str | Path, row: Published) -> Path:
     """A file that was downloaded before; says so if it is not the published one."""
     path = Path(file)
     if row.sha256 and path.is_file() and not hash_of(path).startswith(row.sha256):
-        say(f"{file} is not the file that was published as {row.name}: its SHA-256 differs")
+        tell(f"{file} is not the file that was published as {row.name}: its SHA-256 differs")
     return path
 
 
@@ -263,8 +263,8 @@ def keep(model: Detector, folder: Path, work: Path) -> Path:
     return folder
 
 
-def say(text: str) -> None:
-    print(f"sepc_zoo: {text}", file=sys.stderr, flush=True)
+def tell(text: str) -> None:
+    say(f"sepc_zoo: {text}", error=True, flush=True)
 
 
 def verify(model: Detector, folder: Path) -> None:

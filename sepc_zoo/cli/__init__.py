@@ -15,6 +15,7 @@ import sepc_zoo
 from sepc_zoo.cli.arguments import flag_of, make_parser, parse
 from sepc_zoo.errors import UserError
 from sepc_zoo.options import OptionError
+from sepc_zoo.terminal import say
 from sepc_zoo.training.resilience.signals import Interrupted
 
 COMMANDS = {
@@ -48,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # not list(…): the module of the command "list" takes the builtin's place here
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or [""]
     if name in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return DONE
     if name == "--version":
-        print(f"sepc-zoo {sepc_zoo.__version__}")
+        say(f"sepc-zoo {sepc_zoo.__version__}")
         return DONE
     if name not in COMMANDS:
-        print(refusal(name), file=sys.stderr)
+        say(refusal(name), error=True)
         return WRONG_INPUT
     command = importlib.import_module(module_of(name))
     parser = make_parser(f"sepc-zoo {name}", command.__doc__ or "", command.Arguments)
@@ -77,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from accelerate import PartialState
 
         if PartialState().is_main_process:
-            print(interrupted, file=sys.stderr)
+            say(interrupted, error=True)
         return interrupted.status
-    print(f"sepc-zoo {name}: {problem}", file=sys.stderr)
+    say(f"sepc-zoo {name}: {problem}", error=True)
     return WRONG_INPUT
 
 

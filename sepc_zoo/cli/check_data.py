@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import option
+from sepc_zoo.terminal import make_console, say
 from sepc_zoo.training.options import FormatOptions
 
 
@@ -35,7 +36,6 @@ class Arguments(FormatOptions):
 
 def run(arguments: Arguments) -> int:
     """Check the data, write the results, and print a summary."""
-    from rich.console import Console
 
     from sepc_zoo.cli.data_report import show_findings, write_samples, write_statistics
     from sepc_zoo.data.quality.check import Finding, check_data
@@ -46,11 +46,11 @@ def run(arguments: Arguments) -> int:
     root, output = Path(arguments.data), Path(arguments.output)
     target = Path(arguments.fix) if arguments.fix else None
     check_places(root, output, target)
-    console = Console()
+    console = make_console()
     check = check_data(root, arguments.split, progress_bar, arguments.format)
     write_csv(output / "findings.csv", Finding._fields, check.findings)
     for split, parts in check.joint.items():
-        print(f"{split} is {' and '.join(parts)} together; figures and samples are of these")
+        say(f"{split} is {' and '.join(parts)} together; figures and samples are of these")
     clean = {
         split: clean_listing(listing, check.files)
         for split, listing in check.listings.items()
@@ -61,10 +61,10 @@ def run(arguments: Arguments) -> int:
     if arguments.samples and write_samples(clean, samples, arguments.samples, arguments.seed):
         written.append("samples.png")
     show_findings(check, arguments.shown, console)
-    print(f"{', '.join(written)} are in {output}")
+    say(f"{', '.join(written)} are in {output}")
     if target:
         changes = write_clean_copy(check, target, arguments.link, progress_bar)
-        print(f"{target} is a clean copy; its changes.csv lists {len(changes)} changes")
+        say(f"{target} is a clean copy; its changes.csv lists {len(changes)} changes")
     return 1 if check.has_errors() else 0
 
 

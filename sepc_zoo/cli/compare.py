@@ -6,6 +6,7 @@ from pathlib import Path
 from sepc_zoo.cli.validate import SplitOptions, detect, read_detections, read_split
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
+from sepc_zoo.terminal import make_console, say
 
 SOURCE = "model folder, hf-hub:org/repo, name of a published model, or detections (.json)"
 
@@ -29,7 +30,6 @@ class Arguments(CompareOptions, SplitOptions):
 
 def run(arguments: Arguments) -> int:
     """Compare, write ``compare.json`` and ``compare.html``, print tables."""
-    from rich.console import Console
 
     from sepc_zoo.evaluation.comparison import compare_detections, comparison_tables
     from sepc_zoo.evaluation.report.comparison import write_comparison
@@ -54,8 +54,8 @@ def run(arguments: Arguments) -> int:
     if not arguments.no_report:
         write_comparison(output / "compare.html", annotations, comparison, facts)
         written.append("compare.html")
-    print(f"A: {arguments.first}\nB: {arguments.second}")
+    say(f"A: {arguments.first}\nB: {arguments.second}")
     for table in comparison_tables(comparison.content):
-        Console().print(table)
-    print(f"{len(annotations.records)} images; {', '.join(written)} are in {arguments.output}")
+        make_console().print(table)
+    say(f"{len(annotations.records)} images; {', '.join(written)} are in {arguments.output}")
     return 0

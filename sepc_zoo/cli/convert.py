@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sepc_zoo.options import OptionError, Options, option
+from sepc_zoo.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,6 @@ def run(arguments: Arguments) -> int:
     state = read_state_dict(arguments.checkpoint, arguments.model)
     model = CONVERTERS[source](state, arguments.model)
     folder = save_model(model, arguments.output)
-    print(f"{folder}: {model.config.architecture}, {len(model.state_dict())} tensors")
-    print(f"use it: sepc-zoo predict IMAGE --model {folder}")
+    say(f"{folder}: {model.config.architecture}, {len(model.state_dict())} tensors")
+    say(f"use it: sepc-zoo predict IMAGE --model {folder}")
     return 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,8 +17,9 @@ from sepc_zoo.data.images import read_image, resize_image, resized_size
 from sepc_zoo.data.quality.check import SEVERITIES, DataCheck, find_train
 from sepc_zoo.data.quality.statistics import anchor_reaches, class_counts, describe, gather_columns
 from sepc_zoo.evaluation.plots import plot_statistics
-from sepc_zoo.files import printable, write_atomically, write_json
+from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes
+from sepc_zoo.terminal import say
 
 COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 SHOWN_CLASSES = 20
@@ -30,7 +30,7 @@ GOOD_REACH = 0.95  # share of boxes that anchors should reach; below it other on
 MIN_GAIN = 0.02  # gain in that share for which other anchors are proposed
 
 
-def write_statistics(clean: Mapping[str, Listing], output: Path, console: Console) -> list[str]:
+def write_statistics(clean: Mapping[str, Listing], output: Path, console: Any) -> list[str]:
     """Print the figures, write ``statistics.json`` and ``.png``, and return the files' names."""
     columns = {split: gather_columns(listing) for split, listing in clean.items()}
     figures: dict[str, Any] = {split: describe(own, clean[split]) for split, own in columns.items()}
@@ -46,7 +46,7 @@ def write_statistics(clean: Mapping[str, Listing], output: Path, console: Consol
     try:
         plot_statistics(columns, counts, output / "statistics.png")
     except ImportError as error:
-        print(f"no statistics.png: {error}")
+        say(f"no statistics.png: {error}")
         return ["statistics.json"]
     return ["statistics.json", "statistics.png"]
 
@@ -137,7 +137,7 @@ def draw_sample(image: ListedImage, listing: Listing, label_of: Mapping[str, int
     return draw_boxes(resize_image(pixels, size, antialias=True), boxes, captions, colors)
 
 
-def show_findings(check: DataCheck, shown: int, console: Console) -> None:
+def show_findings(check: DataCheck, shown: int, console: Any) -> None:
     """Print the findings by kind, at most ``shown`` of each."""
     counts = Counter((finding.severity, finding.kind) for finding in check.findings)
     for (severity, kind), count in counts.items():
@@ -148,7 +148,7 @@ def show_findings(check: DataCheck, shown: int, console: Console) -> None:
         if shown and count > shown:
             lines.append(f"  ... and {count - shown} more in findings.csv")
         for line in lines:
-            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     totals = Counter(finding.severity for finding in check.findings)
     summary = ", ".join(f"{totals[severity]} {severity}s" for severity in SEVERITIES)
     console.print(f"{check.root}: {summary}", markup=False, highlight=False)

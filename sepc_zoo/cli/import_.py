@@ -1,10 +1,10 @@
 """Download published weights, convert them, and keep them for ``pretrained=True``."""
 
-import sys
 from dataclasses import dataclass
 
 from sepc_zoo.errors import ConfigError, UserError
 from sepc_zoo.options import OptionError, Options, option
+from sepc_zoo.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,12 @@ def run(arguments: Arguments) -> int:
             failed.append(f"not done: {name}: {error}")
             continue
         done.append(name)
-        print(f"{name}: {folder}", flush=True)
+        say(f"{name}: {folder}", flush=True)
         if arguments.push is not None:
             problem = push_or_say_how(folder, f"{arguments.push}/{folder.name}")
             failed += [f"{name}: {problem}"] if problem else []
     if done:
-        print(f"use it: sepc-zoo predict IMAGE --model {done[0]}")
+        say(f"use it: sepc-zoo predict IMAGE --model {done[0]}")
     for line in failed:
-        print(line, file=sys.stderr)
+        say(line, error=True)
     return 1 if failed else 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sepc_zoo.errors import HubError
 from sepc_zoo.options import Options, option
+from sepc_zoo.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +26,6 @@ class Arguments(Options):
 
 def run(arguments: Arguments) -> int:
     """Print the facts as a table, and the metrics of a model folder."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -36,7 +36,7 @@ def run(arguments: Arguments) -> int:
     table = Table(show_header=False, box=None)
     for name, text in facts(info):
         table.add_row(name, escape(text))
-    console = Console()
+    console = make_console()
     console.print(table)
     if metrics is not None:
         console.print("\nmetrics of its own validation:", metrics)

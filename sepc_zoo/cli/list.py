@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sepc_zoo.catalog import CatalogEntry, SortKey, catalog, curated_names
 from sepc_zoo.options import Options, option
 from sepc_zoo.published import PUBLISHED, PUBLISHERS
+from sepc_zoo.terminal import make_console, say
 
 WIDE = 200  # columns where the output is no terminal, so that nothing is wrapped
 
@@ -39,9 +40,9 @@ def run(arguments: Arguments) -> int:
     names = PUBLISHED if arguments.pretrained else curated_names()
     entries = catalog(select(names, arguments.filter, arguments.exclude), arguments.sort)
     if arguments.names:
-        print("\n".join(entry.name for entry in entries))
+        say("\n".join(entry.name for entry in entries))
     elif arguments.json:
-        print(json.dumps([entry._asdict() for entry in entries], indent=2))
+        say(json.dumps([entry._asdict() for entry in entries], indent=2))
     else:
         show(entries)
     return 0
@@ -50,16 +51,15 @@ def run(arguments: Arguments) -> int:
 def show(entries: Sequence[CatalogEntry]) -> None:
     """Print the entries as a table, and whose AP it shows."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     rows = describe(entries)
     if not rows:
-        print("no model has such a name")
+        say("no model has such a name")
         return
-    console = Console()
+    console = make_console()
     if not console.is_terminal:
-        console = Console(width=WIDE)
+        console = make_console(width=WIDE)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in rows[0]:
         is_text = name in ("model", "input", "weights of", "licence")
@@ -68,7 +68,7 @@ def show(entries: Sequence[CatalogEntry]) -> None:
         table.add_row(*row.values())
     console.print(table)
     for line in notes(entries):
-        print(line)
+        say(line)
 
 
 def describe(entries: Sequence[CatalogEntry]) -> list[dict[str, str]]:

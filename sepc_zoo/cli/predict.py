@@ -1,25 +1,29 @@
 """Detect objects in images: writes each image with its boxes, and a JSON file of COCO results."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepc_zoo.cli.arguments import LoaderOptions, SuppressionOptions, TTAOptions
-from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
+from sepc_zoo.terminal import say
 
 if TYPE_CHECKING:
     from sepc_zoo.config import DetectorConfig
-    from sepc_zoo.inference.bulk import FileResult
+    from sepc_zoo.inference.bulk import FileResult, ImageList
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(Options):
     """Prediction."""
 
-    source: str = option(help="image, or folder of images", metavar="SOURCE", positional=True)
+    source: tuple[str, ...] = option(
+        help="images, folders of images, or patterns such as 'images/**/*.png'",
+        metavar="SOURCE",
+        positional=True,
+    )
+    recursive: bool = option(False, "also take the images in folders inside of folders")
     model: str | None = option(
         None,
         "model folder, hf-hub:org/repo, or name of a model with published weights (default: the "
@@ -43,51 +47,63 @@ class Arguments(PredictOptions, LoaderOptions, SuppressionOptions, TTAOptions):
 
 
 def run(arguments: Arguments) -> int:
-    """Predict all images of the source; an unreadable one is reported at the end."""
+    """Predict all images of the sources; what cannot be done is reported at the end."""
     from sepc_zoo.cli.runtime import choose_postprocess, model_with_weights, start_on_device
+    from sepc_zoo.data.resilient_loader import kill_workers
     from sepc_zoo.files import write_json
-    from sepc_zoo.inference.bulk import DETECTIONS_FILE, predict_files
+    from sepc_zoo.inference.bulk import DETECTIONS_FILE, find_images, predict_files
     from sepc_zoo.inference.tta import Views
     from sepc_zoo.registry import RECOMMENDED
-    from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
+    from sepc_zoo.training.resilience.signals import Interrupt, Interrupted, WaitEnded
 
-    files, output = find_images(arguments), Path(arguments.output)
+    output = Path(arguments.output)
+    images = find_images(arguments.source, arguments.recursive, output)
     processes, device = start_on_device(arguments.device)
     if arguments.model is None and processes.is_main_process:
-        print(recommendation())
+        say(recommendation())
     model = model_with_weights(arguments.model or RECOMMENDED).to(device)
     choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
     interrupt = Interrupt()
 
-    def stop_on_signal(done: int) -> None:
+    def stop_on_signal(*_: int) -> None:
         if interrupt.signal:
             raise Interrupted(
-                f"stopped after {done} images; {output / DETECTIONS_FILE} is not written",
+                f"stopped; pictures made until then are in {output}, {DETECTIONS_FILE} is not "
+                "written",
                 status=128 + interrupt.signal,
             )
 
-    with interrupt:
-        done = predict_files(
-            model,
-            files,
-            output,
-            arguments.score_threshold,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            views=Views(arguments.tta_flip, arguments.tta_scales),
-            after_batch=stop_on_signal,
-        )
-    unreadable = [prediction.text for prediction in done if prediction.rows is None]
+    done: list[FileResult] = []
+    try:
+        with interrupt:
+            done = predict_files(
+                model,
+                images,
+                output,
+                arguments.score_threshold,
+                batch_size=arguments.batch_size,
+                workers=arguments.workers,
+                views=Views(arguments.tta_flip, arguments.tta_scales),
+                after_batch=stop_on_signal,
+                waiting=interrupt.ends_wait,
+            )
+    except WaitEnded:
+        kill_workers()
+        stop_on_signal()
+    problems = [result.problem for result in done if result.problem]
     if processes.is_main_process:
-        content = coco_file(files, done, model.config)
-        write_json(output / DETECTIONS_FILE, content)
-        if len(files) == 1 and not unreadable:
-            print(f"{arguments.source}: {done[0].text}")
-        images, boxes = len(content["images"]), len(content["annotations"])
-        print(f"{output}: {images} images and {DETECTIONS_FILE} with {boxes} boxes")
-        for problem in unreadable:
-            print(f"not done: {problem}", file=sys.stderr)
-    return 1 if unreadable else 0
+        content = coco_file(images, done, model.config)
+        try:
+            write_json(output / DETECTIONS_FILE, content)
+        except OSError as error:
+            problems.append(f"{output / DETECTIONS_FILE}: cannot be written: {error.strerror}")
+        if len(done) == 1 and not problems:
+            say(f"{images.files[0]}: {done[0].text}")
+        count, boxes = len(content["images"]), len(content["annotations"])
+        say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
+        for problem in problems:
+            say(f"not done: {problem}", error=True)
+    return 1 if problems else 0
 
 
 def recommendation() -> str:
@@ -102,34 +118,14 @@ def recommendation() -> str:
     )
 
 
-def find_images(arguments: Arguments) -> list[Path]:
-    """The files of the source.
-
-    Raises:
-        ImageError: there are none.
-        ConfigError: the output would be written among them.
-    """
-    from sepc_zoo.data.images import ImageError, list_images
-
-    source = Path(arguments.source)
-    if not source.exists():
-        raise ImageError(f"{source}: no such file or folder")
-    if source.resolve() == Path(arguments.output).resolve():
-        raise ConfigError("--output is the folder of the images; choose another")
-    files = list_images(source) if source.is_dir() else [source]
-    if not files:
-        raise ImageError(f"{source}: no images in this folder")
-    return files
-
-
 def coco_file(
-    files: Sequence[Path], done: Sequence["FileResult"], config: "DetectorConfig"
+    images: "ImageList", done: Sequence["FileResult"], config: "DetectorConfig"
 ) -> dict[str, Any]:
     """All results with the images and classes that their ids mean."""
     names = zip(config.category_ids, config.label_names, strict=True)
     return {
         "images": [
-            {"id": p.position + 1, "file_name": files[p.position].name}
+            {"id": p.position + 1, "file_name": images.name(p.position)}
             for p in done
             if p.rows is not None
         ],

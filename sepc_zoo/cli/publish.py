@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepc_zoo.options import Options, option
+from sepc_zoo.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +31,13 @@ def run(arguments: Arguments) -> int:
     org, folders = arguments.org, [folder_of(model) for model in arguments.models]
     repositories = [f"{org}/{repository_name(folder)}" for folder in folders]
     for folder, repo_id in zip(folders, repositories, strict=True):
-        print(push(folder, repo_id, private=arguments.private))
+        say(push(folder, repo_id, private=arguments.private))
     page = organisation_page(org, folders)
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / CARD_FILE).write_text(page, encoding="utf-8")
-        print(push_folder(temporary, f"{org}/README", repo_type="space"))
+        say(push_folder(temporary, f"{org}/README", repo_type="space"))
     is_private = bool(arguments.private)
-    print(add_to_collection(org, arguments.title, repositories, private=is_private))
+    say(add_to_collection(org, arguments.title, repositories, private=is_private))
     return 0
 
 

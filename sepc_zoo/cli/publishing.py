@@ -17,6 +17,7 @@ from sepc_zoo.errors import HubError
 from sepc_zoo.factory import load_model
 from sepc_zoo.files import write_json
 from sepc_zoo.registry import neck_name
+from sepc_zoo.terminal import say
 
 RUN_FOLDERS = ("best", "last")  # model folders that take the name of their run
 PAGE = """\
@@ -81,7 +82,7 @@ def push(
 def push_or_say_how(folder: Path, repo_id: str) -> str | None:
     """Upload a new model and print its address; on failure, return how to do it later."""
     try:
-        print(f"on the hub: {push(folder, repo_id)}")
+        say(f"on the hub: {push(folder, repo_id)}")
     except (HubError, OSError) as error:
         later = f"sepc-zoo push {shlex.quote(str(folder))} {repo_id}"
         return f"not on the hub: {error}\nthe model is kept; push it later: {later}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepc_zoo.options import OptionError, Options, option
+from sepc_zoo.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def run(arguments: Arguments) -> int:
         create_pr=arguments.create_pr,
         commit_message=arguments.message,
     )
-    print(f"{address}\nuse it: sepc-zoo predict IMAGE --model hf-hub:{arguments.repo_id}")
+    say(f"{address}\nuse it: sepc-zoo predict IMAGE --model hf-hub:{arguments.repo_id}")
     return 0
 
 

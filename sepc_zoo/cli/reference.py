@@ -4,6 +4,7 @@ import importlib
 
 from sepc_zoo.cli import COMMANDS, module_of
 from sepc_zoo.options import markdown_tables
+from sepc_zoo.terminal import say
 
 
 def reference() -> str:
@@ -18,4 +19,4 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    say(reference(), end="")

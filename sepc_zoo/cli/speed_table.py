@@ -8,11 +8,11 @@ import timm
 import torch
 import torchvision
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from sepc_zoo.evaluation.speed import Result, Setting
 from sepc_zoo.files import write_csv
+from sepc_zoo.terminal import make_console
 
 
 def show(results: list[Result], setting: Setting) -> None:
@@ -30,7 +30,7 @@ def show(results: list[Result], setting: Setting) -> None:
             f"{setting.batch_size / timing.median:.1f}",
             "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
         )
-    Console().print(table)
+    make_console().print(table)
 
 
 def describe(setting: Setting) -> str:

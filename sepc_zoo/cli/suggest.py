@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sepc_zoo.cli.arguments import flag_of
 from sepc_zoo.options import option
+from sepc_zoo.terminal import say
 from sepc_zoo.training.options import FormatOptions, InputOptions, TrainOptions
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         import json
 
-        print(json.dumps(facts, indent=2))
+        say(json.dumps(facts, indent=2))
         return 0
     show(
         {
@@ -59,7 +60,7 @@ def run(arguments: Arguments) -> int:
             "memory": f"{facts['memory_gib']:.1f} GiB of {facts['available_gib']:.1f} GiB",
         }
     )
-    print("\n".join([*facts["notes"], "", facts["command"]]))
+    say("\n".join([*facts["notes"], "", facts["command"]]))
     return 0
 
 

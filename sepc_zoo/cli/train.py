@@ -2,17 +2,16 @@
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sepc_zoo.cli.arguments import flag_of
 from sepc_zoo.cli.push import check_repository
-from sepc_zoo.options import Options, as_dict, check_names, option, option_fields
-from sepc_zoo.training.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
+from sepc_zoo.options import Options, check_names, option, option_fields
+from sepc_zoo.terminal import make_console, say
+from sepc_zoo.training.options import TrainError, TrainOptions, read_options
 
 DEMO_DATA = Path("runs/shapes")
 # Small enough to learn four shapes from scratch on two CPU cores in five minutes. The shapes are
@@ -47,7 +46,10 @@ class Arguments(Options):
         metavar="FILE",
     )
     resume: str | None = option(
-        None, "run folder to resume, with the options it was started with", metavar="RUN"
+        None,
+        "run folder to resume with the options it was started with; some may change, such as "
+        "--epochs, --workers or --data where the data set was moved",
+        metavar="RUN",
     )
     dry_run: bool = option(
         False, "only estimate memory and time, by two steps with the largest batch; write nothing"
@@ -107,15 +109,14 @@ def read_config(file: Path, given: Collection[str]) -> dict[str, Any]:
 
 def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) -> int:
     """Print the results of a run, and upload its best model where asked."""
-    from rich.console import Console
 
     from sepc_zoo.evaluation.metrics import metrics_table
 
     if metrics.get("per_class"):
-        Console().print(metrics_table(metrics))
-    print(f"models, log and pictures are in {options.output}")
+        make_console().print(metrics_table(metrics))
+    say(f"models, log and pictures are in {options.output}")
     best = Path(options.output) / "best"
-    print(f"use it: sepc-zoo predict IMAGE --model {best}")
+    say(f"use it: sepc-zoo predict IMAGE --model {best}")
     if repo_id is None:
         return 0
 
@@ -123,7 +124,7 @@ def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) 
 
     problem = push_or_say_how(best, repo_id)
     if problem is not None:
-        print(problem, file=sys.stderr)
+        say(problem, error=True)
     return 0 if problem is None else 1
 
 
@@ -141,8 +142,8 @@ def dry_run(options: TrainOptions) -> int:
     if will.read_seconds > will.step_seconds:
         slower = "reading is slower; try more --workers"
     if will.repeated:
-        print(f"repeated: {will.repeated}")
-    print(
+        say(f"repeated: {will.repeated}")
+    say(
         f"memory: {will.memory:.1f} GiB of {will.available_memory:.1f} GiB in each process,\n"
         f"  with {count} images of {height}x{width} and {will.boxes} boxes, the largest batch\n"
         f"step: {will.step_seconds:.2f} s for an average batch, {will.read_seconds:.2f} s to read "
@@ -150,6 +151,8 @@ def dry_run(options: TrainOptions) -> int:
         f"validation: {timedelta(seconds=round(will.validation_seconds))}\n"
         f"the whole run: about {timedelta(seconds=round(will.run_seconds))}"
     )
+    for need in will.needs:
+        say(need)
     return 0
 
 
@@ -184,25 +187,16 @@ def free_folder(path: Path) -> Path:
 
 
 def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
-    """The options of a run to resume.
-
-    Raises:
-        TrainError: an option that is given differs from the run's.
-    """
+    """The options of a run to resume, with those that are given."""
     from sepc_zoo.cli.runtime import model_name
 
-    options = read_options(run)
+    for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        if name in given:
+            given = {other: None} | given
     if "model" in given:
         given = given | {"model": model_name(given["model"])}
     given = {name: value for name, value in given.items() if value != "auto"}  # settled at first
-    asked, known = as_dict(dataclasses.replace(options, **given)), as_dict(options)
-    changed = [flag_of(name) for name in given if asked[name] != known[name]]
-    if changed:
-        raise TrainError(
-            f"--resume takes the options that the run was started with, which {', '.join(changed)} "
-            f"would change; they are in {Path(run) / OPTIONS_FILE}"
-        )
-    return options
+    return dataclasses.replace(read_options(run), **given | {"output": run})
 
 
 def demo_data(cpu: bool) -> Path:
@@ -212,6 +206,6 @@ def demo_data(cpu: bool) -> Path:
 
     with start_processes(cpu).main_process_first():
         if not DEMO_DATA.exists():
-            print(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
+            say(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
             write_shapes(DEMO_DATA)
     return DEMO_DATA

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sepc_zoo.options import Options, option
+from sepc_zoo.terminal import make_console, say
 from sepc_zoo.training.options import TrainError, TrainOptions, read_options
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ class Arguments(Options):
 
 def run(arguments: Arguments) -> int:
     """Search, and print the trials and the command of the best one."""
-    from rich.console import Console
 
     from sepc_zoo.cli.train import options_from
     from sepc_zoo.training.tune import tune
@@ -44,9 +44,9 @@ def run(arguments: Arguments) -> int:
     study = tune(options, arguments.trials, arguments.space)
     if study is None:  # another process than the main one
         return 0
-    Console().print(trials_table(study))
+    make_console().print(trials_table(study))
     if any(trial.value is not None for trial in study.trials):
-        print(f"the best run again:\n{command_of(study, options.output)}")
+        say(f"the best run again:\n{command_of(study, options.output)}")
     return 1 if any("problem" in trial.user_attrs for trial in study.trials) else 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sepc_zoo.cli.arguments import LoaderOptions, SuppressionOptions, TTAOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
+from sepc_zoo.terminal import make_console, say
 from sepc_zoo.training.options import DeviceOptions, SourceOptions
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ class Detected(NamedTuple):
 
 def run(arguments: Arguments) -> int:
     """Validate, write ``metrics.json``, ``detections.json`` and the report, print a table."""
-    from rich.console import Console
 
     from sepc_zoo.evaluation.errors import errors_line
     from sepc_zoo.evaluation.metrics import evaluate, metrics_table
@@ -86,12 +86,12 @@ def run(arguments: Arguments) -> int:
     add_figures(arguments, detected, evaluation)
     written = write_results(arguments, detected, evaluation)
     for line in list_dropped(annotations):
-        print(line)
-    Console().print(metrics_table(evaluation.metrics))
+        say(line)
+    make_console().print(metrics_table(evaluation.metrics))
     if "errors" in evaluation.metrics:
-        print(errors_line(evaluation.metrics["errors"]))
+        say(errors_line(evaluation.metrics["errors"]))
     images = len(annotations.records)
-    print(f"{images} images; {', '.join(written)} are in {arguments.output}")
+    say(f"{images} images; {', '.join(written)} are in {arguments.output}")
     return 0
 
 
@@ -102,7 +102,7 @@ def read_detections(arguments: SplitOptions, file: str) -> Detected:
     annotations = read_split(arguments, None)
     results, elsewhere = read_results(Path(file), annotations)
     if elsewhere:
-        print(f"left out {elsewhere} detections in images that are not in the split")
+        say(f"left out {elsewhere} detections in images that are not in the split")
     return Detected(annotations, results, collect_detections(results, annotations, file))
 
 
@@ -189,6 +189,6 @@ def write_results(arguments: Arguments, detected: Detected, evaluation: "Evaluat
     try:
         write_report(output / "report.html", annotations, evaluation, diagnosis, facts)
     except ImportError as error:
-        print(f"no report.html: {error}")
+        say(f"no report.html: {error}")
         return written
     return [*written, "report.html"]

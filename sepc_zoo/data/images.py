@@ -292,6 +292,8 @@ def padded_size(image: Tensor, multiple: int) -> tuple[int, int]:
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn errors of decoding into an ImageError that names the file."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe might never end
+            raise ValueError("is a folder, pipe or device, no file")
         yield
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{os.fspath(path)}: not an image, or of an unknown format") from error

@@ -1,20 +1,29 @@
-"""Loading batches through interruptions: signals to the process group, and workers that die."""
+"""Loading batches through interruptions: signals to the process group, and workers that die.
+
+A batch that does not fit into the shared memory (64 MiB in Docker) is copied through a pipe.
+"""
 
 import atexit
 import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
+from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import DataLoader
 
 from sepc_zoo.data.dataset import Batch
 
 WORKER_DIED = "DataLoader worker"  # start of torch's message about a dead worker
+MIN_SHARED = 2**16  # bytes from which a tensor goes into shared memory
 PASSED_ON = "Caught "  # start of torch's message about an error in a living worker
 
 
@@ -30,11 +39,13 @@ class ResilientLoader:
             text ``problem``.
         on_worker_death: Gets torch's message; raises where the deaths are too many.
         on_unreadable: Gets the messages of a batch's images that cannot be read.
+        waiting: Makes a context for each wait for a batch.
     """
 
     loader: DataLoader
     on_worker_death: Callable[[str], object]
     on_unreadable: Callable[[list[str]], object]
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -51,13 +62,18 @@ class ResilientLoader:
                 loader.set_epoch(epoch)
             first = start
             try:
-                for batch in loader:
+                batches = None
+                while True:
+                    with self.waiting():
+                        batches = iter(loader) if batches is None else batches
+                        batch = next(batches, None)
+                    if batch is None:
+                        return
                     if start == first:  # the workers have just been started
                         restore_child_handler(handler)
                     start += 1
                     self.on_unreadable(unreadable_in(batch))
                     yield batch
-                return
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if not is_worker_death(error):
                     raise
@@ -100,23 +116,36 @@ def _is_torchs(handler: Any) -> bool:
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let workers survive SIGINT and SIGTERM to the whole process group (Ctrl-C, timeout, Slurm).
+    """Let workers survive signals to the whole process group, and a shared memory that is full.
 
-    The step or validation in progress needs them to finish. They end with this process.
+    The step in progress needs them to finish (Ctrl-C, timeout, Slurm). They end with this process.
     """
-    loader.worker_init_fn = _ignore_signals
-    atexit.unregister(_kill_workers)
-    atexit.register(_kill_workers)
+    loader.worker_init_fn = _prepare_worker
+    atexit.unregister(kill_workers)
+    atexit.register(kill_workers)
     return loader
 
 
-def _ignore_signals(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+def _prepare_worker(_: int) -> None:
+    ForkingPickler.register(Tensor, _send_tensor)
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _kill_workers() -> None:
-    """Kill workers at exit: Python would send them SIGTERM, which they ignore, and wait."""
+def kill_workers() -> None:
+    """Kill all workers, which ignore the SIGTERM that Python sends at exit, and may be stuck."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
+
+
+def _send_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    """How a worker hands over a tensor: in shared memory, or as bytes where that is full.
+
+    Torch alone would drop the batch, and the loader wait for it for ever. Small tensors would each
+    take a file descriptor.
+    """
+    if tensor.nbytes >= MIN_SHARED:
+        with suppress(RuntimeError, OSError):
+            return reduce_tensor(tensor.share_memory_())
+    return torch.from_numpy, (tensor.detach().numpy(),)

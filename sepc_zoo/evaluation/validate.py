@@ -1,7 +1,7 @@
 """Validation: run a model on a data set and evaluate its detections."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -11,13 +11,15 @@ from torch.utils.data import DataLoader
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.data.images import ImageError
+from sepc_zoo.data.resilient_loader import ResilientLoader
 from sepc_zoo.evaluation.metrics import Evaluation, evaluate
 from sepc_zoo.evaluation.results import CocoResult, collect_detections
 from sepc_zoo.inference.detections import coco_results
-from sepc_zoo.inference.loader import ImageFile, ImageFiles, detect_files, image_loader
+from sepc_zoo.inference.loader import ImageFiles, detect_files, image_loader
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views
 from sepc_zoo.models.detector import Detector
+from sepc_zoo.terminal import printable
 
 MAX_UNREADABLE = 10  # images that may have become unreadable since the data set was read
 
@@ -37,14 +39,15 @@ def validation_loader(
 def validate_model(
     accelerator: Accelerator,
     model: nn.Module,
-    loader: Iterable[list[ImageFile]],
+    loader: DataLoader | ResilientLoader,
     annotations: Annotations,
+    after_batch: Callable[[], object] = lambda: None,
 ) -> tuple[Evaluation, list[CocoResult]]:
     """Run a model on a split; return COCO's evaluation and the detections, in all processes.
 
     Arguments and errors are those of ``detect_split``.
     """
-    results = detect_split(accelerator, model, loader, annotations)
+    results = detect_split(accelerator, model, loader, annotations, after_batch)
     return evaluate(collect_detections(results, annotations, "detections"), annotations), results
 
 
@@ -52,8 +55,9 @@ def validate_model(
 def detect_split(
     accelerator: Accelerator,
     model: nn.Module,
-    loader: Iterable[list[ImageFile]],
+    loader: DataLoader | ResilientLoader,
     annotations: Annotations,
+    after_batch: Callable[[], object] = lambda: None,
 ) -> list[CocoResult]:
     """Run a model on a split; return the detections by image id, in all processes.
 
@@ -65,6 +69,8 @@ def detect_split(
             running statistics of the main process, which are the saved ones.
         loader: what ``validation_loader`` returned for ``annotations``.
         annotations: the split, with the model's labels.
+        after_batch: called after each batch by all processes, but for the last one of some of them;
+            an exception that it raises in all of them ends the validation.
 
     Raises:
         ImageError: more than ``MAX_UNREADABLE`` images, or all of them, can no longer be read.
@@ -74,7 +80,8 @@ def detect_split(
     broadcast(list(detector.buffers()))  # changes them in place
     own: list[tuple[int, list[CocoResult], str]] = []
     bar = progress_bar(loader, "validate", leave=False, disable=not accelerator.is_main_process)
-    for files in bar:  # batches differ in number between processes: no collective call in here
+    num_common = min(gather_object([len(loader)]))  # some processes have a batch more
+    for i, files in enumerate(bar, start=1):
         with accelerator.autocast():
             detected = detect_files(detector, files)
         for file, detections in detected:
@@ -83,13 +90,15 @@ def detect_split(
             if detections is not None:
                 results = coco_results(image_id, detections, annotations.category_ids)
             own.append((image_id, results, file.problem))
+        if i <= num_common:
+            after_batch()
     images = sorted(gather_object(own), key=lambda image: image[0])
     _check_complete([image_id for image_id, _, _ in images], annotations)
     unreadable = [problem for _, _, problem in images if problem]
     _check_readable(unreadable, annotations)
     if accelerator.is_main_process:
         for problem in unreadable:
-            bar.write(f"counted as an image without detections: {problem}")
+            bar.write(printable(f"counted as an image without detections: {problem}"))
     return [result for _, results, _ in images for result in results]
 
 

@@ -107,7 +107,9 @@ def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], 
         TypeError: the source is of no such type.
         ValueError: pixels of another shape, type or range.
     """
-    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+    if isinstance(source, str | os.PathLike):
+        source = Path(source).expanduser()
+    if isinstance(source, Path) and source.is_dir():
         return _readable_images(list_images(source), channels), False
     if isinstance(source, Tensor) and source.ndim == 4:
         source = list(source)

@@ -1,9 +1,11 @@
 """The state of a run: saved as a whole, and loaded to resume it."""
 
+import hashlib
 import io
 import math
 import pickle
 import random
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,10 +16,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from sepc_zoo.data import Annotations
 from sepc_zoo.errors import UserError
 from sepc_zoo.files import write_atomically
 
-STATE_FILE = "state.pt"
+STATE_FILE, PREVIOUS_FILE = "state.pt", "state.previous.pt"
 RANDOM = "random"  # entry of the state: the random numbers of each process
 
 
@@ -40,6 +43,8 @@ class Progress:
 
     images: int = 0  # images of the training split
     batches: int = 0  # batches per epoch of each process
+    train_data: str = ""  # ``digest`` of the training split
+    val_data: str = ""  # ``digest`` of the validation split
     step: int = 0  # finished steps of the optimizer
     epoch: int = 0  # finished epochs, with their validation
     best_ap: float = -math.inf  # COCO's AP is -1 where there is nothing to find
@@ -57,6 +62,12 @@ class Progress:
                     f"an epoch had {state[name]} {name} when the run was saved, now it has {now}: "
                     "resume with the same data"
                 )
+        for split in ("train", "val"):
+            if state[f"{split}_data"] != getattr(self, f"{split}_data"):
+                raise ResumeError(
+                    f"the {split} split is not the one that the run was saved with: classes, image "
+                    "files, boxes or their order differ; resume with the same data"
+                )
         for entry in fields(self):
             setattr(self, entry.name, state[entry.name])
 
@@ -71,8 +82,10 @@ def save_state(parts: Mapping[str, Stateful], run: Path) -> None:
     process = PartialState()
     if process.is_main_process:
         state = {name: part.state_dict() for name, part in parts.items()} | {RANDOM: random_numbers}
+        previous = run / PREVIOUS_FILE
         try:
-            write_atomically(run / STATE_FILE, lambda file: write_state(state, file))
+            previous.unlink(missing_ok=True)  # three states at a time may not fit on the disk
+            write_atomically(run / STATE_FILE, lambda file: write_state(state, file), previous)
         except OSError as error:
             raise OSError(f"the state of the run cannot be written to {run}: {error}") from error
     process.wait_for_everyone()
@@ -85,14 +98,30 @@ def write_state(state: Mapping[str, Any], file: Path) -> None:
     file.write_bytes(content.getbuffer())
 
 
-def load_state(parts: Mapping[str, Stateful], run: Path) -> None:
-    """Load the last state of a run into its parts.
+def is_saved(run: Path) -> bool:
+    """Whether a folder has a state to resume from."""
+    return any((run / name).is_file() for name in (STATE_FILE, PREVIOUS_FILE))
+
+
+def load_state(parts: Mapping[str, Stateful], run: Path) -> str:
+    """Load the last state of a run into its parts, or the one before where it is damaged.
+
+    Returns:
+        What is damaged, or "".
 
     Raises:
-        ResumeError: it is damaged, or was saved by another number of processes or with other data.
+        ResumeError: both are damaged, or it was saved by another number of processes or with other
+            data.
     """
-    file = run / STATE_FILE
-    state, process = read_state(file), PartialState()
+    file, damage = run / STATE_FILE, ""
+    try:
+        state = read_state(file)
+    except ResumeError as error:
+        if zipfile.is_zipfile(file) or not (run / PREVIOUS_FILE).is_file():
+            raise  # a whole file that was refused, or the only one
+        file = run / PREVIOUS_FILE
+        state, damage = read_state(file), f"{str(error).partition('. ')[0]}; took {file} instead"
+    process = PartialState()
     random_numbers = state.pop(RANDOM, [])
     if len(random_numbers) != process.num_processes:
         raise ResumeError(
@@ -109,6 +138,7 @@ def load_state(parts: Mapping[str, Stateful], run: Path) -> None:
         raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ResumeError(f"{file} does not fit the run: {error}") from error
+    return damage
 
 
 def read_state(file: Path) -> dict[str, Any]:
@@ -148,3 +178,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def digest(annotations: Annotations) -> str:
+    """Identify a split by its classes, images and boxes in their order; folders do not count."""
+    records = annotations.records
+    names = [records.path(i).name for i in range(len(records))]
+    content = hashlib.sha256(repr((annotations.label_names, names)).encode())
+    for column in (records.image_ids, records.sizes, records.starts, *records.columns()):
+        content.update(column.tobytes())
+    return content.hexdigest()

@@ -31,7 +31,7 @@ class CsvFile:
             writer.writerow(row)
 
     def keep(self, is_kept: Callable[[Mapping[str, str]], bool]) -> None:
-        """Drop all other rows, and a last one that was cut off."""
+        """Drop all other rows, and what a full disk or a power cut has left at the end."""
         if not PartialState().is_main_process:
             return
         kept = [row for row in self.read() if is_kept(row)]
@@ -41,10 +41,13 @@ class CsvFile:
             self.path.unlink(missing_ok=True)
 
     def read(self) -> list[dict[str, str]]:
-        """Read all whole rows; a full disk may have cut off the last one."""
+        """Read all whole rows.
+
+        A full disk may have cut off the last one, a power cut leaves zero bytes.
+        """
         if not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            text = file.read()
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            text = file.read().partition("\0")[0]
         whole = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
         return [row for row in whole if None not in (*row, *row.values())]

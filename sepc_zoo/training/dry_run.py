@@ -18,6 +18,7 @@ from sepc_zoo.data.images import resized_size
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
 from sepc_zoo.training.logging import used_memory
+from sepc_zoo.training.needs import Need, list_needs
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.run import Run
@@ -47,6 +48,7 @@ class Forecast:
     validation_seconds: float  # per validation
     run_seconds: float
     repeated: str  # classes whose images are repeated; empty: none were asked for
+    needs: list[Need]  # of memory shared with workers, of descriptors and of the disk
 
 
 def forecast(options: TrainOptions) -> Forecast:
@@ -188,6 +190,7 @@ def measure_parts(run: Run) -> Forecast:
         validation_seconds=validation,
         run_seconds=run.num_steps * max(step, read) + num_validations * validation,
         repeated=repeated_classes(run),
+        needs=list_needs(run),
     )
 
 

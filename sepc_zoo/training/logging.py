@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sepc_zoo.data import Annotations
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.metric_names import LOGGED_METRICS
+from sepc_zoo.terminal import printable
 from sepc_zoo.training.csv_file import CsvFile
 
 LOG_FILE, METRICS_FILE = "log.csv", "metrics.csv"
@@ -94,7 +95,7 @@ class Log:
     def say(self, text: str) -> None:
         """Print a line above the progress bar; only in the main process."""
         if self.accelerator.is_main_process:
-            tqdm.write(text)
+            tqdm.write(printable(text))
 
 
 @contextmanager

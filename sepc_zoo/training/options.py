@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,11 @@ from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, o
 
 OPTIONS_FILE = "config.yaml"
 BALANCED = "balanced"
+MAY_CHANGE = {  # options that a resumed run may change; data are compared by their digest
+    *("data", "format", "train_split", "val_split", "drop_bad_boxes"),
+    *("epochs", "max_steps", "patience", "workers", "output", "val_interval", "log_interval"),
+    *("save_interval", "max_faults", "draw_batches", "log_with"),
+}
 FormatName = Literal["coco", "voc", "yolo", "hf"]
 Schedule = Literal["multistep", "cosine"]
 RecipeName = Literal["auto", "paper", "small", "strong"]
@@ -302,7 +308,7 @@ class TrainOptions(
 
 def write_options(options: TrainOptions) -> None:
     """Write the options to ``config.yaml`` in the run folder."""
-    text = yaml.safe_dump(as_dict(options), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(as_dict(absolute(options)), sort_keys=False, allow_unicode=True)
     path = Path(options.output) / OPTIONS_FILE
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
@@ -324,3 +330,40 @@ def read_options(run: str | Path) -> TrainOptions:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
         raise TrainError(f"{run} is no run folder to resume: {error}") from error
     return dataclasses.replace(options, output=str(run))
+
+
+def check_changes(options: TrainOptions) -> None:
+    """Compare the options of a resumed run with those it was started with.
+
+    Raises:
+        TrainError: an option differs that the numbers depend on.
+    """
+    known, asked = as_dict(read_options(options.output)), as_dict(absolute(options))
+    given = {name for name, value in asked.items() if value not in (None, "auto", known[name])}
+    changed = given - MAY_CHANGE  # what is not given is what the run has settled
+    if changed:
+        raise TrainError(
+            "--resume takes the options that the run was started with, as its numbers depend on "
+            f"them, but {_flags(changed)} would change; they are in "
+            f"{Path(options.output) / OPTIONS_FILE}. Others may change: {_flags(MAY_CHANGE)}"
+        )
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+
+
+def absolute(options: TrainOptions) -> TrainOptions:
+    """The options with whole paths, which mean the same from any folder."""
+
+    def whole(text: str) -> str:
+        prefix, colon, path = text.rpartition("local-dir:")
+        return f"{prefix}{colon}{Path(path).absolute()}" if Path(path).exists() else text
+
+    file = options.backbone_checkpoint
+    return dataclasses.replace(
+        options,
+        data=tuple(map(whole, options.data)),
+        model=whole(options.model),
+        backbone_checkpoint=whole(file) if file else None,
+    )

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -18,9 +19,9 @@ from sepc_zoo.training import setup
 from sepc_zoo.training.accelerator import make_accelerator, make_deterministic, make_scaler
 from sepc_zoo.training.advice import advise
 from sepc_zoo.training.callbacks import Callback
-from sepc_zoo.training.checkpoint import Progress, Stateful, load_state
+from sepc_zoo.training.checkpoint import Progress, ResumeError, Stateful, digest, load_state
 from sepc_zoo.training.logging import Log, list_dropped
-from sepc_zoo.training.options import TrainOptions, write_options
+from sepc_zoo.training.options import TrainOptions, check_changes, write_options
 from sepc_zoo.training.recipes import choose_recipe, fill_in, make_optimizer, make_scheduler
 from sepc_zoo.training.resilience.async_scalars import StepResult
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
@@ -43,8 +44,10 @@ class Run:
     def __init__(
         self, options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()
     ) -> None:
-        self.output = Path(options.output)
+        self.output, self.resume = Path(options.output), resume
         setup.check_output(self.output, resume)
+        if resume:
+            check_changes(options)
         if options.deterministic:
             make_deterministic()
         self.accelerator = make_accelerator(options.amp, options.cpu, options.log_with, self.output)
@@ -63,8 +66,12 @@ class Run:
         handlers = self.faults.add_dead_worker, self.faults.add_unreadable
         train = setup.train_loader(options, self.train_data, model, self.accelerator)
         val = validation_loader(self.val_data, model, options.images_per_pass, options.workers)
-        self.train_loader = ResilientLoader(train, *handlers)
-        self.val_loader = ResilientLoader(val, *handlers)
+        self.interrupt = Interrupt()
+        # Of several processes one may not leave the others alone.
+        is_alone = self.accelerator.num_processes == 1
+        waiting = self.interrupt.ends_wait if is_alone else nullcontext
+        self.train_loader = ResilientLoader(train, *handlers, waiting)
+        self.val_loader = ResilientLoader(val, *handlers, waiting)
         self.steps_per_epoch = math.ceil(len(train) / options.grad_accum_steps)
         self.num_steps = options.max_steps or self.recipe.epochs * self.steps_per_epoch
         self.num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)
@@ -81,33 +88,56 @@ class Run:
             model.compile()
         set_seed(options.seed, device_specific=True)  # processes drop different paths
 
-        self.interrupt = Interrupt()
         self.in_flight: deque[StepResult] = deque()  # steps whose results the host has not read
-        self.progress = Progress(images=len(self.train_data.records), batches=len(train))
+        self.progress = Progress(
+            images=len(self.train_data.records),
+            batches=len(train),
+            train_data=digest(self.train_data),
+            val_data=digest(self.val_data),
+        )
         self.saved_step: int | None = None
-        if resume:
-            load_state(self.stateful_parts(), self.output)
-            self.saved_step = self.progress.step
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Collect what must be saved so that the run can be resumed."""
         parts: dict[str, Stateful] = {
             "model": self.detector,
             "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
             "scaler": self.scaler,
             "progress": self.progress,
         }
         stateful = [callback for callback in self.callbacks if isinstance(callback, Stateful)]
         return parts | {type(callback).__name__: callback for callback in stateful}
 
+    def load(self) -> str:
+        """Load the last state of the run; return what is damaged, or "".
+
+        Raises:
+            ResumeError: there is none that fits.
+        """
+        damage, progress = load_state(self.stateful_parts(), self.output), self.progress
+        self.saved_step = progress.step
+        if progress.step > self.num_steps:
+            raise ResumeError(
+                f"{self.output} has made {progress.step} steps, and is to make {self.num_steps}: "
+                "give more --epochs or --max-steps"
+            )
+        if progress.step < self.num_steps:  # perhaps more than before, in an epoch it had ended
+            progress.epoch = min(progress.epoch, progress.step // self.steps_per_epoch)
+        self.scheduler.step_update(progress.step)
+        return damage
+
     def start(self) -> None:
-        """Write the first files, and remove those of steps that will be repeated."""
+        """Load the state, write the first files, and remove those of steps that are repeated.
+
+        Call it while the run folder is locked.
+        """
+        setup.check_output(self.output, self.resume)  # another run may have just ended
+        damage = self.load() if self.resume else ""
         progress = self.progress
         if self.accelerator.is_main_process:
             remove_temporary(self.output)
+            write_options(self.options)
             if self.saved_step is None:
-                write_options(self.options)
                 write_json(self.output / setup.MODEL_FILE, config_to_json(self.detector.config))
                 # A run that ended before its first save may have left these.
                 shutil.rmtree(self.output / SKIPPED_FOLDER, ignore_errors=True)
@@ -123,5 +153,6 @@ class Run:
         news = setup.class_changes(self.options, names) if self.saved_step is None else []
         if self.saved_step is None:
             news += advise(self.options, self.detector.config, self.train_data)
-        for line in (*list_dropped(self.train_data), *list_dropped(self.val_data), *news):
+        dropped = *list_dropped(self.train_data), *list_dropped(self.val_data)
+        for line in (*([damage] if damage else []), *dropped, *news):
             self.log.say(line)

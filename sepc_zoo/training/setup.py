@@ -32,6 +32,7 @@ from sepc_zoo.data.sampling import repeat_factors
 from sepc_zoo.data.sharing import read_once
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
+from sepc_zoo.files import TEMPORARY_NAME
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.options import OptionError
@@ -44,23 +45,50 @@ from sepc_zoo.training.callbacks import (
     EarlyStopping,
     MovingAverage,
 )
-from sepc_zoo.training.checkpoint import STATE_FILE, ResumeError
-from sepc_zoo.training.options import TrainError, TrainOptions
+from sepc_zoo.training.checkpoint import ResumeError, is_saved
+from sepc_zoo.training.logging import LOG_FILE
+from sepc_zoo.training.options import OPTIONS_FILE, TrainError, TrainOptions, read_options
 from sepc_zoo.training.recipes import Recipe, freeze_stages
+from sepc_zoo.training.resilience.faults import FAULTS_FILE, SKIPPED_FOLDER
+from sepc_zoo.training.resilience.lock import LOCK_FILE, OWNER_FILE
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
+FIRST_NAMES = {  # what a run writes before its first state
+    *(OPTIONS_FILE, MODEL_FILE, LOG_FILE, FAULTS_FILE, SKIPPED_FOLDER, "batches", "tracking"),
+}
 MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
 MAX_NAMES = 8  # classes that a message lists
 
 
 def check_output(output: Path, resume: bool) -> None:
-    """Refuse to overwrite a run, and to resume one that does not exist."""
-    is_saved = (output / STATE_FILE).is_file()
-    if resume and not is_saved:
-        raise ResumeError(f"{output} has no state to resume from; start it again without --resume")
-    if is_saved and not resume:
+    """Refuse to overwrite a run or other files, and to resume a run that does not exist.
+
+    A run that ended before its first save may be started again.
+    """
+    if resume:
+        if not is_saved(output):
+            raise ResumeError(
+                f"{output} has no state to resume from; start it again without --resume"
+            )
+        return
+    if is_saved(output):
         raise TrainError(
             f"{output} holds a run: go on with --resume {output}, or choose another --output"
+        )
+    if not output.is_dir():
+        return
+    there = {p.name for p in output.iterdir() if not TEMPORARY_NAME.fullmatch(p.name)}
+    there -= {LOCK_FILE, OWNER_FILE}
+    others = sorted(there - FIRST_NAMES)
+    if there and not others:
+        try:
+            read_options(output)
+        except TrainError:
+            others = sorted(there)
+    if others:
+        raise TrainError(
+            f"{output} is not empty: {shorten(others)} would be mixed with the run; choose another "
+            "--output"
         )
 
 

@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import numpy as np
 from accelerate import PartialState
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from sepc_zoo.data import Annotations
 from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.options import default_text
+from sepc_zoo.terminal import make_console
 from sepc_zoo.training.recipes import warmup_steps
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.setup import shorten
@@ -74,7 +74,7 @@ def show(rows: dict[str, str]) -> None:
     for name, text in rows.items():
         if text:
             table.add_row(f"[bold]{name}[/]", escape(text))
-    Console().print(table)
+    make_console().print(table)
 
 
 def repeated_classes(run: Run) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.data import Batch
 from sepc_zoo.data.images import ImageError
+from sepc_zoo.data.resilient_loader import kill_workers
 from sepc_zoo.evaluation.validate import validate_model
 from sepc_zoo.files import write_json
 from sepc_zoo.models.detector import Detector
@@ -24,11 +26,13 @@ from sepc_zoo.training.checkpoint import save_state
 from sepc_zoo.training.dry_run import settle_batch_size
 from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
 from sepc_zoo.training.logging import quiet_tracker_threads
+from sepc_zoo.training.needs import list_needs
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.resilience.async_scalars import AsyncScalars, StepResult, max_in_flight
 from sepc_zoo.training.resilience.faults import FaultError, any_not_finite
-from sepc_zoo.training.resilience.signals import SIGNALS, Interrupted
+from sepc_zoo.training.resilience.lock import locked
+from sepc_zoo.training.resilience.signals import SIGNALS, Interrupted, WaitEnded
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import describe, show, show_end
 
@@ -38,7 +42,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a model, validate it after each epoch, and write a run folder.
 
-    It can be called from any thread; SIGINT and SIGTERM save the run where that is the main one.
+    It can be called from any thread; signals save the run where that is the main one.
 
     Args:
         resume: continue the run in ``options.output``.
@@ -49,20 +53,32 @@ def train(
 
     Raises:
         ConfigError, DataError, HubError, TrainError: before the first step, with all that is wrong.
-        TrainError: the run cannot go on, because of too many faults or a full disk.
-        Interrupted: SIGINT or SIGTERM arrived; the state was saved.
+        TrainError: the run cannot go on, because of too many faults, a full disk or a lost machine.
+        Interrupted: SIGINT, SIGTERM or SIGHUP arrived; the state was saved.
     """
     run = Run(settle_batch_size(options), resume, callbacks)
     begin = time.monotonic()
     try:
-        run.start()
-        show(describe(run))
-        with run.interrupt, quiet_tracker_threads(), closing(run.log.bar):
-            metrics = fit(run)
+        with locked(run.output):
+            run.start()
+            show(describe(run))
+            for need in list_needs(run) if not resume else []:
+                if not need.fits:
+                    run.log.say(str(need))
+            with run.interrupt, quiet_tracker_threads(), closing(run.log.bar):
+                metrics = fit(run)
         show_end(run, time.monotonic() - begin)
         return metrics
     except (FaultError, ImageError, OSError) as error:
         raise TrainError(f"the run cannot go on: {error}\n{how_to_go_on(run)}") from error
+    except RuntimeError as error:
+        if run.accelerator.num_processes == 1 or not is_lost_connection(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise TrainError(
+            f"the run cannot go on: another process or machine is gone or hangs ({reason:.200})\n"
+            f"{how_to_go_on(run)}"
+        ) from error
     finally:
         with suppress(OSError):  # a tracker on a full disk; it was reported before
             run.accelerator.finish_trackers()
@@ -85,8 +101,9 @@ def fit(run: Run) -> dict[str, Any]:
                     log=progress.step % options.log_interval == 0,
                     save=progress.step % options.save_interval == 0,
                 )
-            finish_step(run, log=True)
-            if epoch + 1 == run.num_epochs or (epoch + 1) % options.val_interval == 0:
+            is_validated = epoch + 1 == run.num_epochs or (epoch + 1) % options.val_interval == 0
+            finish_step(run, log=True, save=is_validated and run.saved_step != progress.step)
+            if is_validated:
                 metrics = validate(run, epoch + 1)
             progress.epoch = epoch + 1
             finish_step(run, save=True)
@@ -94,6 +111,9 @@ def fit(run: Run) -> dict[str, Any]:
         run.log.say(str(stop))
         if run.saved_step != progress.step:
             finish_step(run, log=True, save=True)
+    except WaitEnded:  # by a signal, between two steps
+        kill_workers()
+        finish_step(run, log=True)
     return metrics | {"best_AP": progress.best_ap}
 
 
@@ -173,6 +193,11 @@ def finish_step(run: Run, log: bool = False, save: bool = False) -> None:
         write_log(run)
     if save or any(signals):
         save_run(run)
+    end_on_signal(run, signals)
+
+
+def end_on_signal(run: Run, signals: Sequence[float]) -> None:
+    """End a run that is saved if a process has got a signal."""
     for number, arrived in zip(SIGNALS, signals, strict=True):
         if arrived:
             raise Interrupted(how_to_go_on(run), status=128 + number)
@@ -226,6 +251,11 @@ def save_run(run: Run) -> None:
     call(run, "after_save")
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error of torch means that another process does not answer."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def how_to_go_on(run: Run) -> str:
     if run.saved_step is None:
         return f"nothing was saved yet in {run.output}; start the run again"
@@ -236,7 +266,11 @@ def validate(run: Run, epoch: int) -> dict[str, Any]:
     """Validate the model after an epoch, and save it as the last and, if it is, the best one."""
     try:
         evaluation, results = validate_model(
-            run.accelerator, run.evaluated, run.val_loader, run.val_data
+            run.accelerator,
+            run.evaluated,
+            run.val_loader,
+            run.val_data,
+            after_batch=lambda: end_on_signal(run, flags_now(run)[:-1]),
         )
     except ImageError:  # too many images cannot be read
         save_run(run)

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from sepc_zoo.config import merge_entries
 from sepc_zoo.errors import UserError
 from sepc_zoo.options import OptionError, as_dict, flatten, option_fields, strip_none
+from sepc_zoo.terminal import say
 from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callbacks import Callback, Stop
 from sepc_zoo.training.checkpoint import STATE_FILE
@@ -163,7 +164,7 @@ def run_trial(study: Study | None, trial: Trial | None, options: TrainOptions) -
         return
     trial.set_user_attr("problem", failure)
     study.tell(trial, state=TrialState.FAIL)
-    print(f"trial {trial.number} failed: {failure}")
+    say(f"trial {trial.number} failed: {failure}")
     states = [t.state for t in study.trials]
     if states.count(TrialState.FAIL) >= MAX_FAILED and TrialState.COMPLETE not in states:
         raise TuneError(f"the first {MAX_FAILED} trials failed, the last with {failure}")

@@ -97,6 +97,39 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
     refused(folder, r"head.box.bias is \(5,\), not \(4,\)")
 
 
+def spoil(value):
+    return lambda tensor: tensor.flatten().index_fill(0, torch.tensor([3]), value).view_as(tensor)
+
+
+IMPOSSIBLE = {
+    "integers": (lambda tensor: tensor.to(torch.int32), "of type int"),
+    "bytes": (lambda tensor: tensor.to(torch.uint8), "of type int"),
+    "truths": (lambda tensor: tensor > 0, "of type bool"),
+    "complex": (lambda tensor: tensor.to(torch.complex64), "of type complex"),
+    "all NaN": (lambda tensor: torch.full_like(tensor, torch.nan), "NaN or infinite"),
+    "all infinite": (lambda tensor: torch.full_like(tensor, -torch.inf), "NaN or infinite"),
+    "one NaN": (spoil(torch.nan), "NaN or infinite"),
+    "one infinite half": (lambda tensor: spoil(torch.inf)(tensor.half()), "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_weights_that_cannot_be_right_are_refused_wherever_they_come_from(kind, folder, model):
+    change, expected = IMPOSSIBLE[kind]
+    key = "head.cls.weight"
+    edit_state(folder, lambda state: state.update({key: change(state[key])}))
+    refused(folder, f"{key} has values .*{expected}")
+    state = {key: change(model.state_dict()[key])}
+    assert len(misfits(state, {key: model.state_dict()[key]})) == 1  # what converters ask
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_precision_are_taken(kind, folder):
+    key = "head.cls.weight"
+    edit_state(folder, lambda state: state.update({key: state[key].to(kind)}))
+    assert load_model(folder).state_dict()[key].dtype == torch.float32
+
+
 def test_a_long_list_of_misfits_is_cut(folder):
     edit_state(folder, lambda state: [state.pop(key) for key in list(state)[3:]])
     assert len(refused(folder, "and [0-9]+ more").splitlines()) == 22

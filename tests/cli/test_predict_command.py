@@ -81,7 +81,7 @@ def test_an_interrupted_prediction_ends_with_the_status_of_the_signal(
     monkeypatch.setattr(Detections, "save", save_with_signal)
     flags = ("--output", tmp_path / "out", "--batch-size", 1, "--workers", 0)
     assert call("predict", images, "--model", model, *flags) == 143
-    assert_refused(capsys, "stopped after ", "detections.json is not written")
+    assert_refused(capsys, "stopped; pictures made until then", "detections.json is not written")
     names = [path.name for path in (tmp_path / "out").iterdir()]
     assert set(names) <= {"a_boxes.jpg", "b_boxes.jpg"}
 
@@ -139,3 +139,37 @@ def test_a_image_of_an_uncommon_format_gives_a_png(model, shapes, tmp_path):
 def test_pictures_are_not_written_among_the_images(model, images, capsys):
     assert call("predict", images, "--model", model, "--output", images) == 2
     assert_refused(capsys, "--output")
+
+
+def test_several_sources_and_their_folders_keep_their_names(model, images, tmp_path, monkeypatch):
+    inner = images / "inner"
+    inner.mkdir()
+    (images / "b.jpg").rename(inner / "a.jpg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ("--recursive", "--output", "~/out", "--workers", 0)
+    assert call("predict", "~/images/a.jpg", "~/images/inner", "--model", model, *flags) == 0
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [row["file_name"] for row in content["images"]] == ["a.jpg", "inner/a.jpg"]
+    assert (tmp_path / "out" / "inner" / "a_boxes.jpg").exists()
+
+
+def test_a_full_disk_is_told_for_each_file_that_it_costs(model, images, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_boxes.jpg").mkdir()  # stands for a picture that cannot be written
+    (tmp_path / "out" / "detections.json").mkdir()
+    assert call("predict", images, "--model", model, "--output", tmp_path / "out") == 1
+    assert_refused(capsys, "a.jpg: its picture cannot be written", "detections.json: cannot be")
+    assert (tmp_path / "out" / "b_boxes.jpg").is_file()
+
+
+def test_names_that_are_no_utf8_or_control_a_terminal_are_escaped(model, images, tmp_path, capsys):
+    odd = os.fsdecode(b"caf\xe9 \x1b[31m.jpg")
+    (images / "a.jpg").rename(images / odd)
+    (images / "b.jpg").write_bytes(b"no image \x1b]0;title\x07")
+    (images / "b.jpg").rename(images / "\x1b[2J.jpg")
+    assert call("predict", images, "--model", model, "--output", tmp_path / "out") == 1
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [row["file_name"] for row in content["images"]] == [odd]
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said
+    assert r"\x1b[2J.jpg: not an image" in said

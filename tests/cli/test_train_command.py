@@ -201,7 +201,7 @@ def test_train_runs_and_resumes(shapes, tmp_path, capsys):
     assert call(*flags, "--resume", tmp_path / "run") == 0
     capsys.readouterr()
     assert call("train", "--resume", tmp_path / "run", "--lr", 0.1, "--no-freeze-bn") == 2
-    assert_refused(capsys, "the options that the run was started with, which --lr would change")
+    assert_refused(capsys, "its numbers depend on them, but --lr would change")
     assert read_options(tmp_path / "run").freeze_bn is False
 
 

@@ -1,13 +1,16 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from sepc_zoo.data.resilient_loader import ResilientLoader
+from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
 
 
 class Item:
@@ -100,3 +103,62 @@ def test_messages_of_unreadable_images_are_passed_on():
     loader = DataLoader([Item(), broken], collate_fn=list)
     list(ResilientLoader(loader, pytest.fail, messages.append))
     assert messages == [[], ["a.jpg: broken"]]
+
+
+class Large(Dataset):
+    """Four tensors that would go into shared memory, and small ones."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        item = Item()
+        item.large, item.small = torch.full((3, 200, 200), index), torch.arange(index)
+        return item
+
+
+def refuse(*_):
+    raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_batches_come_whole_also_where_the_shared_memory_is_full(is_full, monkeypatch):
+    """Workers are forked, and so have the patch."""
+    if is_full:
+        monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    loader = shield_workers(DataLoader(Large(), 2, num_workers=2, collate_fn=list))
+    items = [
+        item for batch in ResilientLoader(loader, pytest.fail, lambda _: None) for item in batch
+    ]
+    assert [item.large.unique().tolist() for item in items] == [[0], [1], [2], [3]]
+    assert [item.small.tolist() for item in items] == [[], [0], [0, 1], [0, 1, 2]]
+    assert {item.large.is_shared() for item in items} == {not is_full}
+
+
+IN_SMALL_SHARED_MEMORY = """
+import torch
+from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
+from test_resilient_loader import Large
+from torch.utils.data import DataLoader
+loader = shield_workers(DataLoader(Large(), 1, num_workers=2, collate_fn=list))
+batches = list(ResilientLoader(loader, print, lambda _: None))  # held, so that none is freed
+print([batch[0].large.is_shared() for batch in batches])
+"""
+
+
+@pytest.mark.slow
+def test_a_small_shared_memory_takes_what_fits_and_the_rest_is_copied():
+    """As in a Docker container, whose ``/dev/shm`` has 64 MiB; here 2.5 MiB, and 960 kB an item."""
+    mount = "mount -t tmpfs -o size=2500k tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this user cannot mount a small /dev/shm")
+    paths = [str(Path(__file__).parent), *sys.path]
+    python = [sys.executable, "-c", IN_SMALL_SHARED_MEMORY]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "-", *python],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert sorted(eval(done.stdout)) == [False, False, True, True], done.stderr

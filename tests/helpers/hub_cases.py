@@ -19,6 +19,7 @@ from sepc_zoo.checkpoints.hub import add_to_collection
 
 TINY = {"channels": 8, "num_classes": 3, "neck": {"blocks": 1}}
 MODEL, OTHER = "zoo/cells", "zoo/other"
+PORTAL = "<html><title>Welcome to the airport</title>"
 GET_WEIGHTS = {"path": f"*/{WEIGHTS_FILE}", "method": "GET"}
 
 
@@ -185,6 +186,49 @@ LOADING: dict[str, Case] = {
         lambda s: s.misbehaving(status=429, headers={"Retry-After": "30"}).load(),
         "answered with error 429: try again later",
     ),
+    "captive portal": (
+        lambda s: s.misbehaving(page=PORTAL).load(),
+        "answered without the headers of a hub: a login page of this network",
+    ),
+    "captive portal between hub and weights": (
+        lambda s: s.misbehaving("/storage/*", page=PORTAL).load(),
+        "it is incomplete, or a web page came in its place .log in to this network.; try again",
+    ),
+    "mirror without ETag": (
+        lambda s: s.misbehaving(without=("ETag", "X-Linked-ETag")).load(),
+        "HF_ENDPOINT is no whole mirror",
+    ),
+    "mirror without commits": (
+        lambda s: s.misbehaving(without=("X-Repo-Commit",)).load(),
+        "HF_ENDPOINT is no whole mirror",
+    ),
+    "a path for an ETag": (
+        lambda s: s.misbehaving(headers={"ETag": '"../../../../../../tmp/evil"'}).load(),
+        "an ETag or a commit that is none",
+    ),
+    "a path for a commit": (
+        lambda s: s.misbehaving(headers={"X-Repo-Commit": "../../evil"}).load(),
+        "an ETag or a commit that is none",
+    ),
+    "an ETag that is no name of a file": (
+        lambda s: s.misbehaving(headers={"ETag": f'"{"a" * 3000}"'}).load(),
+        "an ETag or a commit that is none",
+    ),
+    "a size of 10^18": (
+        lambda s: s.misbehaving(headers={"X-Linked-Size": str(10**18)}).load(),
+        "announces or sends 1000000000 GB",
+    ),
+    "a size that is no number": (
+        lambda s: s.misbehaving("*/config.json", headers={"Content-Length": "many"}).load(),
+        "cannot be reached",
+    ),
+    **{
+        f"redirected to {address!r}": (
+            lambda s, a=address: s.misbehaving(status=302, headers={"Location": a}).load(),
+            "cannot be reached|answered without the headers",
+        )
+        for address in ("http://[::1", "http://localhost:99999/x", "//", "", "file:///etc/passwd")
+    },
     "weights: storage error 500": (
         lambda s: s.misbehaving(**GET_WEIGHTS, status=500).load(),
         f"cannot download {WEIGHTS_FILE} of zoo/cells .* try again",

@@ -79,6 +79,8 @@ class Fault:
     method: str = "*"
     times: float = float("inf")  # number of requests that suffer
     status: int | None = None  # the answer
+    page: str | None = None  # a web page in place of the answer
+    without: tuple[str, ...] = ()  # headers that are left out
     headers: Mapping[str, str] = field(default_factory=dict)  # more headers of the answer
     delay: float = 0  # seconds before the answer
     hang_up: bool = False  # close the connection without an answer
@@ -474,7 +476,9 @@ class _Handler(BaseHTTPRequestHandler):
         if (fault.delay and hub.closing.wait(fault.delay)) or fault.hang_up:
             return
         with hub.lock:
-            if fault.status is None:
+            if fault.page is not None:
+                answer = Answer(200, fault.page.encode(), {"Content-Type": "text/html"})
+            elif fault.status is None:
                 answer = hub.answer(request).part(request.headers["Range"])
             else:
                 answer = Refusal(fault.status, f"Something went wrong ({fault.status})").answer
@@ -486,9 +490,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = answer.body if request.method == "HEAD" else fault.spoil(answer.body)
         request.status = answer.status
         self.send_response(answer.status)
-        headers = {**answer.headers, **fault.headers, "Content-Length": str(len(body))}
+        headers = {"Content-Length": str(len(body)), **answer.headers, **fault.headers}
         for name, value in headers.items():
-            self.send_header(name, value)
+            if name not in fault.without:
+                self.send_header(name, value)
         self.end_headers()
         body = b"" if request.method == "HEAD" else body[: fault.cut_after]
         step = max(1, len(body) if fault.rate is None else int(fault.rate / 20))

@@ -136,6 +136,21 @@ QUICK: dict[str, Case] = {
         lambda s: s.misbehaving(redirect=True).load(),
         "redirects in a circle",
     ),
+    **{
+        f"redirected to {address!r}": (
+            lambda s, a=address: s.misbehaving(location=a).load(),
+            "as a server should|refuses it|redirects|cannot be reached|there is no file at",
+        )
+        for address in ("http://[::1", "http://localhost:99999/x", "http:///", "file:///etc/passwd")
+    },
+    "a length of many digits": (
+        lambda s: s.misbehaving(length="9" * 5000).load(),
+        "does not answer as a server should",
+    ),
+    "a mirror with a broken address": (
+        lambda s: s.mirrored("http://[::1").load(),
+        "does not answer as a server should",
+    ),
     "page of a captive portal": (
         lambda s: s.misbehaving(page=PORTAL).load(),
         "a web page came in place of the file",

@@ -23,6 +23,8 @@ class Manners:
         rate: bytes in a second.
         announced: length that is announced in place of the true one; 0 for none.
         wrong: whether a byte is another one.
+        location: where each address redirects to.
+        length: text of the Content-Length.
         times: how many answers are like that; all later ones are good.
     """
 
@@ -35,6 +37,8 @@ class Manners:
     rate: int | None = None
     announced: int | None = None
     wrong: bool = False
+    location: str | None = None
+    length: str | None = None
     times: int = 10**6
 
 
@@ -78,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         manners.times -= 1
         if manners.times < 0:
             manners = Manners()
-        if manners.redirect:
-            self.answer(302, b"", Location=self.path)
+        if manners.redirect or manners.location is not None:
+            self.answer(302, b"", Location=manners.location or self.path)
         elif manners.status is not None:
             self.answer(manners.status, b"<html>sorry")
         elif manners.page is not None:
@@ -108,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(206 if match else 200)
         if manners.announced != 0:
-            headers["Content-Length"] = str(manners.announced or len(body))
+            headers["Content-Length"] = manners.length or str(manners.announced or len(body))
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()

@@ -19,12 +19,14 @@ from torch import nn
 
 from sepc_zoo.cli import main
 from sepc_zoo.data import write_shapes
+from sepc_zoo.evaluation import validate
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.ops.distributed import sum_over_processes
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.callbacks import Callback, DrawSamples
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER
+from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
@@ -287,6 +289,31 @@ def test_a_signal_to_one_process_ends_both_saved(shapes, tmp_path, pair):
         assert [done for done, _ in pair(main_at_step, arguments, 1, None)] == [0, 0]
     for part in ("model", "optimizer"):
         torch.testing.assert_close(state_of(run)[part], state_of(whole)[part], rtol=0, atol=0)
+
+
+def batches_until_signal(options, rank):
+    """Validated batches of this process, and the exit status, if a process gets SIGTERM in one."""
+    batches, original = [], validate.detect_files
+
+    def detect_files(*arguments):
+        batches.append(arguments)
+        if len(batches) == 2 and PartialState().process_index == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        patch.setattr(validate, "detect_files", detect_files)
+        with pytest.raises(Interrupted, match="saved after step 1;") as end:
+            train(options)
+    return len(batches), end.value.status
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_the_validation_of_both_at_the_same_batch(tmp_path, pair):
+    data = write_shapes(tmp_path / "data", train=4, val=13, size=(64, 64))
+    asked = options(data, tmp_path / "run", batch_size=1, max_steps=1)
+    assert pair(batches_until_signal, asked, 1) == [(2, 143), (2, 143)]
 
 
 def weights_by_step(options, rank, step, act: Callable | None):

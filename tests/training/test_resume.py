@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from tiny_runs import (
 
 from sepc_zoo.factory import load_model
 from sepc_zoo.training.callbacks import Callback, DrawSamples
-from sepc_zoo.training.checkpoint import STATE_FILE, ResumeError
+from sepc_zoo.training.checkpoint import PREVIOUS_FILE, STATE_FILE, ResumeError
 from sepc_zoo.training.options import TrainError, read_options
 from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
 from sepc_zoo.training.trainer import train
@@ -88,7 +90,6 @@ def assert_same_run(run, other):
     for name in ("model", "MovingAverage", "optimizer"):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
     assert ours["progress"] == theirs["progress"]
-    assert ours["scheduler"] == theirs["scheduler"]
     assert read_losses(run) == read_losses(other)
     assert read_log(run, "metrics.csv") == read_log(other, "metrics.csv")
     for name in ("last", "best"):
@@ -295,6 +296,16 @@ def test_log_rows_that_were_cut_off_are_dropped(stopped):
     assert [row["step"] for row in read_log(stopped, "metrics.csv")] == ["4"]
 
 
+def test_zero_bytes_at_the_end_of_a_log_are_dropped(stopped):
+    """A power cut leaves them in place of the last rows."""
+    for name in ("log.csv", "metrics.csv"):
+        with (stopped / name).open("ab") as file:
+            file.write(bytes(3000))
+    resume(stopped)
+    assert [row["step"] for row in read_log(stopped)] == ["2", "2", "3", "4", "4"]
+    assert [row["step"] for row in read_log(stopped, "metrics.csv")] == ["2", "4"]
+
+
 def test_a_state_with_code_is_refused_and_its_code_is_not_run(stopped, tmp_path):
     class Code:
         def __reduce__(self):
@@ -308,11 +319,35 @@ def test_a_state_with_code_is_refused_and_its_code_is_not_run(stopped, tmp_path)
     assert not (tmp_path / "was run").exists()
 
 
-@pytest.mark.parametrize("size", [0, 100, 5000])
-def test_a_truncated_state_is_refused_by_name(size, stopped):
-    file = stopped / STATE_FILE
-    file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ResumeError, match=r"state\.pt cannot be resumed from.*--model"):
+def cut(size):
+    return lambda file: file.write_bytes(file.read_bytes()[:size])
+
+
+def blank(file):
+    """What a power cut may leave of a file: its size alone."""
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+DAMAGES = [Path.unlink, cut(0), cut(100), cut(5000), blank]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["gone", "empty", "start", "half", "blank"])
+def test_a_damaged_state_is_replaced_by_the_one_before(damage, stopped_once, stopped, capsys):
+    damage(stopped / STATE_FILE)
+    resume(stopped)
+    said = capsys.readouterr().out
+    assert f"{STATE_FILE} cannot be resumed from" in said
+    assert f"took {stopped / PREVIOUS_FILE} instead" in said
+    other = shutil.copytree(stopped_once, stopped.with_name("other"))
+    resume(other)
+    torch.testing.assert_close(state_of(stopped)["model"], state_of(other)["model"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", DAMAGES[1:], ids=["empty", "start", "half", "blank"])
+def test_two_damaged_states_are_refused_by_name(damage, stopped):
+    for name in (STATE_FILE, PREVIOUS_FILE):
+        damage(stopped / name)
+    with pytest.raises(ResumeError, match=r"previous\.pt cannot be resumed from.*--model"):
         resume(stopped)
 
 
@@ -346,6 +381,91 @@ def test_other_data_is_refused(shapes, tmp_path, monkeypatch):
     edit_json(data / "annotations" / "instances_train.json", add_image)
     with pytest.raises(ResumeError, match="had 8 images when the run was saved, now it has 9"):
         resume(tmp_path / "run")
+
+
+def swap_classes(content):
+    first, second, *_ = content["categories"]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def swap_labels(content):
+    for box in content["annotations"]:
+        box["category_id"] = {1: 2, 2: 1}.get(box["category_id"], box["category_id"])
+
+
+def reverse_images(content):
+    content["images"].reverse()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("edit", [swap_classes, swap_labels, reverse_images])
+def test_other_data_of_the_same_length_are_refused(edit, split, stopped, shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+    edit_json(data / "annotations" / f"instances_{split}.json", edit)
+    with pytest.raises(ResumeError, match=f"the {split} split is not the one that the run was"):
+        train(replace(read_options(stopped), data=str(data)), resume=True)
+
+
+FREE = {"workers": 1, "log_interval": 2, "save_interval": 1, "max_faults": 3, "patience": 9}
+
+
+def test_a_resumed_run_may_change_what_its_numbers_do_not_depend_on(stopped_once, stopped, shapes):
+    other = shutil.copytree(stopped_once, stopped.with_name("other"))
+    data = copy_of(shapes, stopped.parent)  # the data set was moved
+    train(replace(read_options(stopped), data=str(data), **FREE), resume=True)
+    resume(other)
+    torch.testing.assert_close(state_of(stopped)["model"], state_of(other)["model"], rtol=0, atol=0)
+    again = read_options(stopped)
+    assert again.data == (str(data),)
+    assert {name: getattr(again, name) for name in FREE} == FREE
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [({"lr": 0.1}, "--lr"), ({"batch_size": 2}, "--batch-size"), ({"amp": "bf16"}, "--amp")],
+)
+def test_a_resumed_run_may_not_change_what_its_numbers_depend_on(change, flag, stopped):
+    with pytest.raises(TrainError, match=f"numbers depend on them, but {flag} would change"):
+        train(replace(read_options(stopped), **change), resume=True)
+
+
+def rates(run):
+    """The learning rate by step, of rows with losses."""
+    return {int(row["step"]): float(row["lr"]) for row in read_log(run) if row["lr"]}
+
+
+@pytest.mark.parametrize("length", [{"epochs": 4}, {"epochs": None, "max_steps": 7}])
+def test_a_finished_run_that_gets_longer_follows_the_schedule_of_the_longer_run(
+    length, shapes, tmp_path
+):
+    """Seven steps end inside of an epoch."""
+    asked = {"log_interval": 1, "warmup_steps": 0}
+    run, longer = tmp_path / "run", tmp_path / "longer"
+    train(options(shapes, run, **asked, epochs=None, max_steps=3))
+    train(replace(read_options(run), **{"max_steps": None} | length), resume=True)
+    train(options(shapes, longer, **asked, **length))
+    assert rates(run).keys() == rates(longer).keys()
+    assert {s: lr for s, lr in rates(run).items() if s > 4} == pytest.approx(
+        {s: lr for s, lr in rates(longer).items() if s > 4}
+    )
+    assert [row["epoch"] for row in read_log(run, "metrics.csv")] == ["1", "2", "3", "4"]
+
+
+def test_a_run_cannot_become_shorter_than_it_is(stopped):
+    with pytest.raises(ResumeError, match="has made 3 steps, and is to make 2: give more --epochs"):
+        train(replace(read_options(stopped), epochs=1), resume=True)
+
+
+def test_a_run_resumes_from_another_working_folder(shapes, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(shapes.parent)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        with pytest.raises(Interrupted):
+            train(options(shapes.name, tmp_path / "run"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume("../run")
+    assert state_of(tmp_path / "run")["progress"]["step"] == 4
 
 
 def test_another_number_of_processes_is_refused(stopped):

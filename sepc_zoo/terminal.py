@@ -1,0 +1,34 @@
+"""What commands print: text of others must not control the terminal."""
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+# Control characters but tab and line break, marks that turn text round, odd bytes of file names.
+CONTROL = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor, change colours or the title, or cannot be encoded."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def say(*texts: object, error: bool = False, **how: Any) -> None:
+    """Print, with control characters escaped; ``error`` to the standard error."""
+    print(*(printable(str(t)) for t in texts), file=sys.stderr if error else sys.stdout, **how)
+
+
+def make_console(**how: Any) -> Any:
+    """A console of rich that escapes control characters in what it is given to print."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class SafeConsole(Console):
+        def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
+            for text, style, control in super().render(*args, **kwargs):
+                yield Segment(text if control else printable(text), style, control)
+
+    return SafeConsole(**how)
