@@ -60,9 +60,9 @@ DATA = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", nargs="+", default=["shapes"], help="shapes, or NAME=DIR")
-    parser.add_argument("--methods", nargs="+", default=["retinanet"])
+    parser.add_argument("--methods", nargs="*", default=["retinanet"])
     parser.add_argument(
-        "--necks", nargs="+", default=["fpn", "pconv", "ibn_pconv", "sepc_lite", "sepc"]
+        "--necks", nargs="*", default=["fpn", "pconv", "ibn_pconv", "sepc_lite", "sepc"]
     )
     parser.add_argument("--peers", nargs="*", default=[], choices=[*PEERS], help="of torchvision")
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 300, 1000])
