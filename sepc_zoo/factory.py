@@ -65,7 +65,10 @@ def create_model(
         backbone_kwargs: for ``timm.create_model``. ``{"in_chans": C}`` makes a model for images of
             C channels; without ``weights={"mean": ..., "std": ...}`` of C values, channel ``i`` has
             those of ``i % 3`` of RGB, as timm adapts pretrained weights.
-        cache_dir, revision, token, local_files_only: as in huggingface_hub.
+        cache_dir: as in huggingface_hub, like the three that follow.
+        revision: branch, tag or commit on the hub.
+        token: of the hub; by default that of ``hf auth login``.
+        local_files_only: ask no server.
         config_overrides: entries of ``DetectorConfig``, ``channels=128`` or
             ``postprocess={"iou_threshold": 0.6}``.
 

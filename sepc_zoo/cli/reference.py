@@ -6,10 +6,15 @@ from sepc_zoo.cli import COMMANDS, module_of
 from sepc_zoo.options import markdown_tables
 from sepc_zoo.terminal import say
 
+INTRODUCTION = (
+    "An option `image_size` is `--image-size` on the command line and `image_size` in a YAML file; "
+    "one that is true or false and has no default also has a flag with `--no-`."
+)
+
 
 def reference() -> str:
     """A section for each command: its help, and a table for each group of its options."""
-    sections = ["# Commands"]
+    sections = [f"# Commands\n\n{INTRODUCTION}"]
     for name in COMMANDS:
         command = importlib.import_module(module_of(name))
         sections += [f"## sepc-zoo {name}", (command.__doc__ or "").strip()]

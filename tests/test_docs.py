@@ -1,0 +1,80 @@
+"""The pages of docs/: complete, and true to the package."""
+
+import ast
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sepc_zoo
+from sepc_zoo.cli import COMMANDS, module_of
+from sepc_zoo.cli.arguments import make_parser
+
+PACKAGE = Path(sepc_zoo.__file__).parent
+ROOT = PACKAGE.parent
+DOCS = ROOT / "docs"
+GENERATED = {"benchmarks.md", "coco.md", "commands.md"}
+# Messages of other programs that the FAQ explains.
+FOREIGN = {"operator torchvision::nms does not exist", "sepc-zoo: command not found"}
+
+FOREIGN_FLAGS = {
+    *("--multi_gpu", "--num_processes", "--nproc_per_node", "--nnodes", "--rdzv-backend"),
+    *("--rdzv-endpoint", "--shm-size", "--upgrade"),
+}
+
+
+def read(page):
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def pages_of(nav):
+    for entry in nav:
+        for value in entry.values():
+            yield from pages_of(value) if isinstance(value, list) else [value]
+
+
+def message_texts():
+    """All texts in the package, with … for what is filled in."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", "…") for part in node.values)
+                yield "".join(part if isinstance(part, str) else "…" for part in parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_navigation_has_existing_pages():
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = [*pages_of(config["nav"])]
+    assert len({*pages}) == len(pages)
+    assert {*pages} - GENERATED - {path.name for path in DOCS.glob("*.md")} == set()
+
+
+def test_the_reference_has_every_public_name():
+    text = read("api.md")
+    missing = {name for name in sepc_zoo.__all__ if f"sepc_zoo.{name}" not in text}
+    assert missing == {"__version__"}
+
+
+def test_the_faq_quotes_messages_that_the_package_has():
+    headings = re.findall(r"^### (.*)$", read("faq.md"), re.MULTILINE)
+    quoted = {text.strip("…,: ") for line in headings for text in re.findall(r"`([^`]+)`", line)}
+    texts = "\n".join(message_texts())
+    assert {text for text in quoted - FOREIGN if text not in texts} == set()
+
+
+@cache
+def known_flags():
+    commands = (importlib.import_module(module_of(name)) for name in COMMANDS)
+    parsers = (make_parser("", "", command.Arguments) for command in commands)
+    return {flag for parser in parsers for flag in parser._option_string_actions}
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_flags_in_the_pages_exist(page):
+    used = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", read(page))}
+    assert used - known_flags() - FOREIGN_FLAGS == set()
