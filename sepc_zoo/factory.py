@@ -225,7 +225,10 @@ class ModelInfo:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Parameters, operations and published results of a model, by its name or folder.
+    """Parameters, operations and published results of a model, without building its weights.
+
+    Args:
+        name: as in ``create_model``, or a model folder.
 
     Raises:
         UnknownModelError: the name builds no model.

@@ -236,7 +236,11 @@ def list_backbones() -> list[str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether the name builds a model."""
+    """Whether a name builds a model.
+
+    Args:
+        name: with or without a tag, ``"retinanet_r50_sepc.coco_1x"``.
+    """
     try:
         model_config(name)
     except UnknownModelError:
@@ -248,6 +252,7 @@ def register_model(name: str, base: str, **config_overrides: Any) -> None:
     """Add a row of your own: ``register_model("cells", "fsaf_r18_sepc_lite", channels=128)``.
 
     Args:
+        name: of the new row, for ``create_model``.
         base: the model that it starts from.
         config_overrides: entries of ``DetectorConfig``; a dict changes entries of a nested one.
             ``num_classes`` or ``label_names`` alone will do for other classes.
@@ -284,6 +289,7 @@ def register_neck(name: str, config: NeckConfig) -> None:
     """Add a neck of your own; models are then called ``{method}_{backbone}_{name}``.
 
     Args:
+        name: letters, digits, ``_`` and ``-``.
         config: its entries, of a subclass of ``config.NeckEntry`` with a ``tag`` and the class
             variable ``module``. Several names may share one class.
 

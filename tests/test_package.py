@@ -160,16 +160,17 @@ def test_every_module_is_documented():
 
 
 def public_functions():
-    """Public functions, and the public methods of public classes, by name."""
+    """Public functions, and those of public classes and modules, by name."""
     for name in sorted({*sepc_zoo.__all__} - {"__version__"}):
         value = getattr(sepc_zoo, name)
         if inspect.isfunction(value):
             yield name, value
-        elif inspect.isclass(value):
-            for member, function in vars(value).items():
-                function = getattr(function, "fget", function)
-                if not member.startswith("_") and inspect.isfunction(function):
-                    yield f"{name}.{member}", function
+            continue
+        for member in vars(value) if inspect.isclass(value) else value.__all__:
+            function = inspect.getattr_static(value, member)
+            function = getattr(function, "fget", getattr(function, "__func__", function))
+            if not member.startswith("_") and inspect.isfunction(function):
+                yield f"{name}.{member}", function
 
 
 @pytest.mark.parametrize("name", sorted({*sepc_zoo.__all__} - {"__version__"}))
@@ -181,17 +182,23 @@ def test_every_public_name_is_documented(name):
         assert not value.__doc__.startswith(f"{name}(")  # a dataclass' or a NamedTuple's own
 
 
-def test_public_functions_document_shapes_and_errors():
+def test_public_functions_document_parameters_shapes_and_errors():
     undocumented = set()
     for name, function in public_functions():
         text, source = inspect.getdoc(function) or "", inspect.getsource(function)
-        has_tensors = "Tensor" in str(inspect.get_annotations(function))
+        hints = str(inspect.get_annotations(function)).replace("Mapping[str, torch.Tensor]", "")
+        has_tensors = "Tensor" in hints  # a state dict has tensors of any shape
         if has_tensors and not re.search(r"\([A-Z0-9]\w*,[^)]*\)", text):
             undocumented.add(f"{name}: shapes")
         if re.search(r"raise (?!NotImplemented)", source) and "Raises:" not in text:
             undocumented.add(f"{name}: errors")
         if not text:
             undocumented.add(f"{name}: everything")
+        named = text.partition("Args:")[2]
+        parameters = {*inspect.signature(function).parameters} - {"self", "cls"}
+        if function is sepc_zoo.Detector.predict:
+            parameters -= {"model"}
+        undocumented |= {f"{name}: {p}" for p in parameters if f"    {p}: " not in named}
     assert undocumented == set()
 
 

@@ -68,7 +68,14 @@ class Detections:
         config: DetectorConfig,
         image: Path | Tensor,
     ) -> "Detections":
-        """Keep what a model of ``config`` found in an image with at least a score."""
+        """Keep what a model found in an image with at least a score.
+
+        Args:
+            detections: ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` of ``postprocess``.
+            score_threshold: lowest score of a detection.
+            config: of the model, with the names and ids of its classes.
+            image: the image, as its file or as a uint8 tensor ``(C, H, W)``.
+        """
         kept = detections["scores"] >= score_threshold
         columns = {name: values[kept].cpu() for name, values in detections.items()}
         names, ids = config.label_names, config.category_ids
@@ -118,7 +125,10 @@ class Detections:
         return draw_boxes(image, self.boxes.flip(0), self._captions()[::-1], colors[::-1])
 
     def save(self, path: str | Path) -> None:
-        """Draw the boxes and write the picture; the suffix of ``path`` gives the format.
+        """Draw the boxes and write the picture.
+
+        Args:
+            path: file to write; its suffix gives the format.
 
         Raises:
             ValueError: the suffix is none of ``sepc_zoo.data.images.IMAGE_SUFFIXES``.
@@ -130,7 +140,11 @@ class Detections:
         write_atomically(path, lambda file: image.save(file, quality=92, subsampling=0))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return COCO results of this image, see :func:`coco_results`."""
+        """Return COCO results of this image: a dict for each detection, ready for JSON.
+
+        Args:
+            image_id: the image's id in the annotation file.
+        """
         columns = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
         return coco_results(image_id, columns, self.category_ids)
 

@@ -46,9 +46,10 @@ class Detector(nn.Module):
         self.min_side = 2 * strides[-1] + 1 if self.cropped_cells else 32
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Any:
-        """The raw outputs for images ``(N, 3, H, W)``, normalised; of one type in train and eval.
+        """The raw outputs for a batch of images; of one type in train and eval.
 
         Args:
+            images: ``(N, 3, H, W)``, normalised.
             targets: the ground truth as in ``loss``; only families that sample in training read it.
         """
         raise NotImplementedError
@@ -56,7 +57,9 @@ class Detector(nn.Module):
     def loss_terms(self, outputs: Any, targets: Sequence[Target]) -> Terms:
         """The terms of ``loss`` as sums over this process's images, and the counts to divide by.
 
-        Targets are as in ``loss``: ``boxes (G, 4)``, ``labels (G,)``.
+        Args:
+            outputs: what ``forward`` returned for N images.
+            targets: as in ``loss``: ``boxes (G, 4)``, ``labels (G,)``.
         """
         raise NotImplementedError
 
@@ -66,12 +69,17 @@ class Detector(nn.Module):
         """``boxes (D, 4)``, ``scores (D,)``, ``labels (D,)`` of each image, by falling score.
 
         Args:
+            outputs: what ``forward`` returned for N images.
             image_sizes: height and width of each image inside the batch; boxes are clipped to it.
         """
         raise NotImplementedError
 
     def reset_head(self, old_index: Sequence[int | None]) -> None:
-        """New layers for classes; a class keeps the weights of its old index, if any."""
+        """Make new layers for classes.
+
+        Args:
+            old_index: for each new class the old one whose weights it keeps, or None.
+        """
         raise NotImplementedError
 
     def loss(self, outputs: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -122,7 +130,10 @@ class Detector(nn.Module):
         return self.neck(pyramid)
 
     def pad_small(self, images: Tensor) -> Tensor:
-        """Pad images ``(N, 3, H, W)`` that are too small for the pyramid, to the right and below.
+        """Pad images that are too small for the pyramid, to the right and below.
+
+        Args:
+            images: ``(N, 3, H, W)``.
 
         Raises:
             ValueError: they are no batch of images with the model's number of channels.
@@ -141,7 +152,11 @@ class Detector(nn.Module):
         return side if side >= self.min_side else -(-self.min_side // 32) * 32
 
     def level_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """Height and width in cells of each level of the head, for a batch of this size."""
+        """Height and width in cells of each level of the head.
+
+        Args:
+            image_size: height and width of the batch, pixels.
+        """
         multiple = 1 if self.backbone.rounds_up else self.backbone.max_stride
         height, width = (-(-self._padded_side(side) // multiple) * multiple for side in image_size)
         lost = 2 * self.cropped_cells
@@ -179,6 +194,9 @@ class Detector(nn.Module):
 
         The backbone's batch norms that learn see each batch twice, as everywhere in timm. Neck and
         head do so where their modules have ``grad_checkpointing``, see ``models.recompute``.
+
+        Args:
+            enable: False stores them again.
         """
         self.backbone.body.set_grad_checkpointing(enable)
         for name, part in self.named_children():
@@ -187,12 +205,20 @@ class Detector(nn.Module):
                     setattr(module, "grad_checkpointing", enable)  # noqa: B010
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:  # noqa: ARG002
-        """Layer groups for timm's layer decay: the backbone's stages, then the rest."""
+        """Layer groups for timm's layer decay: the backbone's stages, then the rest.
+
+        Args:
+            coarse: of timm's interface; there is one division only.
+        """
         stages = self.backbone.stages()
         stage_of = {id(p): i for i, parameters in enumerate(stages) for p in parameters}
         group = {n: stage_of.get(id(p), len(stages)) for n, p in self.named_parameters()}
         return lambda name: group.get(name, len(stages))
 
     def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
-        """The detections of images ``(3, h, w)`` uint8, in their own pixels, by falling score."""
+        """The detections of images, in their own pixels, by falling score.
+
+        Args:
+            images: ``(3, h, w)`` uint8, of any sizes.
+        """
         return detect(self, images)
