@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import compress, count
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.data.images import ImageError, check_image, read_size
-from sepc_zoo.data.problems import BAD_BOXES, DataError, Problem
+from sepc_zoo.data.problems import BAD_BOXES, CORRECTED, DataError, Kind, Problem
 
 K = TypeVar("K", bound=Hashable)
+BROKEN_IMAGES: frozenset[Kind] = frozenset(("broken image",))
+DROPPABLE = BROKEN_IMAGES | BAD_BOXES
+IMAGE_HINT = (
+    "Broken images can be left out with skip_bad_images (--skip-bad-images), or for good by "
+    "`sepc-zoo check-data DIR --fix COPY`."
+)
+BOX_HINT = "Boxes like these can be left out with drop_bad_boxes (--drop-bad-boxes)."
 Size = tuple[int, int]  # height, width
 
 
@@ -53,7 +60,8 @@ class Annotations:
     records: tuple[Record, ...]
     label_names: tuple[str, ...]
     category_ids: tuple[int | None, ...]  # the data set's own, by label; None: it lacks the class
-    dropped: tuple[Problem, ...] = ()  # one for each box left out
+    dropped: tuple[Problem, ...] = ()  # one for each box and image left out
+    corrected: tuple[Problem, ...] = ()  # what was not as it should be, but could be read
     federation: Federation | None = None  # None: the file is not one of LVIS
 
 
@@ -90,7 +98,10 @@ class Listing(NamedTuple):
 
 
 def build_annotations(
-    listing: Listing, label_names: Sequence[str] | None = None, drop_bad_boxes: bool = False
+    listing: Listing,
+    label_names: Sequence[str] | None = None,
+    drop_bad_boxes: bool = False,
+    skip_bad_images: bool = False,
 ) -> Annotations:
     """Check a listing, clip its boxes to their images, and turn it into records.
 
@@ -100,6 +111,7 @@ def build_annotations(
             A name that the data set lacks gets the category id None.
         drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, and list
             them in ``dropped``, instead of refusing the data set.
+        skip_bad_images: Likewise for images that cannot be decoded, with their boxes.
 
     Raises:
         DataError: with all problems of the listing, of image files and of boxes.
@@ -122,14 +134,25 @@ def build_annotations(
                 problems.append(clipped)
             else:
                 boxes[-1].append(clipped)
-    bad_boxes = [problem for problem in problems if problem.kind in BAD_BOXES]
-    refused = [problem for problem in problems if problem.kind not in BAD_BOXES]
-    if refused or (bad_boxes and not drop_bad_boxes):
-        hint = "Boxes like these can be left out with drop_bad_boxes." if bad_boxes else ""
-        raise DataError(refused if drop_bad_boxes else refused + bad_boxes, hint)
-    records = _make_records(listing.images, [size or (0, 0) for size, _ in checks], boxes)
+    dropped, refused, hints = [], [p for p in problems if p.kind not in DROPPABLE | CORRECTED], []
+    for kinds, is_asked, hint in (
+        (BROKEN_IMAGES, skip_bad_images, IMAGE_HINT),
+        (BAD_BOXES, drop_bad_boxes, BOX_HINT),
+    ):
+        own = [problem for problem in problems if problem.kind in kinds]
+        dropped += own if is_asked else []
+        refused += [] if is_asked else own
+        hints += [hint] if own and not is_asked else []
+    if refused:
+        raise DataError(refused, "\n".join(hints))
+    corrected = tuple(problem for problem in problems if problem.kind in CORRECTED)
+    is_whole = [problem is None or problem.kind in CORRECTED for _, problem in checks]
+    images, found = (list(compress(rows, is_whole)) for rows in (listing.images, boxes))
+    sizes = [size or (0, 0) for size, _ in compress(checks, is_whole)]
+    records = _make_records(images, sizes, found)
     names, ids = tuple(listing.label_names), tuple(listing.category_ids)
-    return Annotations(records, names, ids, tuple(bad_boxes), federation=listing.federation)
+    listed = tuple(dropped), corrected
+    return Annotations(records, names, ids, *listed, federation=listing.federation)
 
 
 def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
@@ -224,16 +247,27 @@ def _check_file(image: ListedImage) -> tuple[Size | None, Problem | None]:
         size = check_image(image.path)
         if image.size in (None, size):
             return size, None
-        stored = read_size(image.path, upright=False)
+        return size, size_problem(image, size, read_size(image.path, upright=False))
     except ImageError as error:
         return image.size, image_problem(image.path, error)
+
+
+def size_problem(image: ListedImage, size: Size, stored: Size) -> Problem:
+    """Describe an annotated size that is not the upright or the stored one of the file."""
     text = f"annotated as {size_text(image.size)}, but the image is {size_text(size)}"
+    if image.size == size[::-1] and size == stored and fit(image.boxes, size):
+        return Problem("size swapped", str(image.path), text)
     if image.size == stored:
         text += " after its EXIF rotation (the annotation has the size before it)"
-        return size, Problem("size before EXIF rotation", str(image.path), text)
+        return Problem("size before EXIF rotation", str(image.path), text)
     if size != stored:
         text += f" after its EXIF rotation ({size_text(stored)} before it)"
-    return size, Problem("wrong size", str(image.path), text)
+    return Problem("wrong size", str(image.path), text)
+
+
+def fit(boxes: Sequence[ListedBox], size: Size) -> bool:
+    """Whether boxes end inside an image, or not more than a pixel beyond."""
+    return all(box.xyxy[2] <= size[1] + 1 and box.xyxy[3] <= size[0] + 1 for box in boxes)
 
 
 def _make_records(
