@@ -147,9 +147,9 @@ def build_annotations(
         raise DataError(refused, "\n".join(hints))
     corrected = tuple(problem for problem in problems if problem.kind in CORRECTED)
     is_whole = [problem is None or problem.kind in CORRECTED for _, problem in checks]
-    images, found = (list(compress(rows, is_whole)) for rows in (listing.images, boxes))
-    sizes = [size or (0, 0) for size, _ in compress(checks, is_whole)]
-    records = _make_records(images, sizes, found)
+    sizes = [size or (0, 0) for size, _ in checks]
+    images, sizes = [*compress(listing.images, is_whole)], [*compress(sizes, is_whole)]
+    records = _make_records(images, sizes, [*compress(boxes, is_whole)])
     names, ids = tuple(listing.label_names), tuple(listing.category_ids)
     listed = tuple(dropped), corrected
     return Annotations(records, names, ids, *listed, federation=listing.federation)

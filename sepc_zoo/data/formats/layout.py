@@ -74,7 +74,8 @@ class Finder:
 
     def child(self, folder: Path, name: str) -> Path | None:
         """Find a file in a folder by its name, or by one that differs in case or Unicode form."""
-        alike = self.names(folder).get(name) or self.names(folder).get(fold(name), ())
+        names = self.names(folder)
+        alike = names.get(name) or names.get(fold(name)) or []
         if name in alike:
             return folder / name
         return folder / alike[0] if len(alike) == 1 else None
@@ -156,10 +157,21 @@ def split_of(parts: Iterable[str]) -> str | None:
     return next((word for word in words if word), None)
 
 
-def choose_split(split: str, names: Sequence[str], where: object, pattern: str = "{}") -> str:
-    """Find the name that is ``split`` or, failing that, the only one that begins with it.
+def matching_splits(split: str, names: Sequence[str]) -> list[str]:
+    """Find the names that may be meant by ``split``: the same, or else those that begin with it.
 
-    So "train" finds ``Train`` or ``train2017``, and "val" finds ``valid``.
+    So "train" finds ``Train`` or ``train2017``, and "val" finds ``valid`` or ``dev``.
+    """
+    if split in names:
+        return [split]
+    word = split_word(split) or split
+    same = [name for name in names if fold(name) == fold(split)]
+    longer = sorted(name for name in names if fold(name).startswith(fold(split)))
+    return same or longer or [name for name in names if split_word(name) == word]
+
+
+def choose_split(split: str, names: Sequence[str], where: object, pattern: str = "{}") -> str:
+    """Choose the one name that may be meant by ``split``.
 
     Args:
         split: The name asked for.
@@ -168,15 +180,9 @@ def choose_split(split: str, names: Sequence[str], where: object, pattern: str =
         pattern: What a name is part of, for messages.
 
     Raises:
-        DataError: no such name, or several that begin with it.
+        DataError: no such name, or several.
     """
-    if split in names:
-        return split
-    matches = [name for name in names if fold(name) == fold(split)]
-    matches = matches or sorted(name for name in names if fold(name).startswith(fold(split)))
-    matches = matches or [
-        name for name in names if split_word(name) == (split_word(split) or split)
-    ]
+    matches = matching_splits(split, names)
     if len(matches) == 1:
         return matches[0]
     asked = pattern.format(f"{split}*")

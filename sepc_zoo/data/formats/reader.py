@@ -122,7 +122,7 @@ def list_data(roots: Source | Sequence[Source], split: str, format: str | None =
     Raises:
         DataError: an unknown layout, or a missing split.
     """
-    sources = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
+    sources = as_sources(roots)
     if len(sources) == 1:
         return find_data(sources[0], format).list(split)
     listings: list[Listing] = []
@@ -137,6 +137,10 @@ def list_data(roots: Source | Sequence[Source], split: str, format: str | None =
     if problems:
         raise DataError(problems, hint)
     return join_listings(listings, sources)
+
+
+def as_sources(roots: Source | Sequence[Source]) -> list[Source]:
+    return [roots] if isinstance(roots, str | os.PathLike) else list(roots)
 
 
 def find_data(root: Source, format: str | None = None) -> DataSource:
