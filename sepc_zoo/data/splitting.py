@@ -78,7 +78,7 @@ def divide(
         f"(--val-fraction {share:g} --split-seed {seed})"
     )
     reason = "" if has_own else "the data has no validation split: "
-    return Division(*parts, reason + note)
+    return Division(parts[0], parts[1], reason + note)
 
 
 def _select(listing: Listing, indices: Iterable[int]) -> Listing:

@@ -47,7 +47,7 @@ class SourceOptions(FormatOptions):
         "share of the training images to hold out for validation (default: 0.2 where the data has "
         "no validation split)",
         gt=0,
-        lt=1,
+        le=0.9,
     )
     split_seed: int = option(0, "seed of the choice of these images", ge=0)
     split_by: str | None = option(
