@@ -251,6 +251,7 @@ def _assign(
         best = [i for i, rank in zip(alike, ranks, strict=True) if rank == max(ranks)]
         if len(best) != 1:
             text = f"{len(best)} images of the data are named {name!r}"
+            text += "; write more of its path" if best else ""
             problems.append(Problem("missing image", str(file), text))
         elif split_of.setdefault(best[0], split) != split:
             text = f"{name!r} is in {split_of[best[0]]} and in {split}"

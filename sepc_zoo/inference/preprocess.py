@@ -155,7 +155,7 @@ def download_image(url: str) -> bytes:
     try:
         with urlopen(url, timeout=TIMEOUT) as answer:
             data: bytes = answer.read(MAX_DOWNLOAD + 1)
-    except (OSError, ValueError, HTTPException) as error:
+    except (OSError, ValueError, OverflowError, HTTPException) as error:
         raise ImageError(f"{url}: {error}") from error
     if len(data) > MAX_DOWNLOAD:
         raise ImageError(f"{url}: larger than {MAX_DOWNLOAD} bytes")

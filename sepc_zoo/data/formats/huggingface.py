@@ -237,7 +237,9 @@ def _read_metadata(
             missing = "objects" if name else "file_name"
             problems.append(Problem("broken entry", where, f"has no {missing!r}"))
         elif name.startswith(folder):
-            rows.append(Row(where, finder.find(name) or own_file.parent / name, columns))
+            rows.append(
+                Row(where, finder.find(columns["file_name"]) or own_file.parent / name, columns)
+            )
     problems += report_duplicates([row.path for row in rows], "image listed twice", own_file)
     if (root / CLASS_FILE).is_file():
         return rows, _named_classes(read_class_names(root / CLASS_FILE), CLASS_FILE)

@@ -5,6 +5,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ class Finder:
         """Find the file or folder of a path by its longest end that is below a base."""
         if os.path.isabs(text) and os.path.exists(text):
             return Path(text)
+        for base in self.bases:  # archives of Windows may become files with backslashes
+            if "\\" in text and text in self.names(base).get(fold(text), ()):
+                return base / text
         parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
         if not parts:
             return self.bases[0]
@@ -61,39 +65,33 @@ class Finder:
             for base in self.bases:
                 if (found := self.follow(base, end)) is not None:
                     return found
-        return next((base / text for base in self.bases if text in self.names(base)), None)
+        return None
 
-    def follow(self, base: Path, parts: Iterable[str]) -> Path | None:
-        """Follow a path below a folder; None where it leads nowhere."""
-        place: Path | None = base
-        for part in parts:
-            if place is None:
-                return None
-            place = place.parent if part == ".." else self.child(place, part)
-        return place
-
-    def child(self, folder: Path, name: str) -> Path | None:
-        """Find a file in a folder by its name, or by one that differs in case or Unicode form."""
-        names = self.names(folder)
-        alike = names.get(name) or names.get(fold(name)) or []
-        if name in alike:
-            return folder / name
-        return folder / alike[0] if len(alike) == 1 else None
+    def follow(self, base: Path, parts: Sequence[str]) -> Path | None:
+        """Follow a path below a folder; None where it leads nowhere, or to several files alike."""
+        if not parts:
+            return base
+        name, *rest = parts
+        if name == "..":
+            return self.follow(base.parent, rest)
+        alike = self.names(base).get(fold(name), [])
+        if name in alike and (found := self.follow(base / name, rest)):
+            return found
+        others = [self.follow(base / other, rest) for other in alike if other != name]
+        paths = [path for path in others if path is not None]
+        return paths[0] if len(paths) == 1 else None
 
     def listing(self, folder: Path) -> list[str]:
         """List the names of the files of a folder, sorted."""
-        return sorted({name for names in self.names(folder).values() for name in names})
+        return sorted(name for names in self.names(folder).values() for name in names)
 
     def names(self, folder: Path) -> Mapping[str, list[str]]:
-        """List the files of a folder by name, and by ``fold(name)``; none for what is no folder."""
+        """List the files of a folder by folded name; none for what is no folder."""
         if folder not in self._names:
             names: dict[str, list[str]] = {}
-            try:
+            with suppress(OSError):
                 for name in os.listdir(folder):
-                    for key in {name, fold(name)}:
-                        names.setdefault(key, []).append(name)
-            except OSError:
-                pass
+                    names.setdefault(fold(name), []).append(name)
             self._names[folder] = names
         return self._names[folder]
 

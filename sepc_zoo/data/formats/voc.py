@@ -119,7 +119,7 @@ def _read_list(file: Path, root: Path, files: Sequence[Path]) -> list[Path]:
     if all(map(FLAG.search, lines)):
         lines = [FLAG.sub("", line) for line in lines]
     finder = Finder(dict.fromkeys(path.parent for path in files))
-    home = finder.child(root, "Annotations") or root / "Annotations"
+    home = finder.follow(root, ["Annotations"]) or root / "Annotations"
     finder.bases.insert(0, home)
     stems = [line[: line.rindex(".")] if is_image(line) else line for line in lines]
     found = [(stem, finder.find(f"{stem}.xml")) for stem in stems]
@@ -140,7 +140,7 @@ def _find_xml(root: Path) -> list[Path]:
 
 def _is_annotation(file: Path) -> bool:
     with file.open("rb") as opened:
-        return ROOT_TAG.search(opened.read(HEAD)) is not None
+        return ROOT_TAG.search(opened.read(HEAD).replace(b"\0", b"")) is not None
 
 
 def _group_by_folder(root: Path, files: Iterable[Path]) -> dict[str, list[Path]]:

@@ -176,10 +176,10 @@ def _describe_folders(root: Path) -> YoloFolder | None:
     if not folders:
         return None
     finder = Finder([root])
-    places = [root, finder.child(root, "labels") or root]
+    places = [root, finder.follow(root, ["labels"]) or root]
     for folder in folders.values():
         places += [*_label_places(folder, finder), folder.parent]
-    files = [finder.child(p, name) for p in dict.fromkeys(places) for name in CLASS_FILES]
+    files = [finder.follow(p, [name]) for p in dict.fromkeys(places) for name in CLASS_FILES]
     names = {file: read_class_names(file) for file in files if file is not None}
     if not names:
         return None
@@ -194,11 +194,11 @@ def _describe_folders(root: Path) -> YoloFolder | None:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Find the images of each split of a folder without ``data.yaml``."""
     finder = Finder([root])
-    home = finder.child(root, "images") or root
+    home = finder.follow(root, ["images"]) or root
     folders = {}
     if home.is_dir() and not _has_images(home):
         for child in sorted(filter(Path.is_dir, home.iterdir())):
-            folder = finder.child(child, "images") or child
+            folder = finder.follow(child, ["images"]) or child
             if _has_images(folder):
                 folders[child.name] = folder
     return folders if any(map(split_word, folders)) else {ONLY_SPLIT: home}
@@ -330,7 +330,7 @@ def _find_labels(
     image_of: dict[Path, Path] = {}
     found: list[Path | None] = []
     for path in paths:
-        files = [finder.child(place, f"{path.stem}.txt") for place in places[path.parent]]
+        files = [finder.follow(place, [f"{path.stem}.txt"]) for place in places[path.parent]]
         found.append(file := next(filter(None, files), None))
         for place in places[path.parent]:
             stems[place].add(fold(path.stem))
