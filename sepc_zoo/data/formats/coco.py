@@ -58,7 +58,7 @@ def list_coco(root: Source, split: str) -> Listing:
         DataError: no such split, or more than one that could be meant.
     """
     root, files = Path(root), _find_files(Path(root))
-    name = choose_split(split, list(files), root, f"{PREFIX}{{}}.json")
+    name = choose_split(split, list(files), root, "an annotation file of {}")
     folder = root if root.is_dir() else root.parent
     return _list_file(files[name], Finder(_image_folders(folder, files[name], name)))
 

@@ -24,7 +24,6 @@ from sepc_zoo.data.formats.layout import (
 )
 from sepc_zoo.data.problems import Problem
 
-ANNOTATION_FOLDER = "annotations"
 LIST_FOLDERS = ("ImageSets/Main", "ImageSets", ".")
 FLAG = re.compile(r"\s+(-1|0|1)$")  # whether an image of a list has the class of the list
 ROOT_TAG = re.compile(rb"<annotation[\s>]")  # CVAT's own files have <annotations>
@@ -38,8 +37,8 @@ def voc_splits(root: Source) -> list[str]:
 
     VOC's own lists for single classes (``cat_train.txt`` beside ``train.txt``) are no splits.
     """
-    root = Path(root)
-    return sorted(_find_lists(root) or _group_by_folder(root, _find_xml(root)))
+    files = _find_xml(root := Path(root))
+    return sorted(_find_lists(root, files) or _group_by_folder(root, files))
 
 
 def list_voc(root: Source, split: str) -> Listing:
@@ -60,8 +59,8 @@ def list_voc(root: Source, split: str) -> Listing:
         DataError: no such split.
     """
     root, problems = Path(root), []
-    files, lists = _find_xml(root), _find_lists(root)
-    if lists:
+    files = _find_xml(root)
+    if lists := _find_lists(root, files):
         name = choose_split(split, sorted(lists), root, "the split {}")
         paths = _read_list(lists[name], root, files)
         where = str(lists[name].relative_to(root))
@@ -91,18 +90,21 @@ def list_voc(root: Source, split: str) -> Listing:
     return Listing(listed, names, range(1, len(names) + 1), problems, "Annotations")
 
 
-def _find_lists(root: Path) -> dict[str, Path]:
-    """Find the lists of images of a folder by split."""
-    has_xml = any(fold(path.name) == ANNOTATION_FOLDER for path in root.glob("*/"))
-    for place in LIST_FOLDERS if has_xml else LIST_FOLDERS[:1]:
-        files = {file.stem: file for file in (root / place).glob("*.txt")}
-        if place == ".":
-            files = {stem: file for stem, file in files.items() if split_word(stem)}
-        if files:
+def _find_lists(root: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Find the lists of images of a folder by split; outside of VOC's place they must fit."""
+    for place in LIST_FOLDERS:
+        lists = {file.stem: file for file in (root / place).glob("*.txt")}
+        if place != LIST_FOLDERS[0]:
+            lists = {
+                stem: file
+                for stem, file in lists.items()
+                if split_word(stem) and files and {*_read_list(file, root, files)[:1]} & {*files}
+            }
+        if lists:
             return {
                 stem: file
-                for stem, file in files.items()
-                if stem.rpartition("_")[2] not in files.keys() - {stem} or not _has_flags(file)
+                for stem, file in lists.items()
+                if stem.rpartition("_")[2] not in lists.keys() - {stem} or not _has_flags(file)
             }
     return {}
 

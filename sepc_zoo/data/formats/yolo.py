@@ -290,6 +290,9 @@ def _find_images(
             )
             problems += [] if inside else [Problem("no images", str(place), "no images inside")]
             paths += inside
+        elif is_image(place.name):
+            has_all = False
+            paths.append(place)
         else:
             has_all = False
             paths += _read_image_list(place, folder.bases, problems)

@@ -116,7 +116,7 @@ def test_the_images_may_be_in_a_folder_of_the_short_name(tmp_path):
 def test_a_missing_split_says_which_exist(tmp_path):
     write_data(tmp_path, split="train2017")
     (problem,) = problems_of(tmp_path, "test")
-    assert "instances_test*.json does not exist; there are: train2017" in problem
+    assert "an annotation file of test* does not exist; there are: train2017" in problem
 
 
 def test_every_broken_entry_is_listed_at_once(tmp_path):

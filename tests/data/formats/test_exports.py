@@ -174,6 +174,60 @@ LAYOUTS = {
         },
         {"train": "JPEGImages/a.jpg"},
     ),
+    "VOC, lists above images with their XML": (
+        {
+            "trainval.txt": "a\n",
+            "test.txt": "b\n",
+            "notes.txt": "by me",
+            "images/a.jpg": None,
+            "images/a.xml": XML,
+            "images/b.jpg": None,
+            "images/b.xml": XML,
+        },
+        {"trainval": "images/a.jpg", "test": "images/b.jpg"},
+    ),
+    "labelme VOC, with pictures of the boxes": (
+        {
+            "Annotations/a.xml": f"<annotation><annotation/>{XML_BOX}</annotation>",
+            "AnnotationsVisualization/a.jpg": None,
+            "JPEGImages/a.jpg": None,
+            "class_names.txt": "cat",
+        },
+        {"train": "JPEGImages/a.jpg"},
+    ),
+    "labelme COCO, with pictures of the masks": (
+        {
+            "annotations.json": coco_tables("JPEGImages/a.jpg"),
+            "JPEGImages/a.jpg": None,
+            "Visualization/a.jpg": None,
+        },
+        {"train": "JPEGImages/a.jpg"},
+    ),
+    "WIDER FACE as VOC": (
+        {
+            "WIDER_train/Annotations/a.xml": XML,
+            "WIDER_train/0--Parade/a.jpg": None,
+            "train.txt": "a",
+        },
+        {"train": "WIDER_train/0--Parade/a.jpg"},
+    ),
+    "AutoGluon's COCO, images of all splits in one folder": (
+        {
+            "annotations/train_labels.json": coco_tables("images/a.jpg"),
+            "annotations/val_labels.json": B,
+            "images/a.jpg": None,
+            "images/b.jpg": None,
+        },
+        {"train": "images/a.jpg", "val": "images/b.jpg"},
+    ),
+    "COCO with maps of the same names": (
+        {
+            "annotations/instances_val2017.json": B,
+            "stuffthingmaps/val2017/b.png": None,
+            "val2017/b.jpg": None,
+        },
+        {"val2017": "val2017/b.jpg"},
+    ),
     "Hugging Face, a clone": (
         {"data/train/metadata.jsonl": LINE, "data/train/a.jpg": None, "README.md": "x"},
         {"train": "data/train/a.jpg"},
@@ -225,6 +279,24 @@ LAYOUTS = {
         },
         {"train": "images/train/a.jpg"},
     ),
+    "YOLO, a list inside the yaml": (
+        {
+            "data.yaml": "path: .\ntrain:\n  - images/train/a.jpg\nnames: {0: cat}",
+            "images/train/a.jpg": None,
+            "labels/train/a.txt": YOLO,
+        },
+        {"train": "images/train/a.jpg"},
+    ),
+    "Yolo_mark": (
+        {
+            "data/obj.data": "classes= 1\ntrain  = data/train.txt\nnames = data/obj.names\n\n",
+            "data/obj.names": "cat\n",
+            "data/train.txt": "data/img/a.jpg\n",
+            "data/img/a.jpg": None,
+            "data/img/a.txt": YOLO,
+        },
+        {"train": "data/img/a.jpg"},
+    ),
     "YOLO in VOC's folders": (
         {
             "obj.data": "names = obj.names\ntrain = train.txt",
@@ -270,6 +342,15 @@ def test_a_layout_is_recognised_and_every_image_has_its_box(name, tmp_path):
     write_tree(tmp_path, files)
     assert boxes_by_split(tmp_path) == {split: {path: [BOX]} for split, path in expected.items()}
     assert read_data(tmp_path, next(iter(expected))).label_names == ("cat",)
+
+
+def test_an_annotation_file_may_be_given_itself(tmp_path):
+    files = {"data/annotations.json": coco_tables("batch_1/a.jpg"), "data/batch_1/a.jpg": None}
+    write_tree(tmp_path, files | {"data/annotations_unofficial.json": B})
+    with pytest.raises(DataError, match="there are: annotations, annotations_unofficial"):
+        read_data(tmp_path, "train")
+    (record,) = read_data(tmp_path / "data" / "annotations.json", "train").records
+    assert record.path == tmp_path / "data" / "batch_1" / "a.jpg"
 
 
 def test_labels_may_lie_partly_beside_their_images(tmp_path):
