@@ -82,7 +82,8 @@ def test_data_with_every_fault_at_once_gives_a_copy_without_errors(data):
         *("image without boxes", "dark image"),
     }
     assert boxes_of(target).keys() == {
-        *("train1.jpg", "train2.jpg", "train3.jpg", "turned.jpg", "copy.jpg")
+        *("train1.jpg", "train2.jpg", "train3.jpg", "turned.jpg", "copy.jpg"),
+        *("swapped.jpg", "dark.jpg"),
     }
     assert boxes_of(target, "val").keys() == {"val1.jpg", "val2.jpg", "empty.jpg"}
 
