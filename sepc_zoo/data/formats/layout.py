@@ -249,11 +249,11 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def parse_id(value: Any) -> int | str:
-    """Make ids equal that are written as 1, 1.0 and "1"."""
-    if isinstance(value, float) and value.is_integer():
+    """Make ids equal that are written as 1, 1.0 and "1"; others are texts."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     text = str(value)
-    return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
+    return int(text) if re.fullmatch("0|-?[1-9][0-9]{0,17}", text) else text
 
 
 def number_ids(ids: Iterable[int | str]) -> dict[int | str, int]:

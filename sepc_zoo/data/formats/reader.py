@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,9 +177,9 @@ def find_data(root: Source, format: str | None = None) -> DataSource:
 
 
 def _inner_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and is_visible(p.name))
+    with suppress(OSError):  # a file, or a folder that may not be read
+        return sorted(p for p in folder.iterdir() if p.is_dir() and is_visible(p.name))
+    return []
 
 
 def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Listing:

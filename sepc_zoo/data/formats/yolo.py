@@ -41,6 +41,7 @@ CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 SPLITS = ("train", "val", "valid", "validation", "minival", "test")
 
 IMAGE_FOLDERS = ("images", "jpegimages")  # in whose place a path of labels has "labels"
+MIN_POLYGON = 6  # numbers of a triangle
 MAX_BEYOND = 1.0  # of a side of the image; values further outside are no fractions of it
 COLUMNS = "'class x y width height' (or 'class x1 y1 x2 y2 x3 y3 ...' of a polygon)"
 
@@ -212,11 +213,11 @@ def _has_labels(folder: Path) -> bool:
     finder = Finder([])
     images = (place for place, names in walk(folder) if any(map(is_image, names)))
     places = {place for parent in images for place in _label_places(parent, finder)}
-    return any(_may_be_labels(place / name) for place in places for name in finder.listing(place))
+    return any(_may_be_labels(name) for place in places for name in finder.listing(place))
 
 
-def _may_be_labels(file: Path) -> bool:
-    return file.suffix.lower() == ".txt" and file.name.lower() not in CLASS_FILES
+def _may_be_labels(name: str) -> bool:
+    return name.lower().endswith(".txt") and name.lower() not in CLASS_FILES
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -349,7 +350,7 @@ def _find_labels(
         place / name
         for place, own in stems.items()
         for name in finder.listing(place)
-        if _may_be_labels(place / name) and fold(Path(name).stem) not in own
+        if _may_be_labels(name) and fold(Path(name).stem) not in own
     ]
     alone = [file for file in alone if has_all and _is_label_file(file)]
     by_stem = _index(folder) if alone else {}
@@ -371,7 +372,7 @@ def _unread_labels(
         images = (file.parent for file in alike if is_image(file.name))
         read = {place for parent in images for place in _label_places(parent, finder)}
         for file in alike:
-            if _may_be_labels(file) and file.parent not in read and _is_label_file(file):
+            if _may_be_labels(file.name) and file.parent not in read and _is_label_file(file):
                 place = _label_places(path.parent, finder)[0]
                 text = f"is not read: the labels of {path} are looked for in {place}"
                 problems.append(Problem("unread label file", str(file), text))
@@ -437,7 +438,7 @@ def _keypoint_problems(folder: YoloFolder, lines: Iterable[str]) -> list[Problem
     All lines are then of one length, their first numbers are boxes around the following points, and
     as the second corner of a polygon, width and height would mostly lie far from the others.
     """
-    rows = [[*map(float, text.split()[1:])] for text in lines if _LONG_LINE.fullmatch(text)]
+    rows = [row for text in lines if len(row := _numbers(text)) >= MIN_POLYGON]
     if len({len(row) for row in rows}) != 1 or len(rows[0]) % 2:
         return []
     far = [_far_second_corner(row) for row in rows if _is_box_of_points(row)]
@@ -450,7 +451,12 @@ def _keypoint_problems(folder: YoloFolder, lines: Iterable[str]) -> list[Problem
     return [Problem("broken entry", str(folder.file.parent), text)]
 
 
-_LONG_LINE = re.compile(r"\s*\d+(\s+[-+.\deE]*\d){6,}\s*", re.ASCII)
+def _numbers(text: str) -> list[float]:
+    """Parse the values of a line behind its class; none where they are no numbers."""
+    try:
+        return [float(value) for value in text.split()[1:]]
+    except ValueError:
+        return []
 
 
 def _is_box_of_points(row: Sequence[float]) -> bool:
@@ -512,7 +518,7 @@ def _parse_line(text: str, has_keypoints: bool) -> Line:
     if len(values) == 5:
         reason = "has a sixth column, as predictions with their confidence have"
         raise ValueError(f"{text!r} {reason}; expected {COLUMNS}")
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+    if len(values) != 4 and (len(values) < MIN_POLYGON or len(values) % 2):
         raise ValueError(f"{len(values) + 1} columns in {text!r}; expected {COLUMNS}")
     if not number.is_integer():
         raise ValueError(f"class {number:g} is no whole number")

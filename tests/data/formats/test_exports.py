@@ -511,14 +511,31 @@ def test_whole_numbers_are_floats(tmp_path):
     assert {type(value) for value in (*box.xyxy, *box.bbox, box.area)} == {float}
 
 
-@pytest.mark.parametrize("ids", [("a", "a"), (1, "1"), (1.0, 1), (2**70, 2**70), ("7", 7.0)])
+SAME_IDS = [("a", "a"), (1, "1"), (1.0, 1), (2**70, 2**70), ("7", 7.0), ("007", "007")]
+
+
+@pytest.mark.parametrize("ids", SAME_IDS)
 def test_ids_may_be_written_in_many_ways(ids, tmp_path):
     tables = with_image(id=ids[0]) | {"annotations": with_box(image_id=ids[1])["annotations"]}
     data = coco(tmp_path, tables)
     assert data.records[0].boxes.tolist() == [BOX]
     assert 0 < data.records[0].image_id < 2**63
-    is_new = ids[0] in ("a", 2**70)
+    is_new = ids[0] in ("a", "007", 2**70)
     assert [problem.kind for problem in data.corrected] == ["ids given anew"] * is_new
+
+
+def test_texts_that_are_other_texts_are_other_ids(tmp_path):
+    tables = coco_tables("a.jpg", "b.jpg")
+    for i, text in enumerate(("1", "01")):
+        tables["images"][i]["id"] = tables["annotations"][i]["image_id"] = text
+    write_tree(tmp_path, {"train/b.jpg": None})
+    assert [len(record.boxes) for record in coco(tmp_path, tables).records] == [1, 1]
+
+
+def test_whole_numbers_of_63_bits_are_kept(tmp_path):
+    number = 2**63 - 1
+    tables = with_image(id=number) | {"annotations": with_box(image_id=number)["annotations"]}
+    assert coco(tmp_path, tables).records[0].image_id == number
 
 
 @pytest.mark.parametrize("ids", [("c", "c"), (3.0, 3), ("3", 3), (2**65, 2**65)])
