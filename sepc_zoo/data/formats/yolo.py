@@ -439,16 +439,20 @@ def _keypoint_problems(folder: YoloFolder, lines: Iterable[str]) -> list[Problem
     as the second corner of a polygon, width and height would mostly lie far from the others.
     """
     rows = [row for text in lines if len(row := _numbers(text)) >= MIN_POLYGON]
-    if len({len(row) for row in rows}) != 1 or len(rows[0]) % 2:
+    if len({len(row) for row in rows}) != 1:
         return []
-    far = [_far_second_corner(row) for row in rows if _is_box_of_points(row)]
-    if len(far) < len(rows) or sum(far) * 2 < len(rows):
-        return []
-    text = (
-        f"{len(rows[0]) + 1} columns look like boxes with keypoints: declare them in a data.yaml "
-        f"(kpt_shape: [{len(rows[0]) // 2 - 2}, 2]), or remove all columns after the fifth"
-    )
-    return [Problem("broken entry", str(folder.file.parent), text)]
+    for size in (2, 3):  # x and y, or these and visibility
+        count, rest = divmod(len(rows[0]) - 4, size)
+        if rest or not all(_is_box_of_points(row, size) for row in rows):
+            continue
+        if size == 2 and sum(map(_far_second_corner, rows)) * 2 < len(rows):
+            continue
+        text = (
+            f"{len(rows[0]) + 1} columns look like boxes with keypoints: declare them in a "
+            f"data.yaml (kpt_shape: [{count}, {size}]), or remove all columns after the fifth"
+        )
+        return [Problem("broken entry", str(folder.file.parent), text)]
+    return []
 
 
 def _numbers(text: str) -> list[float]:
@@ -459,12 +463,15 @@ def _numbers(text: str) -> list[float]:
         return []
 
 
-def _is_box_of_points(row: Sequence[float]) -> bool:
-    """Whether all points after the first two pairs are in the box of these, or unknown (0, 0)."""
+def _is_box_of_points(row: Sequence[float], size: int) -> bool:
+    """Whether all points after the first four numbers are in the box of these, or unknown: 0, 0."""
     x, y, width, height = row[:4]
+    points = zip(row[4::size], row[5::size], strict=True)
+    if size == 3 and not {*row[6::3]} <= {0, 1, 2}:
+        return False
     return all(
         (abs(px - x) <= width / 2 and abs(py - y) <= height / 2) or px == py == 0
-        for px, py in zip(row[4::2], row[5::2], strict=True)
+        for px, py in points
     )
 
 

@@ -444,6 +444,11 @@ REFUSED = {
         | {"labels/train/a.txt": "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55\n" * 2},
         r"9 columns look like boxes with keypoints: .* \(kpt_shape: \[2, 2\]\)",
     ),
+    "keypoints with visibility": (
+        {"data.yaml": YAML, "images/train/a.jpg": None}
+        | {"labels/train/a.txt": "0 0.5 0.5 0.2 0.2 0.45 0.45 2 0.55 0.55 1 0 0 0 0.5 0.5 2"},
+        r"17 columns look like boxes with keypoints: .* \(kpt_shape: \[4, 3\]\)",
+    ),
     "two yaml files": (
         {"a.yaml": YAML, "b.yaml": YAML},
         "could be any of: a.yaml, b.yaml; give the file",
