@@ -28,7 +28,6 @@ AP = {
     "gfl_r50_sepc 1x": "not known; with an FPN 40.2 (openmmlab, `gfl_r50_fpn.mmdet_1x`)",
     "retinanet_r50_sepc 3x": "not known; with an FPN 39.5 (openmmlab, sides of 640 to 800)",
     "gfl_r50_sepc 3x": "not known; with an FPN in 2x 42.9 (openmmlab, `gfl_r50_fpn.mmdet_ms_2x`)",
-    "atss_swin_tiny_sepc 3x": "not known; with an FPN 47.2 (Swin paper, table 2b)",
 }
 
 

@@ -26,6 +26,7 @@ from sepc_zoo.cli.arguments import LoaderOptions, flag_of, make_parser, parse
 from sepc_zoo.cli.runtime import model_with_weights
 from sepc_zoo.cli.speed_table import device_name
 from sepc_zoo.data import read_data
+from sepc_zoo.data.sharing import read_once
 from sepc_zoo.errors import UserError
 from sepc_zoo.evaluation.validate import validate_model, validation_loader
 from sepc_zoo.files import write_csv
@@ -78,7 +79,8 @@ def main(texts: Sequence[str] | None = None) -> int:
 def run(arguments: Arguments) -> int:
     """Measure the models one after the other; one that fails does not stop the others."""
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
-    read_split = cache(partial(read_data, arguments.data, arguments.split, drop_bad_boxes=True))
+    read = partial(read_data, arguments.data, arguments.split, drop_bad_boxes=True)
+    read_split = cache(lambda names: read_once(partial(read, names)))
     output = Path(arguments.output)
     done = read_table(output)
     rows = [row for row in chosen(arguments.names) if row.name not in done]

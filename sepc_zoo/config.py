@@ -32,6 +32,7 @@ MAX_KWARGS_LENGTH, MAX_NUMBER = 2000, 16384
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 NonNegative = Annotated[float, Meta(ge=0, le=64)]
 Positive = Annotated[float, Meta(gt=0, le=64)]
+ChannelValues = Annotated[tuple[float, ...], Meta(min_length=1, max_length=1024)]
 
 
 class UnknownEntriesError(ConfigError):
@@ -54,11 +55,13 @@ class MethodConfig:
         detector: the class that it trains, or its address ``"module:name"``.
         head: type of that detector's head.
         defaults: entries of ``DetectorConfig`` that new models of the method have.
+        lacks: entries that other methods have and why this one has not, for messages.
     """
 
     detector: ClassVar[Any] = "sepc_zoo.models.dense:DenseDetector"
     head: ClassVar[str] = "dense"
     defaults: ClassVar[Mapping[str, Any]] = {}
+    lacks: ClassVar[Mapping[str, str]] = {}
 
     @property
     def name(self) -> str:
@@ -151,7 +154,7 @@ class BackboneConfig(Entry, frozen=True):
     """A timm model as a feature extractor."""
 
     name: str  # timm's name
-    kwargs: dict[str, Any] = {}  # arguments for timm.create_model
+    kwargs: dict[str, Any] = {}  # arguments for timm.create_model; in_chans: channels of an image
     norm_eps: Fraction | None = None  # epsilon of all norms; None: timm's own
     stride_in_1x1: bool = False  # a ResNet's stages halve in their first 1x1, as in Caffe's
     # Stages of a ResNet whose 3x3 convolutions are deformable; the fourth ends in C5.
@@ -164,8 +167,15 @@ class BackboneConfig(Entry, frozen=True):
         _check_kwargs(self.kwargs, "backbone.kwargs")
         refused = sorted(REFUSED_BACKBONE_KWARGS & set(self.kwargs))
         _require(not refused, f"backbone.kwargs: {refused} select weights, not a model")
+        known = type(self.in_chans) is int and self.in_chans >= 1
+        _require(known, f"backbone.kwargs.in_chans is {self.in_chans!r:.80}, no number of channels")
         stages = self.deform_stages
         _require(len({*stages}) == len(stages), f"backbone.deform_stages {stages} has duplicates")
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images that it reads."""
+        return self.kwargs.get("in_chans", 3)
 
 
 class FPNConfig(Entry, frozen=True):
@@ -288,6 +298,10 @@ class PostprocessConfig(Entry, frozen=True):
     quality: Literal["factor", "root"] = "factor"
     empty_boxes: bool = False  # whether boxes that clipping leaves without area are found
     iou_threshold: Fraction = 0.5
+    # Soft-NMS: overlapping boxes lose score instead of being removed (Bodla et al. 2017).
+    soft_nms: Literal["none", "linear", "gaussian"] = "none"
+    soft_nms_sigma: Positive = 0.5  # of the gaussian; a larger one takes less score away
+    view_fusion: Literal["nms", "wbf"] = "nms"  # of test-time augmentation, see merge_detections
     max_detections: Annotated[int, Meta(ge=1, le=10**5)] = 100  # per image
 
 
@@ -295,8 +309,8 @@ class WeightsConfig(Entry, frozen=True):
     """The input that the weights of a model expect, and where the weights come from."""
 
     tag: str = ""
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB in 0..1
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: ChannelValues = IMAGENET_MEAN  # RGB, or the C channels of the images, in 0..1
+    std: ChannelValues = IMAGENET_STD
     image_size: tuple[int, int] = (800, 1333)  # short side, largest long side; pixels
     keep_ratio: bool = True  # False: an image is stretched to image_size
     pad_multiple: Annotated[int, Meta(ge=1, le=4096)] = 32  # both sides of a batch, pixels
@@ -358,6 +372,13 @@ class DetectorConfig(Entry, frozen=True):
             tag_of(self.head) == self.method.head,
             f"head.type is {tag_of(self.head)!r}, but {self.method.name} has {self.method.head!r}",
         )
+        channels = self.backbone.in_chans
+        for name, values in (("mean", self.weights.mean), ("std", self.weights.std)):
+            _require(
+                len(values) == channels,
+                f"weights.{name} has {len(values)} values, but the backbone reads {channels} "
+                "channels (backbone.kwargs.in_chans)",
+            )
         for name in ("label_names", "category_ids"):
             values = getattr(self, name)
             _require(
@@ -458,7 +479,9 @@ def merge_entries(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
 def _merge(config: Any, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     names = config.__struct_fields__
     unknown = sorted(set(changes) - {*names, "type"})
-    _require(not unknown, f"{where} has no {unknown}; it has {sorted(names)}")
+    reasons = getattr(config, "lacks", {})
+    why = "".join(f"; no {name}: {reasons[name]}" for name in unknown if name in reasons)
+    _require(not unknown, f"{where} has no {unknown}{why}; it has {sorted(names)}")
     entries: dict[str, Any] = {name: getattr(config, name) for name in names}
     if config.__struct_config__.tag is not None:
         entries["type"] = tag_of(config)

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from msgspec.structs import replace
+from timm.models import adapt_input_conv
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sepc_zoo.checkpoints.folder import (
@@ -20,7 +23,7 @@ from sepc_zoo.checkpoints.folder import (
 )
 from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX, fetch_backbone
 from sepc_zoo.checkpoints.sources import find_model
-from sepc_zoo.config import DetectorConfig, override, without_credit
+from sepc_zoo.config import MAX_NUMBER, BackboneConfig, DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.models.build import build
 from sepc_zoo.models.deform import offset_names
@@ -58,7 +61,9 @@ def create_model(
         label_names: of the classes; rows of the classification with the same name are kept.
         pretrained_backbone: load timm's ImageNet weights into the backbone.
         checkpoint: a safetensors file with the weights of this very model.
-        backbone_kwargs: for ``timm.create_model``.
+        backbone_kwargs: for ``timm.create_model``. ``{"in_chans": C}`` makes a model for images of
+            C channels; without ``weights={"mean": ..., "std": ...}`` of C values, channel ``i`` has
+            those of ``i % 3`` of RGB, as timm adapts pretrained weights.
         cache_dir, revision, token, local_files_only: as in huggingface_hub.
         config_overrides: entries of ``DetectorConfig``, ``channels=128`` or
             ``postprocess={"iou_threshold": 0.6}``.
@@ -82,6 +87,9 @@ def create_model(
         raise ConfigError("architecture and type of method follow from the model's name")
     if backbone_kwargs:
         changes["backbone"] = {"kwargs": {**known.backbone.kwargs, **backbone_kwargs}}
+        weights = changes.get("weights", {})
+        if isinstance(weights, Mapping):
+            changes["weights"] = {**input_of(known, backbone_kwargs.get("in_chans")), **weights}
     wanted = override(with_classes(known, num_classes, label_names), changes)
     if folder is None or wanted != known:
         wanted = replace(wanted, weights=without_credit(wanted.weights))
@@ -96,6 +104,15 @@ def create_model(
     if checkpoint is not None:
         load_weights(model, Path(checkpoint))
     return model.eval()
+
+
+def input_of(config: DetectorConfig, channels: Any) -> dict[str, list[float]]:
+    """Mean and deviation for another number of channels; those of RGB are repeated."""
+    mean, std = config.weights.mean, config.weights.std
+    if type(channels) is not int or channels == len(mean):
+        return {}
+    repeated = range(min(channels, MAX_NUMBER))
+    return {name: [v[i % len(v)] for i in repeated] for name, v in (("mean", mean), ("std", std))}
 
 
 def _new_model(
@@ -142,7 +159,8 @@ def _with_prefix(source: str | Path) -> str:
 def load_backbone(model: Detector, path: str | Path) -> None:
     """Load a safetensors file of timm's into the backbone; a classifier in it is left out.
 
-    Offsets of deformable convolutions stay as they are.
+    Offsets of deformable convolutions stay as they are. Weights for RGB are adapted to another
+    number of channels as timm does it: repeated, and scaled by 3 over their number.
 
     Raises:
         HubError: the file cannot be read.
@@ -150,6 +168,7 @@ def load_backbone(model: Detector, path: str | Path) -> None:
     """
     state = {_flat(key): value for key, value in read_weights(Path(path)).items()}
     trunk = model.backbone.trunk
+    _adapt_channels(state, model.config.backbone)
     new = offset_names(trunk)
     wanted = {key: value for key, value in trunk.state_dict().items() if key not in new}
     problems = [
@@ -163,6 +182,16 @@ def load_backbone(model: Detector, path: str | Path) -> None:
             f"are missing or misshapen, the first {problems[:3]}"
         )
     trunk.load_state_dict({key: state[_flat(key)] for key in wanted}, strict=False)
+
+
+def _adapt_channels(state: dict[str, Tensor], config: BackboneConfig) -> None:
+    """Adapt the first convolutions in weights for RGB, in place."""
+    pretrained = timm.get_pretrained_cfg(config.name)
+    first = () if pretrained is None else pretrained.first_conv or ()
+    for name in (first,) if isinstance(first, str) else first:
+        key = _flat(f"{name}.weight")
+        if key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
+            state[key] = adapt_input_conv(config.in_chans, state[key])
 
 
 def _flat(key: str) -> str:
@@ -241,7 +270,7 @@ def count_operations(config: DetectorConfig) -> tuple[int, float, tuple[int, int
     with torch.device("meta"), torch.no_grad():
         model = build(config).eval()
         with counter:
-            model.forward_layers(torch.empty(1, 3, height, width))
+            model.forward_layers(torch.empty(1, config.backbone.in_chans, height, width))
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.get_total_flops() / 2 / 1e9, (height, width)
 

@@ -175,6 +175,15 @@ def check_names(cls: type[Options], content: Any, where: str) -> None:
             raise ConfigError(f"{where}: unknown option {name!r:.80}{hint}")
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names of nested entries, with dots, and their values."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def strip_none(hint: Any) -> Any:
     """``X`` of ``X | None``, ``X | Y`` of ``X | Y | None``."""
     if is_union(hint):

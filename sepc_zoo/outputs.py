@@ -83,11 +83,18 @@ class Targets(NamedTuple):
     labels: Tensor  # N, G; -1 where there is no box
     crowds: Tensor  # N, C, 4: groups of objects, neither object nor background
     lengths: tuple[int, ...]  # number of boxes of each image
+    weights: Tensor | None = None  # N, G: of a box's class in the loss; None: all are 1
 
     def of_image(self, i: int) -> "Targets":
         """The targets of image ``i`` alone, with its padding."""
         part = slice(i, i + 1)
-        return Targets(self.boxes[part], self.labels[part], self.crowds[part], self.lengths[part])
+        return Targets(
+            self.boxes[part],
+            self.labels[part],
+            self.crowds[part],
+            self.lengths[part],
+            None if self.weights is None else self.weights[part],
+        )
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image ``(B,)``, box ``(B, 4)`` and label ``(B,)`` of all boxes, without the padding."""
@@ -96,3 +103,9 @@ class Targets(NamedTuple):
         columns = zip(*((i[:n], b[:n], y[:n]) for i, b, y, n in rows), strict=True)
         image, boxes, labels = map(torch.cat, columns)
         return image, boxes, labels
+
+    def flat_weights(self) -> Tensor | None:
+        """The weights ``(B,)`` of all boxes, without the padding; None: all are 1."""
+        if self.weights is None:
+            return None
+        return torch.cat([row[:n] for row, n in zip(self.weights, self.lengths, strict=True)])

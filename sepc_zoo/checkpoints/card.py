@@ -65,9 +65,9 @@ Measured with sepc_zoo on {{ dataset | plain }}:
 
 ## Input
 
-RGB in 0 to 1 minus {{ weights.mean }}, divided by {{ weights.std }}; short side \
-{{ weights.image_size[0] }} pixels, long side at most {{ weights.image_size[1] }}. `predict` and \
-the commands do this themselves.
+{{ "RGB" if weights.mean | length == 3 else "Channels" }} in 0 to 1 minus {{ weights.mean }}, \
+divided by {{ weights.std }}; short side {{ weights.image_size[0] }} pixels, long side at most \
+{{ weights.image_size[1] }}. `predict` and the commands do this themselves.
 
 ## Labels
 

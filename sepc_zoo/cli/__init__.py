@@ -20,6 +20,7 @@ from sepc_zoo.training.resilience.signals import Interrupted
 COMMANDS = {
     "suggest": "suggest model, image size and options for your own data",
     "train": "train a model on your own data",
+    "tune": "search for the options of train with the highest AP",
     "validate": "measure the COCO mAP of a model on a data set",
     "compare": "compare two models on the same images",
     "predict": "detect objects in images",

@@ -14,8 +14,10 @@ from sepc_zoo.options import (
     Options,
     default_of,
     default_text,
+    flatten,
     is_union,
     option,
+    option_fields,
     option_groups,
     strip_none,
 )
@@ -39,6 +41,21 @@ class TTAOptions(Options):
         "detect in each of these sizes, as factors of the model's image size, such as 0.8 1.0 1.25",
         ge=0.1,
         le=10,
+    )
+    tta_fusion: Literal["nms", "wbf"] | None = option(
+        None,
+        "merge the views by non-maximum suppression or weighted boxes fusion (default: the "
+        "model's, usually nms)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuppressionOptions(Options):
+    """Non-maximum suppression."""
+
+    soft_nms: Literal["none", "linear", "gaussian"] | None = option(
+        None,
+        "lower the scores of overlapping boxes by soft-NMS (default: the model's, usually none)",
     )
 
 
@@ -90,6 +107,22 @@ def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[s
         return cls(**values)
     own = {name: values.pop(name) for name in typing.get_type_hints(cls) if name in values}
     return cls(**own, given=values)  # type: ignore[call-arg]
+
+
+def command_line(options: Options) -> list[str]:
+    """The arguments that give these options; those at their defaults are left out."""
+    words: list[str] = []
+    for entry in option_fields(type(options)):
+        value, flag = getattr(options, entry.name), flag_of(entry.name)
+        if value == default_of(entry):
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, Mapping):
+            words += [flag, *(f"{key}={item!r}" for key, item in flatten(value))]
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
+from sepc_zoo.cli.arguments import LoaderOptions, SuppressionOptions, TTAOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
 
@@ -38,13 +38,13 @@ class PredictOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(PredictOptions, LoaderOptions, TTAOptions):
+class Arguments(PredictOptions, LoaderOptions, SuppressionOptions, TTAOptions):
     """Arguments of the command."""
 
 
 def run(arguments: Arguments) -> int:
     """Predict all images of the source; an unreadable one is reported at the end."""
-    from sepc_zoo.cli.runtime import model_with_weights, start_on_device
+    from sepc_zoo.cli.runtime import choose_postprocess, model_with_weights, start_on_device
     from sepc_zoo.files import write_json
     from sepc_zoo.inference.bulk import DETECTIONS_FILE, predict_files
     from sepc_zoo.inference.tta import Views
@@ -56,6 +56,7 @@ def run(arguments: Arguments) -> int:
     if arguments.model is None and processes.is_main_process:
         print(recommendation())
     model = model_with_weights(arguments.model or RECOMMENDED).to(device)
+    choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
     interrupt = Interrupt()
 
     def stop_on_signal(done: int) -> None:

@@ -1,11 +1,13 @@
 """Models and devices that commands ask for."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
 from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
+from sepc_zoo.config import override
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.factory import create_model
 from sepc_zoo.models.detector import Detector
@@ -20,6 +22,12 @@ def model_with_weights(source: str) -> Detector:
         UnknownModelError: there is no such name.
     """
     return create_model(model_name(source), pretrained=True)
+
+
+def choose_postprocess(model: Detector, **entries: Any) -> None:
+    """Change entries of the model's ``postprocess``; None leaves one as it is."""
+    changes = {name: value for name, value in entries.items() if value is not None}
+    model.config = override(model.config, {"postprocess": changes})
 
 
 def model_name(source: str) -> str:

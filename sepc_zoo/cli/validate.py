@@ -1,10 +1,11 @@
 """Measure the COCO mAP of a model, or of saved detections, on a data set."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sepc_zoo.cli.arguments import LoaderOptions, TTAOptions
+from sepc_zoo.cli.arguments import LoaderOptions, SuppressionOptions, TTAOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
 from sepc_zoo.training.options import DeviceOptions, SourceOptions
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitOptions(SourceOptions, DeviceOptions, LoaderOptions, TTAOptions):
+class SplitOptions(SourceOptions, DeviceOptions, LoaderOptions, SuppressionOptions, TTAOptions):
     """Data."""
 
     split: str = option("val", "name of the split", metavar="NAME")
@@ -107,7 +108,8 @@ def read_detections(arguments: SplitOptions, file: str) -> Detected:
 
 def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
     """Run a model; None in all processes but the main one."""
-    from sepc_zoo.cli.runtime import model_with_weights
+    from sepc_zoo.cli.runtime import choose_postprocess, model_with_weights
+    from sepc_zoo.data.sharing import read_once
     from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.evaluation.validate import detect_split, validation_loader
     from sepc_zoo.inference.tta import Views
@@ -116,7 +118,8 @@ def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
     views = Views(arguments.tta_flip, arguments.tta_scales)
     model = model_with_weights(model_source)
-    annotations = read_split(arguments, model.config.label_names)
+    choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
+    annotations = read_once(partial(read_split, arguments, model.config.label_names))
     loader = validation_loader(annotations, model, arguments.batch_size, arguments.workers, views)
     model.to(accelerator.device)
     results = detect_split(accelerator, model, loader, annotations)

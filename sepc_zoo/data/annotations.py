@@ -2,19 +2,26 @@
 
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import compress, count
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import count
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from sepc_zoo.data.images import ImageError, check_image, read_size
 from sepc_zoo.data.problems import BAD_BOXES, CORRECTED, DataError, Kind, Problem
+from sepc_zoo.data.records import Record as Record
+from sepc_zoo.data.records import Records as Records
+from sepc_zoo.data.records import Size as Size
+from sepc_zoo.data.records import rows_of
 
 K = TypeVar("K", bound=Hashable)
 BROKEN_IMAGES: frozenset[Kind] = frozenset(("broken image",))
@@ -24,21 +31,9 @@ IMAGE_HINT = (
     "`sepc-zoo check-data DIR --fix COPY`."
 )
 BOX_HINT = "Boxes like these can be left out with drop_bad_boxes (--drop-bad-boxes)."
-Size = tuple[int, int]  # height, width
 
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """One image and its G boxes."""
-
-    image_id: int
-    path: Path
-    size: Size  # height and width of the upright image, pixels
-    boxes: Tensor  # (G, 4) float32, xyxy pixels, clipped to the image
-    labels: Tensor  # (G,) int64, 0...K-1
-    iscrowd: Tensor  # (G,) int64, 1: neither learned nor counted as one object
-    area: Tensor  # (G,) float64, pixels, as annotated
-    bbox: Tensor  # (G, 4) float64, x, y, width, height as annotated, unclipped; metrics use it
+NUM_PROBED = 256  # files after which it is decided whether to check the rest in threads
+SLOW_FILE = 5e-4  # seconds that the check of a file takes at least where threads help
 
 
 class Federation(NamedTuple):
@@ -57,12 +52,16 @@ class Federation(NamedTuple):
 class Annotations:
     """A split of a data set: its images, their boxes and the classes."""
 
-    records: tuple[Record, ...]
+    records: Records  # any sequence of records becomes one
     label_names: tuple[str, ...]
     category_ids: tuple[int | None, ...]  # the data set's own, by label; None: it lacks the class
     dropped: tuple[Problem, ...] = ()  # one for each box and image left out
     corrected: tuple[Problem, ...] = ()  # what was not as it should be, but could be read
     federation: Federation | None = None  # None: the file is not one of LVIS
+    note: str = ""  # says how its images were chosen, if they are no split of the data set's own
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "records", Records.of(self.records))
 
 
 class ListedBox(NamedTuple):
@@ -86,10 +85,81 @@ class ListedImage(NamedTuple):
     boxes: list[ListedBox]
 
 
+@dataclass(frozen=True, eq=False)
+class ListedImages(Sequence[ListedImage]):
+    """Listed images whose G boxes are columns, image by image; each is made when asked for."""
+
+    files: Sequence[ListedImage]  # the images; their own boxes do not count
+    counts: NDArray[np.int64]  # (N,) numbers of boxes
+    xyxy: NDArray[np.float64]  # (G, 4)
+    labels: NDArray[np.int64]  # (G,), -1: the category is not among the classes
+    iscrowd: NDArray[np.int64]  # (G,)
+    area: NDArray[np.float64]  # (G,)
+    bbox: NDArray[np.float64]  # (G, 4)
+    make_box: Callable[[int], ListedBox]  # from a row, whatever its label
+
+    @classmethod
+    def of(cls, images: Sequence[ListedImage]) -> "ListedImages":
+        """Gather the boxes of listed images in columns, unless they are."""
+        if isinstance(images, ListedImages):
+            return images
+        boxes = [box for image in images for box in image.boxes]
+        bbox = [box.bbox or _xywh(*box.xyxy) for box in boxes]
+        return cls(
+            images,
+            np.array([len(image.boxes) for image in images], dtype=np.int64),
+            np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4),
+            np.array([-1 if box.label is None else box.label for box in boxes], dtype=np.int64),
+            np.array([box.iscrowd for box in boxes], dtype=np.int64),
+            np.array([box.area for box in boxes], dtype=np.float64),
+            np.array(bbox, dtype=np.float64).reshape(-1, 4),
+            boxes.__getitem__,
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        end = int(self.ends[index])
+        rows = range(end - int(self.counts[index]), end)
+        return self.files[index]._replace(boxes=[self.box(row) for row in rows])
+
+    def box(self, row: int) -> ListedBox:
+        label = int(self.labels[row])
+        return self.make_box(row)._replace(label=None if label < 0 else label)
+
+    def take(self, indices: Sequence[int]) -> "ListedImages":
+        """Choose the images at ``indices``, in this order."""
+        chosen, make_box = np.array(indices, dtype=np.int64), self.make_box
+        rows, _ = rows_of(np.append(0, self.ends), chosen)
+        return ListedImages(
+            [self.files[i] for i in indices],
+            self.counts[chosen],
+            self.xyxy[rows],
+            self.labels[rows],
+            self.iscrowd[rows],
+            self.area[rows],
+            self.bbox[rows],
+            lambda row: make_box(int(rows[row])),
+        )
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Row after the last box of each image ``(N,)``."""
+        return np.cumsum(self.counts)
+
+    @cached_property
+    def image(self) -> NDArray[np.int64]:
+        """Index of the image of each box ``(G,)``."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+
 class Listing(NamedTuple):
     """A split as its annotation files have it, unchecked. Every reader returns one."""
 
-    images: list[ListedImage]
+    images: Sequence[ListedImage]
     label_names: Sequence[str]  # the data set's own classes
     category_ids: Sequence[int | None]  # its ids of them
     problems: list[Problem]  # one for each file or entry that cannot be listed
@@ -117,23 +187,11 @@ def build_annotations(
         DataError: with all problems of the listing, of image files and of boxes.
     """
     listing = relabel(listing, label_names)
-    problems = list(listing.problems)
-    with ThreadPoolExecutor() as pool:
-        checks = list(pool.map(_check_file, listing.images))
-    boxes: list[list[ListedBox]] = []
-    for image, (size, problem) in zip(listing.images, checks, strict=True):
-        problems += [problem] if problem else []
-        boxes.append([])
-        for box in image.boxes:
-            if box.label is None:
-                known = f"the {len(listing.label_names)} classes"
-                text = f"category {box.category} is not among {known}"
-                problems.append(Problem("unknown category", box.where, text))
-            clipped = clip_box(box, size)
-            if isinstance(clipped, Problem):
-                problems.append(clipped)
-            else:
-                boxes[-1].append(clipped)
+    images = ListedImages.of(listing.images)
+    checks = check_files(images)
+    is_good, found = check_boxes(images, [size for size, _ in checks], len(listing.label_names))
+    found += [(i, -1, problem) for i, (_, problem) in enumerate(checks) if problem]
+    problems = listing.problems + [p for _, _, p in sorted(found, key=itemgetter(0, 1))]
     dropped, refused, hints = [], [p for p in problems if p.kind not in DROPPABLE | CORRECTED], []
     for kinds, is_asked, hint in (
         (BROKEN_IMAGES, skip_bad_images, IMAGE_HINT),
@@ -146,10 +204,10 @@ def build_annotations(
     if refused:
         raise DataError(refused, "\n".join(hints))
     corrected = tuple(problem for problem in problems if problem.kind in CORRECTED)
+    records = make_records(images, [size or (0, 0) for size, _ in checks], is_good)
     is_whole = [problem is None or problem.kind in CORRECTED for _, problem in checks]
-    sizes = [size or (0, 0) for size, _ in checks]
-    images, sizes = [*compress(listing.images, is_whole)], [*compress(sizes, is_whole)]
-    records = _make_records(images, sizes, [*compress(boxes, is_whole)])
+    if not all(is_whole):
+        records = records.take(np.flatnonzero(is_whole))
     names, ids = tuple(listing.label_names), tuple(listing.category_ids)
     listed = tuple(dropped), corrected
     return Annotations(records, names, ids, *listed, federation=listing.federation)
@@ -170,15 +228,15 @@ def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
         return listing._replace(problems=problems)
     id_of = dict(zip(listing.label_names, listing.category_ids, strict=True))
     label_of = {name: label for label, name in enumerate(names)}
-    new_label: dict[int | None, int | None] = {
-        label: label_of.get(name) for label, name in enumerate(listing.label_names)
-    }
-    images = [
-        image._replace(boxes=[box._replace(label=new_label.get(box.label)) for box in image.boxes])
-        for image in listing.images
-    ]
-    ids = [id_of.get(name) for name in names]
-    return listing._replace(images=images, label_names=names, category_ids=ids, problems=problems)
+    new_label = [label_of.get(name, -1) for name in listing.label_names]
+    images = ListedImages.of(listing.images)
+    labels = np.array([*new_label, -1])[images.labels]  # the last is that of -1
+    return listing._replace(
+        images=replace(images, labels=labels),
+        label_names=names,
+        category_ids=[id_of.get(name) for name in names],
+        problems=problems,
+    )
 
 
 def find_duplicates(keys: Iterable[K]) -> list[K]:
@@ -238,16 +296,59 @@ def clip_box(box: ListedBox, size: Size | None) -> ListedBox | Problem:
     if clipped == box.xyxy and box.bbox:
         return box
     # x + width - x is not exactly the width, and metrics compare overlaps with a threshold
-    return box._replace(xyxy=clipped, bbox=box.bbox or (x1, y1, x2 - x1, y2 - y1))
+    return box._replace(xyxy=clipped, bbox=box.bbox or _xywh(*box.xyxy))
 
 
-def _check_file(image: ListedImage) -> tuple[Size | None, Problem | None]:
+def _xywh(x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, float, float]:
+    return x1, y1, x2 - x1, y2 - y1
+
+
+def check_boxes(
+    images: ListedImages, sizes: Sequence[Size | None], num_classes: int
+) -> tuple[NDArray[np.bool_], list[tuple[int, int, Problem]]]:
+    """Find the boxes ``(G,)`` that have a part inside their image, and the problems of all.
+
+    The problems are those of ``clip_box`` and unknown categories, each with its image and row.
+    """
+    limits = np.array([size or (np.inf, np.inf) for size in sizes]).reshape(-1, 2)[images.image]
+    top_left, bottom_right = images.xyxy[:, :2], images.xyxy[:, 2:]
+    clipped = np.minimum(bottom_right, limits[:, ::-1]) - np.maximum(top_left, 0)
+    parts = np.isfinite(images.xyxy).all(axis=1), bottom_right > top_left, clipped > 0
+    is_good = parts[0] & parts[1].all(axis=1) & parts[2].all(axis=1)
+    found: list[tuple[int, int, Problem]] = []
+    for row in np.flatnonzero((images.labels < 0) | ~is_good).tolist():
+        box, i = images.box(row), int(images.image[row])
+        if box.label is None:
+            text = f"category {box.category} is not among the {num_classes} classes"
+            found.append((i, row, Problem("unknown category", box.where, text)))
+        if isinstance(problem := clip_box(box, sizes[i]), Problem):
+            found.append((i, row, problem))
+    return is_good, found
+
+
+def check_files(images: ListedImages) -> list[tuple[Size | None, Problem | None]]:
+    """Compare image files with their annotations; return the size of each and what is wrong."""
+    checks: list[tuple[Size | None, Problem | None]] = []
+    check = partial(_check_file, images)
+    while len(checks) < len(images):
+        rest = range(len(checks), len(images))
+        start = time.perf_counter()
+        checks += map(check, rest[:NUM_PROBED])
+        if time.perf_counter() - start > SLOW_FILE * NUM_PROBED:
+            # Threads shorten the wait for slow files; with fast ones they wait for each other.
+            with ThreadPoolExecutor() as pool:
+                return checks + list(pool.map(check, rest[NUM_PROBED:]))
+    return checks
+
+
+def _check_file(images: ListedImages, i: int) -> tuple[Size | None, Problem | None]:
     """Compare an image file with its annotation; return its size and what is wrong."""
+    image = images.files[i]
     try:
         size = check_image(image.path)
         if image.size in (None, size):
             return size, None
-        return size, size_problem(image, size, read_size(image.path, upright=False))
+        return size, size_problem(images[i], size, read_size(image.path, upright=False))
     except ImageError as error:
         return image.size, image_problem(image.path, error)
 
@@ -270,21 +371,17 @@ def fit(boxes: Sequence[ListedBox], size: Size) -> bool:
     return all(box.xyxy[2] <= size[1] + 1 and box.xyxy[3] <= size[0] + 1 for box in boxes)
 
 
-def _make_records(
-    images: Sequence[ListedImage], sizes: Sequence[Size], boxes: Sequence[list[ListedBox]]
-) -> tuple[Record, ...]:
-    # One tensor for all images, then a view for each: many times faster than a tensor for each.
-    counts = [len(image_boxes) for image_boxes in boxes]
-    flat = [box for image_boxes in boxes for box in image_boxes]
-    columns = (
-        torch.tensor([box.xyxy for box in flat], dtype=torch.float32).reshape(-1, 4),
-        torch.tensor([box.label for box in flat], dtype=torch.int64),
-        torch.tensor([box.iscrowd for box in flat], dtype=torch.int64),
-        torch.tensor([box.area for box in flat], dtype=torch.float64),
-        torch.tensor([box.bbox for box in flat], dtype=torch.float64).reshape(-1, 4),
-    )
-    parts = (column.split(counts) for column in columns)
-    return tuple(
-        Record(image.image_id, image.path, size, *tensors)
-        for image, size, *tensors in zip(images, sizes, *parts, strict=True)
+def make_records(
+    images: ListedImages, sizes: Sequence[Size], is_good: NDArray[np.bool_]
+) -> Records:
+    """Make records of the good boxes, clipped to their images."""
+    image = images.image[is_good]
+    limits = np.array(sizes, dtype=np.float64).reshape(-1, 2)[image][:, [1, 0, 1, 0]]
+    return Records.make(
+        [file.image_id for file in images.files],
+        sizes,
+        [file.path for file in images.files],
+        np.bincount(image, minlength=len(sizes)),
+        np.minimum(np.maximum(images.xyxy[is_good], 0), limits),
+        *(column[is_good] for column in (images.labels, images.iscrowd, images.area, images.bbox)),
     )

@@ -116,7 +116,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def subset(self, indices: Sequence[int]) -> "DetectionDataset":
         """Make a data set of the images at ``indices``."""
-        records = tuple(self.annotations.records[i] for i in indices)
+        records = self.annotations.records.take(indices)
         return replace(self, annotations=replace(self.annotations, records=records))
 
 

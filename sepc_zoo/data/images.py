@@ -30,6 +30,10 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".ti
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+JPEG_FRAMES, JPEG_SCAN = (0xC0, 0xC1, 0xC2), 0xDA  # baseline, extended and progressive
+JPEG_TABLES = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)  # Huffman, quantization, restart, JFIF, comment
+HEAD_BYTES = 8192  # searched for the header of a JPEG
+MAX_PLAIN = 2**26  # pixels of an image that PIL takes for no attack
 TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -161,6 +165,9 @@ def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the file is missing, truncated or no image, or has float samples.
     """
     with _naming(path), open(path, "rb") as file:
+        if (size := _plain_jpeg_size(file)) is not None:
+            return size
+        file.seek(0)
         try:
             with Image.open(file) as image:
                 start = file.tell()  # PIL has read up to the pixels
@@ -363,6 +370,27 @@ def _orientation(image: Image.Image) -> int:
             return 1
     orientation = exif.get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in range(1, 9) else 1
+
+
+def _plain_jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Read the (height, width) of a complete grey or YCbCr JPEG without EXIF data, several times
+    faster than PIL does; None for all other files.
+    """
+    head, size, place = file.read(HEAD_BYTES), None, 2
+    if not head.startswith(JPEG_START):
+        return None
+    while place + 10 <= len(head) and head[place] == 0xFF:
+        marker, length = head[place + 1], int.from_bytes(head[place + 2 : place + 4], "big")
+        if marker in JPEG_FRAMES:
+            precision, height, width, channels = struct.unpack_from(">BHHB", head, place + 4)
+            is_plain = precision == 8 and channels in (1, 3) and 0 < height * width < MAX_PLAIN
+            size = (height, width) if is_plain else None
+        elif marker == JPEG_SCAN:
+            return size if size and _has_end_marker(file, place) else None
+        elif marker not in JPEG_TABLES and head[place + 4 : place + 8] != b"ICC_":
+            return None
+        place += 2 + length
+    return None
 
 
 def _has_end_marker(file: BinaryIO, start: int) -> bool:

@@ -13,9 +13,8 @@ def repeat_factors(annotations: Annotations, threshold: float) -> tuple[Tensor, 
     largest factor of its classes. Crowds do not count; an image without boxes comes once.
     """
     records, num_classes = annotations.records, len(annotations.label_names)
-    own = [record.labels[record.iscrowd == 0] for record in records]
-    image = torch.arange(len(own)).repeat_interleave(torch.tensor([len(labels) for labels in own]))
-    pairs = (image * num_classes + torch.cat(own)).unique()
+    pairs = torch.from_numpy(records.image * num_classes + records.labels)
+    pairs = pairs[torch.from_numpy(records.iscrowd == 0)].unique()
     image, label = pairs // num_classes, pairs % num_classes
     fraction = label.bincount(minlength=num_classes).double() / len(records)
     of_class = (threshold / fraction).sqrt().clamp(min=1).where(fraction > 0, 1.0)

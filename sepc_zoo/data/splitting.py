@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sepc_zoo.data.annotations import ListedImage, Listing
+from sepc_zoo.data.annotations import ListedImage, ListedImages, Listing
 from sepc_zoo.data.formats.layout import Source, choose_split, fold, matching_splits, read_paths
 from sepc_zoo.data.formats.reader import as_sources, find_data, join_listings, list_data
 from sepc_zoo.data.problems import DataError, Problem, unreadable
@@ -81,8 +81,8 @@ def divide(
     return Division(parts[0], parts[1], reason + note)
 
 
-def _select(listing: Listing, indices: Iterable[int]) -> Listing:
-    return listing._replace(images=[listing.images[i] for i in indices])
+def _select(listing: Listing, indices: Sequence[int]) -> Listing:
+    return listing._replace(images=ListedImages.of(listing.images).take(indices))
 
 
 def has_split(data: Source | Sequence[Source], split: str, format: str | None = None) -> bool:
@@ -97,12 +97,15 @@ def hold_out(images: Sequence[ListedImage], fraction: float, seed: int) -> set[i
     Images with equal files, and Roboflow's copies of one image, stay together. The choice depends
     on the files' names, not on their order or folder.
     """
-    groups = group_equal([image.path for image in images])
-    classes = [
-        {box.label for i in group for box in images[i].boxes if not box.iscrowd} or {None}
-        for group in groups
-    ]
-    keys = [min(images[i].path.name for i in group) for group in groups]
+    images = ListedImages.of(images)
+    groups = group_equal([file.path for file in images.files])
+    labels: dict[int, set[Hashable]] = defaultdict(set)
+    is_object = images.iscrowd == 0
+    owners, own = images.image[is_object].tolist(), images.labels[is_object].tolist()
+    for i, label in zip(owners, own, strict=True):
+        labels[i].add(label)
+    classes = [set[Hashable]().union(*(labels[i] for i in group)) or {None} for group in groups]
+    keys = [min(images.files[i].path.name for i in group) for group in groups]
     order = sorted(range(len(groups)), key=lambda g: _stable_hash(f"{seed}:{keys[g]}"))
     chosen = stratify([(classes[g], len(groups[g])) for g in order], fraction)
     return {i for place in chosen for i in groups[order[place]]}
@@ -208,7 +211,7 @@ def _divide_by_file(listing: Listing, splits: Sequence[str], file: Path) -> Divi
     pairs = read_assignment(file)
     names = sorted({split for _, split in pairs})
     chosen = [choose_split(split, names, file, "the split {}") for split in splits]
-    split_of, problems = _assign(pairs, listing.images, file)
+    split_of, problems = _assign(pairs, ListedImages.of(listing.images).files, file)
     if problems:
         raise DataError(problems)
     parts = [_select(listing, sorted(i for i in split_of if split_of[i] == s)) for s in chosen]

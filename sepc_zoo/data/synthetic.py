@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
-from sepc_zoo.data.annotations import Annotations, Record, Size
+from sepc_zoo.data.annotations import Annotations, Record, Records, Size
 from sepc_zoo.data.formats.coco import write_coco
 from sepc_zoo.files import new_folder
 
@@ -52,13 +52,13 @@ def write_shapes(
     with new_folder(root) as folder:
         for number, (split, images) in enumerate((("train", train), ("val", val))):
             (folder / split).mkdir()
-            records = tuple(
+            records = [
                 _write_image(
                     folder / split, i + 1, size, sides, np.random.default_rng([seed, number, i])
                 )
                 for i in range(images)
-            )
-            annotations = Annotations(records, SHAPES, tuple(range(1, len(SHAPES) + 1)))
+            ]
+            annotations = Annotations(Records.of(records), SHAPES, tuple(range(1, len(SHAPES) + 1)))
             write_coco(annotations, folder / "annotations" / f"instances_{split}.json")
     return root
 

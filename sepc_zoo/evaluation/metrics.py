@@ -57,7 +57,7 @@ def evaluate(detections: SplitDetections, annotations: Annotations) -> Evaluatio
     limits = [10, 100, max_per_class(annotations)] if federation_of(annotations) else [1, 10, 100]
     metric = SplitMeanAveragePrecision(len(names), IOU_THRESHOLDS, RECALL_THRESHOLDS, limits)
     targets = collect_targets(annotations)
-    order = np.argsort([record.image_id for record in annotations.records])
+    order = np.argsort(annotations.records.image_ids)
     metric.update(_per_image(detections, order), _per_image(targets, order))
     result = metric.compute()
     shape = len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(names), len(SIZES)

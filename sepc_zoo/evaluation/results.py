@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sepc_zoo.data.annotations import Annotations, Federation, find_duplicates
@@ -55,13 +54,12 @@ class SplitDetections(SplitBoxes):
 def collect_targets(annotations: Annotations) -> SplitTargets:
     """Join the boxes of all images, in float64 as annotated."""
     records = annotations.records
-    counts = [len(record.labels) for record in records]
     targets = SplitTargets(
-        np.repeat(np.arange(len(records)), counts),
-        _join([record.bbox.double() for record in records]).reshape(-1, 4),
-        _join([record.labels for record in records]).astype(np.int64),
-        _join([record.iscrowd for record in records]).astype(bool),
-        _join([record.area.double() for record in records]),
+        records.image,
+        records.bbox,
+        records.labels,
+        records.iscrowd.astype(bool),
+        records.area,
     )
     federation = federation_of(annotations)
     if federation is None:
@@ -83,7 +81,7 @@ def collect_detections(
     Raises:
         DataError: one line for each malformed entry and each unknown image or category.
     """
-    record_of = {record.image_id: i for i, record in enumerate(annotations.records)}
+    record_of = {image_id: i for i, image_id in enumerate(annotations.records.image_ids.tolist())}
     label_of = {i: label for label, i in enumerate(annotations.category_ids) if i is not None}
     texts = (_problem(result, record_of, label_of) for result in results)
     problems = [
@@ -190,8 +188,7 @@ def _drop_unknown(
     known = np.zeros((len(annotations.records), len(annotations.label_names)), dtype=bool)
     for i, label in absent:
         known[i, label] = True
-    for i, record in enumerate(annotations.records):
-        known[i, record.labels.numpy()] = True
+    known[annotations.records.image, annotations.records.labels] = True
     best = best_of_groups(detections.image, rank_by_score(detections), MAX_PER_IMAGE)
     kept = best & known[detections.image, detections.labels]
     return SplitDetections(**{key: column[kept] for key, column in vars(detections).items()})
@@ -204,14 +201,10 @@ def _places(
     label_of = {category: label for label, category in enumerate(annotations.category_ids)}
     return [
         (i, label_of[category])
-        for i, record in enumerate(annotations.records)
-        for category in categories.get(record.image_id, ())
+        for i, image_id in enumerate(annotations.records.image_ids.tolist())
+        for category in categories.get(image_id, ())
         if category in label_of
     ]
-
-
-def _join(columns: Sequence[torch.Tensor]) -> NDArray[Any]:
-    return torch.cat([*columns]).numpy() if columns else np.empty(0)
 
 
 def _own_ids(
@@ -222,11 +215,12 @@ def _own_ids(
     An unknown image maps to None, an unknown category to its name.
     """
     images, categories = content.get("images", []), content.get("categories", [])
-    names = [record.path.name for record in annotations.records]
+    records = annotations.records
+    names = [records.path(i).name for i in range(len(records))]
     if images and (duplicates := find_duplicates(names)):
         text = f"the split has several images {duplicates[0]}"
         raise unreadable("", text, "Pass its detections as a plain list of COCO results.")
-    own_image = {record.path.name: record.image_id for record in annotations.records}
+    own_image = dict(zip(names, records.image_ids.tolist(), strict=True))
     own_category = dict(zip(annotations.label_names, annotations.category_ids, strict=True))
     return (
         {image["id"]: own_image.get(Path(image["file_name"]).name) for image in images},

@@ -30,7 +30,7 @@ def validation_loader(
     views: Views = SINGLE_VIEW,
 ) -> DataLoader:
     """Load this process's share of the images; do not pass it to ``accelerator.prepare``."""
-    files = [record.path for record in annotations.records]
+    files = [annotations.records.path(i) for i in range(len(annotations.records))]
     return image_loader(ImageFiles(files, model.config, views), batch_size, workers)
 
 
@@ -78,7 +78,7 @@ def detect_split(
         with accelerator.autocast():
             detected = detect_files(detector, files)
         for file, detections in detected:
-            image_id = annotations.records[file.position].image_id
+            image_id = int(annotations.records.image_ids[file.position])
             results: list[CocoResult] = []
             if detections is not None:
                 results = coco_results(image_id, detections, annotations.category_ids)
@@ -94,7 +94,7 @@ def detect_split(
 
 
 def _check_complete(image_ids: Sequence[int], annotations: Annotations) -> None:
-    if sorted(image_ids) != sorted(record.image_id for record in annotations.records):
+    if sorted(image_ids) != sorted(annotations.records.image_ids.tolist()):
         raise RuntimeError(
             f"{len(image_ids)} images were validated instead of {len(annotations.records)}: "
             "do not pass the loader of validation_loader to accelerator.prepare"

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from sepc_zoo.config import ConfigError, DetectorConfig, PostprocessConfig
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.preprocess import Resize, plan_resize
+from sepc_zoo.ops.nms import best_boxes, fuse_boxes
 
 MAX_SIDE = 16384  # pixels of a network's input
 
@@ -107,14 +107,21 @@ def detect_views(
 
 
 def merge_detections(views: Sequence[DetectionDict], config: PostprocessConfig) -> DetectionDict:
-    """Merge detections of several views of an image by class-wise non-maximum suppression."""
+    """Merge detections of several views of an image, class by class.
+
+    By non-maximum suppression, hard or soft, or by weighted boxes fusion, as the config says.
+    """
     if len(views) == 1:
         return views[0]
     boxes, scores, labels = (
         torch.cat([view[name] for view in views]) for name in ("boxes", "scores", "labels")
     )
-    keep = batched_nms(boxes.double(), scores.double(), labels, config.iou_threshold)
-    keep = keep[: config.max_detections]
+    limit = config.max_detections
+    if config.view_fusion == "wbf":
+        fused = fuse_boxes(boxes, scores, labels, len(views), config.iou_threshold)
+        return {name: values[:limit] for name, values in fused.items()}
+    keep, scores = best_boxes(boxes, scores, labels, config)
+    keep = keep[:limit]
     return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from msgspec import Meta
 from torch import Tensor
 
-from sepc_zoo.config import DetectorConfig, NonNegative
-from sepc_zoo.methods.box_losses import centerness, giou_loss
+from sepc_zoo.config import DetectorConfig, Fraction, NonNegative
+from sepc_zoo.methods.box_losses import OverlapLoss, centerness, overlap_loss
 from sepc_zoo.methods.losses import focal_loss
 from sepc_zoo.methods.matching import IGNORE, count_positives, ignore_negatives
 from sepc_zoo.methods.method import Coder, Method, require_quality
@@ -29,6 +29,8 @@ SQUARES = {
 
 class ATSS(Method, frozen=True, tag="atss"):
     candidates: Annotated[int, Meta(ge=1, le=1000)] = 9  # nearest anchors of each level
+    label_smoothing: Fraction = 0.0  # a positive's own class is taught as 1 minus this
+    box_loss: OverlapLoss = "giou"
     box_weight: NonNegative = 2.0
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -53,12 +55,16 @@ class ATSS(Method, frozen=True, tag="atss"):
         assert predictions.quality is not None  # see check
         match = self.match(anchors, targets)  # N, A
         pos = positives(match, targets)
-        loss_cls = focal_loss(predictions.logits, pos, ignored=match == IGNORE)
+        loss_cls = focal_loss(
+            predictions.logits, pos, match == IGNORE, smoothing=self.label_smoothing
+        )
 
         central = centerness(anchors.boxes[pos.anchor], pos.boxes)  # P
         deltas = predictions.deltas[pos.image, pos.anchor]
         boxes = decode(coder, anchors.boxes[pos.anchor], deltas)
-        loss_box = self.box_weight * pos.sum(central * giou_loss(boxes, pos.boxes))
+        loss_box = self.box_weight * pos.sum(
+            central * overlap_loss(self.box_loss, boxes, pos.boxes)
+        )
         logits = predictions.quality[pos.image, pos.anchor]
         loss_quality = pos.sum(
             F.binary_cross_entropy_with_logits(logits, central, reduction="none")

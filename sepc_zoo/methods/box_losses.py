@@ -1,10 +1,26 @@
 """Losses of predicted boxes, one value for each of P positive anchors."""
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sepc_zoo.ops.boxes import box_area, paired_intersection, paired_iou
+
+OverlapLoss = Literal["iou", "giou", "diou", "ciou"]
+
+
+def overlap_loss(kind: OverlapLoss, boxes: Tensor, targets: Tensor, eps: float = 0.0) -> Tensor:
+    """The loss of this kind, ``(P, 4), (P, 4) -> (P,)``.
+
+    Args:
+        eps: of ``giou_loss``.
+    """
+    if kind == "giou":
+        return giou_loss(boxes, targets, eps)
+    return {"iou": iou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind](boxes, targets)
 
 
 def iou_loss(boxes: Tensor, targets: Tensor, min_iou: float = 1e-6) -> Tensor:
@@ -21,11 +37,47 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = 0.0) -> Tensor:
     tiny = torch.finfo(boxes.dtype).tiny
     inter = paired_intersection(boxes, targets)
     union = box_area(boxes) + box_area(targets) - inter
-    lower = torch.minimum(boxes[..., :2], targets[..., :2])
-    upper = torch.maximum(boxes[..., 2:], targets[..., 2:])
-    around = box_area(torch.cat([lower, upper], dim=-1))
+    around = box_area(_around(boxes, targets))
     iou = inter / (union + eps).clamp(min=tiny)
     return 1 - iou + (around - union) / (around + eps).clamp(min=tiny)
+
+
+def diou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """``1 - IoU`` and the distance of the centres, ``(P, 4), (P, 4) -> (P,)``.
+
+    Squared, over the squared diagonal of the box around both (Zheng et al. 2020, eq. 7).
+    """
+    shift = (boxes[..., :2] + boxes[..., 2:] - targets[..., :2] - targets[..., 2:]) / 2
+    around = _around(boxes, targets)
+    diagonal = (around[..., 2:] - around[..., :2]).square().sum(dim=-1)
+    distance = shift.square().sum(dim=-1) / diagonal.clamp(min=torch.finfo(boxes.dtype).tiny)
+    return 1 - paired_iou(boxes, targets) + distance
+
+
+def ciou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """``diou_loss`` and the difference of the aspects, ``(P, 4), (P, 4) -> (P,)``.
+
+    Zheng et al. 2020, eq. 10. For the aspect a side counts as at least a pixel: the gradient of
+    smaller ones would explode.
+    """
+    aspect = (2 / math.pi * (_angle(boxes) - _angle(targets))).square()
+    with torch.no_grad():
+        total = 1 - paired_iou(boxes, targets) + aspect
+        weight = aspect / total.clamp(min=torch.finfo(boxes.dtype).tiny)
+    return diou_loss(boxes, targets) + weight * aspect
+
+
+def _angle(boxes: Tensor) -> Tensor:
+    """The angle whose tangent is width over height, ``(..., 4) -> (...)``."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).unbind(-1)
+    return (width / height).atan()
+
+
+def _around(boxes: Tensor, targets: Tensor) -> Tensor:
+    """The smallest box around each pair, ``(P, 4), (P, 4) -> (P, 4)``."""
+    lower = torch.minimum(boxes[..., :2], targets[..., :2])
+    upper = torch.maximum(boxes[..., 2:], targets[..., 2:])
+    return torch.cat([lower, upper], dim=-1)
 
 
 def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:

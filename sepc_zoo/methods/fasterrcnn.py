@@ -1,7 +1,7 @@
 """Faster R-CNN: regions are proposed, sampled and classified (Ren et al. 2015, with an FPN)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,10 @@ from sepc_zoo.config import (
     TwoStageHead,
 )
 from sepc_zoo.errors import ConfigError
+from sepc_zoo.methods.box_losses import OverlapLoss, overlap_loss
 from sepc_zoo.methods.matching import IGNORE, LowQuality, inside_crowd, match_by_iou
 from sepc_zoo.methods.sampling import sample
-from sepc_zoo.ops.coders import encode
+from sepc_zoo.ops.coders import decode, encode
 from sepc_zoo.outputs import Anchors, Targets, Terms, TwoStagePredictions
 
 SampleSize = Annotated[int, Meta(ge=1, le=10**6)]
@@ -38,6 +39,9 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
     roi_positive_iou: Fraction = 0.5
     roi_samples: SampleSize = 512  # regions of an image that the second head learns from
     roi_positive_fraction: Fraction = 0.25  # maximal share of positives
+    label_smoothing: Fraction = 0.0  # of a region's class among all, the background too
+    box_loss: Literal["smooth_l1"] | OverlapLoss = "smooth_l1"  # of regions; the RPN has smooth L1
+    box_weight: NonNegative = 1.0  # of regions; openmmlab has 10 where the loss is of overlaps
     smooth_l1_beta: NonNegative = 1 / 9
 
     detector: ClassVar[Any] = "sepc_zoo.models.two_stage:TwoStageDetector"
@@ -94,7 +98,7 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
         positive = drawn & (match >= 0)
         is_object = positive.to(logits.dtype)
         loss_cls = F.binary_cross_entropy_with_logits(logits, is_object, reduction="none")
-        loss_box = self.box_loss(deltas, anchors, match, positive, targets, coder)
+        loss_box = self.box_distance("smooth_l1", deltas, anchors, match, positive, targets, coder)
         count = drawn.sum()
         return {
             "loss_rpn_cls": (loss_cls.masked_fill(~drawn, 0).sum(), count),
@@ -109,19 +113,27 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
         positive, counted = match >= 0, match != IGNORE
         labels = targets.labels.gather(1, match.clamp(min=0))
         labels = labels.masked_fill(~positive, -1) + 1  # N, R; background is 0
-        loss_cls = F.cross_entropy(predictions.logits.mT, labels, reduction="none")
+        loss_cls = F.cross_entropy(
+            predictions.logits.mT, labels, reduction="none", label_smoothing=self.label_smoothing
+        )
+        if targets.weights is not None:
+            weights = targets.weights.gather(1, match.clamp(min=0))
+            loss_cls = loss_cls * weights.where(positive, 1)
 
         own = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
         deltas = predictions.deltas.gather(2, own).squeeze(2)  # N, R, 4
-        loss_box = self.box_loss(deltas, predictions.regions, match, positive, targets, coder)
+        loss_box = self.box_weight * self.box_distance(
+            self.box_loss, deltas, predictions.regions, match, positive, targets, coder
+        )
         count = counted.sum()
         return {
             "loss_cls": (loss_cls.masked_fill(~counted, 0).sum(), count),
             "loss_box": (loss_box, count),
         }
 
-    def box_loss(
+    def box_distance(
         self,
+        kind: Literal["smooth_l1"] | OverlapLoss,
         deltas: Tensor,
         anchors: Tensor,
         match: Tensor,
@@ -129,12 +141,16 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
         targets: Targets,
         coder: DeltaCoder,
     ) -> Tensor:
-        """Sum of the smooth L1 distances of the positive anchors or regions: ``()``."""
+        """Sum of the losses of the positive anchors' or regions' boxes: ``()``."""
         boxes = take(targets.boxes, match.clamp(min=0))  # N, S, 4
         unit = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(anchors)
         real = positive[..., None]
-        wanted = encode(coder, anchors.where(real, unit), boxes.where(real, unit))
-        distance = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
+        anchors, boxes = anchors.where(real, unit), boxes.where(real, unit)
+        if kind == "smooth_l1":
+            wanted = encode(coder, anchors, boxes)
+            distance = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
+        else:
+            distance = overlap_loss(kind, decode(coder, anchors, deltas), boxes)[..., None]
         return distance.masked_fill(~real, 0).sum()
 
     def match_anchors(self, anchors: Tensor, targets: Targets) -> Tensor:

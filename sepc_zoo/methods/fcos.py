@@ -1,14 +1,14 @@
 """FCOS: every point inside a box learns it, on the level of its size (Tian et al. 2019)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
 from msgspec import Meta
 from torch import Tensor
 
 from sepc_zoo.config import DetectorConfig, Fraction, Positive
-from sepc_zoo.methods.box_losses import centerness, giou_loss, iou_loss
+from sepc_zoo.methods.box_losses import OverlapLoss, centerness, overlap_loss
 from sepc_zoo.methods.losses import focal_loss
 from sepc_zoo.methods.matching import IGNORE, ignore_negatives
 from sepc_zoo.methods.method import Coder, Method, require_quality
@@ -26,7 +26,8 @@ class FCOS(Method, frozen=True, tag="fcos"):
     reach_inclusive: bool = True  # whether a box at an end of it belongs to both levels
     radius: Annotated[float, Meta(gt=0, le=64)] | None = 1.5  # centre sampling, in strides
     coarse_areas: bool = False  # compare areas as torchvision does
-    box_loss: Literal["iou", "giou"] = "giou"
+    label_smoothing: Fraction = 0.0  # a positive's own class is taught as 1 minus this
+    box_loss: OverlapLoss = "giou"
     weighted_boxes: bool = True  # weight box losses by centerness
     eps: Fraction = 0.0  # added to both divisors of the generalized IoU, square pixels
 
@@ -58,15 +59,14 @@ class FCOS(Method, frozen=True, tag="fcos"):
         assert predictions.quality is not None  # see check
         match = self.match(anchors, targets)  # N, A
         pos = positives(match, targets)
-        loss_cls = focal_loss(predictions.logits, pos, ignored=match == IGNORE)
+        loss_cls = focal_loss(
+            predictions.logits, pos, match == IGNORE, smoothing=self.label_smoothing
+        )
 
         central = centerness(anchors.boxes[pos.anchor], pos.boxes)  # P
         deltas = predictions.deltas[pos.image, pos.anchor]
         boxes = decode(coder, anchors.boxes[pos.anchor], deltas)
-        if self.box_loss == "giou":
-            distance = giou_loss(boxes, pos.boxes, self.eps)
-        else:
-            distance = iou_loss(boxes, pos.boxes)
+        distance = overlap_loss(self.box_loss, boxes, pos.boxes, self.eps)
         if self.weighted_boxes:
             distance = distance * central * MILLION
         logits = predictions.quality[pos.image, pos.anchor]

@@ -27,6 +27,10 @@ class FreeAnchor(Method, frozen=True, tag="freeanchor"):
     count_empty_images: bool = True  # whether an image without boxes counts as one with a bag
 
     defaults: ClassVar[Mapping[str, Any]] = {"coder": {"scale": (0.1, 0.1, 0.2, 0.2)}}
+    lacks: ClassVar[Mapping[str, str]] = {
+        "box_loss": "a bag's probability has exp(-smooth L1) of its boxes as a factor (eq. 7)",
+        "label_smoothing": "classes are learned as the probability of a bag, which has no labels",
+    }
 
     def loss(
         self, predictions: Predictions, anchors: Anchors, targets: Targets, coder: Coder
@@ -51,7 +55,7 @@ class FreeAnchor(Method, frozen=True, tag="freeanchor"):
 
         wanted = encode(coder, anchors.boxes[bags], boxes[:, None].expand(-1, bags.shape[1], -1))
         positive = self.positive_bag_loss(
-            bag_logits.view_as(bags), deltas[image[:, None], bags], wanted
+            bag_logits.view_as(bags), deltas[image[:, None], bags], wanted, targets.flat_weights()
         )
         # The sum took all as background; where a logit means an object, only the rest of it is.
         rest = partly_background(meant_logits, prob, self.gamma)
@@ -71,18 +75,21 @@ class FreeAnchor(Method, frozen=True, tag="freeanchor"):
         bags = torch.full((), count, device=anchors.boxes.device)
         return {"loss_positive_bag": bags, "loss_negative_bag": bags * self.bag_size}
 
-    def positive_bag_loss(self, logits: Tensor, deltas: Tensor, wanted: Tensor) -> Tensor:
+    def positive_bag_loss(
+        self, logits: Tensor, deltas: Tensor, wanted: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """-log of the chance that some anchor of the bag finds each object, summed: ``()``.
 
         Args:
             logits: logits of the object's class ``(B, n)``.
             deltas: predicted deltas ``(B, n, 4)``.
             wanted: deltas of the object ``(B, n, 4)``.
+            weights: of the objects ``(B,)``.
         """
         distance = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
         box_prob = (-self.box_weight * distance.sum(dim=2)).exp()
         bag_prob = mean_max(logits.sigmoid() * box_prob)
-        return F.binary_cross_entropy(bag_prob, torch.ones_like(bag_prob), reduction="sum")
+        return F.binary_cross_entropy(bag_prob, torch.ones_like(bag_prob), weights, reduction="sum")
 
     def meant_cells(
         self, found: Tensor, targets: Targets, num_classes: int

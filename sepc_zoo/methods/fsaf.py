@@ -8,12 +8,13 @@ from torch import Tensor
 
 from sepc_zoo.config import DetectorConfig, DistanceCoder, Fraction, NonNegative
 from sepc_zoo.errors import ConfigError
+from sepc_zoo.methods.box_losses import OverlapLoss, overlap_loss
 from sepc_zoo.methods.losses import cell_losses, focal_loss
 from sepc_zoo.methods.matching import IGNORE, NEGATIVE, ignore_negatives, match_by_centre
 from sepc_zoo.methods.method import Coder, Method
 from sepc_zoo.methods.point_matching import match_by_centre_pairs
 from sepc_zoo.methods.targets import positives
-from sepc_zoo.ops.coders import encode
+from sepc_zoo.ops.coders import decode, encode
 from sepc_zoo.outputs import Anchors, Predictions, Targets, Terms
 
 
@@ -23,8 +24,10 @@ class FSAF(Method, frozen=True, tag="fsaf"):
     # Where a box covers a cell without winning it, the cell is ignored if no other box wins it; or
     # the class of the box is ignored there.
     ignore: Literal["cells", "pairs"] = "cells"
+    label_smoothing: Fraction = 0.0  # a positive's own class is taught as 1 minus this
+    box_loss: OverlapLoss = "iou"
     min_distance: NonNegative = 0.0  # smallest distance that is learned, in units of the coder
-    min_union: NonNegative = 1.0  # smallest union of boxes, in squares of that unit
+    min_union: NonNegative = 1.0  # smallest union of boxes of the loss "iou", in squares of it
     count_negatives: bool = False  # divide by the negative cells where no cell is positive
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -48,8 +51,12 @@ class FSAF(Method, frozen=True, tag="fsaf"):
         deltas = predictions.deltas[pos.image, pos.anchor]  # P, 4
         if self.min_distance > 0:  # a clamp at 0 would take the gradient of distances of 0
             deltas = deltas.clamp(min=self.min_distance)
-        wanted = encode(coder, anchors.boxes[pos.anchor], pos.boxes)
-        loss_box = distance_iou_loss(deltas, wanted, self.min_union)
+        cells = anchors.boxes[pos.anchor]
+        if self.box_loss == "iou":
+            wanted = encode(coder, cells, pos.boxes)
+            loss_box = distance_iou_loss(deltas, wanted, self.min_union)
+        else:
+            loss_box = overlap_loss(self.box_loss, decode(coder, cells, deltas), pos.boxes)
 
         with torch.no_grad():
             loss = cell_losses(predictions.logits, pos, pairs) + loss_box  # P
@@ -59,7 +66,9 @@ class FSAF(Method, frozen=True, tag="fsaf"):
             owner = pos.box if pos.real is None else pos.box.masked_fill(~pos.real, num_boxes)
             best = best_level(loss, owner, level, num_boxes + 1, len(anchors.lengths))
             chosen = level == best[owner]
-        loss_cls = focal_loss(predictions.logits, pos, match == IGNORE, chosen, pairs)
+        loss_cls = focal_loss(
+            predictions.logits, pos, match == IGNORE, chosen, pairs, self.label_smoothing
+        )
         loss_box = pos.sum(loss_box.masked_fill(~chosen, 0))
         count = pos.sum(chosen.long())
         if self.count_negatives:

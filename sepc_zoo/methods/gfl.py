@@ -12,7 +12,7 @@ from torch import Tensor
 from sepc_zoo.config import DetectorConfig, DistributionCoder, NonNegative
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.methods.atss import SQUARES
-from sepc_zoo.methods.box_losses import distribution_focal_loss, giou_loss
+from sepc_zoo.methods.box_losses import OverlapLoss, distribution_focal_loss, overlap_loss
 from sepc_zoo.methods.losses import quality_focal_loss
 from sepc_zoo.methods.matching import IGNORE, count_positives, ignore_negatives
 from sepc_zoo.methods.method import Coder, Method
@@ -27,6 +27,7 @@ MARGIN = 0.1  # bins between the last bin and the largest target
 
 class GFL(Method, frozen=True, tag="gfl"):
     candidates: Annotated[int, Meta(ge=1, le=1000)] = 9  # nearest anchors of each level
+    box_loss: OverlapLoss = "giou"
     box_weight: NonNegative = 2.0
     distribution_weight: NonNegative = 0.25
 
@@ -36,6 +37,10 @@ class GFL(Method, frozen=True, tag="gfl"):
         "anchors": SQUARES,
         "coder": {"type": "distribution"},
         "postprocess": {"candidates": "pairs", "iou_threshold": 0.6},
+    }
+
+    lacks: ClassVar[Mapping[str, str]] = {
+        "label_smoothing": "the target of a class is soft already: the IoU of the predicted box",
     }
 
     def check(self, config: DetectorConfig) -> None:
@@ -59,7 +64,7 @@ class GFL(Method, frozen=True, tag="gfl"):
         loss_cls = quality_focal_loss(predictions.logits, pos, match == IGNORE, quality)
 
         score = predictions.logits.detach()[pos.image, pos.anchor].amax(dim=1).sigmoid()  # P
-        loss_box = self.box_weight * pos.sum(score * giou_loss(boxes, pos.boxes))
+        loss_box = self.box_weight * pos.sum(score * overlap_loss(self.box_loss, boxes, pos.boxes))
         wanted = encode(coder, anchors.boxes[pos.anchor], pos.boxes)
         wanted = wanted.clamp(min=0, max=coder.bins - 1 - MARGIN)  # P, 4
         loss_dfl = distribution_focal_loss(deltas.unflatten(1, (4, coder.bins)), wanted)

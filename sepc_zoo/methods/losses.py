@@ -24,6 +24,7 @@ def focal_loss(
     ignored: Tensor,
     chosen: Tensor | None = None,
     ignored_pairs: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Sum of the focal loss over the classes of all anchors (RetinaNet, eq. 5): ``()``.
 
@@ -37,6 +38,9 @@ def focal_loss(
         chosen: ``(P,)``, False where the logit of a positive's own class is ignored.
         ignored_pairs: ``(M,)``, more single logits that do not count, as indices into the flattened
             logits; none of them of an anchor in ``ignored``, or a positive's own class.
+        smoothing: a positive's own class has the target ``1 - smoothing``, as a quality (GFL,
+            eq. 5). Targets of 0 stay: thousands of anchors a little less sure of the background
+            would outweigh the objects.
     """
     own_index = flat_index(logits, positives.image, positives.anchor, positives.labels)
     pairs = own_index[:0] if ignored_pairs is None else ignored_pairs
@@ -44,7 +48,11 @@ def focal_loss(
     negative, own = sum_background(logits, ~ignored, FOCAL_GAMMA, picked)
     own, in_pairs = own.split([len(own_index), len(pairs)])
     negative = negative - background(in_pairs, FOCAL_GAMMA).sum()
-    as_positive = focal_positive(own)
+    if smoothing:
+        as_positive = FOCAL_ALPHA * quality_focal(own, torch.full_like(own, 1 - smoothing))
+    else:
+        as_positive = focal_positive(own)
+    as_positive = positives.weigh(as_positive)
     if chosen is not None:
         as_positive = as_positive.masked_fill(~chosen, 0)
     return (1 - FOCAL_ALPHA) * negative + positives.sum(as_positive - focal_negative(own))
@@ -64,9 +72,14 @@ def quality_focal_loss(
     """
     own_index = flat_index(logits, positives.image, positives.anchor, positives.labels)
     negative, own = sum_background(logits, ~ignored, QUALITY_GAMMA, own_index)
-    distance = (quality - own.sigmoid()).abs() ** QUALITY_GAMMA
-    as_positive = distance * F.binary_cross_entropy_with_logits(own, quality, reduction="none")
+    as_positive = positives.weigh(quality_focal(own, quality))
     return negative + positives.sum(as_positive - background(own, QUALITY_GAMMA))
+
+
+def quality_focal(logits: Tensor, quality: Tensor) -> Tensor:
+    """Quality focal loss of each logit (GFL, eq. 5); the focal loss where the quality is 1."""
+    distance = (quality - logits.sigmoid()).abs() ** QUALITY_GAMMA
+    return distance * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
 def cell_losses(

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from sepc_zoo.config import Fraction, NonNegative
-from sepc_zoo.methods.box_losses import giou_loss
+from sepc_zoo.methods.box_losses import OverlapLoss, overlap_loss
 from sepc_zoo.methods.losses import focal_loss
 from sepc_zoo.methods.matching import (
     IGNORE,
@@ -27,7 +27,8 @@ class RetinaNet(Method, frozen=True, tag="retinanet"):
     positive_iou: Fraction = 0.5
     negative_iou: Fraction = 0.4
     low_quality: LowQuality = "claimed"  # see match_by_iou
-    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    label_smoothing: Fraction = 0.0  # a positive's own class is taught as 1 minus this
+    box_loss: Literal["smooth_l1"] | OverlapLoss = "smooth_l1"
     smooth_l1_beta: NonNegative = 0.11
     giou_eps: Fraction = 1e-7  # added to both divisors of the generalized IoU, square pixels
     mean_of_images: bool = False  # divide by the positives of each image alone, as torchvision
@@ -43,15 +44,18 @@ class RetinaNet(Method, frozen=True, tag="retinanet"):
             return self._mean_of_images(predictions, anchors, targets, coder)
         match = self.match(anchors, targets)  # N, A
         pos = positives(match, targets)
-        loss_cls = focal_loss(predictions.logits, pos, ignored=match == IGNORE)
+        loss_cls = focal_loss(
+            predictions.logits, pos, match == IGNORE, smoothing=self.label_smoothing
+        )
         deltas = predictions.deltas[pos.image, pos.anchor]  # P, 4
         loss_box = pos.sum(self._box_loss(deltas, anchors.boxes[pos.anchor], pos, coder))
         count = count_positives(match)
         return {"loss_cls": (loss_cls, count), "loss_box": (loss_box, count)}
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, pos: Positives, coder: Coder) -> Tensor:
-        if self.box_loss == "giou":
-            return giou_loss(decode(coder, anchors, deltas), pos.boxes, self.giou_eps)
+        if self.box_loss != "smooth_l1":
+            boxes = decode(coder, anchors, deltas)
+            return overlap_loss(self.box_loss, boxes, pos.boxes, self.giou_eps)
         wanted = encode(coder, anchors, pos.boxes)
         return F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
 

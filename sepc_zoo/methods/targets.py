@@ -22,23 +22,31 @@ class TargetError(UserError, ValueError):
 
 def collate_targets(targets: Sequence[Mapping[str, Any]], like: Tensor) -> Targets:
     """The targets of a batch, crowds apart, in the type and on the device of ``like``."""
-    boxes, labels, crowds = map(list, zip(*map(_split_crowds, targets), strict=True))
+    boxes, labels, weights, crowds = map(list, zip(*map(_split_crowds, targets), strict=True))
     no_box, no_label = boxes[0].new_zeros(1, 4), labels[0].new_full((1,), -1)
+    no_weight = weights[0].new_ones(1)
+    is_weighted = any("weights" in target for target in targets)
+    padded = pad_sequence([*weights, no_weight], True, 1)[:-1] if is_weighted else None
     return Targets(
         to_device(pad_sequence([*boxes, no_box], True)[:-1], like.device, like.dtype),
         to_device(pad_sequence([*labels, no_label], True, -1)[:-1], like.device),
         to_device(pad_sequence(crowds, True), like.device, like.dtype),
         tuple(map(len, labels)),
+        None if padded is None else to_device(padded, like.device, like.dtype),
     )
 
 
-def _split_crowds(target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, labels and crowd boxes, on the target's own device: on CUDA the split would wait."""
+def _split_crowds(target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes, labels, weights and crowd boxes.
+
+    On the target's own device: on CUDA the split would wait.
+    """
     boxes, labels = target["boxes"].reshape(-1, 4), target["labels"]
+    weights = target["weights"] if "weights" in target else boxes.new_ones(len(labels))
     if "iscrowd" not in target:
-        return boxes, labels, boxes[:0]
+        return boxes, labels, weights, boxes[:0]
     crowd = target["iscrowd"].bool()
-    return boxes[~crowd], labels[~crowd], boxes[crowd]
+    return boxes[~crowd], labels[~crowd], weights[~crowd], boxes[crowd]
 
 
 class Positives(NamedTuple):
@@ -50,6 +58,11 @@ class Positives(NamedTuple):
     boxes: Tensor  # P, 4
     labels: Tensor  # P
     real: Tensor | None  # P, False where the anchor is not positive; None: all are
+    weights: Tensor | None = None  # P, of the label in the loss; None: all are 1
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """Losses ``(P,)`` of the anchors' own classes, each times its weight."""
+        return values if self.weights is None else values * self.weights
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum ``()`` of ``values (P,)`` or ``(P, V)`` over the anchors that are positive."""
@@ -76,6 +89,7 @@ def positives(match: Tensor, targets: Targets) -> Positives:
         boxes=targets.boxes.flatten(0, 1)[box],
         labels=targets.labels.flatten()[box].clamp(min=0),
         real=match >= 0 if GATHER_ALL else None,
+        weights=None if targets.weights is None else targets.weights.flatten()[box],
     )
 
 
@@ -101,11 +115,12 @@ def check_targets(
                 f"{_name(target, place)}: boxes are {tuple(boxes.shape)} for {len(labels)} labels; "
                 "expected (G, 4)"
             )
-        if "iscrowd" in target and target["iscrowd"].shape != labels.shape:
-            raise TargetError(
-                f"{_name(target, place)}: iscrowd is {tuple(target['iscrowd'].shape)} for "
-                f"{len(labels)} labels"
-            )
+        for key in ("iscrowd", "weights"):
+            if key in target and target[key].shape != labels.shape:
+                shape = tuple(target[key].shape)
+                raise TargetError(
+                    f"{_name(target, place)}: {key} is {shape} for {len(labels)} labels"
+                )
     # All images at once: on a GPU that is one wait.
     boxes = torch.cat([target["boxes"] for target in targets])
     labels = torch.cat([target["labels"] for target in targets])

@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         """timm's model inside the feature extractor, or the extractor that took its layers over."""
         return getattr(self.body, "model", self.body)
 
-    def forward(self, images: Tensor) -> list[Tensor]:  # N, 3, H, W -> C3, C4, C5
+    def forward(self, images: Tensor) -> list[Tensor]:  # N, C, H, W -> C3, C4, C5
         """Maps whose sides are those of the images over their strides, rounded up."""
         if not self.rounds_up:
             images = pad_to_multiple(images, self.max_stride)
@@ -118,7 +118,7 @@ class Backbone(nn.Module):
 
         Patches and poolings without padding drop a partial cell, and some models fail on one.
         """
-        image = next(self.body.parameters()).new_zeros(1, 3, 33, 33)
+        image = next(self.body.parameters()).new_zeros(1, self.config.in_chans, 33, 33)
         try:
             features = self.body.eval()(image)
         except (RuntimeError, AssertionError):

@@ -83,7 +83,8 @@ class Detector(nn.Module):
         Args:
             outputs: what ``forward`` returned for N images.
             targets: for each image ``boxes (G, 4)`` in pixels of the batch, ``labels (G,)`` and,
-                where known, ``iscrowd (G,)``: crowds are neither objects nor background.
+                where known, ``iscrowd (G,)``: crowds are neither objects nor background; with
+                ``weights (G,)`` the loss of a box's own class counts so many times.
 
         Raises:
             TargetError: a box has no area or lies outside of the image; names image and box.
@@ -124,10 +125,14 @@ class Detector(nn.Module):
         """Pad images ``(N, 3, H, W)`` that are too small for the pyramid, to the right and below.
 
         Raises:
-            ValueError: they are no batch of images with three channels.
+            ValueError: they are no batch of images with the model's number of channels.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
+        channels = self.config.backbone.in_chans
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(
+                f"expected images (N, {channels}, H, W), got {tuple(images.shape)}; another number "
+                'of channels needs a model with backbone_kwargs={"in_chans": C}'
+            )
         height, width = images.shape[-2:]
         missing = [self._padded_side(side) - side for side in (width, height)]
         return F.pad(images, (0, missing[0], 0, missing[1])) if any(missing) else images
@@ -170,11 +175,16 @@ class Detector(nn.Module):
         self.config = config
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's blocks in the backward pass instead of storing them.
+        """Recompute blocks of backbone, neck and head in the backward pass; do not store them.
 
-        Batch norms that learn see each batch twice, as everywhere in timm.
+        The backbone's batch norms that learn see each batch twice, as everywhere in timm. Neck and
+        head do so where their modules have ``grad_checkpointing``, see ``models.recompute``.
         """
         self.backbone.body.set_grad_checkpointing(enable)
+        for name, part in self.named_children():
+            for module in part.modules() if name != "backbone" else ():
+                if hasattr(module, "grad_checkpointing"):
+                    setattr(module, "grad_checkpointing", enable)  # noqa: B010
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:  # noqa: ARG002
         """Layer groups for timm's layer decay: the backbone's stages, then the rest."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from msgspec.structs import replace
 
 from sepc_zoo.config import AnchorConfig, DetectorConfig
@@ -130,7 +129,7 @@ def fitting_size(data: Annotations, limits: tuple[int, int]) -> tuple[int, int]:
     Args:
         limits: of the long side, pixels.
     """
-    sizes = np.array([sorted(record.size) for record in data.records])
+    sizes = np.sort(data.records.sizes, axis=1)
     short, long = np.median(sizes, axis=0).round().astype(int).tolist()
     boxes = resized_boxes(data, (short, long))
     sides = np.sqrt(boxes.prod(axis=1)) if len(boxes) else np.ones(1)
@@ -148,13 +147,12 @@ def resized_boxes(data: Annotations, image_size: tuple[int, int]) -> np.ndarray:
 
     Of many, ``MAX_BOXES`` are taken, evenly spread.
     """
-    records = [record for record in data.records if len(record.boxes)]
-    if not records:
-        return np.zeros((0, 2))
-    factors = resize_factors(np.array([record.size for record in records]), image_size)
-    pairs = zip(records, factors.tolist(), strict=True)
-    boxes = torch.cat([record.boxes[record.iscrowd == 0] * factor for record, factor in pairs])
-    x1, y1, x2, y2 = boxes[:: max(1, len(boxes) // MAX_BOXES)].double().numpy().T
+    records = data.records
+    kept = np.flatnonzero(records.iscrowd == 0)
+    kept = kept[:: max(1, len(kept) // MAX_BOXES)]
+    factors = resize_factors(records.sizes, image_size)[records.image[kept]]
+    boxes = records.boxes[kept] * factors[:, None].astype(np.float32)
+    x1, y1, x2, y2 = boxes.astype(np.float64).T
     return np.stack([y2 - y1, x2 - x1], axis=1)
 
 

@@ -196,7 +196,7 @@ def measure_parts(run: Run) -> Forecast:
 def augmented_sizes(run: Run) -> list[tuple[int, int]]:
     """The maximum height and width of each image after its augmentation."""
     bounds = run.options.augmentation.largest(*run.detector.config.weights.image_size)
-    return [resized_size(*record.size, *bounds) for record in run.train_data.records]
+    return [resized_size(h, w, *bounds) for h, w in run.train_data.records.sizes.tolist()]
 
 
 def make_batch(run: Run, indices: Sequence[int], padded_to: Sequence[int] = (0, 0)) -> Batch:

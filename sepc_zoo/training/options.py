@@ -1,6 +1,7 @@
 """Options of a training run, and the file that keeps them."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from sepc_zoo.files import write_atomically
 from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, option_fields
 
 OPTIONS_FILE = "config.yaml"
+BALANCED = "balanced"
 FormatName = Literal["coco", "voc", "yolo", "hf"]
 Schedule = Literal["multistep", "cosine"]
 RecipeName = Literal["auto", "paper", "small", "strong"]
@@ -75,14 +77,11 @@ class InputOptions(Options):
         ge=1,
         metavar=("SHORT", "LONG"),
     )
-    mean: tuple[float, float, float] | None = option(
-        None, "mean of RGB in 0..1 (default: the backbone's)", metavar=("R", "G", "B")
+    mean: tuple[float, ...] | None = option(
+        None, "mean of RGB, or of each channel, in 0..1 (default: the backbone's)"
     )
-    std: tuple[float, float, float] | None = option(
-        None,
-        "standard deviation of RGB in 0..1 (default: the backbone's)",
-        gt=0,
-        metavar=("R", "G", "B"),
+    std: tuple[float, ...] | None = option(
+        None, "standard deviation of RGB, or of each channel (default: the backbone's)", gt=0
     )
 
 
@@ -113,7 +112,8 @@ class ModelOptions(Options):
     )
     backbone_kwargs: dict[str, Any] = option(
         factory=dict,
-        help="arguments of timm.create_model, such as drop_path_rate=0.1",
+        help="arguments of timm.create_model, such as drop_path_rate=0.1, or in_chans=5 for "
+        "images of five channels",
         metavar="KEY=VALUE",
     )
     freeze_stages: int | None = option(
@@ -195,6 +195,33 @@ class ScheduleOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossOptions(Options):
+    """Loss."""
+
+    class_weights: tuple[str, ...] = option(
+        (),
+        "weights of classes in the loss, such as cat=2 dog=0.5 (others 1); or balanced: by the "
+        "inverse of a class's frequency, 1 in the mean over all boxes",
+        metavar="CLASS=X",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.class_weights if self.class_weights != (BALANCED,) else ():
+            try:
+                right = 0 < float(text.rpartition("=")[2]) < math.inf and "=" in text
+            except ValueError:
+                right = False
+            if not right:
+                raise OptionError("class_weights", f"has {text!r:.80}; it must be a class=weight")
+
+    def weight_of_class(self) -> dict[str, float]:
+        """The weights that are given by name."""
+        pairs = [text.rpartition("=") for text in self.class_weights if text != BALANCED]
+        return {name: float(weight) for name, _, weight in pairs}
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
     """Hardware and speed."""
 
@@ -216,7 +243,7 @@ class SpeedOptions(Options):
     channels_last: bool = option(False, "channels-last memory format, often faster with --amp")
     compile: bool = option(False, "compile the model with torch.compile")
     grad_checkpointing: bool = option(
-        False, "recompute activations of the backbone in the backward pass, to save memory"
+        False, "recompute activations in the backward pass instead of storing them, to save memory"
     )
     deterministic: bool = option(False, "use deterministic algorithms: repeatable runs, slower")
     seed: int = option(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
@@ -248,6 +275,7 @@ class TrainOptions(
     InputOptions,
     ModelOptions,
     ScheduleOptions,
+    LossOptions,
     Augmentation,
     DeviceOptions,
     WorkerOptions,

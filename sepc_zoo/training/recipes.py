@@ -56,6 +56,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
 }
 RATE = {"opt", "lr", "weight_decay", "batch_size"}  # entries that hold for one optimizer only
 FINETUNED_LR = 0.25  # factor on the learning rate for a detector that has learned, but for "paper"
+MIN_SCALED_EPOCHS = 10  # epochs from which on "small" changes the image size by chance
 MIXED_PART = 0.8  # first part of the epochs, in which images are mixed
 # "auto" takes "small" below any of these, and "strong" for more epochs.
 MANY = {"images": 5000, "boxes": 20_000, "steps": 5000}
@@ -128,7 +129,7 @@ def choose_recipe(
     Args:
         data: the training images.
     """
-    images, boxes = len(data.records), sum(len(record.boxes) for record in data.records)
+    images, boxes = len(data.records), len(data.records.boxes)
     batch_size = options.images_per_pass * options.grad_accum_steps * num_processes
     per_epoch = max(1, images // batch_size)
     steps = options.max_steps or per_epoch * (options.epochs or Recipe.epochs)
@@ -146,6 +147,8 @@ def choose_recipe(
         recipe = replace(recipe, freeze_stages=0, freeze_bn=False)
     if options.max_steps is None:
         epochs = options.epochs or max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
+    if name == "small" and epochs < MIN_SCALED_EPOCHS:
+        recipe = replace(recipe, scale=(1.0, 1.0))
     if recipe.mosaic:
         recipe = replace(recipe, mix_epochs=max(1, round(MIXED_PART * epochs)))
     given = {n: value for n in OPTIONAL if (value := getattr(options, n)) is not None}

@@ -55,6 +55,7 @@ class Run:
         processes = self.accelerator.num_processes
         self.recipe = choose_recipe(options, model.config, self.train_data, processes)
         self.options = options = fill_in(options, self.recipe)
+        self.class_weights = setup.class_weights(options, self.train_data)
         setup.prepare_model(options, self.recipe, model, self.accelerator)
         self.detector = model
         self.unseen_classes = setup.unseen_classes(options, self.train_data)
@@ -110,8 +111,9 @@ class Run:
             if self.saved_step is None:
                 write_options(self.options)
                 if self.inputs.is_divided:
-                    splits = zip(RUN_SPLITS, (self.train_data, self.val_data), strict=True)
-                    files = {name: [r.path for r in own.records] for name, own in splits}
+                    parts = self.train_data.records, self.val_data.records
+                    splits = zip(RUN_SPLITS, parts, strict=True)
+                    files = {name: map(own.path, range(len(own))) for name, own in splits}
                     write_assignment(self.output / SPLIT_FILE, files)
                 write_json(self.output / setup.MODEL_FILE, config_to_json(self.detector.config))
                 # A run that ended before its first save may have left these.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from msgspec.structs import replace
 from timm.layers import convert_sync_batchnorm
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sepc_zoo.checkpoints.folder import read_config
@@ -22,15 +23,17 @@ from sepc_zoo.data import (
     make_loader,
     train_transform,
 )
-from sepc_zoo.data.annotations import build_annotations, unique_ids
+from sepc_zoo.data.annotations import Listing, build_annotations, unique_ids
 from sepc_zoo.data.images import read_image
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.data.sampling import repeat_factors
+from sepc_zoo.data.sharing import read_once
 from sepc_zoo.data.splitting import SPLIT_FILE, divide
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
+from sepc_zoo.options import OptionError
 from sepc_zoo.training.accelerator import RunAccelerator
 from sepc_zoo.training.advice import fitted_anchors
 from sepc_zoo.training.callbacks import (
@@ -80,18 +83,25 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
     known = read_model_file(output / MODEL_FILE) if resume else None
     names = known.label_names if known else None
     is_remembered = resume and (output / SPLIT_FILE).is_file()
-    division = divide(
-        options.data,
-        options.train_split,
-        options.val_split,
-        format=options.format,
-        fraction=options.val_fraction,
-        seed=options.split_seed,
-        file=output / SPLIT_FILE if is_remembered else options.split_by,
-        whole=options.split_by is not None,
-    )
     how = options.drop_bad_boxes, options.skip_bad_images
-    train = build_annotations(division.train, names, *how)
+    to_validate: list[Listing] = []  # in the process that reads
+
+    def read_train() -> Annotations:
+        division = divide(
+            options.data,
+            options.train_split,
+            options.val_split,
+            format=options.format,
+            fraction=options.val_fraction,
+            seed=options.split_seed,
+            file=output / SPLIT_FILE if is_remembered else options.split_by,
+            whole=options.split_by is not None,
+        )
+        to_validate.append(division.val)
+        data = build_annotations(division.train, names, *how)
+        return dataclasses.replace(data, note=division.note)
+
+    train = read_once(read_train)
     model = build(known) if known else build_model(options, train)
     unseen = len(model.config.label_names) - len(train.label_names)
     train = dataclasses.replace(
@@ -99,11 +109,12 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
         label_names=model.config.label_names,
         category_ids=(*train.category_ids, *[None] * unseen),
     )
-    val = build_annotations(division.val, model.config.label_names, *how)
+    all_names = model.config.label_names
+    val = read_once(lambda: build_annotations(to_validate.pop(), all_names, *how))
     for split, data in ((options.train_split, train), (options.val_split, val)):
         if not data.records:
             raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")
-    notes = [division.note] if division.note else []
+    notes = [train.note] if train.note else []
     if not count_objects(train):
         notes.append(f"warning: no box of {options.train_split!r} can be learned")
     if not count_objects(val):
@@ -111,12 +122,12 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
             f"warning: no box of {options.val_split!r} can be counted: AP is unknown (-1), the "
             "last model is taken for the best, and nothing stops early"
         )
-    return Inputs(train, val, model, notes, bool(division.note))
+    return Inputs(train, val, model, notes, bool(train.note))
 
 
 def count_objects(data: Annotations) -> int:
     """Count the boxes that are learned and counted: all but crowds."""
-    return sum(int((record.iscrowd == 0).sum()) for record in data.records)
+    return int((data.records.iscrowd == 0).sum())
 
 
 def read_model_file(file: Path) -> DetectorConfig:
@@ -236,7 +247,7 @@ def prepare_model(
 
 
 def enable_grad_checkpointing(model: Detector) -> None:
-    """Store no activations inside of the backbone's blocks; compute them again for the gradient.
+    """Store no activations inside of the model's blocks; compute them again for the gradient.
 
     Raises:
         ConfigError: timm cannot do it for this backbone.
@@ -259,6 +270,28 @@ def sync_batch_norms(options: TrainOptions, model: Detector, accelerator: RunAcc
         norm.sync = True
     if accelerator.device.type == "cuda":  # torch has no synchronized batch norm for the CPU
         model.backbone = convert_sync_batchnorm(model.backbone)
+
+
+def class_weights(options: TrainOptions, data: Annotations) -> Tensor | None:
+    """The weight ``(K,)`` of each class in the loss; None: all are 1.
+
+    Balanced weights are boxes over (classes x boxes of the class), as scikit-learn has them.
+
+    Raises:
+        OptionError: a class is not among those of the data.
+    """
+    names, given = data.label_names, options.weight_of_class()
+    if not options.class_weights:
+        return None
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise OptionError("class_weights", f"has {unknown}; the classes are {shorten(names)}")
+    if given:
+        return torch.tensor([given.get(name, 1.0) for name in names])
+    labels = torch.cat([record.labels[~record.iscrowd.bool()] for record in data.records])
+    counts = labels.bincount(minlength=len(names))
+    weights = len(labels) / ((counts > 0).sum() * counts)
+    return weights.where(counts > 0, 1)
 
 
 def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callback], Detector]:

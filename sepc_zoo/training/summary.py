@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from datetime import timedelta
 
+import numpy as np
 from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
@@ -48,6 +49,7 @@ def describe(run: Run) -> dict[str, str]:
             for name, value in asdict(options.augmentation).items()
             if value
         ),
+        "class weights": _class_weights(run),
         "batch norm": _batch_norm(run),
         "weights": f"moving average, decay {options.model_ema_decay}" * recipe.model_ema,
         "output": str(run.output),
@@ -87,9 +89,16 @@ def repeated_classes(run: Run) -> str:
 
 
 def _contents(data: Annotations) -> str:
-    boxes = sum(len(record.boxes) for record in data.records)
-    empty = sum(not len(record.boxes) for record in data.records)
-    return f"{len(data.records)} images, {boxes} boxes" + (f", {empty} without" if empty else "")
+    counts = np.diff(data.records.starts)
+    empty = int((counts == 0).sum())
+    return f"{len(counts)} images, {counts.sum()} boxes" + (f", {empty} without" if empty else "")
+
+
+def _class_weights(run: Run) -> str:
+    if run.class_weights is None:
+        return ""
+    pairs = zip(run.detector.config.label_names, run.class_weights.tolist(), strict=True)
+    return shorten([f"{name} {weight:.3g}" for name, weight in pairs])
 
 
 def _batch_norm(run: Run) -> str:

@@ -135,8 +135,16 @@ def steps_of(run: Run, epoch: int) -> Iterator[list[Batch]]:
     loaded = run.train_loader.batches(epoch, done * per_step)
     device = run.accelerator.device
     batches = (batch.normalized(weights.mean, weights.std, device) for batch in loaded)
+    if run.class_weights is not None:
+        batches = (weighted(batch, run.class_weights) for batch in batches)
     while run.progress.step < run.num_steps and (group := list(islice(batches, per_step))):
         yield group
+
+
+def weighted(batch: Batch, class_weights: Tensor) -> Batch:
+    """Give each target the weights of its boxes, ``class_weights (K,)`` of their labels."""
+    targets = [t | {"weights": class_weights[t["labels"]]} for t in batch.targets]
+    return batch._replace(targets=targets)
 
 
 def batch_statistics(detector: Detector) -> list[Tensor]:
@@ -262,6 +270,7 @@ def training_facts(run: Run) -> dict[str, Any]:
         "lr": f"{recipe.lr:.3g}",
         **{name: getattr(recipe, name) for name in names},
         "augmentation": {k: v for k, v in asdict(options.augmentation).items() if v},
+        "class weights": " ".join(options.class_weights) or "all 1",
         "precision": options.amp or "float32",
         "moving average of weights": options.model_ema,
         "seed": options.seed,

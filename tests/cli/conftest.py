@@ -15,7 +15,8 @@ def model(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         detector = create_model("retinanet_mnv4s_pconv", label_names=SHAPES, **changes)
-        torch.nn.init.normal_(detector.head.cls.bias)
+        for parameter in detector.head.cls.parameters():
+            torch.nn.init.normal_(parameter)
     return save_model(detector, tmp_path_factory.mktemp("models") / "model")
 
 

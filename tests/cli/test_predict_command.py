@@ -58,6 +58,17 @@ def test_views_and_batches_reach_predict(model, images, tmp_path, monkeypatch):
     assert predict.call_args.kwargs.items() >= expected.items()
 
 
+def test_soft_nms_and_fusion_replace_those_of_the_model(model, images, tmp_path):
+    flags = ("--tta-flip", "--tta-fusion", "wbf", "--soft-nms", "linear", "--device", "cpu")
+    flags += ("--output", tmp_path, "--score-threshold", 0.2)
+    assert call("predict", images / "a.jpg", "--model", model, *flags) == 0
+    found = json.loads((tmp_path / "detections.json").read_text())["annotations"]
+    other = load_model(model, postprocess={"soft_nms": "linear", "view_fusion": "wbf"})
+    expected = other.predict(images / "a.jpg", 0.2, views=Views(flip=True))
+    assert found == expected.to_coco(1)
+    assert found != load_model(model).predict(images / "a.jpg", 0.2, views=Views(flip=True))
+
+
 def test_an_interrupted_prediction_ends_with_the_status_of_the_signal(
     model, images, tmp_path, monkeypatch, capsys
 ):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sepc_zoo.data import annotations
 from sepc_zoo.data.annotations import (
     ListedBox,
     ListedImage,
@@ -60,7 +61,7 @@ def test_records_have_the_documented_types(image_path):
 
 
 def test_a_data_set_without_images_has_no_records():
-    assert build().records == ()
+    assert len(build().records) == 0
 
 
 BAD_BOXES = {
@@ -152,3 +153,12 @@ def test_the_error_survives_pickling():
 
 def test_duplicates_are_named_once():
     assert find_duplicates([3, 1, 3, 2, 1, 3]) == [3, 1]
+
+
+@pytest.mark.parametrize("slow", [0.0, 1e9])
+def test_slow_files_are_checked_in_threads_with_the_same_result(slow, image_path, monkeypatch):
+    monkeypatch.setattr(annotations, "NUM_PROBED", 2)
+    monkeypatch.setattr(annotations, "SLOW_FILE", slow)
+    missing = [image_path.with_name(f"{i}.png") for i in range(9)]
+    problems = problems_of(*(listed(path) for path in missing))
+    assert problems == tuple(f"{path}: No such file or directory" for path in missing)

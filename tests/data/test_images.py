@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torchvision.transforms.v2 import functional as TF
 
+from sepc_zoo.data import images
 from sepc_zoo.data.images import (
     ImageError,
     check_image,
@@ -484,3 +485,30 @@ def test_images_of_any_number_of_channels_are_stacked_and_normalised():
 def test_stacking_no_images_is_an_error():
     with pytest.raises(ValueError, match="no images"):
         pad_and_stack([], multiple=32)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+JPEGS = {
+    "plain": ("RGB", {}, True),
+    "grey": ("L", {}, True),
+    "progressive": ("RGB", {"progressive": True}, True),
+    "with a profile": ("RGB", {"icc_profile": bytes(3000)}, True),
+    "with a comment": ("RGB", {"comment": b"x" * 100}, True),
+    "with a long comment": ("RGB", {"comment": b"x" * 9000}, False),
+    "turned": ("RGB", {"exif": TURNED}, False),
+    "four channels": ("CMYK", {}, False),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_the_header_of_a_usual_jpeg_is_read_without_pil(kind, tmp_path):
+    mode, options, is_usual = JPEGS[kind]
+    path = tmp_path / "a.jpg"
+    Image.new(mode, (64, 48)).save(path, **options)
+    with path.open("rb") as file:
+        assert images._plain_jpeg_size(file) == ((48, 64) if is_usual else None)
+    assert check_image(path) == read_size(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with path.open("rb") as file:
+        assert images._plain_jpeg_size(file) is None

@@ -72,7 +72,7 @@ def test_the_choice_depends_on_seed_and_names_alone(root):
     first = divide(root)
     moved = shutil.copytree(root, root.parent / "moved")
     assert names_of(divide(moved).val) == names_of(first.val)
-    images = first.train.images + first.val.images
+    images = [*first.train.images, *first.val.images]
     random.Random(0).shuffle(images)
     chosen = hold_out(images, 0.2, 0)
     assert {images[i].path.name for i in chosen} == {*names_of(first.val)}

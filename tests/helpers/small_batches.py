@@ -2,6 +2,7 @@
 
 import torch
 
+from sepc_zoo.config import override
 from sepc_zoo.methods.losses import mean_terms
 from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.ops.anchors import make_anchors
@@ -50,11 +51,11 @@ def target(boxes, labels):
     return {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.long)}
 
 
-def losses_of(method, predictions, *targets):
-    """The losses of a batch by a method with its default hyperparameters."""
+def losses_of(method, predictions, *targets, **changes):
+    """The losses of a batch by a method with its default hyperparameters, but for changes."""
     config, deltas = config_of(method), predictions.deltas
     anchors = anchors_of(method, predictions.sizes, deltas.dtype)
-    terms = config.method.loss(
+    terms = override(config.method, changes).loss(
         predictions, anchors, collate_targets(targets, like=deltas), config.coder
     )
     return mean_terms(terms)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from sepc_zoo.config import override
 from sepc_zoo.inference.bulk import predict_files
 from sepc_zoo.inference.predictor import predict
 from sepc_zoo.inference.tta import Views
@@ -27,8 +27,8 @@ class Recorder:
     def __init__(self):
         config = model_config("retinanet_r18_fpn")
         weights = {"mean": MEAN, "std": STD, "image_size": (40, 80)}
-        weights = msgspec.structs.replace(config.weights, **weights)
-        self.config = msgspec.structs.replace(config, weights=weights)
+        backbone = {"kwargs": {"in_chans": 5}}
+        self.config = override(config, {"weights": weights, "backbone": backbone})
         self.inputs = []
 
     def detect(self, images):

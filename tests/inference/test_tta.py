@@ -147,6 +147,21 @@ def test_merging_is_class_wise_suppression_of_all_detections(threshold):
         assert torch.equal(merged[name], values[kept])
 
 
+@pytest.mark.parametrize(
+    "entries", [{"view_fusion": "wbf"}, {"soft_nms": "gaussian"}, {"soft_nms": "linear"}]
+)
+def test_other_ways_of_merging_keep_the_order_and_the_limit(entries):
+    parts = [random_detections(40, seed) for seed in range(3)]
+    everything, some = (
+        merge_detections(parts, PostprocessConfig(**entries, max_detections=limit))
+        for limit in (1000, 7)
+    )
+    assert (everything["scores"].diff() <= 0).all()
+    assert all(torch.equal(some[name], everything[name][:7]) for name in COLUMNS)
+    hard = merge_detections(parts, PostprocessConfig(max_detections=1000))
+    assert not torch.equal(everything["scores"], hard["scores"])
+
+
 def test_merging_keeps_the_highest_scores():
     parts = [random_detections(40, seed) for seed in range(3)]
     everything = merge_detections(parts, PostprocessConfig())

@@ -6,6 +6,8 @@ import torchvision
 
 from sepc_zoo.methods.box_losses import (
     centerness,
+    ciou_loss,
+    diou_loss,
     distribution_focal_loss,
     giou_loss,
     iou_loss,
@@ -42,7 +44,23 @@ def test_giou_loss_equals_torchvisions(eps):
     torch.testing.assert_close(giou_loss(BOXES, TARGETS, eps), expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("loss", [iou_loss, giou_loss])
+@pytest.mark.parametrize(
+    ("loss", "theirs", "rtol"),
+    [
+        (diou_loss, torchvision.ops.distance_box_iou_loss, 1e-12),
+        # torchvision adds 1e-7 to areas here, whatever its eps is
+        (ciou_loss, torchvision.ops.complete_box_iou_loss, 1e-9),
+    ],
+)
+def test_diou_and_ciou_losses_and_their_gradients_equal_torchvisions(loss, theirs, rtol):
+    boxes = BOXES.clone().requires_grad_()
+    found, expected = loss(boxes, TARGETS), theirs(boxes, TARGETS, eps=0)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
+    gradients = (torch.autograd.grad(x.sum(), boxes)[0] for x in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [iou_loss, giou_loss, diou_loss, ciou_loss])
 def test_losses_of_wild_boxes_and_their_gradients_are_finite(loss):
     wild = torch.tensor([[5.0, 5, 5, 5], [9, 9, 3, 3], [-1e6, -1e6, 1e6, 1e6], [0, 0, 0, 0]])
     wild.requires_grad_()
@@ -52,7 +70,7 @@ def test_losses_of_wild_boxes_and_their_gradients_are_finite(loss):
     assert wild.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", [iou_loss, giou_loss])
+@pytest.mark.parametrize("loss", [iou_loss, giou_loss, diou_loss])
 def test_gradients_are_those_of_the_loss(loss):
     boxes = BOXES[:20].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, TARGETS[:20]), boxes)

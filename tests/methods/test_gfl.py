@@ -17,7 +17,7 @@ TARGETS = [
 ]
 
 
-def naive_loss(predictions, targets):
+def naive_loss(predictions, targets, overlap=torchvision.ops.generalized_box_iou):
     loss_cls, loss_box, loss_dfl, count, weight = 0, 0, 0, 0, 0
     for i, image in enumerate(targets):
         match = match_atss(image["boxes"], *ANCHORS[:2]).tolist()
@@ -35,7 +35,7 @@ def naive_loss(predictions, targets):
                 found = torch.stack([x - left, y - top, x + right, y + bottom])
                 pair = found[None], box[None]
                 score = probs.max().item()
-                loss_box += 2 * score * (1 - torchvision.ops.generalized_box_iou(*pair).squeeze())
+                loss_box += 2 * score * (1 - overlap(*pair).squeeze())
                 wanted[label] = torchvision.ops.box_iou(*pair).item()
                 distances = torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y]) / stride
                 for side, distance in zip(sides, distances.clamp(max=15.9).tolist(), strict=True):
@@ -56,13 +56,19 @@ def naive_loss(predictions, targets):
 
 
 @pytest.mark.parametrize(
-    "targets", [TARGETS, [TARGETS[0], target([], [])]], ids=["boxes", "one empty"]
+    ("targets", "box_loss", "overlap"),
+    [
+        (TARGETS, "giou", torchvision.ops.generalized_box_iou),
+        ([TARGETS[0], target([], [])], "giou", torchvision.ops.generalized_box_iou),
+        (TARGETS, "diou", torchvision.ops.distance_box_iou),
+    ],
+    ids=["boxes", "one empty", "diou"],
 )
-def test_loss_and_its_gradient_equal_the_naive_loop(targets):
+def test_loss_and_its_gradient_equal_the_naive_loop(targets, box_loss, overlap):
     predictions = random_predictions("gfl")
     inputs = (predictions.logits, predictions.deltas)
-    losses = losses_of("gfl", predictions, *targets)
-    expected = naive_loss(predictions, targets)
+    losses = losses_of("gfl", predictions, *targets, box_loss=box_loss)
+    expected = naive_loss(predictions, targets, overlap)
     assert list(losses) == list(expected)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name])

@@ -94,12 +94,13 @@ def test_detections_equal_the_naive_loop(candidates, quality):
         torch.testing.assert_close(ours["boxes"], torch.tensor([box for _, _, box in naive]))
 
 
-def test_a_batch_is_its_images_one_by_one():
+@pytest.mark.parametrize("soft_nms", ["none", "linear", "gaussian"])
+def test_a_batch_is_its_images_one_by_one(soft_nms):
     predictions, sizes = random_predictions(), [(64, 64), (40, 60), (64, 30)]
-    batch = select(predictions, sizes)
+    batch = select(predictions, sizes, soft_nms=soft_nms)
     for i, found in enumerate(batch):
         alone = Predictions(predictions.logits[i : i + 1], predictions.deltas[i : i + 1], SIZES)
-        [expected] = select(alone, sizes[i : i + 1])
+        [expected] = select(alone, sizes[i : i + 1], soft_nms=soft_nms)
         for key in ("boxes", "scores", "labels"):
             assert torch.equal(found[key], expected[key])
 

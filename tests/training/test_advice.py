@@ -1,12 +1,11 @@
 """What the sizes of the boxes suggest."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from sepc_zoo.config import AnchorConfig, ConfigError, override
+from sepc_zoo.data.annotations import Annotations, Records
 from sepc_zoo.data.quality.statistics import best_ious
 from sepc_zoo.ops.boxes import box_iou
 from sepc_zoo.registry import model_config
@@ -24,9 +23,10 @@ STRIDES = (8, 16, 32, 64, 128)
 
 def data_of(*sides, image=(200, 400), crowds=0):
     """One image with a box of each height and width, the first of them crowds."""
-    boxes = torch.tensor([[0.0, 0.0, width, height] for height, width in sides]).reshape(-1, 4)
-    iscrowd = (torch.arange(len(boxes)) < crowds).long()
-    return SimpleNamespace(records=[SimpleNamespace(size=image, boxes=boxes, iscrowd=iscrowd)])
+    bbox = np.array([[0.0, 0.0, width, height] for height, width in sides]).reshape(-1, 4)
+    iscrowd, area = np.arange(len(bbox)) < crowds, bbox.prod(axis=1)
+    columns = bbox, np.zeros(len(bbox)), iscrowd, area, bbox
+    return Annotations(Records.make([1], [image], ["1.jpg"], [len(bbox)], *columns), ("cat",), (1,))
 
 
 def squares(low, high, count=200):

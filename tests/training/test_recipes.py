@@ -1,11 +1,12 @@
 from dataclasses import asdict
 from itertools import pairwise
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from sepc_zoo.config import ConfigError
+from sepc_zoo.data.annotations import Annotations, Records
 from sepc_zoo.factory import create_model
 from sepc_zoo.registry import model_config
 from sepc_zoo.training.options import ScheduleOptions, TrainOptions
@@ -48,8 +49,11 @@ def lr_by_step(total_steps, **recipe):
 
 def recipe_for(images=100, processes=1, name="retinanet_r50_sepc", **changes):
     """The recipe of a run on images with two boxes each."""
-    record = SimpleNamespace(boxes=torch.zeros(2, 4))
-    data = SimpleNamespace(records=[record] * images)
+    counts, column = [2] * images, np.zeros(2 * images)
+    bbox = np.zeros((2 * images, 4))
+    sizes, paths = [(8, 8)] * images, ["1.jpg"] * images
+    records = Records.make(range(images), sizes, paths, counts, bbox, column, column, column, bbox)
+    data = Annotations(records, ("cat",), (1,))
     options = TrainOptions(data="d", model=name, output="o", **changes)
     return choose_recipe(options, model_config(name), data, processes)
 

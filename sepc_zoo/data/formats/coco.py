@@ -1,6 +1,5 @@
 """The COCO layouts: a JSON file of images, annotations and categories for each split."""
 
-import json
 import mmap
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sepc_zoo.data.annotations import Annotations, Federation, ListedImage, Listing
+from sepc_zoo.data.formats.coco_file import KEYS, CocoFile
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
     Finder,
@@ -16,30 +16,20 @@ from sepc_zoo.data.formats.layout import (
     fold,
     is_image,
     number_ids,
-    parse_box,
-    parse_id,
     parse_size,
-    report_duplicates,
     split_of,
     split_word,
     walk,
 )
-from sepc_zoo.data.problems import Kind, Problem, unreadable
+from sepc_zoo.data.problems import Problem
 from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
+FEDERATION = {"neg_category_ids": "absent", "not_exhaustive_category_ids": "not_exhaustive"}
 FREQUENCIES = ("r", "c", "f")  # rare, common and frequent classes of LVIS
 ANNOTATION_FOLDER = "annotations"
 PLACES = (f"{ANNOTATION_FOLDER}/*.json", "*.json", "*/*.json", f"{ANNOTATION_FOLDER}/*/*.json")
 MAX_FILES = 50  # JSON files of a folder, above which each is of an image
-ID = int | float | str
-KEYS: dict[str, dict[str, Any]] = {
-    "images": {"id": ID, "file_name": str},
-    "categories": {"id": ID, "name": str},
-    "annotations": {"image_id": ID, "category_id": ID},
-}
-
-Entry = tuple[str, dict[str, Any]]  # place, for messages, and content
 
 
 def coco_splits(root: Source) -> list[str]:
@@ -118,50 +108,47 @@ def _image_folders(root: Path, file: Path, split: str) -> list[Path]:
 
 def _list_file(json_path: Path, finder: Finder) -> Listing:
     problems: list[Problem] = []
-    tables = _read_tables(json_path, problems)
-    for table, keys in KEYS.items():
-        for _, entry in tables[table]:
-            entry.update({key: parse_id(entry[key]) for key, kind in keys.items() if kind is ID})
-    used = {annotation["category_id"] for _, annotation in tables["annotations"]}
-    categories = _drop_root([category for _, category in tables["categories"]], used)
-    numbers = number_ids(category["id"] for category in categories)
-    categories = sorted(categories, key=lambda category: numbers[category["id"]])
-    names_of: dict[Any, set[str]] = {}
-    for category in categories:
-        names_of.setdefault(category["id"], set()).add(category["name"])
-    # A box of an id with two meanings has no class.
-    label_of = {c["id"]: i for i, c in enumerate(categories) if len(names_of[c["id"]]) == 1}
-    text_of = {i: f"{i} ({' or '.join(map(repr, sorted(own)))})" for i, own in names_of.items()}
-
-    listed: dict[Any, list[ListedImage]] = {}  # images of each id, every file once
-    image_numbers = number_ids(entry["id"] for _, entry in tables["images"])
-    if text := next((i for i, number in image_numbers.items() if i != number), None):
-        text = f"an id is {text!r}, no whole number of 63 bits; images are numbered from 1"
-        problems.append(Problem("ids given anew", f"{json_path.name}: images", text))
-    for _, entry in tables["images"]:
+    file = CocoFile(json_path, problems)
+    listed: dict[int | str, list[ListedImage]] = {}  # images of each id, every file once
+    federation = Federation({}, {}, {})
+    for where, entry in file.entries("images"):
         name = entry["file_name"]
         path = finder.find(name) or finder.bases[0] / name
         size = parse_size(entry.get("height"), entry.get("width"))
         same_id = listed.setdefault(entry["id"], [])
         if all(image.path != path for image in same_id):
-            same_id.append(ListedImage(image_numbers[entry["id"]], path, size, []))
-    for where, annotation in tables["annotations"]:
-        image_id, category_id = annotation["image_id"], annotation["category_id"]
-        if image_id not in listed:
-            text = f"there is no image with the id {image_id}"
-            problems.append(Problem("broken entry", where, text))
-            continue
-        category_text = text_of.get(category_id, str(category_id))
-        box = parse_box(where, annotation, label_of.get(category_id), category_text)
-        if isinstance(box, Problem):
-            problems.append(box)
-        else:
-            listed[image_id][0].boxes.append(box)
-    images = _drop_ambiguous(listed, json_path.name, problems)
-    federation = _read_federation(tables, problems)
+            same_id.append(ListedImage(entry["id"], path, size, []))
+        _read_federation(where, entry, federation, problems)
+    numbers = number_ids(listed)
+    if others := [i for i, number in numbers.items() if i != number]:
+        text = f"an id is {others[0]!r}, no whole number of 63 bits; images are numbered from 1"
+        problems.append(Problem("ids given anew", f"{json_path.name}: images", text))
+        for i, same_id in listed.items():
+            listed[i] = [image._replace(image_id=numbers[i]) for image in same_id]
+        renumbered = [{numbers[i]: ids for i, ids in own.items()} for own in federation[1:]]
+        federation = Federation({}, *renumbered)
+    categories = [entry for _, entry in file.entries("categories")]
+    categories = _drop_root(categories, file.used_categories())
+    number_of = number_ids(category["id"] for category in categories)
+    categories.sort(key=lambda category: number_of[category["id"]])
+    frequency = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
+    federation.frequency.update(frequency)
     names = [category["name"] for category in categories]
-    ids = [numbers[category["id"]] for category in categories]
-    return Listing(images, names, ids, problems, json_path.name, federation)
+    ids = [number_of[category["id"]] for category in categories]
+    images = file.boxes(listed, categories)
+    known = federation if any(federation) else None
+    return Listing(images, names, ids, problems, json_path.name, known)
+
+
+def _read_federation(
+    where: str, image: Mapping[str, Any], federation: Federation, problems: list[Problem]
+) -> None:
+    """Read what an image of LVIS says about classes."""
+    for key in FEDERATION.keys() & image:
+        ids = getattr(federation, FEDERATION[key])[image["id"]] = image[key]
+        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+            text = f"{key!r} is no list of category ids"
+            problems.append(Problem("broken entry", where, text))
 
 
 def _drop_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
@@ -204,83 +191,3 @@ def write_coco(annotations: Annotations, json_path: str | Path) -> None:
     categories = [{"id": i, "name": name} for i, name in classes if i is not None]
     content = {"images": images, "annotations": entries, "categories": categories}
     write_json(json_path, content, indent=None)
-
-
-def _read_federation(
-    tables: Mapping[str, list[Entry]], problems: list[Problem]
-) -> Federation | None:
-    """Read what a file of LVIS says about classes in images; None for another file."""
-    lists: dict[str, dict[int, list[int]]] = {}
-    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        given = [(where, image) for where, image in tables["images"] if key in image]
-        lists[key] = {image["id"]: image[key] for _, image in given}
-        problems += [
-            Problem("broken entry", where, f"{key!r} is no list of category ids")
-            for where, image in given
-            if not isinstance(image[key], list) or not all(isinstance(i, int) for i in image[key])
-        ]
-    categories = (category for _, category in tables["categories"])
-    frequency = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
-    return Federation(frequency, *lists.values()) if frequency or any(lists.values()) else None
-
-
-def _drop_ambiguous(
-    listed: Mapping[int, list[ListedImage]], source: str, problems: list[Problem]
-) -> list[ListedImage]:
-    """Leave out images that share an id with boxes, because their image is unknown.
-
-    All boxes of an id are expected with the first of its images.
-    """
-    chosen = []
-    for image_id, images in listed.items():
-        first, *others = images
-        if not others or not first.boxes:
-            chosen += images
-            continue
-        text = (
-            f"{' and '.join(image.path.name for image in images)} share the id {image_id}, and "
-            f"which of them its {len(first.boxes)} boxes belong to is unknown"
-        )
-        problems.append(Problem("broken entry", f"{source}: images", text))
-    return chosen
-
-
-def _read_tables(json_path: Path, problems: list[Problem]) -> dict[str, list[Entry]]:
-    """Read the well-formed entries of each table; the others become problems."""
-    try:
-        content = json.loads(json_path.read_bytes())
-    except OSError as error:
-        raise unreadable(json_path, error.strerror) from error
-    except (ValueError, RecursionError) as error:
-        raise unreadable(json_path, f"not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise unreadable(json_path, "not a COCO instances file, which is a JSON object")
-    return {table: _read_table(content, table, json_path, problems) for table in KEYS}
-
-
-def _read_table(
-    content: Mapping[str, Any], table: str, json_path: Path, problems: list[Problem]
-) -> list[Entry]:
-    entries, keys = content.get(table), KEYS[table]
-    if not isinstance(entries, list):
-        problems.append(Problem("broken entry", str(json_path), f"has no list {table!r}"))
-        return []
-    good = []
-    for i, entry in enumerate(entries):
-        where = f"{json_path.name}: {table}[{i}]"
-        if not isinstance(entry, dict):
-            problems.append(Problem("broken entry", where, "is not an object"))
-            continue
-        if "id" in entry:
-            where += f" (id {entry['id']})"
-        wrong = [key for key, kind in keys.items() if not isinstance(entry.get(key), kind)]
-        for key in wrong:
-            what = "text" if keys[key] is str else "number or text"
-            problems.append(Problem("broken entry", where, f"{key!r} is missing or no {what}"))
-        if not wrong:
-            good.append((where, entry))
-    ids = [parse_id(entry["id"]) for _, entry in good if "id" in entry]
-    where, text = f"{json_path.name}: {table}", "the id {} is there twice"
-    kind: Kind = "annotation id twice" if table == "annotations" else "duplicate id"
-    problems += report_duplicates(ids, kind, where, text)
-    return good

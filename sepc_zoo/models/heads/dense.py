@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.config import DenseHead
 from sepc_zoo.models.init import init_conv
+from sepc_zoo.models.recompute import run
 from sepc_zoo.outputs import Predictions
 
 # Bias for an initial score of 0.01 of every class on every anchor (RetinaNet, section 4.1).
@@ -37,7 +38,12 @@ class Head(nn.Module):
         num_anchors: anchors of a cell.
         box_values: values that are predicted for the box of an anchor.
         num_levels: number of levels, for a head that scales boxes by level.
+
+    Attributes:
+        grad_checkpointing: recompute the towers in the backward pass.
     """
+
+    grad_checkpointing = False
 
     def __init__(
         self,
@@ -70,8 +76,9 @@ class Head(nn.Module):
             init_conv(self.quality)
 
     def forward(self, cls_pyramid: list[Tensor], box_pyramid: list[Tensor]) -> Predictions:
-        cls_pyramid = [self.cls_tower(x) for x in cls_pyramid]
-        box_pyramid = [self.box_tower(x) for x in box_pyramid]
+        recompute = self.grad_checkpointing and len(self.cls_tower) > 0
+        cls_pyramid = [run(self.cls_tower, x, recompute=recompute) for x in cls_pyramid]
+        box_pyramid = [run(self.box_tower, x, recompute=recompute) for x in box_pyramid]
         logits = [self.cls(x) for x in cls_pyramid]
         deltas = [self.box(x) for x in box_pyramid]
         if self.scales is not None:

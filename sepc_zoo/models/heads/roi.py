@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sepc_zoo.config import RoIHead as RoIConfig
+from sepc_zoo.models.recompute import run
 from sepc_zoo.ops.roi_align import roi_align
 
 
@@ -15,7 +16,12 @@ class RoIHead(nn.Module):
     Args:
         channels: channels of every level.
         levels: the levels of the pyramid that regions are read from, such as 2 to 5.
+
+    Attributes:
+        grad_checkpointing: recompute the convolutions in the backward pass.
     """
+
+    grad_checkpointing = False
 
     def __init__(
         self, channels: int, num_classes: int, levels: Sequence[int], config: RoIConfig
@@ -72,7 +78,8 @@ class RoIHead(nn.Module):
 
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(R, 1 + K)`` and deltas ``(R, 4 * K)`` of ``pooled`` regions."""
-        x = self.linears(self.convs(pooled).flatten(1))
+        recompute = self.grad_checkpointing and len(self.convs) > 0
+        x = self.linears(run(self.convs, pooled, recompute=recompute).flatten(1))
         return self.cls(x), self.box(x)
 
     def level_of(self, regions: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sepc_zoo.config import RPNHead
 from sepc_zoo.models.init import init_conv
+from sepc_zoo.models.recompute import run
 from sepc_zoo.ops.boxes import clip_boxes
 from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.nms import best_of_images, suppress
@@ -20,7 +21,12 @@ class RPN(nn.Module):
     Args:
         channels: channels of every level.
         num_anchors: anchors of a cell.
+
+    Attributes:
+        grad_checkpointing: recompute the convolutions in the backward pass.
     """
+
+    grad_checkpointing = False
 
     def __init__(self, channels: int, num_anchors: int, config: RPNHead) -> None:
         super().__init__()
@@ -37,7 +43,7 @@ class RPN(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits ``(N, A)`` and deltas ``(N, A, 4)`` of all anchors."""
-        pyramid = [self.convs(x) for x in pyramid]
+        pyramid = [run(self.convs, x, recompute=self.grad_checkpointing) for x in pyramid]
         logits = torch.cat([_by_anchor(self.cls(x), 1) for x in pyramid], dim=1)
         deltas = torch.cat([_by_anchor(self.box(x), 4) for x in pyramid], dim=1)
         return logits.squeeze(2), deltas

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.config import SEPCNeck
 from sepc_zoo.models.init import init_conv
+from sepc_zoo.models.recompute import run
 from sepc_zoo.ops.deform_conv import asks_for_fused, deform_conv2d
 from sepc_zoo.ops.distributed import process_count, sum_over_processes
 
@@ -20,7 +21,12 @@ class SEPC(nn.Module):
 
     The variants of the paper differ in their ``SEPCNeck`` only. Maps are in channels-last memory: a
     deformable tap reads all channels of a pixel, and the integrated norm joins levels.
+
+    Attributes:
+        grad_checkpointing: recompute each block in the backward pass.
     """
+
+    grad_checkpointing = False
 
     def __init__(self, channels: int, config: SEPCNeck) -> None:
         super().__init__()
@@ -30,9 +36,11 @@ class SEPC(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         pyramid = [x.contiguous(memory_format=torch.channels_last) for x in pyramid]
+        recompute = self.grad_checkpointing
         for pconv in self.pconvs:
-            pyramid = pconv(pyramid)
-        return self.cls_branch(pyramid), self.box_branch(pyramid)
+            pyramid = run(pconv, pyramid, recompute=recompute)
+        cls_pyramid = run(self.cls_branch, pyramid, recompute=recompute)
+        return cls_pyramid, run(self.box_branch, pyramid, recompute=recompute)
 
 
 class PyramidConv(nn.Module):

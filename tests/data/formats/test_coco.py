@@ -1,4 +1,5 @@
 import json
+import random
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from PIL import Image
 
 from sepc_zoo.data import DataError, read_data
 from sepc_zoo.data.annotations import build_annotations
+from sepc_zoo.data.formats import coco_file
 from sepc_zoo.data.formats.coco import list_coco_file, write_coco
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "owl"}]
@@ -224,3 +226,39 @@ def test_a_number_that_no_float_can_hold_is_a_problem(tmp_path):
     write_data(tmp_path, [annotation(1, bbox=(10**400, 2, 3, 4))])
     (problem,) = problems_of(tmp_path)
     assert "is not four numbers" in problem
+
+
+ORDERS = ["images annotations categories", "annotations categories images", "annotations images"]
+
+
+@pytest.mark.parametrize("order", [*ORDERS, "categories images annotations"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_is_read_in_windows_of_any_size(order, indent, tmp_path, monkeypatch):
+    entries = [
+        annotation(i, 3 if i % 3 else 4, (i, 2.5, 3, i % 5), image_id=1 + i % 2, area=i / 7)
+        | {"segmentation": {"counts": [{"a": "}, {"}, {"b": 2}], "size": [1, 2]}}
+        | ({"note": '"annotations": [{"id": 3}, '} if i % 2 else {"iscrowd": 1})
+        for i in range(1, 30)
+    ]
+    path = write_data(tmp_path, [*entries, "odd", annotation(7)])
+    content = json.loads(path.read_text())
+    content = {table: content[table] for table in order.split()}
+    path.write_text(json.dumps(content, indent=indent))
+    whole = list_coco_file(path, tmp_path / "train")
+    assert [len(image.boxes) for image in whole.images] == [14 + 1, 15]
+    for window in (1, 50, 999):
+        monkeypatch.setattr(coco_file, "WINDOW", window)
+        again = list_coco_file(path, tmp_path / "train")
+        assert list(again.images) == list(whole.images)
+        assert again._replace(images=[]) == whole._replace(images=[])
+
+
+def test_boxes_have_the_same_figures_and_places_with_and_without_columns(tmp_path):
+    rng = random.Random(0)
+    boxes = [[rng.uniform(-9, 70) for _ in range(4)] for _ in range(60)]
+    entries = [annotation(i, 3, box, image_id=1 + i % 2) for i, box in enumerate(boxes)]
+    path = write_data(tmp_path, entries)
+    in_columns = list_coco_file(path, tmp_path / "train")
+    path.write_text("\ufeff" + path.read_text())  # which only the standard library reads
+    one_by_one = list_coco_file(path, tmp_path / "train")
+    assert list(in_columns.images) == list(one_by_one.images)

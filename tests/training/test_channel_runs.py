@@ -1,0 +1,54 @@
+"""A run on images of five channels, from files to detections."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import copy_of, edit_json, options, read_log
+
+from sepc_zoo.data.images import ImageError
+from sepc_zoo.factory import load_model
+from sepc_zoo.training.run import Run
+from sepc_zoo.training.trainer import train
+
+tifffile = pytest.importorskip("tifffile")
+
+
+@pytest.fixture
+def five(shapes, tmp_path):
+    """The shapes as TIFF files of five channels."""
+    data = copy_of(shapes, tmp_path)
+    for file in data.rglob("*.jpg"):
+        rgb = np.asarray(Image.open(file))
+        more = np.concatenate([rgb, 255 - rgb[..., :2]], axis=2)
+        tifffile.imwrite(file.with_suffix(".tif"), more, planarconfig="contig")
+        file.unlink()
+
+    def rename(content):
+        for image in content["images"]:
+            image["file_name"] = image["file_name"].replace(".jpg", ".tif")
+
+    for file in data.rglob("*.json"):
+        if "images" in json.loads(file.read_text()):
+            edit_json(file, rename)
+    return data
+
+
+def test_a_model_of_five_channels_is_trained_saved_and_used(five, tmp_path):
+    run = tmp_path / "run"
+    train(options(five, run, backbone_kwargs={"in_chans": 5}, epochs=1, log_interval=1))
+    assert all(float(row["loss"]) > 0 for row in read_log(run) if row["loss"])
+    model = load_model(run / "last")
+    assert len(model.config.weights.mean) == len(model.config.weights.std) == 5
+    file = next(five.rglob("*.tif"))
+    pixels = torch.from_numpy(tifffile.imread(file)).permute(2, 0, 1)
+    found = model.predict(file, 0.0)
+    assert torch.equal(found.scores, model.predict(pixels, 0.0).scores)
+
+
+def test_images_and_model_of_other_channels_are_told_at_the_start(five, shapes, tmp_path):
+    for data, kwargs in ((shapes, {"in_chans": 5}), (five, {"in_chans": 4})):
+        with pytest.raises(ImageError, match="channels"):
+            Run(options(data, tmp_path / "run", backbone_kwargs=kwargs))

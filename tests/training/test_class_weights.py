@@ -1,0 +1,77 @@
+"""Class weights of a run."""
+
+import json
+
+import pytest
+import torch
+from tiny_runs import before_step, interrupt_at, options, resume, state_of
+
+from sepc_zoo.checkpoints.folder import read_config
+from sepc_zoo.cli import main
+from sepc_zoo.options import OptionError
+from sepc_zoo.training.resilience.signals import Interrupted
+from sepc_zoo.training.run import Run
+from sepc_zoo.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+def test_balanced_weights_are_those_of_scikit_learn(shapes, tmp_path):
+    run = Run(options(shapes, tmp_path, class_weights=("balanced",)))
+    labels = torch.cat([record.labels for record in run.train_data.records])
+    for k, weight in enumerate(run.class_weights.tolist()):
+        count = (labels == k).sum().item()
+        present = len(labels.unique())
+        assert weight == pytest.approx(len(labels) / (present * count) if count else 1)
+    assert run.class_weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_weights_are_given_by_name_and_others_are_one(shapes, tmp_path):
+    run = Run(options(shapes, tmp_path, class_weights=("disc=2.5",)))
+    names = run.train_data.label_names
+    assert run.class_weights.tolist() == [2.5 if name == "disc" else 1 for name in names]
+
+
+def test_boxes_get_the_weight_of_their_class(shapes, tmp_path, monkeypatch):
+    seen = []
+    before_step(monkeypatch, 1, lambda _, batches: seen.extend(batches[0].targets))
+    train(options(shapes, tmp_path, class_weights=("disc=2.5",), epochs=1))
+    names = read_config(tmp_path / "last").label_names
+    for target in seen:
+        expected = [2.5 if names[label] == "disc" else 1 for label in target["labels"]]
+        assert target["weights"].tolist() == expected
+    assert any(2.5 in target["weights"] for target in seen)
+
+
+def test_a_run_with_weights_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(options(shapes, whole, class_weights=("balanced",)))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            train(options(shapes, halves, class_weights=("balanced",)))
+    resume(halves)
+    for ours, theirs in zip(
+        state_of(halves)["model"].values(), state_of(whole)["model"].values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("text", ["disc", "disc=no", "disc=0", "disc=nan", "balanced=no"])
+def test_a_weight_that_is_none_is_refused(text, shapes, tmp_path):
+    with pytest.raises(OptionError, match=f"class_weights has '{text}'"):
+        options(shapes, tmp_path, class_weights=(text,))
+
+
+def test_a_class_that_the_data_lack_is_named(shapes, tmp_path, capsys):
+    flags = ["--model", "retinanet_r18_fpn", "--output", str(tmp_path / "run"), "--cpu"]
+    flags += ["--data", str(shapes), "--class-weights", "unicorn=2"]
+    assert main(["train", *flags]) == 2
+    assert "--class-weights has ['unicorn']; the classes are" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_names_may_have_any_characters(tmp_path):
+    given = options(tmp_path, tmp_path, class_weights=("a = b.c=2",))
+    assert given.weight_of_class() == {"a = b.c": 2.0}
+    assert json.dumps(given.class_weights) == '["a = b.c=2"]'
