@@ -83,6 +83,8 @@ def remove_temporary(folder: Path) -> None:
 def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     """Write ``data`` as UTF-8 JSON; ``indent=None`` keeps long lists of results compact.
 
+    Text that UTF-8 cannot encode, such as odd bytes of file names, is escaped and read as it was.
+
     Raises:
         ValueError: ``data`` contains NaN or infinity, which JSON lacks.
     """

@@ -21,6 +21,11 @@ def shared_reference() -> Path:
     return _existing("SEPC_ZOO_TEST_REFERENCE", SHARED / "reference")
 
 
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    return _existing("SEPC_ZOO_TEST_CASES", SHARED / "cases")
+
+
 def _existing(variable: str, default: Path) -> Path:
     path = Path(os.environ.get(variable, default))
     if not path.is_dir():

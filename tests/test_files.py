@@ -43,6 +43,12 @@ def test_the_file_is_synced_before_its_rename_and_the_folder_after(tmp_path, mon
     assert events == [False, "rename", True]
 
 
+def test_text_that_utf8_cannot_encode_survives_json(tmp_path):
+    names = ["caf\udce9.jpg", "\ud83d", "é"]
+    write_json(tmp_path / "x.json", names)
+    assert json.loads((tmp_path / "x.json").read_bytes().decode()) == names
+
+
 def test_names_stay_readable_in_json(tmp_path):
     write_json(tmp_path / "x.json", ["Straßenbahn"])
     assert "Straßenbahn" in (tmp_path / "x.json").read_text(encoding="utf-8")

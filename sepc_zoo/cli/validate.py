@@ -130,11 +130,27 @@ def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
 
 def read_split(arguments: SplitOptions, label_names: tuple[str, ...] | None) -> "Annotations":
     """Read the annotations of the split, with the labels of a model where there is one."""
-    from sepc_zoo.data import read_data
+    from sepc_zoo.data.annotations import build_annotations
+    from sepc_zoo.data.formats.reader import list_data
+    from sepc_zoo.data.splitting import VAL_SPLIT, divide, has_split
 
-    return read_data(
-        arguments.data, arguments.split, label_names, arguments.drop_bad_boxes, arguments.format
-    )
+    data, split, format = arguments.data, arguments.split, arguments.format
+    is_asked = arguments.split_by is not None or arguments.val_fraction is not None
+    if is_asked or (split == VAL_SPLIT and not has_split(data, split, format)):
+        division = divide(
+            data,
+            val=VAL_SPLIT if split == "train" else split,
+            format=format,
+            fraction=arguments.val_fraction,
+            seed=arguments.split_seed,
+            file=arguments.split_by,
+        )
+        say(division.note)
+        listing = division.train if split == "train" else division.val
+    else:
+        listing = list_data(data, split, format)
+    how = arguments.drop_bad_boxes, arguments.skip_bad_images
+    return build_annotations(listing, label_names, *how)
 
 
 def add_figures(arguments: Arguments, detected: Detected, evaluation: "Evaluation") -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from operator import itemgetter
 from pathlib import Path
@@ -17,12 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sepc_zoo.data.images import ImageError, check_image, read_size
-from sepc_zoo.data.problems import BAD_BOXES, DataError, Problem
+from sepc_zoo.data.problems import BAD_BOXES, CORRECTED, DataError, Kind, Problem
 from sepc_zoo.data.records import Record as Record
 from sepc_zoo.data.records import Records as Records
 from sepc_zoo.data.records import Size as Size
+from sepc_zoo.data.records import rows_of
 
 K = TypeVar("K", bound=Hashable)
+BROKEN_IMAGES: frozenset[Kind] = frozenset(("broken image",))
+DROPPABLE = BROKEN_IMAGES | BAD_BOXES
+IMAGE_HINT = (
+    "Broken images can be left out with skip_bad_images (--skip-bad-images), or for good by "
+    "`sepc-zoo check-data DIR --fix COPY`."
+)
+BOX_HINT = "Boxes like these can be left out with drop_bad_boxes (--drop-bad-boxes)."
 
 NUM_PROBED = 256  # files after which it is decided whether to check the rest in threads
 SLOW_FILE = 5e-4  # seconds that the check of a file takes at least where threads help
@@ -47,8 +55,10 @@ class Annotations:
     records: Records  # any sequence of records becomes one
     label_names: tuple[str, ...]
     category_ids: tuple[int | None, ...]  # the data set's own, by label; None: it lacks the class
-    dropped: tuple[Problem, ...] = ()  # one for each box left out
+    dropped: tuple[Problem, ...] = ()  # one for each box and image left out
+    corrected: tuple[Problem, ...] = ()  # what was not as it should be, but could be read
     federation: Federation | None = None  # None: the file is not one of LVIS
+    note: str = ""  # says how its images were chosen, if they are no split of the data set's own
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", Records.of(self.records))
@@ -120,6 +130,21 @@ class ListedImages(Sequence[ListedImage]):
         label = int(self.labels[row])
         return self.make_box(row)._replace(label=None if label < 0 else label)
 
+    def take(self, indices: Sequence[int]) -> "ListedImages":
+        """Choose the images at ``indices``, in this order."""
+        chosen, make_box = np.array(indices, dtype=np.int64), self.make_box
+        rows, _ = rows_of(np.append(0, self.ends), chosen)
+        return ListedImages(
+            [self.files[i] for i in indices],
+            self.counts[chosen],
+            self.xyxy[rows],
+            self.labels[rows],
+            self.iscrowd[rows],
+            self.area[rows],
+            self.bbox[rows],
+            lambda row: make_box(int(rows[row])),
+        )
+
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Row after the last box of each image ``(N,)``."""
@@ -143,7 +168,10 @@ class Listing(NamedTuple):
 
 
 def build_annotations(
-    listing: Listing, label_names: Sequence[str] | None = None, drop_bad_boxes: bool = False
+    listing: Listing,
+    label_names: Sequence[str] | None = None,
+    drop_bad_boxes: bool = False,
+    skip_bad_images: bool = False,
 ) -> Annotations:
     """Check a listing, clip its boxes to their images, and turn it into records.
 
@@ -153,24 +181,36 @@ def build_annotations(
             A name that the data set lacks gets the category id None.
         drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, and list
             them in ``dropped``, instead of refusing the data set.
+        skip_bad_images: Likewise for images that cannot be decoded, with their boxes.
 
     Raises:
         DataError: with all problems of the listing, of image files and of boxes.
     """
     listing = relabel(listing, label_names)
     images = ListedImages.of(listing.images)
-    checks = check_files(images.files)
+    checks = check_files(images)
     is_good, found = check_boxes(images, [size for size, _ in checks], len(listing.label_names))
     found += [(i, -1, problem) for i, (_, problem) in enumerate(checks) if problem]
     problems = listing.problems + [p for _, _, p in sorted(found, key=itemgetter(0, 1))]
-    bad_boxes = [problem for problem in problems if problem.kind in BAD_BOXES]
-    refused = [problem for problem in problems if problem.kind not in BAD_BOXES]
-    if refused or (bad_boxes and not drop_bad_boxes):
-        hint = "Boxes like these can be left out with drop_bad_boxes." if bad_boxes else ""
-        raise DataError(refused if drop_bad_boxes else refused + bad_boxes, hint)
+    dropped, refused, hints = [], [p for p in problems if p.kind not in DROPPABLE | CORRECTED], []
+    for kinds, is_asked, hint in (
+        (BROKEN_IMAGES, skip_bad_images, IMAGE_HINT),
+        (BAD_BOXES, drop_bad_boxes, BOX_HINT),
+    ):
+        own = [problem for problem in problems if problem.kind in kinds]
+        dropped += own if is_asked else []
+        refused += [] if is_asked else own
+        hints += [hint] if own and not is_asked else []
+    if refused:
+        raise DataError(refused, "\n".join(hints))
+    corrected = tuple(problem for problem in problems if problem.kind in CORRECTED)
     records = make_records(images, [size or (0, 0) for size, _ in checks], is_good)
+    is_whole = [problem is None or problem.kind in CORRECTED for _, problem in checks]
+    if not all(is_whole):
+        records = records.take(np.flatnonzero(is_whole))
     names, ids = tuple(listing.label_names), tuple(listing.category_ids)
-    return Annotations(records, names, ids, tuple(bad_boxes), federation=listing.federation)
+    listed = tuple(dropped), corrected
+    return Annotations(records, names, ids, *listed, federation=listing.federation)
 
 
 def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
@@ -286,38 +326,49 @@ def check_boxes(
     return is_good, found
 
 
-def check_files(
-    images: Sequence[ListedImage],
-) -> list[tuple[Size | None, Problem | None]]:
+def check_files(images: ListedImages) -> list[tuple[Size | None, Problem | None]]:
     """Compare image files with their annotations; return the size of each and what is wrong."""
     checks: list[tuple[Size | None, Problem | None]] = []
+    check = partial(_check_file, images)
     while len(checks) < len(images):
-        rest = images[len(checks) :]
+        rest = range(len(checks), len(images))
         start = time.perf_counter()
-        checks += map(_check_file, rest[:NUM_PROBED])
+        checks += map(check, rest[:NUM_PROBED])
         if time.perf_counter() - start > SLOW_FILE * NUM_PROBED:
             # Threads shorten the wait for slow files; with fast ones they wait for each other.
             with ThreadPoolExecutor() as pool:
-                return checks + list(pool.map(_check_file, rest[NUM_PROBED:]))
+                return checks + list(pool.map(check, rest[NUM_PROBED:]))
     return checks
 
 
-def _check_file(image: ListedImage) -> tuple[Size | None, Problem | None]:
+def _check_file(images: ListedImages, i: int) -> tuple[Size | None, Problem | None]:
     """Compare an image file with its annotation; return its size and what is wrong."""
+    image = images.files[i]
     try:
         size = check_image(image.path)
         if image.size in (None, size):
             return size, None
-        stored = read_size(image.path, upright=False)
+        return size, size_problem(images[i], size, read_size(image.path, upright=False))
     except ImageError as error:
         return image.size, image_problem(image.path, error)
+
+
+def size_problem(image: ListedImage, size: Size, stored: Size) -> Problem:
+    """Describe an annotated size that is not the upright or the stored one of the file."""
     text = f"annotated as {size_text(image.size)}, but the image is {size_text(size)}"
+    if image.size == size[::-1] and size == stored and fit(image.boxes, size):
+        return Problem("size swapped", str(image.path), text)
     if image.size == stored:
         text += " after its EXIF rotation (the annotation has the size before it)"
-        return size, Problem("size before EXIF rotation", str(image.path), text)
+        return Problem("size before EXIF rotation", str(image.path), text)
     if size != stored:
         text += f" after its EXIF rotation ({size_text(stored)} before it)"
-    return size, Problem("wrong size", str(image.path), text)
+    return Problem("wrong size", str(image.path), text)
+
+
+def fit(boxes: Sequence[ListedBox], size: Size) -> bool:
+    """Whether boxes end inside an image, or not more than a pixel beyond."""
+    return all(box.xyxy[2] <= size[1] + 1 and box.xyxy[3] <= size[0] + 1 for box in boxes)
 
 
 def make_records(

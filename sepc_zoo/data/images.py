@@ -84,6 +84,17 @@ def read_image(
     """
     with _naming(path):
         data = Path(path).read_bytes()
+    return decode_image(data, path, reduction, channels)
+
+
+def decode_image(
+    data: bytes,
+    name: str | os.PathLike[str] = "image",
+    reduction: int = 1,
+    channels: int | None = 3,
+) -> Tensor:
+    """Decode the content of an image file that ``name`` stands for; as in ``read_image``."""
+    with _naming(name):
         file = io.BytesIO(data)
         if channels not in (1, 3, None) and is_tiff(file):
             return _decode_tiff(file, channels)

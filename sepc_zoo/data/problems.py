@@ -14,6 +14,7 @@ ErrorKind = Literal[
     "broken entry",
     "duplicate id",
     "shared label file",
+    "unread label file",
     "no images",
     "missing image",
     "broken image",
@@ -22,11 +23,18 @@ ErrorKind = Literal[
     "two classes of one name",
     "unknown category",
     "class unknown to train",
+    "box missing",
     "box not finite",
     "box without area",
     "box outside the image",
 ]
 WarningKind = Literal[
+    "no boxes",
+    "size swapped",
+    "ids given anew",
+    "annotation id twice",
+    "corners swapped",
+    "dark image",
     "image listed twice",
     "picture in two splits",
     "picture twice in a split",
@@ -46,7 +54,11 @@ SEVERITY_OF: dict[Kind, Severity] = {
 }
 # Boxes with these can be left out instead of refusing the data set.
 BAD_BOXES: frozenset[Kind] = frozenset(
-    ("box not finite", "box without area", "box outside the image", "box twice")
+    ("box missing", "box not finite", "box without area", "box outside the image", "box twice")
+)
+# Readers correct these; they are told, and nothing is refused.
+CORRECTED: frozenset[Kind] = frozenset(
+    ("size swapped", "ids given anew", "annotation id twice", "corners swapped")
 )
 
 

@@ -135,8 +135,8 @@ class Records(Sequence[Record]):
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Records":
         """Copy the images at ``indices``, in this order."""
         chosen = np.array(indices, dtype=np.int64)
-        letters, path_starts = _rows_of(self.path_starts, chosen)
-        rows, starts = _rows_of(self.starts, chosen)
+        letters, path_starts = rows_of(self.path_starts, chosen)
+        rows, starts = rows_of(self.starts, chosen)
         return Records(
             self.image_ids[chosen],
             self.sizes[chosen],
@@ -203,7 +203,7 @@ def _starts(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
 
-def _rows_of(
+def rows_of(
     starts: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find the rows of the chosen images, and where each image starts among them."""

@@ -136,6 +136,11 @@ def _plot_ap(axes: "Axes", rows: Sequence[Row]) -> None:
         axes.text(0.5, 0.5, "not validated yet", transform=axes.transAxes, ha="center", alpha=0.6)
 
 
+def plain(text: str) -> str:
+    """Escape dollar signs, between which matplotlib expects a formula."""
+    return text.replace("$", r"\$")
+
+
 def _plot_classes(
     axes: "Axes", splits: Sequence[str], class_counts: Mapping[str, Sequence[int]], shown: int = 16
 ) -> None:
@@ -144,11 +149,11 @@ def _plot_classes(
     left = np.zeros(len(names))
     for i, split in enumerate(splits):
         widths = np.array([class_counts[name][i] for name in names], dtype=float)
-        axes.barh(range(len(names)), widths, 0.7, left, color=_split_color(i), label=split)
+        axes.barh(range(len(names)), widths, 0.7, left, color=_split_color(i), label=plain(split))
         left += widths
     more = len(class_counts) - len(names)
     axes.set(title="Classes" + (f" (and {more} more)" if more else ""), xlabel="boxes")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), map(plain, names), fontsize=8)
     axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
     axes.legend(frameon=False, loc="lower right")
 

@@ -142,8 +142,8 @@ def read_results(path: Path, annotations: Annotations) -> tuple[list[CocoResult]
         DataError: the file has another format, or the split has none of its images.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_bytes())  # any Unicode encoding, with its mark or without
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
     results = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(results, list):

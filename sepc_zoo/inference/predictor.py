@@ -48,7 +48,7 @@ class DetectionNetwork(Protocol):
 @overload
 def predict(
     model: ImageDetector,
-    source: Image.Image | np.ndarray,
+    source: Image.Image | np.ndarray | bytes,
     score_threshold: float = ...,
     views: Views = ...,
 ) -> Detections: ...
@@ -62,7 +62,7 @@ def predict(
 @overload
 def predict(
     model: ImageDetector,
-    source: list[Any] | tuple[Any, ...],
+    source: list[Any] | tuple[Any, ...] | Iterator[Any],
     score_threshold: float = ...,
     views: Views = ...,
 ) -> list[Detections]: ...
@@ -72,10 +72,10 @@ def predict(
     """Find the objects in an image, or in each of many; the model runs in eval mode.
 
     Args:
-        source: an image file, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``, or tensor
-            ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0…1; or many: a folder,
-            a list or tuple of these, or a tensor ``(N, 3, H, W)``. A model of C other channels
-            takes C of them.
+        source: an image file, its URL or its bytes, PIL image, ndarray ``(H, W)`` or ``(H, W, 3)``,
+            or tensor ``(1, H, W)`` or ``(3, H, W)``, of uint8, uint16 or float in 0…1; or many: a
+            folder, a list, tuple or iterator of these, or a tensor ``(N, 3, H, W)``.
+            A model of C other channels takes C of them.
         score_threshold: lowest score of a detection. Scores under the config's
             ``postprocess.score_threshold`` are dropped before.
         views: mirror images and sizes for test-time augmentation.

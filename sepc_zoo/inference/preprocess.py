@@ -4,8 +4,10 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data.images import (
     ImageError,
+    decode_image,
     high_byte,
     list_images,
     pixels_of_pil,
@@ -24,7 +27,10 @@ from sepc_zoo.data.images import (
     resized_size,
 )
 
-ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
+URL_START = ("http://", "https://")
+MAX_DOWNLOAD = 2**28  # bytes of an image
+TIMEOUT = 30.0  # seconds without a byte
 
 
 class LoadedImage(NamedTuple):
@@ -98,8 +104,9 @@ def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], 
     """Open the images of a source one by one; the flag says whether it is a single image.
 
     Args:
-        source: an ``ImageSource``, or a folder, a list or tuple of image sources, or a tensor
-            ``(N, C, H, W)``. An unreadable file of a folder is left out with a warning.
+        source: an ``ImageSource`` (a text may be a URL), or a folder, a list, tuple or iterator of
+            image sources, or a tensor ``(N, C, H, W)``. An unreadable file of a folder is left out
+            with a warning.
         channels: those of the model's input; see ``read_image``.
 
     Raises:
@@ -113,13 +120,19 @@ def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], 
         return _readable_images(list_images(source), channels), False
     if isinstance(source, Tensor) and source.ndim == 4:
         source = list(source)
-    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+    is_many = isinstance(source, Sequence | Iterator) and not isinstance(source, str | bytes)
+    if is_many:
         return (open_image(one, channels) for one in source), False
     return iter([open_image(source, channels)]), True
 
 
 def open_image(source: ImageSource, channels: int = 3) -> LoadedImage:
     """Open one image; arguments and errors as in ``open_images``."""
+    if isinstance(source, str) and source.startswith(URL_START):
+        return LoadedImage(decode_image(download_image(source), source, channels=channels))
+    if isinstance(source, bytes):
+        name = f"{len(source)} bytes"
+        return LoadedImage(decode_image(source, name, channels=channels))
     if isinstance(source, str | os.PathLike):
         return LoadedImage(read_image(source, channels=channels), Path(source))
     if isinstance(source, Image.Image):
@@ -130,9 +143,25 @@ def open_image(source: ImageSource, channels: int = 3) -> LoadedImage:
     if isinstance(source, Tensor):
         return LoadedImage(_to_uint8(source.cpu(), channels))
     raise TypeError(
-        f"cannot predict on {type(source).__name__}: expected a file, folder, PIL image, ndarray, "
-        "tensor, or a list of these"
+        f"cannot predict on {type(source).__name__}: expected a file, folder, URL, bytes, PIL "
+        "image, ndarray, tensor, or a list of these"
     )
+
+
+def download_image(url: str) -> bytes:
+    """Download an image file, of at most ``MAX_DOWNLOAD`` bytes.
+
+    Raises:
+        ImageError: it cannot be had, or is larger.
+    """
+    try:
+        with urlopen(url, timeout=TIMEOUT) as answer:
+            data: bytes = answer.read(MAX_DOWNLOAD + 1)
+    except (OSError, ValueError, OverflowError, HTTPException) as error:
+        raise ImageError(f"{url}: {error}") from error
+    if len(data) > MAX_DOWNLOAD:
+        raise ImageError(f"{url}: larger than {MAX_DOWNLOAD} bytes")
+    return data
 
 
 def _readable_images(files: list[Path], channels: int) -> Iterator[LoadedImage]:

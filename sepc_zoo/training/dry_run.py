@@ -62,6 +62,8 @@ def forecast(options: TrainOptions) -> Forecast:
 
 def measure(run: Run) -> Forecast:
     """Measure memory and time of the parts of a run; errors as in ``forecast``."""
+    for note in run.inputs.notes:
+        run.log.say(note)
     try:
         return measure_parts(run)
     except torch.OutOfMemoryError as error:

@@ -122,9 +122,14 @@ def used_memory(device: torch.device) -> float:
 
 
 def list_dropped(annotations: Annotations) -> list[str]:
-    """List the boxes that the reader left out: their number, and the first of them."""
-    count = len(annotations.dropped)
-    if not count:
-        return []
-    first = [f"  {line}" for line in annotations.dropped[:MAX_SHOWN_DROPPED]]
-    return [f"left out {count} boxes" + (", the first:" if count > len(first) else ":"), *first]
+    """List what the reader left out and corrected: numbers, and the first of each."""
+    lines = []
+    for text, problems in (
+        ("left out {} boxes and images", annotations.dropped),
+        ("corrected {} entries", annotations.corrected),
+    ):
+        count, first = len(problems), [f"  {line}" for line in problems[:MAX_SHOWN_DROPPED]]
+        if count:
+            more = ", the first:" if count > len(first) else ":"
+            lines += [text.format(count) + more, *first]
+    return lines

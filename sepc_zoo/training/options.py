@@ -47,6 +47,20 @@ class SourceOptions(FormatOptions):
 
     data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
     drop_bad_boxes: bool = option(False, "leave out and list boxes without area (default: refuse)")
+    skip_bad_images: bool = option(
+        False, "leave out and list images that cannot be decoded (default: refuse)"
+    )
+    val_fraction: float | None = option(
+        None,
+        "share of the training images to hold out for validation (default: 0.2 where the data has "
+        "no validation split)",
+        gt=0,
+        le=0.9,
+    )
+    split_seed: int = option(0, "seed of the choice of these images", ge=0)
+    split_by: str | None = option(
+        None, "file with a line for each image, its name and its split", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sepc_zoo.config import config_to_json
 from sepc_zoo.data.resilient_loader import ResilientLoader
+from sepc_zoo.data.splitting import RUN_SPLITS, SPLIT_FILE, write_assignment
 from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.training import setup
@@ -52,7 +53,8 @@ class Run:
             make_deterministic()
         self.accelerator = make_accelerator(options.amp, options.cpu, options.log_with, self.output)
         set_seed(options.seed)
-        self.train_data, self.val_data, model = setup.read_inputs(options, resume)
+        self.inputs = setup.read_inputs(options, resume)
+        self.train_data, self.val_data, model, *_ = self.inputs
         processes = self.accelerator.num_processes
         self.recipe = choose_recipe(options, model.config, self.train_data, processes)
         self.options = options = fill_in(options, self.recipe)
@@ -138,6 +140,11 @@ class Run:
             remove_temporary(self.output)
             write_options(self.options)
             if self.saved_step is None:
+                if self.inputs.is_divided:
+                    parts = self.train_data.records, self.val_data.records
+                    splits = zip(RUN_SPLITS, parts, strict=True)
+                    files = {name: map(own.path, range(len(own))) for name, own in splits}
+                    write_assignment(self.output / SPLIT_FILE, files)
                 write_json(self.output / setup.MODEL_FILE, config_to_json(self.detector.config))
                 # A run that ended before its first save may have left these.
                 shutil.rmtree(self.output / SKIPPED_FOLDER, ignore_errors=True)
@@ -153,6 +160,6 @@ class Run:
         news = setup.class_changes(self.options, names) if self.saved_step is None else []
         if self.saved_step is None:
             news += advise(self.options, self.detector.config, self.train_data)
-        dropped = *list_dropped(self.train_data), *list_dropped(self.val_data)
-        for line in (*([damage] if damage else []), *dropped, *news):
+        told = [line for own in (self.train_data, self.val_data) for line in list_dropped(own)]
+        for line in (*([damage] if damage else []), *self.inputs.notes, *told, *news):
             self.log.say(line)

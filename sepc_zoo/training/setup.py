@@ -3,9 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from msgspec.structs import replace
@@ -22,14 +21,14 @@ from sepc_zoo.data import (
     DetectionDataset,
     Mixer,
     make_loader,
-    read_data,
     train_transform,
 )
-from sepc_zoo.data.annotations import unique_ids
+from sepc_zoo.data.annotations import Listing, build_annotations, unique_ids
 from sepc_zoo.data.images import read_image
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.data.sampling import repeat_factors
 from sepc_zoo.data.sharing import read_once
+from sepc_zoo.data.splitting import SPLIT_FILE, divide
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.files import TEMPORARY_NAME
@@ -55,6 +54,7 @@ from sepc_zoo.training.resilience.lock import LOCK_FILE, OWNER_FILE
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
 FIRST_NAMES = {  # what a run writes before its first state
     *(OPTIONS_FILE, MODEL_FILE, LOG_FILE, FAULTS_FILE, SKIPPED_FOLDER, "batches", "tracking"),
+    SPLIT_FILE,
 }
 MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
 MAX_NAMES = 8  # classes that a message lists
@@ -92,16 +92,45 @@ def check_output(output: Path, resume: bool) -> None:
         )
 
 
-def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annotations, Detector]:
+class Inputs(NamedTuple):
+    """The data and the model of a run."""
+
+    train: Annotations
+    val: Annotations
+    model: Detector
+    notes: list[str]  # lines about the data that the user should read
+    is_divided: bool  # whether the splits are not the data set's own, and must be remembered
+
+
+def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
     """Read both splits, and build the model for the classes of the training split.
 
     Raises:
         DataError, TrainError, ResumeError: with all that is wrong with a split or the run.
     """
-    known = read_model_file(Path(options.output) / MODEL_FILE) if resume else None
+    output = Path(options.output)
+    known = read_model_file(output / MODEL_FILE) if resume else None
     names = known.label_names if known else None
-    how: dict[str, Any] = {"drop_bad_boxes": options.drop_bad_boxes, "format": options.format}
-    train = read_once(partial(read_data, options.data, options.train_split, names, **how))
+    is_remembered = resume and (output / SPLIT_FILE).is_file()
+    how = options.drop_bad_boxes, options.skip_bad_images
+    to_validate: list[Listing] = []  # in the process that reads
+
+    def read_train() -> Annotations:
+        division = divide(
+            options.data,
+            options.train_split,
+            options.val_split,
+            format=options.format,
+            fraction=options.val_fraction,
+            seed=options.split_seed,
+            file=output / SPLIT_FILE if is_remembered else options.split_by,
+            whole=options.split_by is not None,
+        )
+        to_validate.append(division.val)
+        data = build_annotations(division.train, names, *how)
+        return dataclasses.replace(data, note=division.note)
+
+    train = read_once(read_train)
     model = build(known) if known else build_model(options, train)
     unseen = len(model.config.label_names) - len(train.label_names)
     train = dataclasses.replace(
@@ -109,12 +138,25 @@ def read_inputs(options: TrainOptions, resume: bool) -> tuple[Annotations, Annot
         label_names=model.config.label_names,
         category_ids=(*train.category_ids, *[None] * unseen),
     )
-    names = model.config.label_names
-    val = read_once(partial(read_data, options.data, options.val_split, names, **how))
+    all_names = model.config.label_names
+    val = read_once(lambda: build_annotations(to_validate.pop(), all_names, *how))
     for split, data in ((options.train_split, train), (options.val_split, val)):
         if not data.records:
             raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")
-    return train, val, model
+    notes = [train.note] if train.note else []
+    if not count_objects(train):
+        notes.append(f"warning: no box of {options.train_split!r} can be learned")
+    if not count_objects(val):
+        notes.append(
+            f"warning: no box of {options.val_split!r} can be counted: AP is unknown (-1), the "
+            "last model is taken for the best, and nothing stops early"
+        )
+    return Inputs(train, val, model, notes, bool(train.note))
+
+
+def count_objects(data: Annotations) -> int:
+    """Count the boxes that are learned and counted: all but crowds."""
+    return int((data.records.iscrowd == 0).sum())
 
 
 def read_model_file(file: Path) -> DetectorConfig:

@@ -58,9 +58,10 @@ def describe(run: Run) -> dict[str, str]:
 
 def show_end(run: Run, seconds: float) -> None:
     """Print how the run went; only in the main process."""
+    best = f"{run.progress.best_ap:.3f} after epoch {run.progress.best_epoch}"
     rows = {
         "time": str(timedelta(seconds=round(seconds))),
-        "best AP": f"{run.progress.best_ap:.3f} after epoch {run.progress.best_epoch}",
+        "best AP": best if run.progress.best_ap >= 0 else "unknown",
         "survived": run.faults.summary(),
     }
     show(rows)

@@ -277,7 +277,8 @@ def validate(run: Run, epoch: int) -> dict[str, Any]:
         raise
     metrics = evaluation.metrics
     report_faults(run, flags_now(run)[-1])  # before metrics without half of the images are saved
-    is_best = metrics["AP"] > run.progress.best_ap
+    # COCO's AP is -1 where no box can be counted: then the last model is the best that is known.
+    is_best = metrics["AP"] > run.progress.best_ap or metrics["AP"] < 0
     if is_best:
         run.progress.best_ap, run.progress.best_epoch = metrics["AP"], epoch
     if run.accelerator.is_main_process:

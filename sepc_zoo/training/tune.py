@@ -269,7 +269,7 @@ def read_dimension(text: str, defaults: Mapping[str, Any]) -> Dimension:
 
 def default_values(options: TrainOptions, num_processes: int) -> dict[str, Any]:
     """The value of each option and of each entry of the model's config in a run by default."""
-    data, _, model = read_inputs(options, resume=False)
+    data, _, model, *_ = read_inputs(options, resume=False)
     recipe = dataclasses.asdict(choose_recipe(options, model.config, data, num_processes))
     config = msgspec.to_builtins(model.config)
     entries = {name: value for name, value in config.items() if name not in NOT_MODEL_KWARGS}

@@ -3,7 +3,9 @@ import sys
 
 import pytest
 
-from sepc_zoo.evaluation.plots import plot_curves
+from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing
+from sepc_zoo.data.quality.statistics import gather_columns
+from sepc_zoo.evaluation.plots import plot_curves, plot_statistics
 
 COLUMNS = ("step", "epoch", "loss", "loss_cls", "AP", "AP50")
 
@@ -51,3 +53,13 @@ def test_missing_matplotlib_is_named(log, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"sepc_zoo\[plots\]"):
         plot_curves(log, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("name", ["$5 bill $", "a $\\frac{$", "$$", "50 % \\$"])
+def test_a_class_name_with_dollar_signs_is_no_formula(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    box = ListedBox("", (1, 2, 30, 40), 0, name, 0, 1102.0)
+    images = [ListedImage(1, tmp_path / "a.jpg", (48, 64), [box] * 3)]
+    columns = {name: gather_columns(Listing(images, [name], [1], []))}
+    plot_statistics(columns, {name: [3]}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 0

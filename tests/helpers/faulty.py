@@ -119,6 +119,16 @@ def give_two_files_one_id(tables: dict) -> None:
     tables["annotations"] = [a for a in tables["annotations"] if a["image_id"] != 2]
 
 
+def name_by_text(tables: dict) -> None:
+    tables["images"][2]["id"] = "x"
+    for box in tables["annotations"]:
+        box["image_id"] = "x" if box["image_id"] == 3 else box["image_id"]
+
+
+def darken(path: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path)
+
+
 FAULTS = {
     "unreadable annotations": Fault(
         lambda root: json_path(root, "val").write_text("{"),
@@ -130,8 +140,8 @@ FAULTS = {
         "not taken over: there is no image with the id 77",
     ),
     "duplicate id": Fault(
-        editing(lambda t: t["annotations"][1].update(id=1)),
-        *("error", "instances_train.json: annotations", "the id 1 is there twice"),
+        editing(lambda t: t["images"].append(image_entry(1, "train1.jpg"))),
+        *("error", "instances_train.json: images", "the id 1 is there twice"),
         "the ids were given anew",
     ),
     "no images": Fault(
@@ -180,6 +190,34 @@ FAULTS = {
     "box outside the image": Fault(
         adding_box([70, 2, 30, 20]),
         *("error", "annotations[6] (id 99)", "outside the 64x48 image", "box left out"),
+    ),
+    "annotation id twice": Fault(
+        editing(lambda t: t["annotations"][1].update(id=1)),
+        *("warning", "instances_train.json: annotations", "the id 1 is there twice"),
+        "the ids were given anew",
+    ),
+    "ids given anew": Fault(
+        editing(
+            lambda t: (t["images"][2].update(id="x"), t["annotations"].__delitem__(slice(4, 6)))
+        ),
+        *("warning", "instances_train.json: images", "an id is 'x', no whole number"),
+        "the ids were given anew",
+    ),
+    "size swapped": Fault(
+        editing(lambda t: t["images"][0].update(width=HEIGHT, height=WIDTH)),
+        *("warning", "train/train1.jpg", "annotated as 48x64", "size corrected"),
+    ),
+    "box missing": Fault(
+        adding_box([]),
+        *("error", "annotations[6] (id 99)", "'bbox' is []", "not taken over"),
+    ),
+    "dark image": Fault(
+        lambda root: darken(root / "train" / "train1.jpg"),
+        *("warning", "train/train1.jpg", "no pixel is brighter than 0 of 255", ""),
+    ),
+    "no boxes": Fault(
+        editing(lambda t: t["annotations"].clear(), "val"),
+        *("warning", "instances_val.json", "no box of 'val' is learned or counted", ""),
     ),
     "image listed twice": Fault(
         editing(lambda t: t["images"].append(image_entry(9, "train1.jpg"))),
@@ -231,15 +269,17 @@ FAULTS = {
 
 def break_everything(root: Path) -> None:
     """Break data in all ways at once; faults that would hide others get images of their own."""
-    names = ("missing", "truncated", "turned", "resized", "leak", "copy")
+    names = ("missing", "truncated", "turned", "resized", "leak", "copy", "swapped", "dark")
     for i, name in enumerate(names, start=10):
         write_picture(root / "train" / f"{name}.jpg", orientation=6 if name == "turned" else 1)
-        size = (100, HEIGHT) if name == "resized" else (WIDTH, HEIGHT)
+        sizes = {"resized": (100, HEIGHT), "swapped": (HEIGHT, WIDTH)}
+        size = sizes.get(name, (WIDTH, HEIGHT))
         entry = image_entry(i, f"{name}.jpg", size)
         editing(lambda t, entry=entry: t["images"].append(entry))(root)
         adding_box([5, 6, 30, 20], image_id=i)(root)
     (root / "train" / "missing.jpg").unlink()
     truncate(root / "train" / "truncated.jpg")
+    darken(root / "train" / "dark.jpg")
     shutil.copyfile(root / "val" / "val1.jpg", root / "train" / "leak.jpg")
     shutil.copyfile(root / "train" / "train1.jpg", root / "train" / "copy.jpg")
     editing(lambda t: t["categories"].append({"id": 4, "name": "yak"}), "val")(root)
@@ -247,6 +287,7 @@ def break_everything(root: Path) -> None:
     write_picture(root / "val" / "empty.jpg")
     editing(lambda t: t["images"].append(image_entry(9, "empty.jpg")), "val")(root)
     above = ("unreadable", "missing", "broken image", "size", "wrong", "picture", "image without")
+    above += ("dark", "no boxes")
     for kind, fault in FAULTS.items():
         if not kind.startswith((*above, "class unknown")):
             fault.break_data(root)

@@ -1,4 +1,7 @@
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -33,6 +36,60 @@ def test_16_bit_images_keep_their_high_byte(image, pixels, tmp_path):
     for source in (deep, tmp_path / "x.png"):
         assert torch.equal(opened(source), opened(gray))
     assert torch.equal(opened(pixels.astype(np.uint16) * 256 + 255), opened(pixels))
+
+
+def test_the_bytes_of_a_file_have_the_same_pixels(image, tmp_path):
+    for suffix in ("png", "jpg"):
+        image.save(tmp_path / f"x.{suffix}")
+        file = tmp_path / f"x.{suffix}"
+        assert torch.equal(opened(file.read_bytes()), opened(file))
+    with pytest.raises(ImageError, match="3 bytes: not an image"):
+        opened(b"abc")
+
+
+def test_an_iterator_of_images_is_opened_one_by_one(image, tmp_path):
+    image.save(tmp_path / "x.png")
+    taken = []
+    sources = (taken.append(i) or tmp_path / "x.png" for i in range(3))
+    images, single = open_images(sources)
+    assert not single
+    assert torch.equal(next(images).pixels, opened(image))
+    assert taken == [0]
+    assert len(list(images)) == 2
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder as a web server on the loopback has it; its address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_image_is_read_from_its_url(image, server, tmp_path):
+    image.save(tmp_path / "x.png")
+    assert torch.equal(opened(f"{server}/x.png"), opened(image))
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("/none.png", "404"), (":99999/x.png", "99999"), ("/text.txt", "not an image")],
+)
+def test_a_url_without_an_image_is_an_error_that_names_it(path, says, server, tmp_path):
+    (tmp_path / "text.txt").write_text("no image")
+    url = f"http://127.0.0.1{path}" if path.startswith(":") else server + path
+    with pytest.raises(ImageError, match=says) as caught:
+        opened(url)
+    assert url in str(caught.value)
+
+
+def test_a_download_is_of_bounded_size(image, server, tmp_path, monkeypatch):
+    image.save(tmp_path / "x.png")
+    monkeypatch.setattr("sepc_zoo.inference.preprocess.MAX_DOWNLOAD", 100)
+    with pytest.raises(ImageError, match="larger than 100 bytes"):
+        opened(f"{server}/x.png")
 
 
 def test_arrays_and_tensors_of_all_types_and_layouts_have_the_same_pixels(image, pixels):
@@ -102,7 +159,7 @@ def test_a_broken_or_damaged_file_of_a_folder_is_left_out_with_a_warning(image, 
     [
         (None, TypeError, "NoneType: expected a file, folder"),
         (5, TypeError, "int"),
-        (b"image", TypeError, "bytes"),
+        (b"image", ImageError, "not an image"),
         ({"a": 1}, TypeError, "dict"),
         (torch.zeros(4, 8, 8), ValueError, r"1 or 3 channels, got \(4, 8, 8\)"),
         (torch.zeros(8), ValueError, "1 or 3 channels"),

@@ -1,37 +1,56 @@
-"""The COCO layout: ``annotations/instances_<split>*.json`` beside ``<split>*/``."""
+"""The COCO layouts: a JSON file of images, annotations and categories for each split."""
 
-from operator import itemgetter
+import mmap
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sepc_zoo.data.annotations import Annotations, Federation, ListedImage, Listing
-from sepc_zoo.data.formats.coco_file import CocoFile
-from sepc_zoo.data.formats.layout import Source, choose_split
+from sepc_zoo.data.formats.coco_file import KEYS, CocoFile
+from sepc_zoo.data.formats.layout import (
+    ONLY_SPLIT,
+    Finder,
+    Source,
+    choose_split,
+    fold,
+    is_image,
+    number_ids,
+    parse_size,
+    split_of,
+    split_word,
+    walk,
+)
 from sepc_zoo.data.problems import Problem
 from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
 FEDERATION = {"neg_category_ids": "absent", "not_exhaustive_category_ids": "not_exhaustive"}
 FREQUENCIES = ("r", "c", "f")  # rare, common and frequent classes of LVIS
+ANNOTATION_FOLDER = "annotations"
+PLACES = (f"{ANNOTATION_FOLDER}/*.json", "*.json", "*/*.json", f"{ANNOTATION_FOLDER}/*/*.json")
+MAX_FILES = 50  # JSON files of a folder, above which each is of an image
 
 
 def coco_splits(root: Source) -> list[str]:
     """List the splits of a folder, such as ``train2017``; none for another layout."""
-    files = (Path(root) / "annotations").glob(f"{PREFIX}*.json")
-    return sorted(file.stem.removeprefix(PREFIX) for file in files)
+    return sorted(_find_files(Path(root)))
 
 
 def list_coco(root: Source, split: str) -> Listing:
     """List one split of a folder, unchecked; "train" finds ``train2017`` if there is no ``train``.
 
+    The files are ``annotations/instances_<split>.json``, or others with the tables of COCO: in
+    ``annotations``, in the folder itself (or ``root`` is the file), or in a folder of each split.
+    The images are in a folder named by the split, beside the file, or anywhere below the folder.
+
     Raises:
         DataError: no such split, or more than one that could be meant.
     """
-    root = Path(root)
-    name = choose_split(split, coco_splits(root), root / "annotations", f"{PREFIX}{{}}.json")
-    folders = [path.name for path in root.iterdir() if path.is_dir()]
-    folder = name if name in folders else choose_split(split, folders, root, "{}/")
-    return list_coco_file(root / "annotations" / f"{PREFIX}{name}.json", root / folder)
+    root, files = Path(root), _find_files(Path(root))
+    name = choose_split(split, list(files), root, "an annotation file of {}")
+    folder = root if root.is_dir() else root.parent
+    return _list_file(files[name], Finder(_image_folders(folder, files[name], name)))
 
 
 def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
@@ -42,28 +61,106 @@ def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
     Raises:
         DataError: the file is no COCO instances file.
     """
-    json_path = Path(json_path)
+    return _list_file(Path(json_path), Finder([Path(image_folder)]))
+
+
+def _find_files(root: Path) -> dict[str, Path]:
+    """Find the annotation file of each split."""
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for file in dict.fromkeys(file for place in PLACES for file in sorted(root.glob(place))):
+        by_folder[file.parent].append(file)
+    found = [file for files in by_folder.values() if len(files) <= MAX_FILES for file in files]
+    named = [file for file in found if file.name.startswith(PREFIX)]
+    files = named or [file for file in [*found, root] if _has_tables(file)]
+    splits: dict[str, Path] = {}
+    for file in files:
+        parts = file.parts[len(root.parts) :]
+        name = file.stem.removeprefix(PREFIX) if named else split_of(parts) or file.stem
+        splits[file.stem if name in splits else name] = file
+    if len(splits) == 1 and not any(map(split_word, splits)):
+        return {ONLY_SPLIT: files[0]}
+    return splits
+
+
+def _has_tables(file: Path) -> bool:
+    """Whether a file speaks of the tables of COCO; it is searched, not parsed."""
+    if file.suffix != ".json" or not file.is_file() or not file.stat().st_size:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        return all(text.find(f'"{table}"'.encode()) >= 0 for table in KEYS)
+
+
+def _image_folders(root: Path, file: Path, split: str) -> list[Path]:
+    """Find the folders that may have the images of a split, the likeliest first.
+
+    They are those named by the split, or by no split.
+    """
+    with_images = (f for f, names in walk(root) if any(map(is_image, names)))
+    above = {parent for folder in with_images for parent in (folder, *folder.parents)}
+    folders = sorted((f for f in above if f.is_relative_to(root)), key=lambda f: (len(f.parts), f))
+    parts = {folder: folder.relative_to(root).parts for folder in folders}
+    exact = [f for f in folders if any(fold(part) == fold(split) for part in parts[f])]
+    alike = [f for f in folders if split_of(parts[f]) == (split_word(split) or split)]
+    others = [f for f in folders if split_of(parts[f]) is None]
+    beside = [] if file.parent in (root, root / ANNOTATION_FOLDER) else [file.parent]
+    return [*beside, *(exact or alike or others), root]
+
+
+def _list_file(json_path: Path, finder: Finder) -> Listing:
     problems: list[Problem] = []
     file = CocoFile(json_path, problems)
-    listed: dict[int, list[ListedImage]] = {}  # images of each id, every file once
-    known: dict[str, dict[int, list[int]]] = {name: {} for name in FEDERATION.values()}
+    listed: dict[int | str, list[ListedImage]] = {}  # images of each id, every file once
+    federation = Federation({}, {}, {})
     for where, entry in file.entries("images"):
-        path, size = Path(image_folder) / entry["file_name"], (entry["height"], entry["width"])
+        name = entry["file_name"]
+        path = finder.find(name) or finder.bases[0] / name
+        size = parse_size(entry.get("height"), entry.get("width"))
         same_id = listed.setdefault(entry["id"], [])
         if all(image.path != path for image in same_id):
             same_id.append(ListedImage(entry["id"], path, size, []))
-        for key in FEDERATION.keys() & entry:
-            ids = known[FEDERATION[key]][entry["id"]] = entry[key]
-            if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-                text = f"{key!r} is no list of category ids"
-                problems.append(Problem("broken entry", where, text))
-    categories = sorted((entry for _, entry in file.entries("categories")), key=itemgetter("id"))
+        _read_federation(where, entry, federation, problems)
+    numbers = number_ids(listed)
+    if others := [i for i, number in numbers.items() if i != number]:
+        text = f"an id is {others[0]!r}, no whole number of 63 bits; images are numbered from 1"
+        problems.append(Problem("ids given anew", f"{json_path.name}: images", text))
+        for i, same_id in listed.items():
+            listed[i] = [image._replace(image_id=numbers[i]) for image in same_id]
+        renumbered = [{numbers[i]: ids for i, ids in own.items()} for own in federation[1:]]
+        federation = Federation({}, *renumbered)
+    categories = [entry for _, entry in file.entries("categories")]
+    categories = _drop_root(categories, file.used_categories())
+    number_of = number_ids(category["id"] for category in categories)
+    categories.sort(key=lambda category: number_of[category["id"]])
     frequency = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
-    is_federated = frequency or any(known.values())
-    federation = Federation(frequency, **known) if is_federated else None
-    names, ids = ([category[key] for category in categories] for key in ("name", "id"))
+    federation.frequency.update(frequency)
+    names = [category["name"] for category in categories]
+    ids = [number_of[category["id"]] for category in categories]
     images = file.boxes(listed, categories)
-    return Listing(images, names, ids, problems, json_path.name, federation)
+    known = federation if any(federation) else None
+    return Listing(images, names, ids, problems, json_path.name, known)
+
+
+def _read_federation(
+    where: str, image: Mapping[str, Any], federation: Federation, problems: list[Problem]
+) -> None:
+    """Read what an image of LVIS says about classes."""
+    for key in FEDERATION.keys() & image:
+        ids = getattr(federation, FEDERATION[key])[image["id"]] = image[key]
+        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+            text = f"{key!r} is no list of category ids"
+            problems.append(Problem("broken entry", where, text))
+
+
+def _drop_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
+    """Leave out categories without boxes that only group others, as Roboflow writes."""
+    groups = {category.get("supercategory") for category in categories}
+    return [
+        category
+        for category in categories
+        if category["id"] in used
+        or category["name"] not in groups
+        or category.get("supercategory") not in (None, "", "none")
+    ]
 
 
 def write_coco(annotations: Annotations, json_path: str | Path) -> None:

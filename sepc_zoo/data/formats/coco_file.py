@@ -4,6 +4,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, compress
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -14,13 +15,14 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from sepc_zoo.data.annotations import ListedBox, ListedImage, ListedImages
-from sepc_zoo.data.formats.layout import parse_box, report_duplicates
-from sepc_zoo.data.problems import Problem, unreadable
+from sepc_zoo.data.formats.layout import parse_box, parse_id, report_duplicates
+from sepc_zoo.data.problems import Kind, Problem, unreadable
 
-KEYS = {
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "categories": {"id": int, "name": str},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
+ID = int | float | str  # as ``parse_id`` takes it
+KEYS: dict[str, dict[str, Any]] = {
+    "images": {"id": ID, "file_name": str},
+    "categories": {"id": ID, "name": str},
+    "annotations": {"image_id": ID, "category_id": ID},
 }
 START = re.compile(rb'"annotations"\s*:\s*\[')
 WINDOW = 2**22  # bytes that are decoded at once
@@ -95,7 +97,8 @@ class CocoFile:
                 self.tables = _read_in_windows(file, self.columns)
         except OSError as error:
             raise unreadable(path, error.strerror) from error
-        except (ValueError, msgspec.MsgspecError):  # json takes more, and says what is wrong
+        except (ValueError, RecursionError, msgspec.MsgspecError):
+            # The standard library takes more, and says what is wrong.
             self.tables = self._load(path.read_bytes())
             if not isinstance(self.tables, dict):
                 text = "not a COCO instances file, which is a JSON object"
@@ -113,8 +116,21 @@ class CocoFile:
                 yield entry
         self._report_duplicates(ids, table)
 
+    @cached_property
+    def others(self) -> list[tuple[int, Entry]]:
+        """The well-formed annotations that are not in columns, with their indices."""
+        self._find("annotations")
+        raw, self.columns.others = self.columns.others, {}
+        checked = ((i, self._check(entry, "annotations", i)) for i, entry in raw.items())
+        return [(i, entry) for i, entry in checked if entry]
+
+    def used_categories(self) -> set[int | str]:
+        """Find the ids of the categories of all annotations."""
+        used = np.unique(np.array(self.columns.integers[3::5], dtype=np.int64)).tolist()
+        return {*used, *(annotation["category_id"] for _, (_, annotation) in self.others)}
+
     def boxes(
-        self, listed: Mapping[int, list[ListedImage]], categories: Sequence[Mapping[str, Any]]
+        self, listed: Mapping[int | str, list[ListedImage]], categories: Sequence[Mapping[str, Any]]
     ) -> ListedImages:
         """Give the boxes to their images.
 
@@ -123,8 +139,7 @@ class CocoFile:
                 others, all are left out, because the image of the boxes is unknown.
             categories: In the order of labels. A box of an id with several names has no class.
         """
-        self._find("annotations")
-        names: dict[int, set[str]] = {}
+        names: dict[int | str, set[str]] = {}
         for category in categories:
             names.setdefault(category["id"], set()).add(category["name"])
         label_of = {c["id"]: i for i, c in enumerate(categories) if len(names[c["id"]]) == 1}
@@ -170,21 +185,15 @@ class CocoFile:
                 (x, y, width, height),
             )
 
-        self.columns = BoxColumns()  # frees memory
+        self.columns, self.others = BoxColumns(), []  # frees memory
         images = list(compress(files, is_clear))
         return ListedImages(images, counts, xyxy, labels, iscrowd, area, bbox, make_box)
 
     def _parse_others(
-        self, image_of: Mapping[int, int], label_of: Mapping[int, int], texts: Mapping[int, str]
+        self, image_of: Mapping[Any, int], label_of: Mapping[Any, int], texts: Mapping[Any, str]
     ) -> Iterator[tuple[int, int, ListedBox]]:
         """Parse what is not in columns: index of the entry, index of the image, box."""
-        ids = []
-        for i, raw in self.columns.others.items():
-            entry = self._check(raw, "annotations", i)
-            if entry is None:
-                continue
-            where, annotation = entry
-            ids += [annotation["id"]] if "id" in annotation else []
+        for i, (where, annotation) in self.others:
             image_id, category_id = annotation["image_id"], annotation["category_id"]
             if image_id not in image_of:
                 self._report_no_image(where, image_id)
@@ -195,13 +204,14 @@ class CocoFile:
                 self.problems.append(box)
             else:
                 yield i, image_of[image_id], box
+        ids = [parse_id(entry["id"]) for _, (_, entry) in self.others if "id" in entry]
         own_ids = np.array(self.columns.integers[1::5], dtype=np.int64)
         own_ids = own_ids[own_ids != NO_ID]
         if ids or len(np.unique(own_ids)) < len(own_ids):
             self._report_duplicates([*own_ids.tolist(), *ids], "annotations")
 
     def _find_clear(
-        self, listed: Mapping[int, list[ListedImage]], counts: NDArray[np.int64]
+        self, listed: Mapping[int | str, list[ListedImage]], counts: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Find the images that share no id with others and boxes."""
         is_clear, first = np.ones(len(counts), dtype=bool), 0
@@ -225,7 +235,7 @@ class CocoFile:
         return []
 
     def _check(self, raw: Any, table: str, index: int) -> Entry | None:
-        """Decode an entry and check its keys."""
+        """Decode an entry, check its keys, and make ids equal that are written differently."""
         entry = self._load(raw) if isinstance(raw, msgspec.Raw | bytes) else raw
         where = f"{self.path.name}: {table}[{index}]"
         if not isinstance(entry, dict):
@@ -236,13 +246,16 @@ class CocoFile:
         keys = KEYS[table]
         wrong = [key for key, kind in keys.items() if not isinstance(entry.get(key), kind)]
         for key in wrong:
-            self._report(where, f"{key!r} is missing or no {keys[key].__name__}")
-        return None if wrong else (where, entry)
+            what = "text" if keys[key] is str else "number or text"
+            self._report(where, f"{key!r} is missing or no {what}")
+        if wrong:
+            return None
+        return where, entry | {key: parse_id(entry[key]) for key in keys if keys[key] is ID}
 
     def _load(self, text: Any) -> Any:
         try:
             return json.loads(bytes(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise unreadable(self.path, f"not JSON: {error}") from error
 
     def _place(self, index: int, own_id: int) -> str:
@@ -252,15 +265,16 @@ class CocoFile:
     def _report(self, where: str, text: str) -> None:
         self.problems.append(Problem("broken entry", where, text))
 
-    def _report_no_image(self, where: str, image_id: int) -> None:
+    def _report_no_image(self, where: str, image_id: int | str) -> None:
         self._report(where, f"there is no image with the id {image_id}")
 
     def _report_duplicates(self, ids: Sequence[Any], table: str) -> None:
         where, text = f"{self.path.name}: {table}", "the id {} is there twice"
-        self.problems += report_duplicates(map(str, ids), "duplicate id", where, text)
+        kind: Kind = "annotation id twice" if table == "annotations" else "duplicate id"
+        self.problems += report_duplicates(ids, kind, where, text)
 
 
-def look_up(keys: NDArray[np.int64], values: Mapping[int, int]) -> NDArray[np.int64]:
+def look_up(keys: NDArray[np.int64], values: Mapping[Any, int]) -> NDArray[np.int64]:
     """Look up many keys at once; unknown ones give -1."""
     unique, inverse = np.unique(keys, return_inverse=True)
     found = np.array([values.get(key, -1) for key in unique.tolist()], dtype=np.int64)

@@ -19,9 +19,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
+    Finder,
     Source,
     choose_split,
+    number_ids,
     parse_box,
+    parse_id,
+    parse_size,
     read_class_names,
     read_text,
     report_duplicates,
@@ -96,7 +100,12 @@ def list_huggingface(root: Source, split: str) -> Listing:
         rows, classes = _read_metadata(Path(root), metadata, split, problems)
     else:
         rows, classes = _read_tables(root, split, problems)
-    images = [_list_image(row, i, classes, problems) for i, row in enumerate(rows, start=1)]
+    ids = [row.columns.get("image_id") for row in rows]
+    numbers = {} if None in ids else number_ids(map(parse_id, ids))
+    images = [
+        _list_image(row, numbers.get(parse_id(i), position), classes, problems)
+        for position, (row, i) in enumerate(zip(rows, ids, strict=True), start=1)
+    ]
     ids = [image.image_id for image in images]
     where, text = f"{name}: {split}", "the image_id {} is there twice"
     problems += report_duplicates(ids, "duplicate id", where, text)
@@ -108,9 +117,8 @@ def is_hub_name(root: Source) -> bool:
     return os.fspath(root).startswith(HUB_PREFIX)
 
 
-def _list_image(row: Row, position: int, classes: Classes, problems: list[Problem]) -> ListedImage:
-    image_id, height, width = (row.columns.get(key) for key in ("image_id", "height", "width"))
-    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+def _list_image(row: Row, image_id: int, classes: Classes, problems: list[Problem]) -> ListedImage:
+    size = parse_size(row.columns.get("height"), row.columns.get("width"))
     boxes: list[ListedBox] = []
     try:
         for i, entry in enumerate(_parse_objects(row.columns.get("objects"))):
@@ -121,7 +129,7 @@ def _list_image(row: Row, position: int, classes: Classes, problems: list[Proble
                 boxes.append(box)
     except ValueError as error:
         problems.append(Problem("broken entry", row.where, str(error)))
-    return ListedImage(image_id if isinstance(image_id, int) else position, row.path, size, boxes)
+    return ListedImage(image_id, row.path, size, boxes)
 
 
 def _list_box(where: str, entry: Mapping[str, Any], classes: Classes) -> ListedBox | Problem:
@@ -221,7 +229,7 @@ def _read_metadata(
     own_file, folder = splits[split]
     files = {file for file, _ in splits.values()}
     tables = {file: _read_rows(file, problems if file == own_file else []) for file in files}
-    rows = []
+    rows, finder = [], Finder([own_file.parent])
     for line, columns in tables[own_file]:
         name = _file_name(columns)
         where = f"{own_file.relative_to(root)}:{line}"
@@ -229,7 +237,9 @@ def _read_metadata(
             missing = "objects" if name else "file_name"
             problems.append(Problem("broken entry", where, f"has no {missing!r}"))
         elif name.startswith(folder):
-            rows.append(Row(where, own_file.parent / name, columns))
+            rows.append(
+                Row(where, finder.find(columns["file_name"]) or own_file.parent / name, columns)
+            )
     problems += report_duplicates([row.path for row in rows], "image listed twice", own_file)
     if (root / CLASS_FILE).is_file():
         return rows, _named_classes(read_class_names(root / CLASS_FILE), CLASS_FILE)
@@ -281,7 +291,7 @@ def _parse_row(entry: str | Mapping[str, str]) -> dict[str, Any]:
 def _parse_json(text: str, name: str = "") -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}not JSON: {error}") from error
 
 

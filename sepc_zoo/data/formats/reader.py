@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,34 +16,72 @@ from sepc_zoo.data.annotations import (
 )
 from sepc_zoo.data.formats.coco import coco_splits, list_coco
 from sepc_zoo.data.formats.huggingface import huggingface_splits, is_hub_name, list_huggingface
-from sepc_zoo.data.formats.layout import Source
+from sepc_zoo.data.formats.layout import Source, is_visible
 from sepc_zoo.data.formats.voc import list_voc, voc_splits
 from sepc_zoo.data.formats.yolo import list_yolo, yolo_splits
 from sepc_zoo.data.problems import DataError, Problem, unreadable
+from sepc_zoo.files import encodable
 
 MAX_NAMES = 20  # files of a folder that an error lists
+MAX_ABOVE = 2  # folders above a data set that may be given in its place
+MAX_FOLDERS = 200  # folders that are tried
 
 
 class DataFormat(NamedTuple):
     """A layout of data sets: a folder has it if ``splits`` finds any."""
 
-    layout: str  # the files it consists of, for messages
+    layout: Sequence[str]  # the lines of a small tree of its files, for messages
     splits: Callable[[Source], list[str]]
     list: Callable[[Source, str], Listing]
 
 
+class DataSource(NamedTuple):
+    """A data set that was found: its format, and its folder, file or name on the hub."""
+
+    format: DataFormat
+    root: Source
+
+    def splits(self) -> list[str]:
+        return self.format.splits(self.root)
+
+    def list(self, split: str) -> Listing:
+        """List a split, unchecked, with names of classes that every file can hold."""
+        listing = self.format.list(self.root, split)
+        return listing._replace(label_names=[*map(encodable, listing.label_names)])
+
+
 FORMATS = {
     "coco": DataFormat(
-        "annotations/instances_<split>*.json beside <split>*/", coco_splits, list_coco
+        (
+            "annotations/instances_train.json  (or train/_annotations.coco.json, result.json)",
+            "train/1.jpg                       (or images/train/1.jpg)",
+        ),
+        coco_splits,
+        list_coco,
     ),
-    "voc": DataFormat("ImageSets/Main/<split>.txt", voc_splits, list_voc),
+    "voc": DataFormat(
+        (
+            "Annotations/1.xml                 (or beside the images)",
+            "JPEGImages/1.jpg                  (or images/1.jpg, train/1.jpg)",
+            "ImageSets/Main/train.txt          (or folders named by their split)",
+        ),
+        voc_splits,
+        list_voc,
+    ),
     "yolo": DataFormat(
-        "data.yaml with train and names, or classes.txt beside images and labels",
+        (
+            "data.yaml                         (with train and names; or classes.txt)",
+            "images/train/1.jpg                (or train/images/1.jpg)",
+            "labels/train/1.txt                (or beside the images)",
+        ),
         yolo_splits,
         list_yolo,
     ),
     "hf": DataFormat(
-        "metadata.jsonl or metadata.csv in <split>/, <split>*.parquet, or save_to_disk",
+        (
+            "train/metadata.jsonl              (or metadata.csv, parquet, save_to_disk)",
+            "train/1.jpg",
+        ),
         huggingface_splits,
         list_huggingface,
     ),
@@ -55,6 +94,7 @@ def read_data(
     label_names: Sequence[str] | None = None,
     drop_bad_boxes: bool = False,
     format: str | None = None,
+    skip_bad_images: bool = False,
 ) -> Annotations:
     """Read one split of a data set, or of several as one.
 
@@ -68,11 +108,13 @@ def read_data(
         drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, instead
             of refusing the data set.
         format: "coco", "voc", "yolo" or "hf"; by default the layout of each folder decides.
+        skip_bad_images: Leave out images that cannot be decoded, instead of refusing the data set.
 
     Raises:
         DataError: an unknown layout, a missing split, or all broken files and entries.
     """
-    return build_annotations(list_data(roots, split, format), label_names, drop_bad_boxes)
+    listing = list_data(roots, split, format)
+    return build_annotations(listing, label_names, drop_bad_boxes, skip_bad_images)
 
 
 def list_data(roots: Source | Sequence[Source], split: str, format: str | None = None) -> Listing:
@@ -81,23 +123,29 @@ def list_data(roots: Source | Sequence[Source], split: str, format: str | None =
     Raises:
         DataError: an unknown layout, or a missing split.
     """
-    sources = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
+    sources = as_sources(roots)
     if len(sources) == 1:
-        return find_format(sources[0], format).list(sources[0], split)
+        return find_data(sources[0], format).list(split)
     listings: list[Listing] = []
     problems: list[Problem] = []
+    hint = ""
     for source in sources:
         try:
-            listings.append(find_format(source, format).list(source, split))
+            listings.append(find_data(source, format).list(split))
         except DataError as error:
+            hint = error.hint
             problems += [_name_source(source, problem) for problem in error.problems]
     if problems:
-        raise DataError(problems)
+        raise DataError(problems, hint)
     return join_listings(listings, sources)
 
 
-def find_format(root: Source, format: str | None = None) -> DataFormat:
-    """Find the format by a folder's layout, or check that it has the one asked for.
+def as_sources(roots: Source | Sequence[Source]) -> list[Source]:
+    return [roots] if isinstance(roots, str | os.PathLike) else list(roots)
+
+
+def find_data(root: Source, format: str | None = None) -> DataSource:
+    """Find a data set by the layout of its folder, or of a folder or two below it.
 
     Raises:
         DataError: no such folder, a layout of no known format or of several, or not of the one
@@ -106,18 +154,32 @@ def find_format(root: Source, format: str | None = None) -> DataFormat:
     if format is not None and format not in FORMATS:
         raise unreadable("", f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
     if is_hub_name(root):
-        return FORMATS["hf"]
+        return DataSource(FORMATS["hf"], root)
     if not Path(root).exists():
         raise unreadable(root, "no such folder")
-    asked = FORMATS if format is None else {format: FORMATS[format]}
-    found = [name for name, data_format in asked.items() if data_format.splits(root)]
-    if len(found) == 1:
-        return FORMATS[found[0]]
-    layouts = "; ".join(f"{FORMATS[name].layout} ({name})" for name in found or asked)
-    if found:
-        raise unreadable(root, f"could be any of: {layouts}. Say --format {' or '.join(found)}")
+    asked = [*FORMATS] if format is None else [format]
+    places = [Path(root)]
+    for _ in range(MAX_ABOVE + 1):
+        found = [(name, p) for p in places for name in asked if FORMATS[name].splits(p)]
+        if len(found) == 1:
+            return DataSource(FORMATS[found[0][0]], found[0][1])
+        if found:
+            names = [name for name, _ in found]
+            several = len({place for _, place in found}) > 1
+            say = "Give one of these folders" if several else f"Say --format {' or '.join(names)}"
+            text = ", ".join(f"{place} ({name})" for name, place in found)
+            raise unreadable(root, f"could be any of: {text}. {say}")
+        places = [p for place in places for p in _inner_folders(place)][:MAX_FOLDERS]
     known = "no known layout" if format is None else f"not in the layout of {format}"
-    raise unreadable(root, f"{known}. Looked for {layouts}. There is: {_names(Path(root))}")
+    trees = ["\n    ".join([f"  {name}:", *FORMATS[name].layout]) for name in asked]
+    hint = "\n".join(["Arrange it as one of these:", *trees])
+    raise unreadable(root, f"{known}. There is: {_names(Path(root))}", hint)
+
+
+def _inner_folders(folder: Path) -> list[Path]:
+    with suppress(OSError):  # a file, or a folder that may not be read
+        return sorted(p for p in folder.iterdir() if p.is_dir() and is_visible(p.name))
+    return []
 
 
 def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Listing:

@@ -1,13 +1,35 @@
-"""The Pascal VOC layout: ``ImageSets/Main/<split>.txt``, ``Annotations/``, ``JPEGImages/``."""
+"""The Pascal VOC layouts: an XML file of boxes for each image, beside it or in another folder."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing, Size
-from sepc_zoo.data.formats.layout import Source, read_lines, report_duplicates
-from sepc_zoo.data.images import list_images
-from sepc_zoo.data.problems import Problem, unreadable
+from sepc_zoo.data.formats.layout import (
+    ONLY_SPLIT,
+    Finder,
+    Source,
+    choose_split,
+    fold,
+    index_stems,
+    is_image,
+    no_image_text,
+    read_paths,
+    report_duplicates,
+    split_of,
+    split_word,
+    walk,
+)
+from sepc_zoo.data.problems import Problem
+
+LIST_FOLDERS = ("ImageSets/Main", "ImageSets", ".")
+FLAG = re.compile(r"\s+(-1|0|1)$")  # whether an image of a list has the class of the list
+ROOT_TAG = re.compile(rb"<annotation[\s>]")  # CVAT's own files have <annotations>
+HEAD = 1024  # bytes of a file that are searched for its root
+DECLARATION = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"'][^>]*\?>")
+IMAGE_FOLDERS = ("jpegimages", "images", "image", "img", "imgs")
 
 
 def voc_splits(root: Source) -> list[str]:
@@ -15,53 +37,76 @@ def voc_splits(root: Source) -> list[str]:
 
     VOC's own lists for single classes (``cat_train.txt`` beside ``train.txt``) are no splits.
     """
-    files = {file.stem: file for file in (Path(root) / "ImageSets" / "Main").glob("*.txt")}
-    return sorted(
-        stem
-        for stem, file in files.items()
-        if stem.rpartition("_")[2] not in files.keys() - {stem} or not _has_flags(file)
-    )
+    files = _find_xml(root := Path(root))
+    return sorted(_find_lists(root, files) or _group_by_folder(root, files))
 
 
 def list_voc(root: Source, split: str) -> Listing:
     """List one split of a folder, unchecked.
 
-    The classes are the sorted names in all files of ``Annotations``, so that all splits agree, and
-    their category ids count from 1. VOC's pixel indices count from 1 and include the last, so a box
-    becomes ``(xmin - 1, ymin - 1, xmax, ymax)``. Objects marked ``difficult`` become crowds: VOC's
-    evaluation neither rewards nor punishes finding them. An image's id is its position in the split
-    file, from 1.
+    A split is a list of images, ``ImageSets/Main/<split>.txt``. Without lists, an XML file belongs
+    to the split that its folders are named by, else to "train". The image of ``<stem>.xml`` is
+    ``<stem>.*`` in the folder nearest to it: beside it, or in ``JPEGImages``, ``images`` ... An
+    image without an XML file is not taken.
+
+    The classes are the sorted names in all XML files, so that all splits agree, and their category
+    ids count from 1. VOC's pixel indices count from 1 and include the last, so a box becomes
+    ``(xmin - 1, ymin - 1, xmax, ymax)``. Objects marked ``difficult`` become crowds: VOC's
+    evaluation neither rewards nor punishes finding them. An image's id is its position in the
+    split, from 1.
 
     Raises:
         DataError: no such split.
     """
-    root = Path(root)
-    stems = _read_split(root, split)
-    where = f"ImageSets/Main/{split}.txt"
-    problems = report_duplicates(stems, "image listed twice", where)
-    paths = {stem: root / "Annotations" / f"{stem}.xml" for stem in stems}
-    everywhere = (root / "Annotations").glob("*.xml")
-    parsed = ((path, _parse(path, problems)) for path in sorted({*paths.values(), *everywhere}))
-    trees = {path: tree for path, tree in parsed if tree is not None}
+    root, problems = Path(root), []
+    files = _find_xml(root)
+    if lists := _find_lists(root, files):
+        name = choose_split(split, sorted(lists), root, "the split {}")
+        paths = _read_list(lists[name], root, files)
+        where = str(lists[name].relative_to(root))
+        stems = [path.stem for path in paths]
+        problems += report_duplicates(stems, "image listed twice", where)
+    else:
+        groups = _group_by_folder(root, files)
+        paths = groups[choose_split(split, sorted(groups), root, "the split {}")]
+    by_stem = index_stems(root)
+    parsed = {path: _parse(path, problems) for path in sorted({*paths, *files})}
+    trees = {path: tree for path, tree in parsed.items() if tree is not None}
     objects = (entry for tree in trees.values() for entry in tree.findall("object"))
     names = sorted({_text(entry, "name") for entry in objects} - {""})
     label_of = {name: label for label, name in enumerate(names)}
-    folder = root / "JPEGImages"
-    files: dict[str, list[Path]] = {}
-    for path in list_images(folder) if folder.is_dir() else []:
-        files.setdefault(path.stem, []).append(path)
-    images = []
-    for image_id, stem in enumerate(stems, start=1):
-        if paths[stem] not in trees:
+    listed = []
+    for image_id, path in enumerate(paths, start=1):
+        if path not in trees:
             continue  # among the problems already
-        if stem not in files:
-            problems.append(Problem("missing image", f"{folder / stem}.*", "no image of this name"))
+        where = str(path.relative_to(root))
+        tree = trees[path]
+        image = _choose_image(path, tree, by_stem.get(fold(path.stem), []), root)
+        if isinstance(image, Problem):
+            problems.append(image)
             continue
-        tree, where = trees[paths[stem]], f"Annotations/{stem}.xml"
-        size = _read_size(tree, where, problems)
         boxes = _list_boxes(tree, label_of, where, problems)
-        images.append(ListedImage(image_id, _choose_file(files[stem], tree), size, boxes))
-    return Listing(images, names, range(1, len(names) + 1), problems, "Annotations")
+        listed.append(ListedImage(image_id, image, _read_size(tree, where, problems), boxes))
+    return Listing(listed, names, range(1, len(names) + 1), problems, "Annotations")
+
+
+def _find_lists(root: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Find the lists of images of a folder by split; outside of VOC's place they must fit."""
+    for place in LIST_FOLDERS:
+        lists = {file.stem: file for file in (root / place).glob("*.txt")}
+        if place != LIST_FOLDERS[0]:
+            lists = {
+                stem: file
+                for stem, file in lists.items()
+                if split_word(stem) and files and {*_read_list(file, root, files)[:1]} & {*files}
+            }
+        if lists:
+            return {
+                stem: file
+                for stem, file in lists.items()
+                if stem.rpartition("_")[2] not in lists.keys() - {stem} or not _has_flags(file)
+            }
+    return {}
 
 
 def _has_flags(file: Path) -> bool:
@@ -70,28 +115,97 @@ def _has_flags(file: Path) -> bool:
         return lines.readline().split()[1:] in ([b"1"], [b"0"], [b"-1"])
 
 
-def _read_split(root: Path, split: str) -> list[str]:
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        present = ", ".join(voc_splits(root)) or "none"
-        raise unreadable(path, f"does not exist; there are: {present}")
-    return [line for line in read_lines(path) if line]
+def _read_list(file: Path, root: Path, files: Sequence[Path]) -> list[Path]:
+    """Read the XML file of each line: ``a``, ``a 1``, ``a.jpg`` or ``folder/a``."""
+    lines = [line for line in read_paths(file) if line]
+    if all(map(FLAG.search, lines)):
+        lines = [FLAG.sub("", line) for line in lines]
+    finder = Finder(dict.fromkeys(path.parent for path in files))
+    home = finder.follow(root, ["Annotations"]) or root / "Annotations"
+    finder.bases.insert(0, home)
+    stems = [line[: line.rindex(".")] if is_image(line) else line for line in lines]
+    found = [(stem, finder.find(f"{stem}.xml")) for stem in stems]
+    return [
+        path if path and path.is_relative_to(root) else home / f"{stem}.xml" for stem, path in found
+    ]
+
+
+def _find_xml(root: Path) -> list[Path]:
+    """Find the XML files of images; the first of each folder tells whether the others are."""
+    found: list[Path] = []
+    for folder, names in walk(root):
+        files = [folder / name for name in names if name.lower().endswith(".xml")]
+        if files and _is_annotation(files[0]):
+            found += files
+    return found
+
+
+def _is_annotation(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return ROOT_TAG.search(opened.read(HEAD).replace(b"\0", b"")) is not None
+
+
+def _group_by_folder(root: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        groups[split_of(file.relative_to(root).parent.parts) or ONLY_SPLIT].append(file)
+    return groups
+
+
+def _choose_image(
+    path: Path, tree: ElementTree.Element, alike: Sequence[Path], root: Path
+) -> Path | Problem:
+    """Choose the image of an XML file among the files of its stem.
+
+    That is the one in the nearest folder, then the one that ``<filename>`` names (many tools omit
+    the suffix), then one in a folder named for images.
+    """
+    own, name = path.relative_to(root).parent.parts, _text(tree, "filename")
+
+    def rank(image: Path) -> tuple[bool, int, bool, bool]:
+        parts = image.relative_to(root).parent.parts
+        is_home = any(fold(part) in IMAGE_FOLDERS for part in parts)
+        return parts == own, _shared(own, parts), image.name == name, is_home
+
+    images = [file for file in alike if is_image(file.name)]
+    if not images:
+        return Problem("missing image", str(path), no_image_text(alike))
+    best = max(map(rank, images))
+    first, *others = [image for image in images if rank(image) == best]
+    if any(image.parent != first.parent for image in others):
+        text = f"its image could be {' or '.join(map(str, (first, *others)))}"
+        return Problem("missing image", str(path), text)
+    return first
+
+
+def _shared(a: Sequence[str], b: Sequence[str]) -> int:
+    """Count the folders that two paths share, at their beginning and at their end."""
+    pairs = (zip(a, b, strict=False), zip(reversed(a), reversed(b), strict=False))
+    lengths = [[fold(x) == fold(y) for x, y in both] for both in pairs]
+    return sum((same.index(False) if False in same else len(same)) for same in lengths)
 
 
 def _parse(path: Path, problems: list[Problem]) -> ElementTree.Element | None:
     try:
-        return ElementTree.parse(path).getroot()
+        return _parse_bytes(path.read_bytes().lstrip())
     except OSError as error:
         problems.append(Problem("broken entry", str(path), str(error.strerror)))
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, UnicodeDecodeError, LookupError, RecursionError) as error:
         problems.append(Problem("broken entry", str(path), f"not well-formed XML: {error}"))
     return None
 
 
-def _choose_file(files: Sequence[Path], tree: ElementTree.Element) -> Path:
-    """Choose the file that ``<filename>`` names, or the first: many tools omit the suffix."""
-    name = _text(tree, "filename")
-    return next((file for file in files if file.name == name), files[0])
+def _parse_bytes(data: bytes) -> ElementTree.Element:
+    """Parse an XML file of any encoding that Python knows."""
+    try:
+        return ElementTree.fromstring(data)
+    except ValueError:  # the parser knows no encodings of several bytes, such as GBK
+        declaration = DECLARATION.search(data[:HEAD])
+        if declaration is None:
+            raise
+        name = declaration[1].decode("ascii").lower()
+        name = "gb18030" if name.startswith("gb") else name  # which includes GB 2312 and GBK
+        return ElementTree.fromstring(data[declaration.end() :].decode(name))
 
 
 def _read_size(tree: ElementTree.Element, where: str, problems: list[Problem]) -> Size | None:
@@ -114,6 +228,10 @@ def _list_boxes(
     for i, entry in enumerate(tree.findall("object"), start=1):
         place = f"{where}: object {i}"
         name = _text(entry, "name")
+        if entry.find("bndbox") is None and entry.find("robndbox") is not None:
+            text = "a rotated box (robndbox), which is not read; draw an upright one (bndbox)"
+            problems.append(Problem("broken entry", place, text))
+            continue
         corners = [_text(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
         try:
             xmin, ymin, xmax, ymax = map(float, corners)
@@ -121,6 +239,10 @@ def _list_boxes(
             text = f"bndbox {corners} is not four numbers"
             problems.append(Problem("broken entry", place, text))
             continue
+        if xmax < xmin or ymax < ymin:
+            text = f"corners {corners} are in the wrong order"
+            problems.append(Problem("corners swapped", place, text))
+        (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))
         box = xmin - 1, ymin - 1, xmax, ymax
         area = (box[2] - box[0]) * (box[3] - box[1])
         difficult = int(_text(entry, "difficult") == "1")

@@ -1,9 +1,12 @@
 """The YOLO layouts: a text file of boxes for each image; ``data.yaml`` or ``classes.txt``."""
 
+import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,23 +15,34 @@ import yaml
 from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing, Size
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
+    Finder,
     Source,
     choose_split,
+    fold,
+    index_stems,
+    is_image,
+    no_image_text,
+    parse_id,
     read_class_names,
     read_lines,
+    read_paths,
     read_text,
     report_duplicates,
+    split_word,
+    walk,
 )
-from sepc_zoo.data.images import IMAGE_SUFFIXES, ImageError, list_images, read_size
+from sepc_zoo.data.images import ImageError, read_size
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+YAML_SUFFIXES = (".yaml", ".yml")
 DARKNET_FILE = "obj.data"  # Darknet's data.yaml; CVAT writes it
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 SPLITS = ("train", "val", "valid", "validation", "minival", "test")
 
-LEAD = re.compile(r"(\.{1,2}/|data/)+")  # Roboflow and CVAT write paths for a folder above
-ROUNDING = 1e-3  # tolerance of values outside 0...1
+IMAGE_FOLDERS = ("images", "jpegimages")  # in whose place a path of labels has "labels"
+MIN_POLYGON = 6  # numbers of a triangle
+MAX_BEYOND = 1.0  # of a side of the image; values further outside are no fractions of it
 COLUMNS = "'class x y width height' (or 'class x1 y1 x2 y2 x3 y3 ...' of a polygon)"
 
 
@@ -66,9 +80,10 @@ def list_yolo(root: Source, split: str) -> Listing:
     ``classes.txt`` beside ``images/<split>`` and ``labels/<split>``, ``<split>/images`` and
     ``<split>/labels``, or images and text files side by side. Without splits all is "train".
     Labels are in ``labels/`` where the image's path has ``images/``, or beside the image; an image
-    without a label file has no boxes. A polygon becomes its bounding box. The category ids are the
-    class numbers, the area is width times height. An image's id is its position from 1, by sorted
-    path or in the list of images.
+    without a label file has no boxes, and labels that would lie elsewhere are a problem. Paths are
+    found by their end, whatever their case. A polygon becomes its bounding box. The category ids
+    are the class numbers, the area is width times height. An image's id is its position from 1, by
+    sorted path or in the list of images.
 
     Raises:
         DataError: no such split, or a broken ``data.yaml``, ``classes.txt`` or list of images.
@@ -79,10 +94,12 @@ def list_yolo(root: Source, split: str) -> Listing:
     split = choose_split(split, list(folder.splits), folder.file, "split {}")
     problems: list[Problem] = []
     paths, has_all = _find_images(folder, split, problems)
-    label_files = _find_labels(paths, has_all, problems)
+    label_files = _find_labels(folder, paths, has_all, problems)
     with ThreadPoolExecutor() as pool:
         sizes = pool.map(_read_size, paths)
-        contents = pool.map(_read_label_file, label_files)
+        contents = list(pool.map(_read_label_file, label_files))
+    if not folder.has_keypoints:
+        problems += _keypoint_problems(folder, [line for lines, _ in contents for line in lines])
 
     names, ids = list(folder.names.values()), list(folder.names)
     classes: dict[float, tuple[int, str]] = {
@@ -101,14 +118,29 @@ def list_yolo(root: Source, split: str) -> Listing:
 
 
 def _describe(root: Path) -> YoloFolder | None:
-    if root.is_file() and root.suffix.lower() in (".yaml", ".yml"):
+    if root.is_file() and root.suffix.lower() in YAML_SUFFIXES:
         return _describe_yaml(root)
-    for name in YAML_FILES:
-        if (root / name).is_file() and (folder := _describe_yaml(root / name)).splits:
-            return folder
+    if (file := _find_yaml(root)) is not None:
+        return _describe_yaml(file)
     if (root / DARKNET_FILE).is_file():
         return _describe_darknet(root / DARKNET_FILE)
     return _describe_folders(root)
+
+
+def _find_yaml(root: Path) -> Path | None:
+    """Find the YAML file of a folder that has splits, by its usual names or any other."""
+    usual = [root / name for name in YAML_FILES if (root / name).is_file()]
+    others = sorted({p for suffix in YAML_SUFFIXES for p in root.glob(f"*{suffix}")} - {*usual})
+    found = [file for file in usual if any(map(_read_yaml(file).get, SPLITS))]
+    if not found:
+        for file in others:
+            with suppress(DataError):  # a file of another program
+                content = _read_yaml(file)
+                found += [file] if "names" in content and any(map(content.get, SPLITS)) else []
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise unreadable(root, f"could be any of: {names}; give the file instead of its folder")
+    return found[0] if found else None
 
 
 def _describe_yaml(path: Path) -> YoloFolder:
@@ -124,10 +156,10 @@ def _describe_yaml(path: Path) -> YoloFolder:
     }
     if not splits:
         return YoloFolder(path, {}, {}, bases)
-    number = content.get("nc")
+    number = None if content.get("nc") is None else parse_id(content["nc"])
     names = _parse_names(content.get("names"), number, path, bases)
     if number is not None and number != len(names):
-        raise unreadable(path, f"nc is {number!r}, but there are {len(names)} names")
+        raise unreadable(path, f"nc is {number}, but there are {len(names)} names")
     return YoloFolder(path, names, splits, bases, "kpt_shape" in content)
 
 
@@ -144,11 +176,12 @@ def _describe_folders(root: Path) -> YoloFolder | None:
     folders = {split: path for split, path in _split_folders(root).items() if _has_labels(path)}
     if not folders:
         return None
-    places = [root, root / "labels"]
+    finder = Finder([root])
+    places = [root, finder.follow(root, ["labels"]) or root]
     for folder in folders.values():
-        places += [_label_folder(folder), folder, folder.parent]
-    files = [place / name for place in dict.fromkeys(places) for name in CLASS_FILES]
-    names = {file: read_class_names(file) for file in files if file.is_file()}
+        places += [*_label_places(folder, finder), folder.parent]
+    files = [finder.follow(p, [name]) for p in dict.fromkeys(places) for name in CLASS_FILES]
+    names = {file: read_class_names(file) for file in files if file is not None}
     if not names:
         return None
     first, *others = names
@@ -161,33 +194,46 @@ def _describe_folders(root: Path) -> YoloFolder | None:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Find the images of each split of a folder without ``data.yaml``."""
-    home = root / "images" if (root / "images").is_dir() else root
-    if not home.is_dir() or _has_images(home):
-        return {ONLY_SPLIT: home}
+    finder = Finder([root])
+    home = finder.follow(root, ["images"]) or root
     folders = {}
-    for child in sorted(filter(Path.is_dir, home.iterdir())):
-        folder = child / "images" if (child / "images").is_dir() else child
-        if _has_images(folder):
-            folders[child.name] = folder
-    return folders
+    if home.is_dir() and not _has_images(home):
+        for child in sorted(filter(Path.is_dir, home.iterdir())):
+            folder = finder.follow(child, ["images"]) or child
+            if _has_images(folder):
+                folders[child.name] = folder
+    return folders if any(map(split_word, folders)) else {ONLY_SPLIT: home}
 
 
 def _has_images(folder: Path) -> bool:
-    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(folder))
+    return any(map(is_image, os.listdir(folder)))
 
 
 def _has_labels(folder: Path) -> bool:
-    folder = _label_folder(folder)
-    return folder.is_dir() and any(
-        name.endswith(".txt") and name not in CLASS_FILES for name in os.listdir(folder)
-    )
+    finder = Finder([])
+    images = (place for place, names in walk(folder) if any(map(is_image, names)))
+    places = {place for parent in images for place in _label_places(parent, finder)}
+    return any(_may_be_labels(name) for place in places for name in finder.listing(place))
+
+
+def _may_be_labels(name: str) -> bool:
+    return name.lower().endswith(".txt") and name.lower() not in CLASS_FILES
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, with which a small file can describe an endless one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
+        content = yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible date
         raise unreadable(path, f"not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise unreadable(path, "expected keys like 'train', 'val' and 'names'")
@@ -203,9 +249,10 @@ def _parse_names(names: Any, number: Any, path: Path, bases: Sequence[Path]) -> 
     if names is None and isinstance(number, int):
         return {i: str(i) for i in range(number)}
     if isinstance(names, str):
-        file = _find(names, bases)
+        file = Finder(bases).find(names)
         if file is None or not file.is_file():
-            raise unreadable(f"{path}: names", f"there is no file {names!r}")
+            text = f"there is no file {names!r}; names of classes are a list, [{names}]"
+            raise unreadable(f"{path}: names", text)
         names = read_class_names(file)
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -223,33 +270,30 @@ def _parse_names(names: Any, number: Any, path: Path, bases: Sequence[Path]) -> 
     return dict(sorted((int(key), str(name)) for key, name in names.items()))
 
 
-def _find(text: str, bases: Sequence[Path]) -> Path | None:
-    """Follow a path of a data set's own files; None where nothing is.
-
-    A prefix of Roboflow (``../``) or Darknet (``data/``) is ignored if it leads nowhere.
-    """
-    text = text.replace("\\", "/")
-    inner = text[lead.end() :] if (lead := LEAD.match(text)) else text
-    places = (base / part for base in bases for part in dict.fromkeys((text, inner)))
-    return next((place for place in places if place.exists()), None)
-
-
 def _find_images(
     folder: YoloFolder, split: str, problems: list[Problem]
 ) -> tuple[list[Path], bool]:
     """Find the images of a split; the flag says that these are all in their folders."""
     paths: list[Path] = []
     has_all = True
-    where = f"{folder.file}: {split}"
+    where, finder = f"{folder.file}: {split}", Finder(folder.bases)
     for text in folder.splits[split]:
-        place = _find(text, folder.bases)
-        if place is None:
+        place = finder.find(text)
+        if place is None and (matches := _match(text, folder.bases)):
+            has_all = False
+            paths += matches
+        elif place is None:
             looked = " and ".join(map(str, folder.bases))
             raise unreadable(where, f"there is no {text!r} (looked in {looked})")
-        if place.is_dir():
-            inside = sorted(_walk_images(place))
+        elif place.is_dir():
+            inside = sorted(
+                p / name for p, names in walk(place) for name in filter(is_image, names)
+            )
             problems += [] if inside else [Problem("no images", str(place), "no images inside")]
             paths += inside
+        elif is_image(place.name):
+            has_all = False
+            paths.append(place)
         else:
             has_all = False
             paths += _read_image_list(place, folder.bases, problems)
@@ -257,20 +301,19 @@ def _find_images(
     return list(dict.fromkeys(paths)), has_all
 
 
-def _walk_images(folder: Path) -> Iterator[Path]:
-    """Walk the images of a folder and those inside it; links are followed, once."""
-    seen = set()
-    for parent, children, _ in os.walk(folder, followlinks=True):
-        is_new = (real := os.path.realpath(parent)) not in seen
-        seen.add(real)
-        children[:] = [child for child in children if is_new and not child.startswith(".")]
-        yield from list_images(parent) if is_new else ()
+def _match(pattern: str, bases: Sequence[Path]) -> list[Path]:
+    """Find the images that a pattern such as ``images/train/*.jpg`` matches below a base."""
+    for base in bases:
+        names = glob.glob(pattern, root_dir=base, recursive=True) if glob.has_magic(pattern) else ()
+        if found := sorted(base / name for name in names if is_image(name)):
+            return found
+    return []
 
 
 def _read_image_list(file: Path, bases: Sequence[Path], problems: list[Problem]) -> list[Path]:
-    paths = []
-    for i, line in enumerate(read_lines(file), start=1):
-        path = _find(line, [*bases, file.parent]) if line else None
+    paths, finder = [], Finder([*bases, file.parent])
+    for i, line in enumerate(read_paths(file), start=1):
+        path = finder.find(line) if line else None
         if path is not None:
             paths.append(path)
         elif line:
@@ -279,46 +322,84 @@ def _read_image_list(file: Path, bases: Sequence[Path], problems: list[Problem])
 
 
 def _find_labels(
-    paths: Sequence[Path], has_all: bool, problems: list[Problem]
+    folder: YoloFolder, paths: Sequence[Path], has_all: bool, problems: list[Problem]
 ) -> list[Path | None]:
     """Find the label file of each image; None where it has none.
 
     With ``has_all``, a label file without an image is a problem too.
     """
-    folders = {parent: _label_folder(parent) for parent in {path.parent for path in paths}}
-    present = {place: set(os.listdir(place)) for place in folders.values()}
+    finder = Finder([])
+    places = {parent: _label_places(parent, finder) for parent in {path.parent for path in paths}}
+    stems: dict[Path, set[str]] = defaultdict(set)  # of the images whose labels a folder may hold
     image_of: dict[Path, Path] = {}
     found: list[Path | None] = []
     for path in paths:
-        place, name = folders[path.parent], f"{path.stem}.txt"
-        other = image_of.setdefault(place / name, path)
-        if other != path:
-            text = f"shares its label file {place / name} with {other.name}"
+        files = [finder.follow(place, [f"{path.stem}.txt"]) for place in places[path.parent]]
+        found.append(file := next(filter(None, files), None))
+        for place in places[path.parent]:
+            stems[place].add(fold(path.stem))
+        if file and (other := image_of.setdefault(file, path)) != path:
+            text = f"shares its label file {file} with {other.name}"
             problems.append(Problem("shared label file", str(path), text))
-        found.append(place / name if name in present[place] else None)
-    if paths and not any(found):
+    unread = _unread_labels(folder, paths, found)
+    problems += unread
+    if paths and not any(found) and not unread:
         text = f"no label file of any of the {len(paths)} images"
-        places = " and ".join(sorted(map(str, present)))
-        problems.append(Problem("broken entry", places, text))
-    if has_all:
-        text = "has labels, but there is no image of this name"
-        problems += [
-            Problem("missing image", str(file), text)
-            for place, names in present.items()
-            for file in (place / name for name in sorted(names) if name.endswith(".txt"))
-            if file not in image_of and file.name not in CLASS_FILES and _is_label_file(file)
-        ]
+        problems.append(Problem("broken entry", " and ".join(sorted(map(str, stems))), text))
+    alone = [
+        place / name
+        for place, own in stems.items()
+        for name in finder.listing(place)
+        if _may_be_labels(name) and fold(Path(name).stem) not in own
+    ]
+    alone = [file for file in alone if has_all and _is_label_file(file)]
+    by_stem = _index(folder) if alone else {}
+    for file in alone:
+        text = f"has labels, but there is {no_image_text(by_stem.get(fold(file.stem), []))}"
+        problems.append(Problem("missing image", str(file), text))
     return found
 
 
-def _label_folder(folder: Path) -> Path:
-    """Find the folder of labels: ``labels`` for the path's last ``images``, or the same folder."""
+def _unread_labels(
+    folder: YoloFolder, paths: Sequence[Path], found: Sequence[Path | None]
+) -> list[Problem]:
+    """List the label files of images without labels that lie where they are not looked for."""
+    lost = [path for path, file in zip(paths, found, strict=True) if file is None]
+    by_stem = _index(folder) if lost else {}
+    problems, finder = [], Finder([])
+    for path in lost:
+        alike = by_stem.get(fold(path.stem), [])
+        images = (file.parent for file in alike if is_image(file.name))
+        read = {place for parent in images for place in _label_places(parent, finder)}
+        for file in alike:
+            if _may_be_labels(file.name) and file.parent not in read and _is_label_file(file):
+                place = _label_places(path.parent, finder)[0]
+                text = f"is not read: the labels of {path} are looked for in {place}"
+                problems.append(Problem("unread label file", str(file), text))
+    return problems
+
+
+def _index(folder: YoloFolder) -> dict[str, list[Path]]:
+    index: dict[str, list[Path]] = defaultdict(list)
+    for base in folder.bases:
+        for stem, files in index_stems(base).items():
+            index[stem] += [file for file in files if file not in index[stem]]
+    return index
+
+
+def _label_places(folder: Path, finder: Finder) -> list[Path]:
+    """List the folders where labels of the images of a folder may be.
+
+    They are those with ``labels`` for an ``images`` of the path, the last first, and the same one.
+    """
     parts = folder.parts
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        labels = Path(*parts[:last], "labels", *parts[last + 1 :])
-        return labels if labels.is_dir() else folder
-    return folder
+    places = []
+    for i in reversed(range(len(parts))):
+        if fold(parts[i]) in IMAGE_FOLDERS:
+            above = Path(*parts[:i])
+            others = sorted(finder.names(above).get("labels", ()))  # "Labels" is another folder
+            places += [finder.follow(above, [name, *parts[i + 1 :]]) for name in others]
+    return [*filter(None, places), folder]
 
 
 def _is_label_file(file: Path) -> bool:
@@ -351,6 +432,59 @@ def _shorten(file: Path | None, bases: Sequence[Path]) -> str:
     return text
 
 
+def _keypoint_problems(folder: YoloFolder, lines: Iterable[str]) -> list[Problem]:
+    """Say that what could be polygons looks like boxes with keypoints.
+
+    All lines are then of one length, their first numbers are boxes around the following points, and
+    as the second corner of a polygon, width and height would mostly lie far from the others.
+    """
+    rows = [row for text in lines if len(row := _numbers(text)) >= MIN_POLYGON]
+    if len({len(row) for row in rows}) != 1:
+        return []
+    for size in (2, 3):  # x and y, or these and visibility
+        count, rest = divmod(len(rows[0]) - 4, size)
+        if rest or not all(_is_box_of_points(row, size) for row in rows):
+            continue
+        if size == 2 and sum(map(_far_second_corner, rows)) * 2 < len(rows):
+            continue
+        text = (
+            f"{len(rows[0]) + 1} columns look like boxes with keypoints: declare them in a "
+            f"data.yaml (kpt_shape: [{count}, {size}]), or remove all columns after the fifth"
+        )
+        return [Problem("broken entry", str(folder.file.parent), text)]
+    return []
+
+
+def _numbers(text: str) -> list[float]:
+    """Parse the values of a line behind its class; none where they are no numbers."""
+    try:
+        return [float(value) for value in text.split()[1:]]
+    except ValueError:
+        return []
+
+
+def _is_box_of_points(row: Sequence[float], size: int) -> bool:
+    """Whether all points after the first four numbers are in the box of these, or unknown: 0, 0."""
+    x, y, width, height = row[:4]
+    points = zip(row[4::size], row[5::size], strict=True)
+    if size == 3 and not {*row[6::3]} <= {0, 1, 2}:
+        return False
+    return all(
+        (abs(px - x) <= width / 2 and abs(py - y) <= height / 2) or px == py == 0
+        for px, py in points
+    )
+
+
+def _far_second_corner(row: Sequence[float]) -> bool:
+    """Whether the second corner is further from the others than these from each other."""
+    for axis in (0, 1):
+        others = [row[axis], *row[4 + axis :: 2]]
+        size = max(others) - min(others)
+        if not min(others) - size <= row[2 + axis] <= max(others) + size:
+            return True
+    return False
+
+
 def _parse_lines(
     lines: Sequence[str], where: str, has_keypoints: bool, problems: list[Problem]
 ) -> dict[Line, str]:
@@ -365,7 +499,7 @@ def _parse_lines(
         except ValueError as error:
             problems.append(Problem("broken entry", place, str(error)))
             continue
-        if min(line.values) < -ROUNDING or max(line.values) > 1 + ROUNDING:
+        if any(abs(value - 0.5) > 0.5 + MAX_BEYOND for value in line.values):
             text = f"{text!r} goes beyond 0 ... 1, the sides of the image"
             problems.append(Problem("box outside the image", place, text))
         elif line in places:
@@ -391,7 +525,7 @@ def _parse_line(text: str, has_keypoints: bool) -> Line:
     if len(values) == 5:
         reason = "has a sixth column, as predictions with their confidence have"
         raise ValueError(f"{text!r} {reason}; expected {COLUMNS}")
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+    if len(values) != 4 and (len(values) < MIN_POLYGON or len(values) % 2):
         raise ValueError(f"{len(values) + 1} columns in {text!r}; expected {COLUMNS}")
     if not number.is_integer():
         raise ValueError(f"class {number:g} is no whole number")

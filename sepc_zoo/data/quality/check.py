@@ -14,6 +14,8 @@ from itertools import combinations, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from sepc_zoo.data.annotations import (
@@ -24,10 +26,12 @@ from sepc_zoo.data.annotations import (
     clip_box,
     find_duplicates,
     image_problem,
+    size_problem,
 )
-from sepc_zoo.data.formats.reader import find_format
+from sepc_zoo.data.formats.reader import find_data
 from sepc_zoo.data.images import ImageError, check_image, list_images, read_image, read_size
 from sepc_zoo.data.problems import (
+    CORRECTED,
     SEVERITIES,
     SEVERITY_OF,
     DataError,
@@ -39,6 +43,7 @@ from sepc_zoo.data.problems import (
 
 MAX_OVERHANG = 0.01  # pixels outside the image that are taken for rounding
 MIN_SIDE = 1.0  # pixels; smaller boxes are taken for accidents
+MIN_BRIGHTEST = 16  # of 255; an image without such a pixel is next to black
 MAX_ELONGATION = 20.0  # long side over short side
 
 
@@ -59,6 +64,7 @@ class ImageFile(NamedTuple):
     stored: Size | None  # before its EXIF rotation
     digest: bytes  # digest of the upright pixels
     problem: Problem | None = None
+    dark: str = ""  # says how little light is in it, if it is next to black
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +96,7 @@ def check_data(
     A broken file never stops the check. Memory holds one image per thread and all annotations.
 
     Args:
-        root: The data set, of any layout that ``find_format`` knows.
+        root: The data set, of any layout that ``find_data`` knows.
         splits: The splits to check, by default all. Unused images are found with all of them only.
         progress: Shows how far it is; called and used like ``tqdm.tqdm``.
         format: As in ``read_data``.
@@ -135,7 +141,22 @@ def inspect_image(path: Path) -> ImageFile:
         return ImageFile(None, None, b"", Problem("broken image", str(path), text))
     digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
     digest.update(pixels.data)
-    return ImageFile(size, stored, digest.digest())
+    brightest = int(pixels.max())
+    dark = describe_dark(path, brightest) if brightest < MIN_BRIGHTEST else ""
+    return ImageFile(size, stored, digest.digest(), dark=dark)
+
+
+def describe_dark(path: Path, brightest: int) -> str:
+    """Say that an image is next to black, and whether it holds fewer bits than its file could."""
+    text = f"no pixel is brighter than {brightest} of 255"
+    with Image.open(path) as image:
+        top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+    if not top:
+        return text
+    return (
+        f"{text}: its 16-bit samples end at {top}, and are read as 0 to 65535; if they have "
+        f"{top.bit_length()} bits, multiply them by {2 ** (16 - top.bit_length())}"
+    )
 
 
 def picture_key(path: Path, files: Mapping[Path, ImageFile]) -> Hashable:
@@ -192,8 +213,8 @@ def _finding(split: str, problem: Problem, severity: Severity | None = None) -> 
 def _read_listings(
     root: Path, splits: Sequence[str] | None, format: str | None
 ) -> tuple[dict[str, Listing], list[Finding]]:
-    data_format = find_format(root, format)
-    present = data_format.splits(root)
+    source = find_data(root, format)
+    present = source.splits()
     for split in splits or ():
         if not any(name.startswith(split) for name in present):
             raise unreadable(root, f"no split {split!r}; there are: {', '.join(present)}")
@@ -201,7 +222,7 @@ def _read_listings(
     findings: list[Finding] = []
     for split in dict.fromkeys(splits or present):
         try:
-            listings[split] = data_format.list(root, split)
+            listings[split] = source.list(split)
         except DataError as error:
             findings += [_finding(split, problem) for problem in error.problems]
     return listings, findings
@@ -224,13 +245,22 @@ def _check_split(
     """List what training accepts; some of it may be among the kinds that it refuses already."""
     if not listing.images and "no images" not in refused:
         yield Problem("no images", listing.source, f"split {split!r} has no images")
+    elif not any(box.iscrowd == 0 for image in listing.images for box in image.boxes):
+        yield Problem("no boxes", listing.source, f"no box of {split!r} is learned or counted")
+    yield from (problem for problem in listing.problems if problem.kind in CORRECTED)
     if "image listed twice" not in refused:
         for path in find_duplicates(image.path for image in listing.images):
             yield Problem("image listed twice", str(path), f"is listed more than once in {split}")
     for image in listing.images:
         if not image.boxes:
             yield Problem("image without boxes", str(image.path), "has no boxes")
-        for _, _, problems in review_boxes(image.boxes, files[image.path].size):
+        file = files[image.path]
+        if file.dark:
+            yield Problem("dark image", str(image.path), file.dark)
+        if file.size and file.stored and image.size not in (None, file.size):
+            found = size_problem(image, file.size, file.stored)
+            yield from [found] if found.kind in CORRECTED else []
+        for _, _, problems in review_boxes(image.boxes, file.size):
             yield from problems
     counts = count_boxes(listing)
     for label, name in enumerate(listing.label_names):

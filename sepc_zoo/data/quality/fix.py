@@ -16,7 +16,9 @@ from sepc_zoo.data.annotations import (
     Size,
     build_annotations,
     find_duplicates,
+    fit,
     relabel,
+    size_problem,
     size_text,
     unique_ids,
     unite_classes,
@@ -40,6 +42,9 @@ from sepc_zoo.files import new_folder, write_csv
 
 RESOLVED: dict[Kind, str] = {  # without leaving anything out
     "duplicate id": "the ids were given anew",
+    "annotation id twice": "the ids were given anew",
+    "ids given anew": "the ids were given anew",
+    "corners swapped": "sorted",
     "two classes of one name": "the classes were joined",
     "image listed twice": "taken once",
     "shared label file": "both images kept the boxes",
@@ -153,7 +158,7 @@ def _clean_image(image: ListedImage, file: ImageFile, note: Note) -> ListedImage
         return None
     if image.size not in (None, file.size):
         text = f"annotated as {size_text(image.size)}, but the file is {size_text(file.size)}"
-        if image.size != file.stored and image.boxes:
+        if size_problem(image, file.size, file.stored).kind == "wrong size" and image.boxes:
             note(image.path, f"{lost}: {text}")
             return None
         boxes = _turn_boxes(image, file.stored, file.size)
@@ -168,17 +173,12 @@ def _turn_boxes(image: ListedImage, stored: Size, upright: Size) -> list[ListedB
 
     Annotations are taken to agree with themselves, unless boxes fit into the upright image alone.
     """
-    if image.size != stored or (_fit(image.boxes, upright) and not _fit(image.boxes, stored)):
+    if image.size != stored or (fit(image.boxes, upright) and not fit(image.boxes, stored)):
         return image.boxes
     orientation = read_orientation(image.path)
     return [
         box._replace(xyxy=turn_box(box.xyxy, orientation, stored), bbox=None) for box in image.boxes
     ]
-
-
-def _fit(boxes: Sequence[ListedBox], size: Size) -> bool:
-    """Whether boxes end inside an image, or not more than a pixel beyond."""
-    return all(box.xyxy[2] <= size[1] + 1 and box.xyxy[3] <= size[0] + 1 for box in boxes)
 
 
 def turn_box(

@@ -9,7 +9,7 @@ from copies import WRITERS, write_copy
 
 from sepc_zoo.data import read_data
 from sepc_zoo.data.dataset import make_target
-from sepc_zoo.data.formats.reader import find_format
+from sepc_zoo.data.formats.reader import find_data
 
 LAYOUTS = list(WRITERS)
 NEEDS_DATASETS = ("parquet", "saved")
@@ -77,7 +77,7 @@ def test_a_copy_of_real_voc_gives_the_same_targets(layout, shared_data, tmp_path
     needs(layout)
     data = {split: plain(read_data(shared_data / "bccd", split)) for split in ("val", "test")}
     write_copy(data, layout, tmp_path / layout)
-    assert find_format(tmp_path / layout).splits(tmp_path / layout) == ["test", "val"]
+    assert sorted(find_data(tmp_path / layout).splits()) == ["test", "val"]
     for split, expected in data.items():
         assert_same(read_data(tmp_path / layout, split), expected)
 

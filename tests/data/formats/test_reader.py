@@ -5,7 +5,7 @@ from data_files import problems_of
 from PIL import Image
 
 from sepc_zoo.data import FORMATS, DataError, read_data, write_shapes
-from sepc_zoo.data.formats.reader import find_format
+from sepc_zoo.data.formats.reader import find_data
 
 
 def write_yolo(root, names=("cat", "dog"), numbers=(0, 1), split="train"):
@@ -44,13 +44,14 @@ def test_voc_is_recognised(shared_data):
     assert len(read_data(shared_data / "bccd", "val").records) == 87
 
 
-def test_an_unknown_layout_lists_the_known_ones_and_the_files_present(tmp_path):
+def test_an_unknown_layout_shows_the_files_present_and_each_known_tree_once(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "labels.csv").touch()
-    (problem,) = problems_of(tmp_path, "train")
-    for name, data_format in FORMATS.items():
-        assert f"{data_format.layout} ({name})" in problem
-    assert "labels.csv, pictures/" in problem
+    with pytest.raises(DataError, match=r"no known layout. There is: labels\.csv, pictures/") as e:
+        read_data([tmp_path, tmp_path], "train")
+    for data_format in FORMATS.values():
+        for line in data_format.layout:
+            assert str(e.value).splitlines().count(f"    {line}") == 1
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -61,7 +62,7 @@ def test_a_missing_split_says_which_exist(tmp_path):
     write_shapes(tmp_path / "shapes", train=1, val=1, size=(48, 64))
     with pytest.raises(DataError, match="there are: train, val"):
         read_data(tmp_path / "shapes", "test")
-    assert find_format(tmp_path / "shapes").splits(tmp_path / "shapes") == ["train", "val"]
+    assert find_data(tmp_path / "shapes").splits() == ["train", "val"]
 
 
 def test_a_folder_of_two_layouts_asks_for_the_format(tmp_path):
@@ -76,9 +77,11 @@ def test_a_folder_of_two_layouts_asks_for_the_format(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_requested_format_says_what_is_missing(name, tmp_path):
     (tmp_path / "pictures").mkdir()
-    (problem,) = problems_of(tmp_path, "train", format=name)
-    assert f"not in the layout of {name}. Looked for {FORMATS[name].layout}" in problem
-    assert "There is: pictures/" in problem
+    with pytest.raises(DataError) as caught:
+        read_data(tmp_path, "train", format=name)
+    assert f"not in the layout of {name}. There is: pictures/" in str(caught.value)
+    shown = [key for key, other in FORMATS.items() if other.layout[0] in str(caught.value)]
+    assert shown == [name]
 
 
 def test_an_unknown_format_says_which_there_are(tmp_path):

@@ -269,8 +269,8 @@ def test_a_broken_line_is_named_and_never_dropped(line, says, root):
     ("line", "says"),
     [
         ("0 32 24 32 24", "goes beyond 0 ... 1"),
-        ("0 0.5 0.5 0.5 1.01", "goes beyond 0 ... 1"),
-        ("0 -0.01 0.5 0.5 0.5", "goes beyond 0 ... 1"),
+        ("0 0.5 2.1 0.5 0.5", "goes beyond 0 ... 1"),
+        ("0 1.3 0.5 0.5 0.5", "lies outside the 64x48 image"),
         ("0 inf 0.5 0.5 0.5", "goes beyond 0 ... 1"),
         ("0 nan 0.5 0.5 0.5", "not finite"),
         ("0 0.5 0.5 0 0.5", "no positive width"),
