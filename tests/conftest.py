@@ -1,6 +1,7 @@
 """Real data and figures that tests use where they are there."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 # pytest -n starts a worker for each core: more threads in each, and in what it starts, only wait.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Shells and nohup let programs in the background ignore these, and so would the runs of the tests.
+for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if signal.getsignal(getattr(signal, number, signal.SIGINT)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, number), usual)
 
 
 @pytest.fixture(scope="session")
