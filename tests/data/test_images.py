@@ -349,7 +349,7 @@ def test_a_file_that_is_no_image_is_an_error_that_names_it(function, content, tm
 
 
 def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(ImageError, match="directory"):
+    with pytest.raises(ImageError, match="is a folder"):
         read_image(tmp_path)
 
 

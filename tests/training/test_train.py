@@ -22,7 +22,7 @@ from sepc_zoo.data import DataError
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.metric_names import METRICS
-from sepc_zoo.training.options import TrainError, read_options
+from sepc_zoo.training.options import TrainError, read_options, write_options
 from sepc_zoo.training.recipes import OPTIONAL
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.trainer import train
@@ -314,6 +314,7 @@ def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):
 
 
 def test_the_log_of_a_run_that_never_saved_is_replaced(shapes, tmp_path):
+    write_options(options(shapes, tmp_path, max_steps=1))
     (tmp_path / "log.csv").write_text("step,epoch,loss_positive_bag\n1,1,0.5\n")
     train(options(shapes, tmp_path, max_steps=1))
     assert [row["loss_cls"] != "" for row in read_log(tmp_path)] == [True, False]
