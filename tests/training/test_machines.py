@@ -44,10 +44,11 @@ def run_machines(*arguments):
 @pytest.mark.usefixtures("no_pictures")
 def test_two_machines_train_and_resume_with_the_figures_of_one_process(shapes, tmp_path):
     run, alone = tmp_path / "run", tmp_path / "alone"
+    # SGD, as the first steps of AdamW make whole steps of differences by rounding
     flags = (*MODEL, *SIZE, "--batch-size", 2, "--log-interval", 1, "--no-sync-bn", "--freeze-bn")
-    run_machines("--data", shapes, *flags, "--output", run, "--epochs", 1)
+    run_machines("--data", shapes, *flags, "--opt", "sgd", "--output", run, "--epochs", 1)
     run_machines("--resume", run, "--epochs", 2)
-    same = {"batch_size": 4, "log_interval": 1, "sync_bn": False, "freeze_bn": True}
+    same = {"batch_size": 4, "log_interval": 1, "sync_bn": False, "freeze_bn": True, "opt": "sgd"}
     train(options(shapes, alone, epochs=1, **same))
     train(replace(read_options(alone), epochs=2), resume=True)
     ours, theirs = state_of(run), state_of(alone)
