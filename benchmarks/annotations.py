@@ -32,7 +32,7 @@ SETS = {
     "LVIS": (100_170, 1_270_141, 1203),
 }  # images, boxes, classes
 SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))
-MAX_LINKS = 20_000  # to a file
+MAX_LINKS = 20_000  # hard links that a file may have
 CHUNK = 20_000  # annotations that are made at once
 POINTS = 28  # corners of a polygon, at most
 CASES = (("pycocotools", 1, 0), ("sepc_zoo", 1, 0), ("sepc_zoo", 1, 1), ("sepc_zoo", 1, 2))

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.study import CHANNELS, DATA, shapes
+from benchmarks.peers import CHANNELS
+from benchmarks.study import BACKBONE, BATCH_SIZE, DATA, shapes
 from sepc_zoo.data import Annotations, read_data
 from sepc_zoo.data.formats.coco import write_coco
 from sepc_zoo.training.csv_file import CsvFile
@@ -54,7 +55,7 @@ def main() -> None:
         old_data = subset(every, folder / "old", OLD, OLD)
         common: dict[str, Any] = {
             "val_interval": 10**6,  # only at the end
-            "batch_size": 4,
+            "batch_size": BATCH_SIZE,
             "image_size": DATA["shapes"].image_size,
             "workers": 0,
             "cpu": True,
@@ -68,9 +69,7 @@ def main() -> None:
                 max_steps=args.steps,
                 model_kwargs={"channels": CHANNELS, "anchors": {"base_scale": 2}},
                 backbone_checkpoint=args.backbone_checkpoint,
-                backbone_kwargs={"pad_type": "same", "bn_eps": 1e-3},
-                mean=(0.5, 0.5, 0.5),
-                std=(0.5, 0.5, 0.5),
+                **BACKBONE,
                 **common,
             )
         )

@@ -33,7 +33,8 @@ PEERS = [
     for prefix in ("", "adamw:")
     for name in ("retinanet", "fcos", "fasterrcnn")
 ]
-CHANNELS = 64
+CHANNELS = 64  # channels of every level in the study
+MOBILENET = {"pad_type": "same", "bn_eps": 1e-3}  # arguments of timm that the weights need
 WARMUP_FACTOR = 1e-3
 MILESTONES = (16 / 26, 22 / 26)
 
@@ -65,9 +66,7 @@ def build_peer(
 ) -> nn.Module:
     """Build torchvision's detector with the frozen backbone and anchors of the study."""
     # P2 is missing in this backbone's features as the study uses them, also for Faster R-CNN
-    donor = create_model(
-        "retinanet_mnv2_fpn", num_classes=1, backbone_kwargs={"pad_type": "same", "bn_eps": 1e-3}
-    )
+    donor = create_model("retinanet_mnv2_fpn", num_classes=1, backbone_kwargs=MOBILENET)
     if checkpoint:
         load_backbone(donor, checkpoint)
     in_channels = [conv.in_channels for conv in donor.fpn.lateral]
@@ -94,7 +93,7 @@ def build_peer(
     names = [str(i) for i in range(3)]
     return detection.FasterRCNN(
         backbone,
-        num_classes + 1,  # with the background
+        num_classes + 1,  # torchvision counts the background
         rpn_anchor_generator=anchors,
         box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
         **common,

@@ -25,7 +25,7 @@ import timm
 import torch
 
 import sepc_zoo
-from benchmarks.peers import PEERS, train_peer
+from benchmarks.peers import CHANNELS, MOBILENET, PEERS, train_peer
 from sepc_zoo.data.synthetic import write_shapes
 from sepc_zoo.registry import model_config
 from sepc_zoo.training.csv_file import CsvFile
@@ -37,7 +37,11 @@ TABLE = re.compile(r"(<!-- study (\S+) -->\n).*?(<!-- end of study \2 -->)", re.
 KEY = ("label", "data", "model", "steps", "seed")
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MATCHED_BY_OVERLAP = ("retinanet", "freeanchor", "fasterrcnn")
-CHANNELS = 64
+BACKBONE: dict[str, Any] = {  # options of a run that the weights of MobileNetV2 need
+    "backbone_kwargs": MOBILENET,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}
 BATCH_SIZE = 4
 SHAPES_SIZE = (128, 128)
 SHAPES_SIDES = (4.0, 85.0)  # pixels: the sizes of the demonstration, over a further octave
@@ -45,7 +49,7 @@ SHAPES_SIDES = (4.0, 85.0)  # pixels: the sizes of the demonstration, over a fur
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs on a data set have in common."""
+    """The settings that all runs on a data set share."""
 
     image_size: tuple[int, int]  # short side and longest long side, pixels
     anchor_factor: float = 1.0  # on the size of all anchors that boxes are matched to by overlap
@@ -136,13 +140,11 @@ def train_options(
         image_size=setting.image_size,
         model_kwargs=kwargs,
         backbone_checkpoint=checkpoint,
-        backbone_kwargs={"pad_type": "same", "bn_eps": 1e-3},
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
         freeze_stages=4,
         workers=0,
         cpu=True,
         log_with=(),
+        **BACKBONE,
     )
 
 
@@ -170,7 +172,8 @@ def table(rows: list[dict[str, str]], name: str) -> str:
     """
     label, data = name.split("/")
     rows = [row for row in rows if (row["label"], row["data"]) == (label, data)]
-    ap: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)  # by seed
+    # AP of each seed, of each model and number of steps
+    ap: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for row in rows:
         ap[row["model"], int(row["steps"])][row["seed"]] = 100 * float(row["AP"])
     models = list(dict.fromkeys(row["model"] for row in rows))

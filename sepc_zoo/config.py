@@ -300,8 +300,8 @@ class PostprocessConfig(Entry, frozen=True):
     iou_threshold: Fraction = 0.5
     # Soft-NMS: overlapping boxes lose score instead of being removed (Bodla et al. 2017).
     soft_nms: Literal["none", "linear", "gaussian"] = "none"
-    soft_nms_sigma: Positive = 0.5  # of the gaussian; a larger one takes less score away
-    view_fusion: Literal["nms", "wbf"] = "nms"  # of test-time augmentation, see merge_detections
+    soft_nms_sigma: Positive = 0.5  # width of the gaussian; larger ones take less score away
+    view_fusion: Literal["nms", "wbf"] = "nms"  # how views are joined, see merge_detections
     max_detections: Annotated[int, Meta(ge=1, le=10**5)] = 100  # per image
 
 

@@ -259,7 +259,7 @@ def misfits(
 
 
 def why_impossible(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], key: str) -> str:
-    """Why the values of a tensor cannot be right, or ""; on the meta device they are not known."""
+    """Say why the values of a tensor cannot be right, or ""; the meta device has no values."""
     value = state.get(key)
     if value is None:
         return ""

@@ -37,7 +37,7 @@ SLOW_FILE = 5e-4  # seconds that the check of a file takes at least where thread
 
 
 class Federation(NamedTuple):
-    """What annotations of LVIS say beyond boxes, by the ids of their file.
+    """Facts beyond boxes in annotations of LVIS, by the ids of their file.
 
     Where ``absent`` has images, only some classes are annotated in each: those with boxes, and
     those known to be absent.

@@ -18,7 +18,7 @@ from sepc_zoo.evaluation.results import rank_by_score
 
 
 class ErrorKind(NamedTuple):
-    """What a kind of error is called, and what to do about it."""
+    """The name of a kind of error, its meaning, and advice."""
 
     short: str  # the paper's name
     meaning: str

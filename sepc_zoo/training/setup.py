@@ -52,10 +52,9 @@ from sepc_zoo.training.resilience.faults import FAULTS_FILE, SKIPPED_FOLDER
 from sepc_zoo.training.resilience.lock import LOCK_FILE, OWNER_FILE
 
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
-FIRST_NAMES = {  # what a run writes before its first state
-    *(OPTIONS_FILE, MODEL_FILE, LOG_FILE, FAULTS_FILE, SKIPPED_FOLDER, "batches", "tracking"),
-    SPLIT_FILE,
-}
+# Files and folders that a run writes before its first state.
+FIRST_FILES = {OPTIONS_FILE, MODEL_FILE, SPLIT_FILE, LOG_FILE, FAULTS_FILE}
+FIRST_NAMES = FIRST_FILES | {SKIPPED_FOLDER, "batches", "tracking"}
 MIN_NORM_IMAGES = 4  # images per process, below which batch norms use those of all processes
 MAX_NAMES = 8  # classes that a message lists
 
