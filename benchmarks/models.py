@@ -1,4 +1,4 @@
-"""Count parameters and operations of all models, and write the README's table of published ones.
+"""Count parameters and operations of all models, and write the README's table of the best ones.
 
 `sepc-zoo list` reads the counts from `sepc_zoo/results/models.csv`. To be called after a change of
 the models, and after a new backbone, neck, method or row of published weights:
@@ -6,12 +6,13 @@ the models, and after a new backbone, neck, method or row of published weights:
     python benchmarks/models.py
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sepc_zoo.catalog import SIZES_FILE, catalog
+from sepc_zoo.catalog import SIZES_FILE, CatalogEntry, catalog
 from sepc_zoo.cli.list import markdown_table, notes
 from sepc_zoo.config import METHOD_TYPES
 from sepc_zoo.factory import count_operations
@@ -85,10 +86,22 @@ def count(name: str) -> Count:
 
 def with_table(text: str) -> str:
     """The text of the README with a current table."""
-    entries = catalog(list_models(pretrained=True), "ap")
+    entries = highlights(catalog(list_models(pretrained=True), "ap"))
     whose = "".join(f"- {line}\n" for line in notes(entries))
     table = f"\n{markdown_table(entries)}\n{whose}\n"
     return TABLE.sub(lambda found: found[1] + table + found[2], text)
+
+
+def highlights(entries: Iterable[CatalogEntry]) -> list[CatalogEntry]:
+    """Of entries by falling AP the best of each method, and those that no cheaper one reaches."""
+    chosen, methods, fewest = [], set(), math.inf
+    for entry in entries:
+        method, gmacs = entry.name.partition("_")[0], entry.gmacs or math.inf
+        if method not in methods or gmacs < fewest:
+            chosen.append(entry)
+        methods.add(method)
+        fewest = min(fewest, gmacs)
+    return chosen
 
 
 if __name__ == "__main__":
