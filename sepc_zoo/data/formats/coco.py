@@ -153,7 +153,7 @@ def _read_federation(
 
 def _drop_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
     """Leave out categories without boxes that only group others, as Roboflow writes."""
-    groups = {category.get("supercategory") for category in categories}
+    groups = [category.get("supercategory") for category in categories]  # of any type
     return [
         category
         for category in categories

@@ -612,6 +612,12 @@ def test_a_category_that_only_groups_others_is_no_class(tmp_path):
     assert coco(tmp_path, A | {"categories": categories}).label_names == ("cat",)
 
 
+@pytest.mark.parametrize("value", [[], {}, 3, ["cat"]])
+def test_a_supercategory_of_any_type_costs_no_class(value, tmp_path):
+    categories = [{"id": 1, "name": "cat", "supercategory": value}]
+    assert coco(tmp_path, A | {"categories": categories}).label_names == ("cat",)
+
+
 def test_a_group_with_boxes_is_a_class(tmp_path):
     tables = A | {"categories": ROBOFLOW, "annotations": with_box(category_id=0)["annotations"]}
     assert coco(tmp_path, tables).label_names == ("things", "cat")
