@@ -168,16 +168,17 @@ def table(rows: list[dict[str, str]], name: str) -> str:
     """AP in percent over the steps: mean and standard error over seeds, difference to the FPN.
 
     Args:
-        name: label and data, as ``now/bccd``.
+        name: label, data and numbers of steps, as ``now/bccd/170,1000``.
     """
-    label, data = name.split("/")
+    label, data, counts = name.split("/")
+    steps = [*map(int, counts.split(","))]
     rows = [row for row in rows if (row["label"], row["data"]) == (label, data)]
+    rows = [row for row in rows if int(row["steps"]) in steps]
     # AP of each seed, of each model and number of steps
     ap: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for row in rows:
         ap[row["model"], int(row["steps"])][row["seed"]] = 100 * float(row["AP"])
     models = list(dict.fromkeys(row["model"] for row in rows))
-    steps = sorted({count for _, count in ap})
     lines = [["model", *(f"{count} steps" for count in steps)], ["---"] * (len(steps) + 1)]
     for model in models:
         baseline = re.sub(r"_mnv2_.*", "_mnv2_fpn", model)
