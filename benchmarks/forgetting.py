@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.peers import CHANNELS
 from benchmarks.study import BACKBONE, BATCH_SIZE, DATA, shapes
+from sepc_zoo import cli
 from sepc_zoo.data import Annotations, read_data
 from sepc_zoo.data.formats.coco import write_coco
 from sepc_zoo.training.csv_file import CsvFile
@@ -28,8 +29,10 @@ TABLE = Path(__file__).with_suffix(".csv")
 Names = tuple[str, ...]
 BOX_COLUMNS = ("boxes", "labels", "iscrowd", "area", "bbox")
 OLD, NEW = ("disc", "square"), ("triangle", "star")
+LABELLED = "sepc-zoo label"
 WAYS: dict[str, dict[str, Any]] = {
     "new classes only": {},
+    LABELLED: {},
     "--keep-classes": {"keep_classes": True},
     "--keep-classes --lr 5e-5": {"keep_classes": True, "lr": 5e-5},
     "--keep-classes --freeze neck": {"keep_classes": True, "freeze": "neck"},
@@ -75,12 +78,16 @@ def main() -> None:
         )
         table.append(row("before", before))
         for i, (way, changes) in enumerate(WAYS.items()):
-            kept = OLD if "keep_classes" in changes else ()
+            kept = () if way == "new classes only" else OLD
             data = subset(every, folder / f"data-{i}", NEW, (*kept, *NEW))
+            old_model = str(folder / "first" / "last")
+            if way == LABELLED:
+                unlabelled, data = str(data), folder / "labelled"
+                cli.main(["label", unlabelled, "--model", old_model, "--output", str(data)])
             after = train(
                 TrainOptions(
                     data=str(data),
-                    model=f"local-dir:{folder / 'first' / 'last'}",
+                    model=f"local-dir:{old_model}",
                     output=str(folder / f"run-{i}"),
                     max_steps=args.new_steps,
                     **common | changes,

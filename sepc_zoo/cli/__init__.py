@@ -32,6 +32,7 @@ COMMANDS = {
     "list": "list models with size, operations, AP and licence",
     "info": "show size, operations, classes, AP and metrics of a model",
     "check-data": "find what is wrong with a data set, and write a clean copy",
+    "label": "add a model's boxes of the classes that a data set lacks, in a copy",
     "benchmark": "measure speed and memory of models side by side",
 }
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130

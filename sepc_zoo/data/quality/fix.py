@@ -64,7 +64,11 @@ class Change(NamedTuple):
 
 
 def write_clean_copy(
-    check: DataCheck, target: Path, link: bool = False, progress: Progress = NO_PROGRESS
+    check: DataCheck,
+    target: Path,
+    link: bool = False,
+    progress: Progress = NO_PROGRESS,
+    edit: Callable[[dict[str, Listing]], dict[str, Listing]] = lambda listings: listings,
 ) -> list[Change]:
     """Write what is usable of a checked data set as COCO; return the changes of ``changes.csv``.
 
@@ -80,6 +84,7 @@ def write_clean_copy(
         target: The folder to make; it appears complete or not at all.
         link: Hard-link the image files instead of copying them, where the disk allows it.
         progress: As in ``check_data``.
+        edit: Changes what is clean before it is written, by split.
 
     Raises:
         FileExistsError: ``target`` is there already.
@@ -91,6 +96,7 @@ def write_clean_copy(
     listings = clean_listings(check, changes)
     if not listings:
         raise unreadable(check.root, "no image is left to write")
+    listings = edit(listings)
     with new_folder(target) as folder:
         for split, listing in listings.items():
             note = _noting(split, changes)
