@@ -1,8 +1,7 @@
 """Model folders: config.json, model.safetensors and README.md."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +90,15 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
     wanted = read_config(folder) if config is None else config
     shapes = read_shapes(file)
     try:
-        with torch.device("meta"), bounded_building():
+        with torch.device("meta"), BoundedBuilding():
             model = build(wanted)
         computed = has_computed_tensors(model)
-        refuse_misfits(file, shapes, model)
+        refuse_misfits(shapes, model, f"{file} does not fit {model.config.architecture}")
         if computed:
             model = build(wanted)  # the file does not have them: building computes them
         else:
             model.to_empty(device="cpu")
-        state = read_weights(file)
-        refuse_misfits(file, state, model)
-        model.load_state_dict(state)
+        load_weights(model, file)
         model.backbone.probe()
     except ConfigError as error:
         if config is not None:
@@ -110,27 +107,20 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
     return model.eval()
 
 
-@contextmanager
-def bounded_building() -> Iterator[None]:
-    """Stop building a model after ``MAX_CALLS`` calls of torch, which takes seconds.
+class BoundedBuilding(TorchFunctionMode):
+    """Stops building a model after ``MAX_CALLS`` calls of torch, which takes seconds.
 
     Raises:
         ConfigError: from within the code that builds.
     """
+
     calls = 0
 
-    class Bound(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > MAX_CALLS:
-                raise ConfigError("the model has too many layers")
-            return func(*args, **(kwargs or {}))
-
-    with Bound():
-        yield
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls > MAX_CALLS:
+            raise ConfigError("the model has too many layers")
+        return func(*args, **(kwargs or {}))
 
 
 def has_computed_tensors(model: nn.Module) -> bool:
@@ -179,8 +169,8 @@ def load_weights(model: Detector, file: Path) -> None:
         HubError: the file is damaged, or tensors are missing, left over or misshapen; names them.
     """
     state = read_weights(file)
-    refuse_misfits(file, state, model)
-    model.load_state_dict(state, strict=True)
+    refuse_misfits(state, model, f"{file} does not fit {model.config.architecture}")
+    model.load_state_dict(state)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -226,45 +216,41 @@ def unreadable(file: Path, why: object) -> str:
     return f"{file} cannot be read as safetensors: {why!s:.500}; download it again"
 
 
-def refuse_misfits(file: Path, state: Mapping[str, Tensor], model: Detector) -> None:
-    """Compare the tensors of a file with those of a model.
+def refuse_misfits(
+    state: Mapping[str, Tensor], model: Detector, text: str, error: type[Exception] = HubError
+) -> None:
+    """Raise ``error`` if tensors are missing, left over or misshapen, or cannot be right.
 
-    Raises:
-        HubError: tensors are missing, left over or misshapen, or cannot be right; names them.
+    Its message is ``text``, and a line for each of them.
     """
-    problems = misfits(state, model.state_dict())
-    if problems:
-        raise HubError(f"{file} does not fit {model.config.architecture}:\n" + "\n".join(problems))
+    if problems := misfits(state, model.state_dict()):
+        raise error("\n".join([f"{text}:", *problems]))
 
 
 def misfits(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], max_lines: int = 20
 ) -> list[str]:
     """Describe each tensor that is missing, left over, misshapen or cannot be right, one a line."""
+    shared = [(key, state[key], value) for key, value in wanted.items() if key in state]
     misshapen = [
-        f"  {key} is {tuple(state[key].shape)!s:.200}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
+        f"  {key} is {tuple(value.shape)!s:.200}, not {tuple(ours.shape)}"
+        for key, value, ours in shared
+        if value.shape != ours.shape
     ]
-    misshapen += [
-        f"  {key} {reason}" for key in wanted if (reason := why_impossible(state, wanted, key))
-    ]
+    impossible = [f"  {key} {reason}" for key, *pair in shared if (reason := why_impossible(*pair))]
     missing = [f"  missing: {key}" for key in wanted if key not in state]
     # A stranger chose these names: escape line breaks and codes for the terminal.
     left_over = [f"  left over: {ascii(key)[1:-1]:.200}" for key in state if key not in wanted]
-    problems = misshapen + missing + left_over
+    problems = misshapen + impossible + missing + left_over
     if len(problems) <= max_lines:
         return problems
     return [*problems[:max_lines], f"  and {len(problems) - max_lines} more"]
 
 
-def why_impossible(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], key: str) -> str:
+def why_impossible(value: Tensor, wanted: Tensor) -> str:
     """Say why the values of a tensor cannot be right, or ""; the meta device has no values."""
-    value = state.get(key)
-    if value is None:
-        return ""
     # Counters of batches are sometimes stored as floats, weights never as whole numbers.
-    if wanted[key].is_floating_point() > value.is_floating_point() or value.is_complex():
+    if wanted.is_floating_point() > value.is_floating_point() or value.is_complex():
         return (
             f"has values of type {str(value.dtype).removeprefix('torch.')}, which cannot be right"
         )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sepc_zoo.checkpoints.convert import openmmlab, torchvision
-from sepc_zoo.checkpoints.folder import bounded_building, misfits
+from sepc_zoo.checkpoints.folder import BoundedBuilding, misfits
 from sepc_zoo.models.build import build
 from sepc_zoo.published import PUBLISHED, PUBLISHERS, publisher_of
 from sepc_zoo.registry import model_config
@@ -75,7 +75,7 @@ def test_every_row_builds_a_model_with_its_credit(name):
     row = PUBLISHED[name]
     assert (config.weights.source, config.weights.authors_ap) == (row.url, row.ap)
     assert config.weights.license == PUBLISHERS[row.publisher].license
-    with torch.device("meta"), bounded_building():
+    with torch.device("meta"), BoundedBuilding():
         build(config)
 
 

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from sepc_zoo.checkpoints.convert.sepc_authors import CheckpointError
-from sepc_zoo.checkpoints.folder import misfits
+from sepc_zoo.checkpoints.convert.pickles import CheckpointError
+from sepc_zoo.checkpoints.folder import refuse_misfits
 from sepc_zoo.config import IMAGENET_STD, DetectorConfig, override
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.published import openmmlab
 from sepc_zoo.registry import UnknownModelError, model_config
 
-# The original's pconv.0, 1, 2 read the coarser, the same and the finer level.
+# Names of openmmlab, UniverseNet and the SEPC authors. The original's pconv.0, 1, 2 read the
+# coarser, the same and the finer level.
 RENAMES = [
     # PVTv2.
     (r"^backbone\.layers\.0\.0\.", "backbone.patch_embed."),
@@ -35,14 +36,14 @@ RENAMES = [
     (r"^neck\.(?:0\.)?fpn_convs\.([012])\.conv\.", r"fpn.output.\1."),
     (r"^neck\.(?:0\.)?fpn_convs\.3\.conv\.", "fpn.p6."),
     (r"^neck\.(?:0\.)?fpn_convs\.4\.conv\.", "fpn.p7."),
-    (r"^neck\.1\.pconvs\.(\d)\.pconv\.0\.", r"neck.pconvs.\1.from_coarser."),
-    (r"^neck\.1\.pconvs\.(\d)\.pconv\.1\.", r"neck.pconvs.\1.from_same."),
-    (r"^neck\.1\.pconvs\.(\d)\.pconv\.2\.", r"neck.pconvs.\1.from_finer."),
-    (r"^neck\.1\.pconvs\.(\d)\.bn\.", r"neck.pconvs.\1.norm.norm."),
+    (r"^neck\.1\.[Pp]convs\.(\d)\.[Pp]conv\.0\.", r"neck.pconvs.\1.from_coarser."),
+    (r"^neck\.1\.[Pp]convs\.(\d)\.[Pp]conv\.1\.", r"neck.pconvs.\1.from_same."),
+    (r"^neck\.1\.[Pp]convs\.(\d)\.[Pp]conv\.2\.", r"neck.pconvs.\1.from_finer."),
+    (r"^neck\.1\.[Pp]convs\.(\d)\.bn\.", r"neck.pconvs.\1.norm.norm."),
     (r"^neck\.1\.cconv\.", "neck.cls_branch.conv."),
     (r"^neck\.1\.lconv\.", "neck.box_branch.conv."),
-    (r"^neck\.1\.bn_cls\.", "neck.cls_branch.norm.norm."),
-    (r"^neck\.1\.bn_loc\.", "neck.box_branch.norm.norm."),
+    (r"^neck\.1\.(?:bn_cls|cbn)\.", "neck.cls_branch.norm.norm."),
+    (r"^neck\.1\.(?:bn_loc|lbn)\.", "neck.box_branch.norm.norm."),
     (r"^bbox_head\.cls_convs\.", "head.cls_tower."),
     (r"^bbox_head\.reg_convs\.", "head.box_tower."),
     (r"^bbox_head\.(?:retina|atss|gfl|conv|fcos)_cls\.", "head.cls."),
@@ -81,12 +82,10 @@ def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
     floats = [value.dtype for value in state.values() if value.is_floating_point()]
     precision = torch.float64 if torch.float64 in floats else torch.float32
     model = build(config).to(precision)
-    problems = misfits(state, model.state_dict())
-    if problems:
-        raise CheckpointError(f"this is no checkpoint of {name}:\n" + "\n".join(problems))
+    refuse_misfits(state, model, f"this is no checkpoint of {name}", CheckpointError)
     if config.backbone.stride_in_1x1:
         state[FIRST_CONV] = fold_bgr(state[FIRST_CONV])
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state)
     return model.eval()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.checkpoints.convert.pickles import CheckpointError
-from sepc_zoo.checkpoints.folder import misfits
+from sepc_zoo.checkpoints.folder import refuse_misfits
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
@@ -79,12 +79,10 @@ def with_weights(config: DetectorConfig, state_dict: Mapping[str, Tensor]) -> De
     for key, value in wanted.items():  # frozen norms do not count batches, but old files may
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, value)
-    problems = misfits(state, wanted)
-    if problems:
-        names = "\n".join(problems)
-        raise CheckpointError(f"this is no checkpoint of {config.architecture}:\n{names}")
+    text = f"this is no checkpoint of {config.architecture}"
+    refuse_misfits(state, model, text, CheckpointError)
     floats = next(value.dtype for value in state.values() if value.is_floating_point())
-    model.to(torch.promote_types(floats, torch.float32)).load_state_dict(state, strict=True)
+    model.to(torch.promote_types(floats, torch.float32)).load_state_dict(state)
     return model.eval()
 
 
