@@ -5,8 +5,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ SLOW_TIME, SLOW_BYTES = 20.0, 2**16  # a connection with fewer bytes in this tim
 MAX_ATTEMPTS = 3  # attempts in a row that bring less than SLOW_BYTES
 MAX_BYTES = 2**32  # the largest published checkpoint has a tenth of it
 CHUNK = 2**18
+BAR: dict[str, Any] = {"unit": "B", "unit_scale": True, "disable": None, "leave": False}
 PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
 TRANSPORT_ERRORS = (OSError, HTTPException)
 TRY_LATER = (408, 425, 429, *range(500, 511))
@@ -63,7 +62,6 @@ def download(url: str, path: Path, sha256: str = "") -> None:
     try:
         if "//drive.google.com/" in url:
             _download_from_drive(url, part)
-            check_page(part)
         else:
             _download_in_pieces(url, part, resume=bool(sha256))
         check_hash(part, sha256)
@@ -120,14 +118,19 @@ def _receive(url: str, part: Path, start: int) -> None:
             start = 0
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
-        check_size(total or 0, start, part)
         watch = Watch(part, start)
-        with opened(part, "ab" if start else "wb") as write, progress(path_name(url), total) as bar:
-            bar.update(start)
+        watch(0, total)
+        name = printable(Path(urlsplit(url).path).name)
+        bar = tqdm(desc=name, total=total, initial=start, **BAR)
+        with part.open("ab" if start else "wb") as file, bar:
             while chunk := response.read1(CHUNK):
-                if not watch.received and chunk.lstrip()[:20].lower().startswith(PAGE_STARTS):
+                if not watch.received and is_page(chunk):
                     raise DownloadError(page_reason(chunk + response.read1(CHUNK)))
-                write(chunk)
+                try:
+                    file.write(chunk)
+                    file.flush()
+                except OSError as error:  # not one of the connection
+                    raise DownloadError(cannot_write(part, error)) from error
                 bar.update(len(chunk))
                 watch(watch.received + len(chunk))
         if total is not None and size_of(part) < total:
@@ -142,16 +145,22 @@ class Watch:
         self.since, self.bytes_then = time.monotonic(), 0
 
     def __call__(self, received: int, total: int | None = None) -> None:
-        """Note how many bytes have come.
+        """Note how many bytes have come, of how many in the whole file.
 
         Raises:
-            DownloadError: the file is larger than any checkpoint.
+            DownloadError: the file is larger than any checkpoint, or than the space on the disk.
             _Broken: nearly nothing has come for a while.
         """
-        self.received = received
-        check_size(total or 0, received, self.part)
-        if self.start + received > MAX_BYTES:
-            raise DownloadError(too_large(self.start + received))
+        self.received, there, total = received, self.start + received, total or 0
+        if max(total, there) > MAX_BYTES:
+            raise DownloadError(too_large(max(total, there)))
+        folder = self.part.parent
+        free = shutil.disk_usage(folder).free
+        if total - there > free:
+            raise DownloadError(
+                f"{folder} has {free / 1e6:.0f} MB of free space, the file has {total / 1e6:.0f} "
+                "MB: free some space, or set SEPC_ZOO_HOME to a folder elsewhere"
+            )
         now = time.monotonic()
         if now - self.since > SLOW_TIME:
             if received - self.bytes_then < SLOW_BYTES:
@@ -185,56 +194,9 @@ def _download_from_drive(url: str, part: Path) -> None:
         if error.errno is not None:
             raise
         raise DownloadError(f"{host(url)}: {in_words(error)}: {MIRROR_HINT}") from error
-
-
-@contextmanager
-def opened(part: Path, mode: str) -> Iterator[Any]:
-    """A function that writes to a file; its errors cannot be taken for those of a connection."""
-    with part.open(mode) as file:
-
-        def write(chunk: bytes) -> None:
-            try:
-                file.write(chunk)
-                file.flush()
-            except OSError as error:
-                raise DownloadError(cannot_write(part, error)) from error
-
-        yield write
-
-
-def progress(name: str, total: int | None) -> tqdm:
-    """A bar on a terminal, nothing elsewhere."""
-    return tqdm(
-        total=total, desc=printable(name), unit="B", unit_scale=True, disable=None, leave=False
-    )
-
-
-def check_size(total: int, start: int, part: Path) -> None:
-    """Refuse a file that the disk has no space for, or that is no checkpoint by its size.
-
-    Raises:
-        DownloadError: says so.
-    """
-    if total > MAX_BYTES:
-        raise DownloadError(too_large(total))
-    free = shutil.disk_usage(part.parent).free
-    if total - start > free:
-        raise DownloadError(
-            f"{part.parent} has {free / 1e6:.0f} MB of free space, the file has "
-            f"{total / 1e6:.0f} MB: free some space, or set SEPC_ZOO_HOME to a folder elsewhere"
-        )
-
-
-def check_page(path: Path) -> None:
-    """Refuse a web page in place of a file: a captive portal, a used-up quota, a login.
-
-    Raises:
-        DownloadError: says which.
-    """
-    with path.open("rb") as file:
-        start = file.read(20_000)
-    if start.lstrip()[:20].lower().startswith(PAGE_STARTS):
-        raise DownloadError(page_reason(start))
+    with part.open("rb") as file:
+        if is_page(start := file.read(20_000)):
+            raise DownloadError(page_reason(start))
 
 
 def check_hash(path: Path, sha256: str) -> None:
@@ -256,6 +218,11 @@ def hash_of(path: Path) -> str:
         return sha_fileobj(file).hex()
 
 
+def is_page(start: bytes) -> bool:
+    """Whether a web page came in place of a file: a captive portal, a used-up quota, a login."""
+    return start.lstrip()[:20].lower().startswith(PAGE_STARTS)
+
+
 def page_reason(content: bytes) -> str:
     """Why a web page came in place of a file."""
     text = " ".join(content.decode(errors="replace").lower().split())
@@ -270,19 +237,13 @@ def page_reason(content: bytes) -> str:
 
 def refusal(error: HTTPError, url: str) -> str:
     if error.code in (404, 410):
-        return gone(url)
+        hint = "a newer version of sepc_zoo may know where it is now (pip install -U sepc_zoo)"
+        return f"there is no file at {url}: {hint}"
     if 300 <= error.code < 400:
         return f"{host(url)} redirects in a circle: try again later"
     if error.code in TRY_LATER:
         return f"{host(url)} answered with error {error.code}: try again later"
     return f"{host(url)} refuses it with error {error.code}: {MIRROR_HINT}"
-
-
-def gone(url: str) -> str:
-    return (
-        f"there is no file at {url}: a newer version of sepc_zoo may know where it is now "
-        "(pip install -U sepc_zoo)"
-    )
 
 
 def cannot_write(path: Path, error: OSError) -> str:
@@ -311,10 +272,6 @@ def host(url: str) -> str:
         return urlsplit(url).netloc or url
     except ValueError:
         return url
-
-
-def path_name(url: str) -> str:
-    return Path(urlsplit(url).path).name
 
 
 def size_of(path: Path) -> int:
