@@ -10,7 +10,7 @@ from sepc_zoo.lazy import lazy_names
 if TYPE_CHECKING:
     from sepc_zoo.checkpoints import convert
     from sepc_zoo.checkpoints.folder import save_model
-    from sepc_zoo.checkpoints.hub import push_to_hub
+    from sepc_zoo.checkpoints.push import push_to_hub
     from sepc_zoo.errors import HubError
     from sepc_zoo.factory import ModelInfo, create_model, load_model, model_info
     from sepc_zoo.inference.detections import Detections
@@ -60,7 +60,7 @@ _HOMES = {
     "list_models": "sepc_zoo.registry",
     "load_model": "sepc_zoo.factory",
     "model_info": "sepc_zoo.factory",
-    "push_to_hub": "sepc_zoo.checkpoints.hub",
+    "push_to_hub": "sepc_zoo.checkpoints.push",
     "register_method": "sepc_zoo.registry",
     "register_model": "sepc_zoo.registry",
     "register_neck": "sepc_zoo.registry",

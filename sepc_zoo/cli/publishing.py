@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, constants
 
 from sepc_zoo.checkpoints.card import LOCAL_SOURCE
 from sepc_zoo.checkpoints.folder import CARD_FILE, METRICS_FILE, read_config, save_model
-from sepc_zoo.checkpoints.hub import push_folder
+from sepc_zoo.checkpoints.push import push_folder
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import load_model
 from sepc_zoo.files import write_json

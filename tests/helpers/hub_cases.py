@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from sepc_zoo import create_model, push_to_hub
 from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, save_model
-from sepc_zoo.checkpoints.hub import add_to_collection
+from sepc_zoo.checkpoints.push import add_to_collection
 
 TINY = {"channels": 8, "num_classes": 3, "neck": {"blocks": 1}}
 MODEL, OTHER = "zoo/cells", "zoo/other"
