@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from sepc_zoo.checkpoints.folder import (
     METRICS_FILE,
     load_weights,
-    misfits,
     read_config,
     read_model,
     read_weights,
+    refuse_misfits,
 )
 from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX, fetch_backbone
 from sepc_zoo.checkpoints.sources import find_model
@@ -176,9 +176,7 @@ def load_backbone(model: Detector, path: str | Path) -> None:
     new = offset_names(trunk)
     wanted = {key: value for key, value in trunk.state_dict().items() if key not in new}
     state = {key: state[_flat(key)] for key in wanted if _flat(key) in state}
-    problems = misfits(state, wanted)
-    if problems:
-        raise ConfigError("\n".join([f"{path} does not fit backbone {name}:", *problems]))
+    refuse_misfits(state, wanted, f"{path} does not fit backbone {name}", ConfigError)
     trunk.load_state_dict(state, strict=False)
 
 

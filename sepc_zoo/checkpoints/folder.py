@@ -93,7 +93,9 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
         with torch.device("meta"), BoundedBuilding():
             model = build(wanted)
         computed = has_computed_tensors(model)
-        refuse_misfits(shapes, model, f"{file} does not fit {model.config.architecture}")
+        refuse_misfits(
+            shapes, model.state_dict(), f"{file} does not fit {model.config.architecture}"
+        )
         if computed:
             model = build(wanted)  # the file does not have them: building computes them
         else:
@@ -169,7 +171,7 @@ def load_weights(model: Detector, file: Path) -> None:
         HubError: the file is damaged, or tensors are missing, left over or misshapen; names them.
     """
     state = read_weights(file)
-    refuse_misfits(state, model, f"{file} does not fit {model.config.architecture}")
+    refuse_misfits(state, model.state_dict(), f"{file} does not fit {model.config.architecture}")
     model.load_state_dict(state)
 
 
@@ -217,13 +219,16 @@ def unreadable(file: Path, why: object) -> str:
 
 
 def refuse_misfits(
-    state: Mapping[str, Tensor], model: Detector, text: str, error: type[Exception] = HubError
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    text: str,
+    error: type[Exception] = HubError,
 ) -> None:
     """Raise ``error`` if tensors are missing, left over or misshapen, or cannot be right.
 
     Its message is ``text``, and a line for each of them.
     """
-    if problems := misfits(state, model.state_dict()):
+    if problems := misfits(state, wanted):
         raise error("\n".join([f"{text}:", *problems]))
 
 

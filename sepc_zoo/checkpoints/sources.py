@@ -83,7 +83,7 @@ def find_published(name: str, **download: Any) -> Path:
             ) from error
         if request.revision is not None:
             raise
-    return import_row(row, unless_kept=True)
+    return import_model(row.name, unless_kept=True)
 
 
 def published_row(name: str, publisher: str | None = None) -> Published:
@@ -137,6 +137,9 @@ def import_model(
 ) -> Path:
     """Convert a published checkpoint and keep it where ``pretrained=True`` finds it offline.
 
+    All other processes that want it wait. The model folder appears once it is complete and builds
+    the model again.
+
     Args:
         name: such as ``"fsaf_r50_sepc"``; without a tag the first row of this name.
         file: the checkpoint, if it was downloaded before.
@@ -151,16 +154,7 @@ def import_model(
         HubError: no weights of this name are published, or they cannot be downloaded.
         CheckpointError: the file is no checkpoint of this model.
     """
-    return import_row(published_row(name, publisher), file, url, unless_kept)
-
-
-def import_row(
-    row: Published,
-    file: str | Path | None = None,
-    url: str | None = None,
-    unless_kept: bool = False,
-) -> Path:
-    """Import one row while all other processes that want it wait."""
+    row = published_row(name, publisher)
     folder = kept_folder(row)
     work = folder.parent / ".importing" / row.name
     try:
@@ -171,7 +165,12 @@ def import_row(
             try:
                 checkpoint = given(file, row) if file else fetch_checkpoint(row, work, url)
                 state = read_state_dict(checkpoint, row.name)
-                keep(CONVERTERS[row.publisher](state, row.name), folder, work)
+                model = CONVERTERS[row.publisher](state, row.name)
+                shutil.rmtree(work / "model", ignore_errors=True)  # of a process that was killed
+                new = save_model(model, work / "model")
+                verify(model, new)
+                shutil.rmtree(folder, ignore_errors=True)
+                new.rename(folder)
             except Exception:
                 shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -247,20 +246,6 @@ def address_of(row: Published, url: str | None = None) -> str:
 def file_name(row: Published) -> str:
     """The name of a published file; a file of Google Drive is called by its model."""
     return row.url.rpartition("/")[2] if row.url.endswith(".pth") else f"{row.name}.pth"
-
-
-def keep(model: Detector, folder: Path, work: Path) -> Path:
-    """Write a model folder that appears only once it is complete and builds the model again.
-
-    Raises:
-        CheckpointError: it does not build the same model.
-    """
-    shutil.rmtree(work / "model", ignore_errors=True)  # left by a process that was killed
-    new = save_model(model, work / "model")
-    verify(model, new)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
-    return folder
 
 
 def tell(text: str) -> None:

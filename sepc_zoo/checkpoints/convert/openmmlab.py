@@ -82,7 +82,7 @@ def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
     floats = [value.dtype for value in state.values() if value.is_floating_point()]
     precision = torch.float64 if torch.float64 in floats else torch.float32
     model = build(config).to(precision)
-    refuse_misfits(state, model, f"this is no checkpoint of {name}", CheckpointError)
+    refuse_misfits(state, model.state_dict(), f"this is no checkpoint of {name}", CheckpointError)
     if config.backbone.stride_in_1x1:
         state[FIRST_CONV] = fold_bgr(state[FIRST_CONV])
     model.load_state_dict(state)

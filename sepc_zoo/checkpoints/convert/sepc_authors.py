@@ -36,6 +36,6 @@ def from_authors(state_dict: Mapping[str, Tensor], name: str) -> Detector:
         for key in ("head.box.weight", "head.box.bias"):
             if key in state and len(state[key]) == len(order):
                 state[key] = state[key][order]
-    refuse_misfits(state, model, f"this is no checkpoint of {name}", CheckpointError)
+    refuse_misfits(state, model.state_dict(), f"this is no checkpoint of {name}", CheckpointError)
     model.load_state_dict(state)
     return model.eval()

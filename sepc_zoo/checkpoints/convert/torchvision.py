@@ -80,7 +80,7 @@ def with_weights(config: DetectorConfig, state_dict: Mapping[str, Tensor]) -> De
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, value)
     text = f"this is no checkpoint of {config.architecture}"
-    refuse_misfits(state, model, text, CheckpointError)
+    refuse_misfits(state, wanted, text, CheckpointError)
     floats = next(value.dtype for value in state.values() if value.is_floating_point())
     model.to(torch.promote_types(floats, torch.float32)).load_state_dict(state)
     return model.eval()
