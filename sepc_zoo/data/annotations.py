@@ -1,29 +1,33 @@
-"""Annotations as plain data: as a reader lists them, and as records after the checks."""
+"""Annotations: what a reader lists becomes records, once files and boxes are checked."""
 
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import count
+from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sepc_zoo.data.images import ImageError, check_image, read_size
+from sepc_zoo.data.listing import (
+    Federation,
+    ListedBox,
+    ListedImage,
+    ListedImages,
+    Listing,
+    relabel,
+    xywh,
+)
 from sepc_zoo.data.problems import BAD_BOXES, CORRECTED, DataError, Kind, Problem
 from sepc_zoo.data.records import Record as Record
 from sepc_zoo.data.records import Records as Records
 from sepc_zoo.data.records import Size as Size
-from sepc_zoo.data.records import rows_of
 
-K = TypeVar("K", bound=Hashable)
 BROKEN_IMAGES: frozenset[Kind] = frozenset(("broken image",))
 DROPPABLE = BROKEN_IMAGES | BAD_BOXES
 IMAGE_HINT = (
@@ -34,18 +38,6 @@ BOX_HINT = "Boxes like these can be left out with drop_bad_boxes (--drop-bad-box
 
 NUM_PROBED = 256  # files after which it is decided whether to check the rest in threads
 SLOW_FILE = 5e-4  # seconds that the check of a file takes at least where threads help
-
-
-class Federation(NamedTuple):
-    """Facts beyond boxes in annotations of LVIS, by the ids of their file.
-
-    Where ``absent`` has images, only some classes are annotated in each: those with boxes, and
-    those known to be absent.
-    """
-
-    frequency: dict[int, str]  # by category: r, c or f, for rare, common, frequent in training
-    absent: dict[int, list[int]]  # by image: categories without any object
-    not_exhaustive: dict[int, list[int]]  # by image: categories of which some boxes are missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,109 +54,6 @@ class Annotations:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", Records.of(self.records))
-
-
-class ListedBox(NamedTuple):
-    """An unchecked box of an annotation file."""
-
-    where: str  # file and entry, for messages
-    xyxy: tuple[float, float, float, float]
-    label: int | None  # None: its category is not among the classes
-    category: str  # name or id as in the file, for messages
-    iscrowd: int
-    area: float
-    bbox: tuple[float, ...] | None = None  # x, y, width, height where the file has these
-
-
-class ListedImage(NamedTuple):
-    """An unchecked image of an annotation file."""
-
-    image_id: int
-    path: Path
-    size: Size | None  # None: the file does not say
-    boxes: list[ListedBox]
-
-
-@dataclass(frozen=True, eq=False)
-class ListedImages(Sequence[ListedImage]):
-    """Listed images whose G boxes are columns, image by image; each is made when asked for."""
-
-    files: Sequence[ListedImage]  # the images; their own boxes do not count
-    counts: NDArray[np.int64]  # (N,) numbers of boxes
-    xyxy: NDArray[np.float64]  # (G, 4)
-    labels: NDArray[np.int64]  # (G,), -1: the category is not among the classes
-    iscrowd: NDArray[np.int64]  # (G,)
-    area: NDArray[np.float64]  # (G,)
-    bbox: NDArray[np.float64]  # (G, 4)
-    make_box: Callable[[int], ListedBox]  # from a row, whatever its label
-
-    @classmethod
-    def of(cls, images: Sequence[ListedImage]) -> "ListedImages":
-        """Gather the boxes of listed images in columns, unless they are."""
-        if isinstance(images, ListedImages):
-            return images
-        boxes = [box for image in images for box in image.boxes]
-        bbox = [box.bbox or _xywh(*box.xyxy) for box in boxes]
-        return cls(
-            images,
-            np.array([len(image.boxes) for image in images], dtype=np.int64),
-            np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4),
-            np.array([-1 if box.label is None else box.label for box in boxes], dtype=np.int64),
-            np.array([box.iscrowd for box in boxes], dtype=np.int64),
-            np.array([box.area for box in boxes], dtype=np.float64),
-            np.array(bbox, dtype=np.float64).reshape(-1, 4),
-            boxes.__getitem__,
-        )
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        end = int(self.ends[index])
-        rows = range(end - int(self.counts[index]), end)
-        return self.files[index]._replace(boxes=[self.box(row) for row in rows])
-
-    def box(self, row: int) -> ListedBox:
-        label = int(self.labels[row])
-        return self.make_box(row)._replace(label=None if label < 0 else label)
-
-    def take(self, indices: Sequence[int]) -> "ListedImages":
-        """Choose the images at ``indices``, in this order."""
-        chosen, make_box = np.array(indices, dtype=np.int64), self.make_box
-        rows, _ = rows_of(np.append(0, self.ends), chosen)
-        return ListedImages(
-            [self.files[i] for i in indices],
-            self.counts[chosen],
-            self.xyxy[rows],
-            self.labels[rows],
-            self.iscrowd[rows],
-            self.area[rows],
-            self.bbox[rows],
-            lambda row: make_box(int(rows[row])),
-        )
-
-    @cached_property
-    def ends(self) -> NDArray[np.int64]:
-        """Row after the last box of each image ``(N,)``."""
-        return np.cumsum(self.counts)
-
-    @cached_property
-    def image(self) -> NDArray[np.int64]:
-        """Index of the image of each box ``(G,)``."""
-        return np.repeat(np.arange(len(self)), self.counts)
-
-
-class Listing(NamedTuple):
-    """A split as its annotation files have it, unchecked. Every reader returns one."""
-
-    images: Sequence[ListedImage]
-    label_names: Sequence[str]  # the data set's own classes
-    category_ids: Sequence[int | None]  # its ids of them
-    problems: list[Problem]  # one for each file or entry that cannot be listed
-    source: str = ""  # the file that names the classes, for messages
-    federation: Federation | None = None
 
 
 def build_annotations(
@@ -213,62 +102,6 @@ def build_annotations(
     return Annotations(records, names, ids, *listed, federation=listing.federation)
 
 
-def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
-    """Let labels follow ``label_names``; boxes of other classes get the label None.
-
-    Two classes of one name become a problem: boxes of one would be taken for the other's.
-    """
-    names = listing.label_names if label_names is None else label_names
-    problems = listing.problems + [
-        Problem("two classes of one name", listing.source, f"two classes are named {name!r}")
-        for name in find_duplicates(listing.label_names)
-        if name in names
-    ]
-    if label_names is None:
-        return listing._replace(problems=problems)
-    id_of = dict(zip(listing.label_names, listing.category_ids, strict=True))
-    label_of = {name: label for label, name in enumerate(names)}
-    new_label = [label_of.get(name, -1) for name in listing.label_names]
-    images = ListedImages.of(listing.images)
-    labels = np.array([*new_label, -1])[images.labels]  # the last is that of -1
-    return listing._replace(
-        images=replace(images, labels=labels),
-        label_names=names,
-        category_ids=[id_of.get(name) for name in names],
-        problems=problems,
-    )
-
-
-def find_duplicates(keys: Iterable[K]) -> list[K]:
-    """Name each key that comes more than once, in order of first appearance."""
-    return [key for key, number in Counter(keys).items() if number > 1]
-
-
-def unite_classes(listings: Iterable[Listing]) -> dict[str, int]:
-    """Find the classes of all listings by name, in order of first appearance, with unique ids.
-
-    A class keeps its first category id unless another class has it already.
-    """
-    wanted: dict[str, int | None] = {}
-    for listing in listings:
-        for name, category_id in zip(listing.label_names, listing.category_ids, strict=True):
-            wanted.setdefault(name, category_id)
-    return unique_ids(wanted)
-
-
-def unique_ids(wanted: Mapping[K, int | None]) -> dict[K, int]:
-    """Give each key the id it wants, or a new one where it wants none or an earlier key has it."""
-    owner: dict[int, K] = {}
-    for key, wish in wanted.items():
-        if wish is not None:
-            owner.setdefault(wish, key)
-    free = count(max(owner, default=0) + 1)
-    return {
-        key: wish if wish is not None and owner[wish] == key else next(free)
-        for key, wish in wanted.items()
-    }
-
-
 def image_problem(path: Path, error: Exception) -> Problem:
     """Describe an image file that cannot be read."""
     reason = str(error).removeprefix(f"{path}: ")
@@ -296,11 +129,7 @@ def clip_box(box: ListedBox, size: Size | None) -> ListedBox | Problem:
     if clipped == box.xyxy and box.bbox:
         return box
     # x + width - x is not exactly the width, and metrics compare overlaps with a threshold
-    return box._replace(xyxy=clipped, bbox=box.bbox or _xywh(*box.xyxy))
-
-
-def _xywh(x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, float, float]:
-    return x1, y1, x2 - x1, y2 - y1
+    return box._replace(xyxy=clipped, bbox=box.bbox or xywh(*box.xyxy))
 
 
 def check_boxes(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from sepc_zoo.data.headers import JPEG_START, has_end_marker, plain_jpeg_size
 from sepc_zoo.data.tiff import is_tiff, read_tiff, tiff_size
 from sepc_zoo.errors import UserError
 
@@ -28,12 +29,6 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-JPEG_FRAMES, JPEG_SCAN = (0xC0, 0xC1, 0xC2), 0xDA  # baseline, extended and progressive
-JPEG_TABLES = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)  # Huffman, quantization, restart, JFIF, comment
-HEAD_BYTES = 8192  # searched for the header of a JPEG
-MAX_PLAIN = 2**26  # pixels of an image that PIL takes for no attack
 TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,7 +39,6 @@ TRANSPOSES = {  # by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 REDUCTIONS = (8, 4, 2)  # divisors of both sides at which a JPEG can be decoded
-TAIL_BYTES = 4096  # searched for the end marker before the whole file is decoded
 
 # PIL raises these over broken files: SyntaxError for PNG chunks, struct.error for TIFF tags ...
 READ_ERRORS = (
@@ -109,7 +103,10 @@ def decode_image(
                 # torchvision announces to remove its decoders, which are faster.
                 pass
         try:
-            return _decode_with_pil(file, reduction if is_jpeg else 1, channels)
+            with Image.open(file) as image:
+                if is_jpeg and reduction > 1:
+                    image.draft(None, (image.width // reduction, image.height // reduction))
+                return pixels_of_pil(_upright(image), channels)
         except READ_ERRORS as error:
             return _decode_if_tiff(file, channels, error)
 
@@ -165,13 +162,13 @@ def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the file is missing, truncated or no image, or has float samples.
     """
     with _naming(path), open(path, "rb") as file:
-        if (size := _plain_jpeg_size(file)) is not None:
+        if (size := plain_jpeg_size(file)) is not None:
             return size
         file.seek(0)
         try:
             with Image.open(file) as image:
                 start = file.tell()  # PIL has read up to the pixels
-                if not _has_end_marker(file, start):
+                if not has_end_marker(file, start):
                     file.seek(start)
                     rgb_of_pil(image)
                 return _upright_size(image)
@@ -313,13 +310,6 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ImageError(f"{os.fspath(path)}: {reason}") from error
 
 
-def _decode_with_pil(file: BinaryIO, reduction: int, channels: int | None) -> Tensor:
-    with Image.open(file) as image:
-        if reduction > 1:
-            image.draft(None, (image.width // reduction, image.height // reduction))
-        return pixels_of_pil(_upright(image), channels)
-
-
 def _decode_if_tiff(file: BinaryIO, channels: int | None, error: Exception) -> Tensor:
     """Decode a TIFF with channels that PIL has no mode for; raise PIL's error for another file."""
     is_beyond_pil = isinstance(error, Image.UnidentifiedImageError) or "raw mode" in str(error)
@@ -372,38 +362,3 @@ def _orientation(image: Image.Image) -> int:
             return 1
     orientation = exif.get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in range(1, 9) else 1
-
-
-def _plain_jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
-    """Read the (height, width) of a complete grey or YCbCr JPEG without EXIF data, several times
-    faster than PIL does; None for all other files.
-    """
-    head, size, place = file.read(HEAD_BYTES), None, 2
-    if not head.startswith(JPEG_START):
-        return None
-    while place + 10 <= len(head) and head[place] == 0xFF:
-        marker, length = head[place + 1], int.from_bytes(head[place + 2 : place + 4], "big")
-        if marker in JPEG_FRAMES:
-            precision, height, width, channels = struct.unpack_from(">BHHB", head, place + 4)
-            is_plain = precision == 8 and channels in (1, 3) and 0 < height * width < MAX_PLAIN
-            size = (height, width) if is_plain else None
-        elif marker == JPEG_SCAN:
-            return size if size and _has_end_marker(file, place) else None
-        elif marker not in JPEG_TABLES and head[place + 4 : place + 8] != b"ICC_":
-            return None
-        place += 2 + length
-    return None
-
-
-def _has_end_marker(file: BinaryIO, start: int) -> bool:
-    """Whether a JPEG or PNG has its end marker in its last bytes; false for other formats.
-
-    Before ``start`` there may be the end marker of a thumbnail.
-    """
-    file.seek(0)
-    head = file.read(len(PNG_START))
-    if not head.startswith((JPEG_START, PNG_START)):
-        return False
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(start, size - TAIL_BYTES))
-    return (PNG_END if head == PNG_START else JPEG_END) in file.read()

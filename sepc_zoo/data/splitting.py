@@ -8,11 +8,18 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sepc_zoo.data.annotations import ListedImage, ListedImages, Listing
-from sepc_zoo.data.formats.layout import Source, choose_split, fold, matching_splits, read_paths
+from sepc_zoo.data.formats.layout import (
+    Source,
+    choose_split,
+    common_end,
+    fold,
+    matching_splits,
+)
+from sepc_zoo.data.formats.parsing import read_paths
 from sepc_zoo.data.formats.reader import as_sources, find_data, join_listings, list_data
+from sepc_zoo.data.listing import ListedImage, ListedImages, Listing
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 from sepc_zoo.files import write_atomically
 
@@ -250,7 +257,7 @@ def _assign(
     for name, split in pairs:
         parts = name.replace("\\", "/").split("/")
         alike = by_name.get(fold(parts[-1]), [])
-        ranks = [_common_end(parts[:-1], images[i].path.parent.parts) for i in alike]
+        ranks = [common_end(parts[:-1], images[i].path.parent.parts) for i in alike]
         best = [i for i, rank in zip(alike, ranks, strict=True) if rank == max(ranks)]
         if len(best) != 1:
             text = f"{len(best)} images of the data are named {name!r}"
@@ -260,8 +267,3 @@ def _assign(
             text = f"{name!r} is in {split_of[best[0]]} and in {split}"
             problems.append(Problem("image listed twice", str(file), text))
     return split_of, problems
-
-
-def _common_end(a: Sequence[str], b: Sequence[Any]) -> int:
-    same = [fold(x) == fold(y) for x, y in zip(reversed(a), reversed(b), strict=False)]
-    return same.index(False) if False in same else len(same)

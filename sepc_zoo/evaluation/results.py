@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sepc_zoo.data.annotations import Annotations, Federation, find_duplicates
+from sepc_zoo.data.annotations import Annotations
+from sepc_zoo.data.listing import Federation, find_duplicates
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 
 CocoResult = dict[str, Any]  # image_id, category_id, bbox (x, y, width, height), score

@@ -23,8 +23,9 @@ from sepc_zoo.data import (
     make_loader,
     train_transform,
 )
-from sepc_zoo.data.annotations import Listing, build_annotations, unique_ids
+from sepc_zoo.data.annotations import build_annotations
 from sepc_zoo.data.images import read_image
+from sepc_zoo.data.listing import Listing, unique_ids
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.data.sampling import repeat_factors
 from sepc_zoo.data.sharing import read_once

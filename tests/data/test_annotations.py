@@ -5,13 +5,8 @@ import torch
 from PIL import Image
 
 from sepc_zoo.data import annotations
-from sepc_zoo.data.annotations import (
-    ListedBox,
-    ListedImage,
-    Listing,
-    build_annotations,
-    find_duplicates,
-)
+from sepc_zoo.data.annotations import build_annotations
+from sepc_zoo.data.listing import ListedBox, ListedImage, Listing, find_duplicates
 from sepc_zoo.data.problems import DataError, Problem
 
 WHOLE = (0.0, 0.0, 64.0, 48.0)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torchvision.transforms.v2 import functional as TF
 
-from sepc_zoo.data import images
+from sepc_zoo.data.headers import plain_jpeg_size
 from sepc_zoo.data.images import (
     ImageError,
     check_image,
@@ -507,8 +507,8 @@ def test_the_header_of_a_usual_jpeg_is_read_without_pil(kind, tmp_path):
     path = tmp_path / "a.jpg"
     Image.new(mode, (64, 48)).save(path, **options)
     with path.open("rb") as file:
-        assert images._plain_jpeg_size(file) == ((48, 64) if is_usual else None)
+        assert plain_jpeg_size(file) == ((48, 64) if is_usual else None)
     assert check_image(path) == read_size(path)
     path.write_bytes(path.read_bytes()[:-9])
     with path.open("rb") as file:
-        assert images._plain_jpeg_size(file) is None
+        assert plain_jpeg_size(file) is None

@@ -8,7 +8,7 @@ from faulty import write_picture
 from PIL import Image
 
 from sepc_zoo.data import DataError, write_shapes
-from sepc_zoo.data.annotations import ListedBox, ListedImage
+from sepc_zoo.data.listing import ListedBox, ListedImage
 from sepc_zoo.data.splitting import divide, hold_out, read_assignment, write_assignment
 
 

@@ -9,8 +9,8 @@ import pytest
 from faster_coco_eval import COCO, COCOeval_faster
 from made_up_splits import make_annotations, result
 
-from sepc_zoo.data.annotations import Federation
 from sepc_zoo.data.formats.coco import list_coco_file
+from sepc_zoo.data.listing import Federation
 from sepc_zoo.evaluation.bootstrap import Resampler
 from sepc_zoo.evaluation.metrics import count_frequencies, evaluate, frequency_metrics
 from sepc_zoo.evaluation.results import collect_detections, collect_targets

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing
+from sepc_zoo.data.listing import ListedBox, ListedImage, Listing
 from sepc_zoo.data.quality.statistics import gather_columns
 from sepc_zoo.evaluation.plots import plot_curves, plot_statistics
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sepc_zoo.data.annotations import Annotations, Federation, ListedImage, Listing
+from sepc_zoo.data.annotations import Annotations
 from sepc_zoo.data.formats.coco_file import KEYS, CocoFile
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
@@ -15,12 +15,12 @@ from sepc_zoo.data.formats.layout import (
     choose_split,
     fold,
     is_image,
-    number_ids,
-    parse_size,
     split_of,
     split_word,
     walk,
 )
+from sepc_zoo.data.formats.parsing import number_ids, parse_size
+from sepc_zoo.data.listing import Federation, ListedImage, Listing
 from sepc_zoo.data.problems import Problem
 from sepc_zoo.files import write_json
 

@@ -14,8 +14,9 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from sepc_zoo.data.annotations import ListedBox, ListedImage, ListedImages
-from sepc_zoo.data.formats.layout import parse_box, parse_id, report_duplicates
+from sepc_zoo.data.formats.layout import report_duplicates
+from sepc_zoo.data.formats.parsing import parse_box, parse_id
+from sepc_zoo.data.listing import ListedBox, ListedImage, ListedImages
 from sepc_zoo.data.problems import Kind, Problem, unreadable
 
 ID = int | float | str  # as ``parse_id`` takes it

@@ -1,16 +1,14 @@
-"""Shared by the readers: where files are, which split they belong to, ids, boxes, text files."""
+"""Shared by the readers: where files are, and which split they belong to."""
 
-import math
 import os
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from sepc_zoo.data.annotations import ListedBox, find_duplicates
 from sepc_zoo.data.images import IMAGE_SUFFIXES
+from sepc_zoo.data.listing import find_duplicates
 from sepc_zoo.data.problems import Kind, Problem, unreadable
 
 Source = str | os.PathLike[str]
@@ -129,6 +127,12 @@ def index_stems(root: Path) -> dict[str, list[Path]]:
     return files
 
 
+def common_end(a: Sequence[str], b: Sequence[str]) -> int:
+    """Count the folders that two paths share at their end."""
+    same = [fold(x) == fold(y) for x, y in zip(reversed(a), reversed(b), strict=False)]
+    return [*same, False].index(False)
+
+
 def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
@@ -195,127 +199,3 @@ def report_duplicates(
 ) -> list[Problem]:
     """Make a problem of each key that comes more than once."""
     return [Problem(kind, str(where), text.format(key)) for key in find_duplicates(keys)]
-
-
-# ------------------------------------------------------------------------------- text files
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, without the byte order mark of Windows programs.
-
-    Raises:
-        DataError: the file cannot be read, or is of another encoding; names file and line.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise unreadable(path, error.strerror) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise unreadable(f"{path}:{line}", "not UTF-8 text; save the file as UTF-8") from error
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a UTF-8 file, stripped of spaces; errors as in ``read_text``."""
-    return [line.strip() for line in read_text(path).splitlines()]
-
-
-def read_paths(path: Path) -> list[str]:
-    """Read a list of files; names that are not UTF-8 come as Python has them."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise unreadable(path, error.strerror) from error
-    return [line.strip() for line in text.splitlines()]
-
-
-def read_class_names(path: Path) -> list[str]:
-    """Read a file with one class name per line.
-
-    Raises:
-        DataError: no names, or an empty line between them, which would shift all that follow.
-    """
-    lines = read_lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
-    if "" in lines:
-        raise unreadable(f"{path}:{lines.index('') + 1}", "a class without a name")
-    if not lines:
-        raise unreadable(path, "has no classes")
-    return lines
-
-
-# ------------------------------------------------------------------------------ ids and boxes
-
-
-def parse_id(value: Any) -> int | str:
-    """Make ids equal that are written as 1, 1.0 and "1"; others are texts."""
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    text = str(value)
-    return int(text) if re.fullmatch("0|-?[1-9][0-9]{0,17}", text) else text
-
-
-def number_ids(ids: Iterable[int | str]) -> dict[int | str, int]:
-    """Map ids to numbers of 63 bits: to themselves where all are such, else from 1 on."""
-    unique = list(dict.fromkeys(ids))
-    if all(isinstance(i, int) and abs(i) < 2**63 for i in unique):
-        return {i: int(i) for i in unique}
-    return {i: number for number, i in enumerate(unique, start=1)}
-
-
-def parse_flag(value: Any) -> int:
-    """Read a flag that tools write as a number, a text or a truth value: 0 or 1."""
-    return int(str(value).strip().lower() not in ("", "0", "0.0", "false", "no", "none"))
-
-
-def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """Read the size of an image; None where it is missing, zero or no number."""
-    sides = parse_id(height), parse_id(width)
-    valid = [side for side in sides if isinstance(side, int) and 0 < side < 2**31]
-    return (valid[0], valid[1]) if len(valid) == len(sides) else None
-
-
-def parse_box(
-    where: str, annotation: Mapping[str, Any], label: int | None, category: str
-) -> ListedBox | Problem:
-    """Parse an annotation with COCO's keys.
-
-    It has ``bbox`` (x, y, width, height in pixels) or ``segmentation`` (polygons), and perhaps
-    ``area``, by default width times height, and ``iscrowd``.
-    """
-    bbox, area = annotation.get("bbox") or _polygon_box(annotation), annotation.get("area")
-    if not bbox and "bbox" in annotation:
-        return Problem("box missing", where, f"'bbox' is {annotation['bbox']!r}")
-    if not isinstance(bbox, list):
-        return Problem("broken entry", where, "has no 'bbox'")
-    if len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return Problem("broken entry", where, f"'bbox' {bbox} is not four numbers")
-    if area is not None and not (_is_number(area) and math.isfinite(area)):
-        return Problem("broken entry", where, f"'area' {area!r} is not a finite number")
-    x, y, width, height = map(float, bbox)
-    return ListedBox(
-        where,
-        (x, y, x + width, y + height),
-        label,
-        category,
-        iscrowd=parse_flag(annotation.get("iscrowd")),
-        area=width * height if area is None else float(area),
-        bbox=(x, y, width, height),
-    )
-
-
-def _polygon_box(annotation: Mapping[str, Any]) -> list[float] | None:
-    """Find the box around the polygons of an annotation; None where it has none."""
-    polygons = annotation.get("segmentation")
-    if not isinstance(polygons, list) or not all(isinstance(p, list) for p in polygons):
-        return None
-    xs, ys = ([value for p in polygons for value in p[i::2]] for i in (0, 1))
-    if len(xs) < 2 or len(xs) != len(ys) or not all(map(_is_number, xs + ys)):
-        return None
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-
-
-def _is_number(value: Any) -> bool:
-    """Accept floats, and whole numbers that a float can hold: JSON's have any length."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -6,19 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sepc_zoo.data.annotations import (
-    Annotations,
-    ListedImage,
-    Listing,
-    build_annotations,
-    relabel,
-    unite_classes,
-)
+from sepc_zoo.data.annotations import Annotations, build_annotations
 from sepc_zoo.data.formats.coco import coco_splits, list_coco
-from sepc_zoo.data.formats.huggingface import huggingface_splits, is_hub_name, list_huggingface
+from sepc_zoo.data.formats.huggingface import huggingface_splits, list_huggingface
+from sepc_zoo.data.formats.huggingface_tables import is_hub_name
 from sepc_zoo.data.formats.layout import Source, is_visible
 from sepc_zoo.data.formats.voc import list_voc, voc_splits
 from sepc_zoo.data.formats.yolo import list_yolo, yolo_splits
+from sepc_zoo.data.listing import ListedImage, Listing, relabel, unite_classes
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 from sepc_zoo.files import encodable
 

@@ -6,22 +6,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing, Size
+from sepc_zoo.data.annotations import Size
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
     Finder,
     Source,
     choose_split,
+    common_end,
     fold,
     index_stems,
     is_image,
     no_image_text,
-    read_paths,
     report_duplicates,
     split_of,
     split_word,
     walk,
 )
+from sepc_zoo.data.formats.parsing import read_paths
+from sepc_zoo.data.listing import ListedBox, ListedImage, Listing
 from sepc_zoo.data.problems import Problem
 
 LIST_FOLDERS = ("ImageSets/Main", "ImageSets", ".")
@@ -93,13 +95,12 @@ def list_voc(root: Source, split: str) -> Listing:
 def _find_lists(root: Path, files: Sequence[Path]) -> dict[str, Path]:
     """Find the lists of images of a folder by split; outside of VOC's place they must fit."""
     for place in LIST_FOLDERS:
-        lists = {file.stem: file for file in (root / place).glob("*.txt")}
-        if place != LIST_FOLDERS[0]:
-            lists = {
-                stem: file
-                for stem, file in lists.items()
-                if split_word(stem) and files and {*_read_list(file, root, files)[:1]} & {*files}
-            }
+        lists = {
+            file.stem: file
+            for file in (root / place).glob("*.txt")
+            if place == LIST_FOLDERS[0]
+            or (split_word(file.stem) and files and {*_read_list(file, root, files)[:1]} & {*files})
+        }
         if lists:
             return {
                 stem: file
@@ -165,7 +166,8 @@ def _choose_image(
     def rank(image: Path) -> tuple[bool, int, bool, bool]:
         parts = image.relative_to(root).parent.parts
         is_home = any(fold(part) in IMAGE_FOLDERS for part in parts)
-        return parts == own, _shared(own, parts), image.name == name, is_home
+        shared = common_end(own, parts) + common_end(own[::-1], parts[::-1])
+        return parts == own, shared, image.name == name, is_home
 
     images = [file for file in alike if is_image(file.name)]
     if not images:
@@ -176,13 +178,6 @@ def _choose_image(
         text = f"its image could be {' or '.join(map(str, (first, *others)))}"
         return Problem("missing image", str(path), text)
     return first
-
-
-def _shared(a: Sequence[str], b: Sequence[str]) -> int:
-    """Count the folders that two paths share, at their beginning and at their end."""
-    pairs = (zip(a, b, strict=False), zip(reversed(a), reversed(b), strict=False))
-    lengths = [[fold(x) == fold(y) for x, y in both] for both in pairs]
-    return sum((same.index(False) if False in same else len(same)) for same in lengths)
 
 
 def _parse(path: Path, problems: list[Problem]) -> ElementTree.Element | None:

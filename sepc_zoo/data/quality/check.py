@@ -18,18 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from sepc_zoo.data.annotations import (
-    ListedBox,
-    Listing,
-    Size,
-    build_annotations,
-    clip_box,
-    find_duplicates,
-    image_problem,
-    size_problem,
-)
+from sepc_zoo.data.annotations import Size, build_annotations, clip_box, image_problem, size_problem
 from sepc_zoo.data.formats.reader import find_data
 from sepc_zoo.data.images import ImageError, check_image, list_images, read_image, read_size
+from sepc_zoo.data.listing import ListedBox, Listing, find_duplicates
 from sepc_zoo.data.problems import (
     CORRECTED,
     SEVERITIES,

@@ -9,22 +9,18 @@ from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
-from sepc_zoo.data.annotations import (
+from sepc_zoo.data.annotations import Size, build_annotations, fit, size_problem, size_text
+from sepc_zoo.data.formats.coco import write_coco
+from sepc_zoo.data.images import read_orientation
+from sepc_zoo.data.listing import (
     ListedBox,
     ListedImage,
     Listing,
-    Size,
-    build_annotations,
     find_duplicates,
-    fit,
     relabel,
-    size_problem,
-    size_text,
     unique_ids,
     unite_classes,
 )
-from sepc_zoo.data.formats.coco import write_coco
-from sepc_zoo.data.images import read_orientation
 from sepc_zoo.data.problems import BAD_BOXES, Kind, unreadable
 from sepc_zoo.data.quality.check import (
     NO_PROGRESS,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sepc_zoo.config import AnchorConfig, FPNConfig
-from sepc_zoo.data.annotations import Listing
+from sepc_zoo.data.listing import Listing
 from sepc_zoo.ops.anchors import cell_anchors
 
 SMALL, MEDIUM = 32**2, 96**2  # upper limits of COCO's annotated areas, pixels

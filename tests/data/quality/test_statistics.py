@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sepc_zoo.config import AnchorConfig
-from sepc_zoo.data.annotations import ListedBox, ListedImage, Listing
+from sepc_zoo.data.listing import ListedBox, ListedImage, Listing
 from sepc_zoo.data.quality.statistics import (
     anchor_reach,
     anchor_reaches,

@@ -1,0 +1,162 @@
+"""Parquet files, folders of ``save_to_disk`` and the hub, read with the ``datasets`` library."""
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from huggingface_hub.errors import HfHubHTTPError
+
+from sepc_zoo.data.formats.huggingface_rows import (
+    CATEGORY_KEYS,
+    CLASS_FILE,
+    Classes,
+    Row,
+    first_of,
+    gather_classes,
+    named_classes,
+)
+from sepc_zoo.data.formats.layout import ONLY_SPLIT, Source
+from sepc_zoo.data.formats.parsing import read_class_names
+from sepc_zoo.data.problems import DataError, Problem, unreadable
+from sepc_zoo.files import write_atomically
+
+HUB_PREFIX = "hf-hub:"
+PARQUET_PATTERNS = ("*.parquet", "*/*.parquet")
+SAVED_FILE = "state.json"  # written by save_to_disk into each folder
+CACHE_FOLDER = "sepc_zoo"  # folder for images in the cache of ``datasets``
+KEYS = ("image_id", "width", "height", "objects")
+SHARD = re.compile(r"(.+?)-[0-9]+-of-[0-9]+")  # train-00000-of-00002.parquet
+
+
+def is_hub_name(root: Source) -> bool:
+    """Whether ``root`` is a data set of the hub rather than a folder."""
+    return os.fspath(root).startswith(HUB_PREFIX)
+
+
+def table_splits(root: Source) -> Mapping[str, Any]:
+    """Find the splits, each with its parquet files, its one folder of ``save_to_disk`` or its rows.
+
+    Raises:
+        DataError: the hub has no such data set, or cannot be reached.
+    """
+    if is_hub_name(root):
+        return _load_from_hub(os.fspath(root))
+    folder = Path(root)
+    if (folder / SAVED_FILE).is_file():
+        return {ONLY_SPLIT: [folder]}
+    splits = {path.parent.name: [path.parent] for path in folder.glob(f"*/{SAVED_FILE}")}
+    if not splits:
+        for file in sorted(file for pattern in PARQUET_PATTERNS for file in folder.glob(pattern)):
+            splits.setdefault(_parquet_split(file), []).append(file)
+    return splits
+
+
+def _parquet_split(file: Path) -> str:
+    """Get ``train`` of ``train-00000-of-00002.parquet``, ``train.parquet``, ``train/0.parquet``."""
+    if shard := SHARD.match(file.stem):
+        return shard[1]
+    return file.parent.name if file.stem.isdecimal() else file.stem
+
+
+def read_tables(root: Source, split: str, problems: list[Problem]) -> tuple[list[Row], Classes]:
+    """Read the rows of a split and its classes with the ``datasets`` library."""
+    with _library(root) as datasets:
+        dataset = _load(datasets, root, split)
+        features = dataset.features
+        images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+        image_key = "image" if "image" in features else next(iter(images), None)
+        if image_key is None or "objects" not in features:
+            raise unreadable(root, f"no columns image and objects, but {', '.join(features)}")
+        dataset = dataset.select_columns([key for key in (image_key, *KEYS) if key in features])
+        if image_key in images:
+            dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
+        name = os.fspath(root) if is_hub_name(root) else str(Path(root).resolve())
+        own = f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / own
+        rows = []
+        for i, columns in enumerate(dataset):
+            path = _image_path(columns.pop(image_key), Path(root), cache / f"{split}-{i:06d}")
+            if path is not None:
+                rows.append(Row(f"{split}: row {i}", path, columns))
+            else:
+                problems.append(Problem("broken entry", f"{split}: row {i}", "has no image"))
+        return rows, _table_classes(datasets, root, features["objects"])
+
+
+def _load(datasets: ModuleType, root: Source, split: str) -> Any:
+    """Load a split as an iterable of rows with ``features``; only the hub's is copied."""
+    files = table_splits(root)[split]
+    if not isinstance(files, list):
+        return files
+    if files[0].is_dir():
+        return datasets.load_from_disk(str(files[0]))
+    names = [glob.escape(str(file)) for file in files]
+    return datasets.load_dataset(
+        "parquet", data_files={ONLY_SPLIT: names}, split=ONLY_SPLIT, streaming=True
+    )
+
+
+@cache
+def _load_from_hub(name: str) -> Any:
+    """Load all splits of ``hf-hub:org/name[@revision]``; download those that are not cached."""
+    repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+    hint = (
+        "Check the name, or log in with `hf auth login`. Without network, HF_HUB_OFFLINE=1 finds "
+        "what was downloaded before."
+    )
+    with _library(name, hint) as datasets:
+        return datasets.load_dataset(repo_id, revision=revision or None)
+
+
+def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
+    """Find the file of an image that is bytes, a path, or a dict of these; bytes are written out.
+
+    The name has a part of the bytes' hash, so that data that changes is written again.
+    """
+    is_dict = isinstance(image, Mapping)
+    content, name = (image.get("bytes"), image.get("path")) if is_dict else (image, image)
+    if isinstance(content, bytes):
+        suffix = Path(name).suffix if isinstance(name, str) else ""
+        file = stem.with_name(f"{stem.name}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}")
+        if not file.exists():
+            write_atomically(file, lambda path: path.write_bytes(content))
+        return file
+    return root / name if isinstance(name, str) else None
+
+
+def _table_classes(datasets: ModuleType, root: Source, feature: Any) -> Classes:
+    """Find the classes of a table whose ``objects`` are of this feature."""
+    inner = getattr(feature, "feature", feature)  # the feature inside a list of objects
+    category = first_of(inner, CATEGORY_KEYS) if isinstance(inner, Mapping) else None
+    category = getattr(category, "feature", category)  # the feature inside a list of categories
+    if (names := getattr(category, "names", None)) is not None:
+        return named_classes(names, f"{os.fspath(root)}: the feature of objects")
+    if not is_hub_name(root) and (file := Path(root) / CLASS_FILE).is_file():
+        return named_classes(read_class_names(file), CLASS_FILE)
+    tables = (_load(datasets, root, other) for other in table_splits(root))
+    rows = (row for table in tables for row in table.select_columns(["objects"]))
+    return gather_classes(rows, os.fspath(root))
+
+
+@contextmanager
+def _library(root: Source, hint: str = "") -> Iterator[ModuleType]:
+    """Import ``datasets``; turn its errors into a DataError that names the data set."""
+    name = os.fspath(root)
+    try:
+        import datasets
+    except ImportError as error:
+        text = "reading parquet, save_to_disk or the hub needs the library datasets"
+        raise unreadable(name, f'{text}: pip install "sepc_zoo[datasets]"') from error
+    try:
+        yield datasets
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as e:
+        raise unreadable(name, e, hint) from e
