@@ -17,7 +17,8 @@ from openmmlab_goldens import (
 
 from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab, openmmlab_config
 from sepc_zoo.config import override
-from sepc_zoo.data.images import normalize, pad_and_stack, read_image, resize_image, resized_size
+from sepc_zoo.data.images import read_image
+from sepc_zoo.data.pixels import normalize, pad_and_stack, resize_image, resized_size
 from sepc_zoo.models.detector import Detector
 
 OUR_TERMS = {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sepc_zoo.checkpoints.convert.torchvision import our_name, renames, with_weights
 from sepc_zoo.config import DeltaCoder, DistanceCoder, override
-from sepc_zoo.data.images import normalize, pad_and_stack, resized_size
+from sepc_zoo.data.pixels import normalize, pad_and_stack, resized_size
 from sepc_zoo.inference.preprocess import plan_resize
 from sepc_zoo.methods.matching import match_by_iou
 from sepc_zoo.methods.targets import collate_targets

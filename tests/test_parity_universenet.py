@@ -16,7 +16,7 @@ from openmmlab_goldens import (
 )
 
 from sepc_zoo.checkpoints.convert.openmmlab import from_openmmlab
-from sepc_zoo.data.images import normalize
+from sepc_zoo.data.pixels import normalize
 from sepc_zoo.inference.preprocess import open_image, plan_resize
 
 FOLDER = "universenet"

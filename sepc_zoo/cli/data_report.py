@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from sepc_zoo.config import WeightsConfig
-from sepc_zoo.data.images import read_image, resize_image, resized_size
+from sepc_zoo.data.images import read_image
 from sepc_zoo.data.listing import ListedImage, Listing
+from sepc_zoo.data.pixels import resize_image, resized_size
 from sepc_zoo.data.quality.check import SEVERITIES, DataCheck, find_train
 from sepc_zoo.data.quality.statistics import anchor_reaches, class_counts, describe, gather_columns
 from sepc_zoo.evaluation.plots import plot_statistics

@@ -11,14 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sepc_zoo.data.annotations import Annotations, Record, Size
-from sepc_zoo.data.images import (
-    ImageError,
-    fitting_reduction,
-    normalize,
-    pad_and_stack,
-    read_image,
-    resized_size,
-)
+from sepc_zoo.data.images import ImageError, fitting_reduction, read_image
+from sepc_zoo.data.pixels import normalize, pad_and_stack, resized_size
 from sepc_zoo.data.sampling import draw_epoch, epoch_length
 from sepc_zoo.data.transforms.mixing import GREY, Mixer, Sample, Target, scale, select
 from sepc_zoo.data.transforms.pipeline import Transform

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sepc_zoo.config import DetectorConfig
-from sepc_zoo.data.images import normalize, pad_and_stack, padded_size
+from sepc_zoo.data.pixels import normalize, pad_and_stack, padded_size
 from sepc_zoo.inference.detections import DetectionDict, Detections
 from sepc_zoo.inference.preprocess import open_images
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views, detect_views

@@ -22,10 +22,8 @@ from sepc_zoo.data.images import (
     list_images,
     pixels_of_pil,
     read_image,
-    resize_image,
-    resize_scale,
-    resized_size,
 )
+from sepc_zoo.data.pixels import resize_image, resize_scale, resized_size
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 URL_START = ("http://", "https://")

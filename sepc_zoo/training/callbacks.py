@@ -11,7 +11,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from sepc_zoo.data import Batch
-from sepc_zoo.data.images import ImageError, pad_and_stack
+from sepc_zoo.data.images import ImageError
+from sepc_zoo.data.pixels import pad_and_stack
 from sepc_zoo.evaluation.plots import plot_curves
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.drawing import contact_sheet, draw_batch

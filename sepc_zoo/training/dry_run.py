@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sepc_zoo.data import Batch, collate
-from sepc_zoo.data.images import resized_size
+from sepc_zoo.data.pixels import resized_size
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
 from sepc_zoo.training.logging import used_memory

@@ -14,15 +14,11 @@ from sepc_zoo.data.images import (
     check_image,
     fitting_reduction,
     list_images,
-    normalize,
-    pad_and_stack,
     read_image,
     read_size,
-    resize_image,
-    resize_scale,
-    resized_size,
     rgb_of_pil,
 )
+from sepc_zoo.data.pixels import normalize, pad_and_stack, resize_image, resize_scale, resized_size
 
 HEIGHT, WIDTH = 48, 64
 ORIENTATION = 0x0112

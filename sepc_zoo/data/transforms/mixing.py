@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sepc_zoo.data.images import resize_image, resized_size
+from sepc_zoo.data.pixels import resize_image, resized_size
 from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.ops.boxes import box_area, box_iof
 

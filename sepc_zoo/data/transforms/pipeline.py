@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from sepc_zoo.data.images import resize_image, resized_size
+from sepc_zoo.data.pixels import resize_image, resized_size
 from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.data.transforms.mixing import Target, chance, random_crop, select, uniform
 from sepc_zoo.data.transforms.warp import Warp
