@@ -42,19 +42,11 @@ class _Broken(Exception):  # noqa: N818
 
 
 def download(url: str, path: Path, sha256: str = "") -> None:
-    """Download a file; it appears at ``path`` once it is complete.
+    """Download a file; it appears at ``path`` once it is complete, or a DownloadError says why not.
 
     What an interrupted process has got lies beside it, and the next call asks for the rest. An
     error leaves nothing. Without a hash nothing could tell two halves that do not fit, so such a
-    file is downloaded in one piece.
-
-    Args:
-        url: its address.
-        path: file to write.
-        sha256: first digits of its hash.
-
-    Raises:
-        DownloadError: the file cannot be had.
+    file is downloaded in one piece. ``sha256`` has the first digits of the hash.
     """
     part = path.with_name(f"{path.name}.part")
     if not sha256:
@@ -147,9 +139,8 @@ class Watch:
     def __call__(self, received: int, total: int | None = None) -> None:
         """Note how many bytes have come, of how many in the whole file.
 
-        Raises:
-            DownloadError: the file is larger than any checkpoint, or than the space on the disk.
-            _Broken: nearly nothing has come for a while.
+        Raises a DownloadError over a file too large for a checkpoint or for the disk, and _Broken
+        where nearly nothing has come for a while.
         """
         self.received, there, total = received, self.start + received, total or 0
         if max(total, there) > MAX_BYTES:
@@ -200,11 +191,7 @@ def _download_from_drive(url: str, part: Path) -> None:
 
 
 def check_hash(path: Path, sha256: str) -> None:
-    """Compare a file with the first digits of its hash.
-
-    Raises:
-        DownloadError: it has another hash.
-    """
+    """Raise a DownloadError unless the SHA-256 of a file starts with these digits."""
     actual = hash_of(path)
     if not actual.startswith(sha256):
         raise DownloadError(

@@ -110,11 +110,7 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
 
 
 class BoundedBuilding(TorchFunctionMode):
-    """Stops building a model after ``MAX_CALLS`` calls of torch, which takes seconds.
-
-    Raises:
-        ConfigError: from within the code that builds.
-    """
+    """Raises a ConfigError after ``MAX_CALLS`` calls of torch to build a model, some seconds."""
 
     calls = 0
 
@@ -128,8 +124,7 @@ class BoundedBuilding(TorchFunctionMode):
 def has_computed_tensors(model: nn.Module) -> bool:
     """Whether a model has tensors that its weights file lacks, or tensors with two names.
 
-    Raises:
-        ConfigError: they need more memory than any sensible model.
+    More than ``MAX_TABLES`` bytes of them raise a ConfigError.
     """
     saved = {id(value) for value in model.state_dict(keep_vars=True).values()}
     computed = [
@@ -145,11 +140,7 @@ def has_computed_tensors(model: nn.Module) -> bool:
 
 
 def read_config(folder: Path) -> DetectorConfig:
-    """Read the config of a model folder.
-
-    Raises:
-        HubError: it is not valid; names the file and the entry.
-    """
+    """Read the config of a model folder; a HubError names the file and the entry that is wrong."""
     file = folder / CONFIG_FILE
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
@@ -165,22 +156,14 @@ def read_config(folder: Path) -> DetectorConfig:
 
 
 def load_weights(model: Detector, file: Path) -> None:
-    """Load a safetensors file, strictly.
-
-    Raises:
-        HubError: the file is damaged, or tensors are missing, left over or misshapen; names them.
-    """
+    """Load a safetensors file strictly; a HubError names damage, and tensors that do not fit."""
     state = read_weights(file)
     refuse_misfits(state, model.state_dict(), f"{file} does not fit {model.config.architecture}")
     model.load_state_dict(state)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file.
-
-    Raises:
-        HubError: the file is missing or damaged.
-    """
+    """Read the tensors of a safetensors file; HubError if it is missing or damaged."""
     read_shapes(file)
     try:
         return load_file(file)
@@ -191,10 +174,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def read_shapes(file: Path) -> dict[str, Tensor]:
     """Read the header of a safetensors file: its tensors on the meta device, without values.
 
-    Floating-point numbers of any size are float32, and integers int64.
-
-    Raises:
-        HubError: the file is missing or damaged.
+    Floating-point numbers of any size are float32, and integers int64. HubError as in
+    ``read_weights``.
     """
     try:
         with safe_open(file, "pt") as content:
@@ -224,10 +205,7 @@ def refuse_misfits(
     text: str,
     error: type[Exception] = HubError,
 ) -> None:
-    """Raise ``error`` if tensors are missing, left over or misshapen, or cannot be right.
-
-    Its message is ``text``, and a line for each of them.
-    """
+    """Raise ``error`` with ``text`` and a line for each of the ``misfits``, if there are any."""
     if problems := misfits(state, wanted):
         raise error("\n".join([f"{text}:", *problems]))
 

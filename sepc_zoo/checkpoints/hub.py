@@ -64,8 +64,7 @@ class Request(NamedTuple):
 def fetch_model(request: Request) -> Path:
     """Download a model folder into the cache: first its config, which is checked, then its weights.
 
-    Raises:
-        HubError: names the cause and what to do; an unreachable hub is asked once.
+    A HubError names the cause and what to do; an unreachable hub is asked once.
     """
     config = fetch_file(request, CONFIG_FILE)
     read_config(config.parent)
@@ -76,15 +75,9 @@ def fetch_model(request: Request) -> Path:
 def fetch_backbone(name: str, **download: Any) -> Path | None:
     """Download timm's ImageNet weights of a backbone unless they are in the cache.
 
-    Args:
-        name: timm's name of the model.
-        download: ``cache_dir``, ``token`` and ``local_files_only``.
-
-    Returns:
-        A safetensors file; None for a model that timm does not keep on the hub.
-
-    Raises:
-        HubError: an unreachable hub is asked once, and waited for ``BACKBONE_TIMEOUT`` seconds.
+    Returns a safetensors file; None for a model that timm does not keep on the hub. ``download``
+    has ``cache_dir``, ``token`` and ``local_files_only``. The hub is asked once, and waited for
+    ``BACKBONE_TIMEOUT`` seconds; then a HubError says what to do.
     """
     known = timm.get_pretrained_cfg(name)
     source = known.hf_hub_id if known and known.custom_load != "hf" else None
@@ -131,11 +124,7 @@ def fetch_file(
 
 
 def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | None:
-    """Ask the hub once where a file is; the error if it did not answer.
-
-    Raises:
-        HubError: the hub answered no.
-    """
+    """Ask the hub once where a file is; the error if it did not answer, HubError if it said no."""
     try:
         url = hf_hub_url(request.repo_id, file, revision=request.revision)
         found = get_hf_file_metadata(url, token=request.token, timeout=timeout)
@@ -161,11 +150,7 @@ def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | No
 
 
 def check_answer(etag: str | None, commit: str | None, size: int | None) -> None:
-    """Check what a hub says about a file before anything is done with it.
-
-    Raises:
-        StrangeAnswer: it is not what a hub says.
-    """
+    """Raise a StrangeAnswer over what no hub says about a file, before anything is done with it."""
     if not etag or not commit:
         raise StrangeAnswer(
             "answered without the headers of a hub: a login page of this network is in between, or "
@@ -178,13 +163,10 @@ def check_answer(etag: str | None, commit: str | None, size: int | None) -> None
 
 
 def check_hash(path: Path, request: Request) -> None:
-    """Compare a file in the cache with the hash that the cache names it by.
+    """Raise a HubError unless a file in the cache has the hash that the cache names it by.
 
     This happens once: a marker beside the file remembers its size and time of modification, and a
     file that differs from its marker is hashed again.
-
-    Raises:
-        HubError: the file is incomplete or was altered.
     """
     blob = path.resolve()
     if len(blob.name) not in (40, 64):  # a cache without symbolic links does not know the hash

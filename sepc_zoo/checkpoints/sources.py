@@ -89,13 +89,8 @@ def find_published(name: str, **download: Any) -> Path:
 def published_row(name: str, publisher: str | None = None) -> Published:
     """The row of published weights that a name stands for; without a tag the first one.
 
-    Args:
-        name: of a model.
-        publisher: whose weights, a key of ``PUBLISHERS``; anybody's by default.
-
-    Raises:
-        UnknownModelError: the name builds no model.
-        HubError: no weights of this model are published.
+    It is by ``publisher``, a key of ``PUBLISHERS``, or anybody. A name that builds no model raises
+    an UnknownModelError, one without weights a HubError.
     """
     model_config(name)  # raises for an unknown name
     row = find_row(name, publisher)
@@ -200,11 +195,7 @@ def locked(row: Published) -> Iterator[None]:
 
 
 def fetch_checkpoint(row: Published, work: Path, url: str | None = None) -> Path:
-    """Download the checkpoint of a row into the folder ``work``.
-
-    Raises:
-        HubError: it cannot be had; the message says what to do.
-    """
+    """Download the checkpoint of a row into the folder ``work``; a HubError says what to do."""
     address = address_of(row, url)
     publisher = PUBLISHERS[row.publisher]
     tell(f"downloading {row.name} from {address}: weights of {publisher.title}; {publisher.terms}")
@@ -253,11 +244,7 @@ def tell(text: str) -> None:
 
 
 def verify(model: Detector, folder: Path) -> None:
-    """Check that a folder builds the same model again.
-
-    Raises:
-        CheckpointError: it does not.
-    """
+    """Raise a CheckpointError unless a folder builds the same model again."""
     again = read_model(folder)
     state = again.state_dict()
     same = config_to_json(again.config) == config_to_json(model.config) and all(

@@ -118,8 +118,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 class EpochSampler(Sampler[int]):
     """Shuffles by seed and by the data set's epoch, which is kept in one place only.
 
-    Args:
-        factors: how often each image comes in an epoch ``(N,)``; None: once.
+    ``factors (N,)`` say how often each image comes in an epoch; None: once.
     """
 
     dataset: DetectionDataset

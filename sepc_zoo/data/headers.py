@@ -14,8 +14,9 @@ MAX_PLAIN = 2**26  # pixels of an image that PIL takes for no attack
 
 
 def plain_jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
-    """Read the (height, width) of a complete grey or YCbCr JPEG without EXIF data, several times
-    faster than PIL does; None for all other files.
+    """Read the (height, width) of a complete grey or YCbCr JPEG without EXIF data; None for others.
+
+    Several times faster than PIL.
     """
     head, size, place = file.read(HEAD_BYTES), None, 2
     if not head.startswith(JPEG_START):

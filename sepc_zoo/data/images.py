@@ -141,11 +141,7 @@ def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, 
 
 
 def read_orientation(path: str | os.PathLike[str]) -> int:
-    """Read the EXIF orientation 1...8 of an image file from its header; 1 is upright as stored.
-
-    Raises:
-        ImageError: the file is missing or has no header of an image.
-    """
+    """Read the EXIF orientation 1...8 of an image file from its header; 1 is upright as stored."""
     with _naming(path), open(path, "rb") as file, Image.open(file) as image:
         return _orientation(image)
 

@@ -36,10 +36,8 @@ def normalize(
 ) -> Tensor:
     """Normalise uint8 images ``(N, C, H, W)`` for a network: scaled to 0...1, minus mean, over std.
 
-    Pixels beyond the (height, width) of an image become 0. Does not synchronise a GPU.
-
-    Args:
-        dtype: Of the result; by default torch's default.
+    Pixels beyond the (height, width) of an image become 0. The result is of ``dtype``, by default
+    torch's. Does not synchronise a GPU.
     """
     images = _copy_as(images, dtype or torch.get_default_dtype()).div_(255)
     for channel, (m, s) in enumerate(zip(mean, std, strict=True)):

@@ -147,11 +147,7 @@ class Records(Sequence[Record]):
         )
 
     def write(self, file: IO[bytes]) -> list[Place]:
-        """Write the columns to a file; return what ``map_records`` needs to find them there.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Write the columns to a file; return what ``map_records`` needs to find them there."""
         places = []
         try:
             for field in fields(self):

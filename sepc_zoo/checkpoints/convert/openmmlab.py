@@ -90,14 +90,7 @@ def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
 
 
 def openmmlab_config(name: str) -> DetectorConfig:
-    """The config of a model as openmmlab trained it.
-
-    Args:
-        name: name of their config, or ours.
-
-    Raises:
-        UnknownModelError: there is no such model.
-    """
+    """The config of a model as openmmlab trained it; ``name`` is their config's, or ours."""
     theirs = name if openmmlab.our_name(name) else openmmlab.config_name(name)
     ours = openmmlab.our_name(theirs)
     if ours is not None:

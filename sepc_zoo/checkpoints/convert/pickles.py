@@ -75,8 +75,7 @@ STAND_INS: list[Any] = [
 def read_checkpoint(path: str | Path) -> Any:
     """The content of a checkpoint: tensors, plain data, and stand-ins for known classes.
 
-    Raises:
-        CheckpointError: the file is missing or damaged, or names other code.
+    A file that is missing or damaged, or names other code, raises a CheckpointError.
     """
     try:
         with torch.serialization.safe_globals(STAND_INS):

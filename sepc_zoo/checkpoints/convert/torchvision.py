@@ -115,11 +115,7 @@ def select_classes(key: str, value: Tensor, ids: list[int]) -> Tensor:
 
 
 def our_name(name: str) -> str:
-    """Our name with its tag, of torchvision's name or ours.
-
-    Raises:
-        UnknownModelError: torchvision published no such model.
-    """
+    """Our name with its tag, of torchvision's name or ours; UnknownModelError for another name."""
     rows = [row for row in PUBLISHED.values() if row.publisher == "torchvision"]
     for row in sorted(rows, key=lambda row: row.name):  # version 1 before version 2
         theirs = row.url.rpartition("/")[2].rpartition("_coco")[0]

@@ -86,8 +86,7 @@ class BoxColumns:
 class CocoFile:
     """A COCO instances file; what is wrong with it is added to ``problems``.
 
-    Raises:
-        DataError: the file is no COCO instances file.
+    A file that is none raises a DataError.
     """
 
     def __init__(self, path: Path, problems: list[Problem]) -> None:
@@ -285,10 +284,7 @@ def look_up(keys: NDArray[np.int64], values: Mapping[Any, int]) -> NDArray[np.in
 def _read_in_windows(file: IO[bytes], columns: BoxColumns) -> dict[str, Any]:
     """Read the annotations into columns, a part of the file at a time; return the other tables.
 
-    The parts are decoded strictly, so that a file that is unlike what is expected gives an error.
-
-    Raises:
-        DecodeError: the file has no list of annotations, or is not JSON.
+    The parts are decoded strictly: a file that is unlike what is expected raises a DecodeError.
     """
     head, start = b"", None
     while start is None and (window := file.read(WINDOW)):

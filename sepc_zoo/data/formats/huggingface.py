@@ -128,11 +128,7 @@ def _read_metadata(
 
 
 def _read_rows(file: Path, problems: list[Problem]) -> list[tuple[int, dict[str, Any]]]:
-    """Read the rows of a metadata file with their line numbers; broken ones become problems.
-
-    Raises:
-        DataError: not a text file, or not CSV.
-    """
+    """Read the rows of a metadata file with their line numbers; broken ones become problems."""
     text = read_text(file)
     entries: list[tuple[int, Any]]
     if file.suffix == ".csv":

@@ -57,8 +57,7 @@ def list_image(row: Row, image_id: int, classes: Classes, problems: list[Problem
 def parse_objects(objects: Any) -> list[dict[str, Any]]:
     """Turn ``objects``, lists by key or a list of objects, into annotations with COCO's keys.
 
-    Raises:
-        ValueError: says what is wrong.
+    A ValueError says what is wrong.
     """
     if not objects:
         return []

@@ -36,10 +36,8 @@ def fold(name: str) -> str:
 class Finder:
     """Finds files by paths as data sets write them: of another machine, case or Unicode form.
 
-    Each folder is listed once, and no other file is touched.
-
-    Args:
-        bases: Folders to which paths may be relative, the likeliest first.
+    The paths may be relative to ``bases``, the likeliest first. Each folder is listed once, and no
+    other file is touched.
     """
 
     def __init__(self, bases: Iterable[Path]) -> None:
@@ -173,16 +171,9 @@ def matching_splits(split: str, names: Sequence[str]) -> list[str]:
 
 
 def choose_split(split: str, names: Sequence[str], where: object, pattern: str = "{}") -> str:
-    """Choose the one name that may be meant by ``split``.
+    """Choose the one of ``names`` that may be meant by ``split``; DataError if none or several may.
 
-    Args:
-        split: The name asked for.
-        names: The names present.
-        where: File or folder, for messages.
-        pattern: What a name is part of, for messages.
-
-    Raises:
-        DataError: no such name, or several.
+    Its message names ``where``, a file or folder, and what a name is part of, ``pattern``.
     """
     matches = matching_splits(split, names)
     if len(matches) == 1:

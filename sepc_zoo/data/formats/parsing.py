@@ -13,8 +13,7 @@ from sepc_zoo.data.problems import Problem, unreadable
 def read_text(path: Path, errors: str = "strict") -> str:
     """Read a UTF-8 file, without the byte order mark of Windows programs.
 
-    Raises:
-        DataError: the file cannot be read, or is of another encoding; names file and line.
+    A file that cannot be read, or is of another encoding, raises a DataError with file and line.
     """
     try:
         return path.read_bytes().decode("utf-8-sig", errors)
@@ -38,8 +37,7 @@ def read_paths(path: Path) -> list[str]:
 def read_class_names(path: Path) -> list[str]:
     """Read a file with one class name per line.
 
-    Raises:
-        DataError: no names, or an empty line between them, which would shift all that follow.
+    DataError if there are none, or an empty line between them, which would shift all that follow.
     """
     lines = read_lines(path)
     while lines and not lines[-1]:

@@ -31,11 +31,7 @@ class YoloFolder(NamedTuple):
 
 
 def describe(root: Path) -> YoloFolder | None:
-    """Describe a folder, or a YAML file in its place; None for another layout.
-
-    Raises:
-        DataError: a broken ``data.yaml``, ``obj.data`` or ``classes.txt``, or several of them.
-    """
+    """Describe a folder, or a YAML file in its place; None for another layout."""
     is_yaml = root.is_file() and root.suffix.lower() in YAML_SUFFIXES
     if file := root if is_yaml else _find_yaml(root):
         return _describe_yaml(file)
@@ -154,11 +150,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_names(names: Any, number: Any, path: Path, bases: Sequence[Path]) -> dict[int, str]:
-    """Parse class names by number from a list, a dict or a file; by default the numbers themselves.
-
-    Raises:
-        DataError: names the entry.
-    """
+    """Parse class names by number: a list, a dict or a file; by default the numbers themselves."""
     if names is None and isinstance(number, int):
         return {i: str(i) for i in range(number)}
     if isinstance(names, str):

@@ -137,11 +137,7 @@ def parse_lines(
 
 
 def _parse_line(text: str, has_keypoints: bool) -> Line:
-    """Parse a line of a label file.
-
-    Raises:
-        ValueError: says what is wrong with it.
-    """
+    """Parse a line of a label file; a ValueError says what is wrong with it."""
     try:
         number, *values = map(float, text.split())
     except ValueError:

@@ -104,10 +104,8 @@ def anchor_reach(columns: Columns, image_size: tuple[int, int], anchors: AnchorC
 
 
 def resize_factors(sizes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Compute the factors ``(N,)`` by which images of height and width ``(N, 2)`` are resized.
-
-    Args:
-        image_size: the maximum short and long side.
+    """Compute the factors ``(N,)`` that resize images of height and width ``(N, 2)`` to at most
+    ``image_size`` (short, long side).
     """
     short, long = image_size
     return np.minimum(long / sizes.max(axis=1), short / sizes.min(axis=1))
@@ -118,9 +116,8 @@ def best_ious(
 ) -> np.ndarray:
     """Compute the highest IoU ``(G,)`` of boxes of height and width ``(G, 2)`` with an anchor.
 
-    Args:
-        strides: of the levels, pixels.
-        offset: distance between the centres of box and anchor in both directions, strides.
+    The ``strides`` of the levels are in pixels. ``offset`` is the distance between the centres of
+    box and anchor in both directions, in strides.
     """
     best = np.zeros(len(boxes))
     for stride in strides:
