@@ -3,7 +3,6 @@
 Errors stop a training, at its start or later; warnings do not; notes are no faults.
 """
 
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -14,13 +13,11 @@ from itertools import combinations, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from sepc_zoo.data.annotations import Size, build_annotations, clip_box, image_problem, size_problem
+from sepc_zoo.data.annotations import Size, build_annotations, clip_box, size_problem
 from sepc_zoo.data.formats.reader import find_data
-from sepc_zoo.data.images import ImageError, check_image, list_images, read_image, read_size
+from sepc_zoo.data.images import list_images
 from sepc_zoo.data.listing import ListedBox, Listing, find_duplicates
 from sepc_zoo.data.problems import (
     CORRECTED,
@@ -32,10 +29,10 @@ from sepc_zoo.data.problems import (
     Severity,
     unreadable,
 )
+from sepc_zoo.data.quality.image_files import ImageFile, inspect_image, picture_key
 
 MAX_OVERHANG = 0.01  # pixels outside the image that are taken for rounding
 MIN_SIDE = 1.0  # pixels; smaller boxes are taken for accidents
-MIN_BRIGHTEST = 16  # of 255; an image without such a pixel is next to black
 MAX_ELONGATION = 20.0  # long side over short side
 
 
@@ -47,16 +44,6 @@ class Finding(NamedTuple):
     split: str  # "": of the whole data set
     where: str  # file, and line or entry
     text: str
-
-
-class ImageFile(NamedTuple):
-    """The result of decoding an image file."""
-
-    size: Size | None  # upright; None: it cannot be decoded
-    stored: Size | None  # before its EXIF rotation
-    digest: bytes  # digest of the upright pixels
-    problem: Problem | None = None
-    dark: str = ""  # says how little light is in it, if it is next to black
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,42 +105,6 @@ def check_data(
     order = {kind: i for i, kind in enumerate(SEVERITY_OF)}
     worst_first = sorted(once.values(), key=lambda f: (SEVERITIES.index(f.severity), order[f.kind]))
     return DataCheck(root, listings, files, joint, tuple(worst_first))
-
-
-def inspect_image(path: Path) -> ImageFile:
-    """Decode an image file as training does, and digest its pixels."""
-    try:
-        check_image(path)
-        size, stored = read_size(path), read_size(path, upright=False)
-        pixels = read_image(path, channels=None).contiguous().numpy()
-    except ImageError as error:
-        return ImageFile(None, None, b"", image_problem(path, error))
-    except Exception as error:  # decoders may raise anything; one bad file never stops the others
-        text = f"{type(error).__name__}: {error}"
-        return ImageFile(None, None, b"", Problem("broken image", str(path), text))
-    digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
-    digest.update(pixels.data)
-    brightest = int(pixels.max())
-    dark = describe_dark(path, brightest) if brightest < MIN_BRIGHTEST else ""
-    return ImageFile(size, stored, digest.digest(), dark=dark)
-
-
-def describe_dark(path: Path, brightest: int) -> str:
-    """Say that an image is next to black, and whether it holds fewer bits than its file could."""
-    text = f"no pixel is brighter than {brightest} of 255"
-    with Image.open(path) as image:
-        top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
-    if not top:
-        return text
-    return (
-        f"{text}: its 16-bit samples end at {top}, and are read as 0 to 65535; if they have "
-        f"{top.bit_length()} bits, multiply them by {2 ** (16 - top.bit_length())}"
-    )
-
-
-def picture_key(path: Path, files: Mapping[Path, ImageFile]) -> Hashable:
-    """Identify a picture by its pixels, or by its path if it cannot be decoded."""
-    return files[path].digest or path
 
 
 def _joint_splits(

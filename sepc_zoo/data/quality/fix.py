@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
@@ -25,15 +26,14 @@ from sepc_zoo.data.problems import BAD_BOXES, Kind, unreadable
 from sepc_zoo.data.quality.check import (
     NO_PROGRESS,
     DataCheck,
-    ImageFile,
     Progress,
     count_boxes,
     find_train,
     format_box,
     names_alike,
-    picture_key,
     review_boxes,
 )
+from sepc_zoo.data.quality.image_files import ImageFile, picture_key
 from sepc_zoo.files import new_folder, write_csv
 
 RESOLVED: dict[Kind, str] = {  # without leaving anything out
@@ -250,7 +250,7 @@ def _separate_splits(
 def _share_classes(
     listings: Mapping[str, Listing], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
-    """Give all splits the same classes; names that are alike become one."""
+    """Give all splits the same classes, by rising id; names that are alike become one."""
     groups = names_alike(listings.values())
     spelling = {name: group.most_common(1)[0][0] for group in groups for name in group}
     renamed = {}
@@ -263,22 +263,18 @@ def _share_classes(
                 notes[split](listing.source, text)
         renamed[split] = listing._replace(label_names=names)
     id_of = unite_classes(renamed.values())
-    return {
-        split: _give_classes(listing, id_of, notes[split]) for split, listing in renamed.items()
-    }
-
-
-def _give_classes(listing: Listing, id_of: Mapping[str, int], note: Note) -> Listing:
-    """Give a split these classes, by rising id."""
-    for name, old in zip(listing.label_names, listing.category_ids, strict=True):
-        if old not in (None, id_of[name]):
-            note(listing.source, f"category id {old} ({name!r}) became {id_of[name]}")
     names = sorted(id_of, key=id_of.__getitem__)
-    for name in names:
-        if name not in listing.label_names:
-            note(listing.source, f"class {name!r} added, as another split has it")
     ids = [id_of[name] for name in names]
-    return relabel(listing, names)._replace(category_ids=ids, problems=[])
+    for split, listing in renamed.items():
+        note = partial(notes[split], listing.source)
+        for name, old in zip(listing.label_names, listing.category_ids, strict=True):
+            if old not in (None, id_of[name]):
+                note(f"category id {old} ({name!r}) became {id_of[name]}")
+        for name in names:
+            if name not in listing.label_names:
+                note(f"class {name!r} added, as another split has it")
+        renamed[split] = relabel(listing, names)._replace(category_ids=ids, problems=[])
+    return renamed
 
 
 def _number_images(listing: Listing, note: Note) -> Listing:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sepc_zoo.config import AnchorConfig, FPNConfig
-from sepc_zoo.data.listing import Listing
+from sepc_zoo.data.listing import ListedImages, Listing
 from sepc_zoo.ops.anchors import cell_anchors
 
 SMALL, MEDIUM = 32**2, 96**2  # upper limits of COCO's annotated areas, pixels
@@ -47,17 +47,10 @@ class Columns(NamedTuple):
 
 def gather_columns(listing: Listing) -> Columns:
     """Make arrays of a clean listing: all images have a size, all boxes a label."""
-    boxes = [box for image in listing.images for box in image.boxes]
-    counts = [len(image.boxes) for image in listing.images]
-    xyxy = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
-    return Columns(
-        np.array([image.size for image in listing.images], dtype=np.int64).reshape(-1, 2),
-        np.repeat(np.arange(len(counts)), counts),
-        np.stack([xyxy[:, 3] - xyxy[:, 1], xyxy[:, 2] - xyxy[:, 0]], axis=1),
-        np.array([box.area for box in boxes], dtype=np.float64),
-        np.array([box.label for box in boxes], dtype=np.int64),
-        np.array([bool(box.iscrowd) for box in boxes], dtype=bool),
-    )
+    boxes = ListedImages.of(listing.images)
+    sizes = np.array([image.size for image in listing.images], dtype=np.int64).reshape(-1, 2)
+    box_sizes = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2])[:, ::-1]
+    return Columns(sizes, boxes.image, box_sizes, boxes.area, boxes.labels, boxes.iscrowd > 0)
 
 
 def describe(columns: Columns, listing: Listing) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def train_transform(
     """
     asked = augmentation
     steps: list[Transform | v2.Transform] = [
-        Crop(asked.crop),
+        partial(crop_at_random, asked.crop),
         ResizeWithBoxes(short, long, asked.factors(short), asked.scale_range, antialias),
         v2.RandomHorizontalFlip(asked.hflip),
     ]
@@ -75,15 +76,10 @@ class OnPixels:
         return tv_tensors.Image(self.transform(image[:, None])[:, 0]), target
 
 
-@dataclass(frozen=True)
-class Crop:
-    """Crops an image at random."""
-
-    probability: float
-
-    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        sample = image, target
-        return random_crop(sample) if chance(self.probability) else sample
+def crop_at_random(probability: float, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Crop an image with this probability, see ``random_crop``."""
+    sample = image, target
+    return random_crop(sample) if chance(probability) else sample
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""Image files, decoded as training does: sizes, a digest of the pixels, and what is wrong."""
+
+import hashlib
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sepc_zoo.data.annotations import Size, image_problem
+from sepc_zoo.data.images import ImageError, check_image, read_image, read_size
+from sepc_zoo.data.problems import Problem
+
+MIN_BRIGHTEST = 16  # of 255; an image without such a pixel is next to black
+
+
+class ImageFile(NamedTuple):
+    """The result of decoding an image file."""
+
+    size: Size | None  # upright; None: it cannot be decoded
+    stored: Size | None  # before its EXIF rotation
+    digest: bytes  # digest of the upright pixels
+    problem: Problem | None = None
+    dark: str = ""  # says how little light is in it, if it is next to black
+
+
+def inspect_image(path: Path) -> ImageFile:
+    """Decode an image file as training does, and digest its pixels."""
+    try:
+        check_image(path)
+        size, stored = read_size(path), read_size(path, upright=False)
+        pixels = read_image(path, channels=None).contiguous().numpy()
+    except ImageError as error:
+        return ImageFile(None, None, b"", image_problem(path, error))
+    except Exception as error:  # decoders may raise anything; one bad file never stops the others
+        text = f"{type(error).__name__}: {error}"
+        return ImageFile(None, None, b"", Problem("broken image", str(path), text))
+    digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
+    digest.update(pixels.data)
+    brightest = int(pixels.max())
+    dark = _describe_dark(path, brightest) if brightest < MIN_BRIGHTEST else ""
+    return ImageFile(size, stored, digest.digest(), dark=dark)
+
+
+def _describe_dark(path: Path, brightest: int) -> str:
+    """Say that an image is next to black, and whether it holds fewer bits than its file could."""
+    text = f"no pixel is brighter than {brightest} of 255"
+    with Image.open(path) as image:
+        top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+    if not top:
+        return text
+    return (
+        f"{text}: its 16-bit samples end at {top}, and are read as 0 to 65535; if they have "
+        f"{top.bit_length()} bits, multiply them by {2 ** (16 - top.bit_length())}"
+    )
+
+
+def picture_key(path: Path, files: Mapping[Path, ImageFile]) -> Hashable:
+    """Identify a picture by its pixels, or by its path if it cannot be decoded."""
+    return files[path].digest or path
