@@ -127,50 +127,17 @@ def built_or_refused(folder, files):
 # Values of JSON
 
 TRICKS = [
-    *(
-        "",
-        ".",
-        "..",
-        "../x",
-        "../../etc/passwd",
-        "/etc/passwd",
-        "~/x",
-        "a/b",
-        "a\0b",
-        "x" * 100_000,
-    ),
+    *("", ".", "..", "../x", "../../etc/passwd", "/etc/passwd", "~/x", "a/b", "a\0b"),
+    *("x" * 100_000,),
     *("hf-hub:zoo/model", "hf_hub:zoo/model", "local-dir:/tmp", "timm/resnet18.tv_in1k"),
     *("https://example.com/x", "file:///etc/passwd", "\ud800", "\u202e", "\x1b[2J", "%n%s", "{0}"),
     *("__import__('os').system('true')", "torch.nn.Identity", "resnet18.nope", "resnet18"),
-    *(
-        "retinanet",
-        "freeanchor",
-        "resnet50",
-        "vit_tiny_patch16_224",
-        "swin_tiny_patch4_window7_224",
-    ),
+    *("retinanet", "freeanchor", "resnet50", "vit_tiny_patch16_224"),
+    *("swin_tiny_patch4_window7_224",),
 ]
 NUMBERS = [
-    *(
-        -1,
-        0,
-        1,
-        2,
-        3,
-        7,
-        8,
-        64,
-        255,
-        4096,
-        16384,
-        10**5,
-        10**6,
-        10**9,
-        2**31,
-        2**63,
-        2**64,
-        10**400,
-    ),
+    *(-1, 0, 1, 2, 3, 7, 8, 64, 255, 4096, 16384, 10**5, 10**6, 10**9, 2**31, 2**63, 2**64),
+    *(10**400,),
     *(-(2**63), 0.0, -0.0, 0.5, 1e-320, 1e300, float("nan"), float("inf"), float("-inf"), 10**4000),
 ]
 numbers = st.sampled_from(NUMBERS) | st.integers() | st.floats()
@@ -186,16 +153,8 @@ KWARGS = [
     *("out_indices", "output_stride", "act_layer", "norm_layer", "norm_eps", "drop_path_rate"),
     *("feature_cls", "feature_cfg", "features_only", "pretrained", "checkpoint_path", "cache_dir"),
     *("pretrained_cfg", "num_classes", "global_pool", "block", "block_args", "bn_eps", "pad_type"),
-    *(
-        "model_name",
-        "self",
-        "variant",
-        "scriptable",
-        "no_jit",
-        "stem_size",
-        "round_chs_fn",
-        "kwargs",
-    ),
+    *("model_name", "self", "variant", "scriptable", "no_jit", "stem_size", "round_chs_fn"),
+    *("kwargs",),
 ]
 BACKBONES = [
     "resnet18",
@@ -272,33 +231,10 @@ def test_any_arguments_of_a_backbone(good, folder, backbone, kwargs):
 
 
 PIECES_OF_JSON = [
-    *(
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b",",
-        b":",
-        b'"',
-        b"\\",
-        b"\\u",
-        b"\0",
-        b"\xff",
-        b"\xc0\x80",
-        b"\xed",
-    ),
-    *(
-        b"NaN",
-        b"-Infinity",
-        b"1e999",
-        b"-",
-        b"9" * 5000,
-        b"9" * 4000,
-        b"null",
-        b"true",
-        b"{}",
-        b"//",
-    ),
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"\0", b"\xff", b"\xc0\x80"),
+    *(b"\xed",),
+    *(b"NaN", b"-Infinity", b"1e999", b"-", b"9" * 5000, b"9" * 4000, b"null", b"true", b"{}"),
+    *(b"//",),
     *(b"\xef\xbb\xbf", b"[" * 900, b"[" * 100_000, b'{"a":' * 100_000, b"[" * 900 + b"]" * 900),
     *(b'"num_classes": 9,', b'"backbone": "../x",', b'"x": 1,', b'"\\ud800": 1,', b"x" * 10**6),
 ]
