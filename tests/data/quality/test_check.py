@@ -82,7 +82,7 @@ def test_any_exception_of_a_decoder_is_a_finding(data, monkeypatch):
     def fail(_, **__):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("sepc_zoo.data.quality.check.read_image", fail)
+    monkeypatch.setattr("sepc_zoo.data.quality.image_files.read_image", fail)
     problem = inspect_image(data / "train" / "train1.jpg").problem
     assert problem.kind == "broken image"
     assert problem.text == "RuntimeError: no such luck"
