@@ -177,16 +177,9 @@ def write_coco(annotations: Annotations, json_path: str | Path) -> None:
         images.append({"id": record.image_id, "file_name": name, "height": height, "width": width})
         columns = record.bbox, record.labels, record.iscrowd, record.area
         for bbox, label, iscrowd, area in zip(*(c.tolist() for c in columns), strict=True):
-            entries.append(
-                {
-                    "id": len(entries) + 1,
-                    "image_id": record.image_id,
-                    "category_id": annotations.category_ids[label],
-                    "bbox": bbox,
-                    "area": area,
-                    "iscrowd": iscrowd,
-                }
-            )
+            category_id = annotations.category_ids[label]
+            ids = {"id": len(entries) + 1, "image_id": record.image_id, "category_id": category_id}
+            entries.append(ids | {"bbox": bbox, "area": area, "iscrowd": iscrowd})
     classes = zip(annotations.category_ids, annotations.label_names, strict=True)
     categories = [{"id": i, "name": name} for i, name in classes if i is not None]
     content = {"images": images, "annotations": entries, "categories": categories}
