@@ -136,22 +136,19 @@ def _front_matter(
         )
         for name, value in figures.items()
     ]
+    names = filter(None, weights.dataset.split(" + "))
+    datasets = [re.sub(r"[^\w./-]+", "-", name).strip("-") for name in names]  # as the hub has ids
     return ModelCardData(
         library_name="sepc_zoo",
         pipeline_tag="object-detection",
         license=weights.license or None,
-        datasets=[_dataset_id(name) for name in weights.dataset.split(" + ") if name] or None,
+        datasets=datasets or None,
         base_model=f"timm/{config.backbone.name}" if "." in config.backbone.name else None,
         tags=["object-detection", "pytorch", "timm", config.method.name],
         # The hub's model-index has both or neither.
         model_name=config.architecture if results else None,
         eval_results=results or None,
     )
-
-
-def _dataset_id(name: str) -> str:
-    """A name with only the characters that the hub allows in the id of a data set."""
-    return re.sub(r"[^\w./-]+", "-", name).strip("-")
 
 
 def _in_words(value: Any) -> str:

@@ -211,7 +211,6 @@ def is_page(start: bytes) -> bool:
 
 
 def page_reason(content: bytes) -> str:
-    """Why a web page came in place of a file."""
     text = " ".join(content.decode(errors="replace").lower().split())
     if "quota" in text or "too many users" in text:
         return "its download quota is used up for today: try again tomorrow"

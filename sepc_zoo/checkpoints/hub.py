@@ -247,7 +247,6 @@ def not_cached(request: Request, file: str, unreachable: Exception | None, advic
 
 
 def status_of(error: Exception | None) -> int | None:
-    """The HTTP status in an error, if the hub answered."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

@@ -70,7 +70,8 @@ def find_published(name: str, **download: Any) -> Path:
         CheckpointError: the publisher's file is no checkpoint of this model.
     """
     row = published_row(name)
-    request = Request(f"{organisation()}/{row.name}", **download)
+    organisation = os.environ.get("SEPC_ZOO_HUB_ORG", DEFAULT_ORGANISATION)
+    request = Request(f"{organisation}/{row.name}", **download)
     if request.revision is None and is_kept(kept_folder(row)):
         return kept_folder(row)
     try:
@@ -103,11 +104,6 @@ def published_row(name: str, publisher: str | None = None) -> Published:
     return row
 
 
-def organisation() -> str:
-    """The organisation on the hub that has the published weights."""
-    return os.environ.get("SEPC_ZOO_HUB_ORG", DEFAULT_ORGANISATION)
-
-
 def home() -> Path:
     """The local store: ``SEPC_ZOO_HOME``, or a folder beside the hub's cache."""
     home = os.environ.get("SEPC_ZOO_HOME") or Path(constants.HF_HOME) / "sepc_zoo"
@@ -115,7 +111,6 @@ def home() -> Path:
 
 
 def kept_folder(row: Published) -> Path:
-    """Where imported weights are kept."""
     return home() / row.name
 
 

@@ -103,7 +103,6 @@ def build_annotations(
 
 
 def image_problem(path: Path, error: Exception) -> Problem:
-    """Describe an image file that cannot be read."""
     reason = str(error).removeprefix(f"{path}: ")
     return Problem("broken image" if os.path.exists(path) else "missing image", str(path), reason)
 
@@ -203,7 +202,6 @@ def fit(boxes: Sequence[ListedBox], size: Size) -> bool:
 def make_records(
     images: ListedImages, sizes: Sequence[Size], is_good: NDArray[np.bool_]
 ) -> Records:
-    """Make records of the good boxes, clipped to their images."""
     image = images.image[is_good]
     limits = np.array(sizes, dtype=np.float64).reshape(-1, 2)[image][:, [1, 0, 1, 0]]
     return Records.make(

@@ -98,7 +98,6 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return image, target if x == y == 1 else scale(target, x, y)
 
     def draw(self) -> Sample:
-        """Read a random image."""
         return self.read(int(torch.randint(len(self), ())))
 
     @property

@@ -93,7 +93,6 @@ def _select(listing: Listing, indices: Sequence[int]) -> Listing:
 
 
 def has_split(data: Source | Sequence[Source], split: str, format: str | None = None) -> bool:
-    """Whether any of the data sets has a split of this name."""
     sources = (find_data(source, format) for source in as_sources(data))
     return any(matching_splits(split, source.splits()) for source in sources)
 
@@ -230,7 +229,6 @@ def _divide_by_file(listing: Listing, splits: Sequence[str], file: Path) -> Divi
 
 
 def _list_all(data: Source | Sequence[Source], format: str | None) -> Listing:
-    """List the images of all splits of all data sets as one."""
     listings, sources = [], []
     for source in as_sources(data):
         found = find_data(source, format)

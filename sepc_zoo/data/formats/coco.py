@@ -65,7 +65,6 @@ def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
 
 
 def _find_files(root: Path) -> dict[str, Path]:
-    """Find the annotation file of each split."""
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(file for place in PLACES for file in sorted(root.glob(place))):
         by_folder[file.parent].append(file)

@@ -125,7 +125,6 @@ class CocoFile:
         return [(i, entry) for i, entry in checked if entry]
 
     def used_categories(self) -> set[int | str]:
-        """Find the ids of the categories of all annotations."""
         used = np.unique(np.array(self.columns.integers[3::5], dtype=np.int64)).tolist()
         return {*used, *(annotation["category_id"] for _, (_, annotation) in self.others)}
 

@@ -188,5 +188,4 @@ def choose_split(split: str, names: Sequence[str], where: object, pattern: str =
 def report_duplicates(
     keys: Iterable[Hashable], kind: Kind, where: object, text: str = "{} is there twice"
 ) -> list[Problem]:
-    """Make a problem of each key that comes more than once."""
     return [Problem(kind, str(where), text.format(key)) for key in find_duplicates(keys)]

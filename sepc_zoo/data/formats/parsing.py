@@ -9,6 +9,8 @@ from typing import Any
 from sepc_zoo.data.listing import ListedBox
 from sepc_zoo.data.problems import Problem, unreadable
 
+FALSE = ("", "0", "0.0", "false", "no", "none")  # as tools write it; all else is true
+
 
 def read_text(path: Path, errors: str = "strict") -> str:
     """Read a UTF-8 file, without the byte order mark of Windows programs.
@@ -65,11 +67,6 @@ def number_ids(ids: Iterable[int | str]) -> dict[int | str, int]:
     return {i: number for number, i in enumerate(unique, start=1)}
 
 
-def parse_flag(value: Any) -> int:
-    """Read a flag that tools write as a number, a text or a truth value: 0 or 1."""
-    return int(str(value).strip().lower() not in ("", "0", "0.0", "false", "no", "none"))
-
-
 def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
     """Read the size of an image; None where it is missing, zero or no number."""
     sides = parse_id(height), parse_id(width)
@@ -100,7 +97,7 @@ def parse_box(
         (x, y, x + width, y + height),
         label,
         category,
-        iscrowd=parse_flag(annotation.get("iscrowd")),
+        iscrowd=int(str(annotation.get("iscrowd")).strip().lower() not in FALSE),
         area=width * height if area is None else float(area),
         bbox=(x, y, width, height),
     )

@@ -123,7 +123,6 @@ def _joint_splits(
 
 
 def find_train(splits: Iterable[str]) -> str | None:
-    """Find the split to train on, by its name."""
     return min((split for split in splits if split.startswith("train")), key=len, default=None)
 
 
@@ -138,7 +137,6 @@ def names_alike(listings: Iterable[Listing]) -> list[Counter[str]]:
 
 
 def count_boxes(listing: Listing) -> Counter[int]:
-    """Count the boxes of each label."""
     return Counter(
         box.label for image in listing.images for box in image.boxes if box.label is not None
     )
@@ -269,7 +267,6 @@ def _check_across(
 def _check_pictures(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile]
 ) -> Iterator[tuple[str, Problem]]:
-    """Find the same pixels in several image files."""
     copies: dict[Hashable, dict[str, list[Path]]] = defaultdict(dict)
     for split, listing in listings.items():
         for path in dict.fromkeys(image.path for image in listing.images):

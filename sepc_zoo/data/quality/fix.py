@@ -278,7 +278,6 @@ def _share_classes(
 
 
 def _number_images(listing: Listing, note: Note) -> Listing:
-    """Give each image an id of its own."""
     id_of = unique_ids({image.path: image.image_id for image in listing.images})
     for image in listing.images:
         if (new := id_of[image.path]) != image.image_id:

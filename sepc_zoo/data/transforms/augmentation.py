@@ -92,7 +92,6 @@ class Augmentation(Options):
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed with others."""
         return bool(self.mosaic or self.mixup or self.copy_paste)
 
     def factors(self, short: int) -> tuple[float, ...]:

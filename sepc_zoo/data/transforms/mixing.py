@@ -149,7 +149,6 @@ def random_crop(sample: Sample) -> Sample:
 
 
 def has_object(target: Target) -> bool:
-    """Whether a target has a box that is no crowd."""
     return bool((target["iscrowd"] == 0).any())
 
 
