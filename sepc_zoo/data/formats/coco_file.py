@@ -1,19 +1,17 @@
 """The tables of a COCO instances file: images and categories as dicts, boxes as columns."""
 
 import json
-import re
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, compress
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from sepc_zoo.data.formats.coco_columns import NO_ID, BoxColumns, read_in_windows
 from sepc_zoo.data.formats.layout import report_duplicates
 from sepc_zoo.data.formats.parsing import parse_box, parse_id
 from sepc_zoo.data.listing import ListedBox, ListedImage, ListedImages
@@ -25,62 +23,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "categories": {"id": ID, "name": str},
     "annotations": {"image_id": ID, "category_id": ID},
 }
-START = re.compile(rb'"annotations"\s*:\s*\[')
-WINDOW = 2**22  # bytes that are decoded at once
-OVERLAP = 64  # bytes of the window before in which the key of the annotations may begin
-MAX_TRIES = 20  # places where the entries of a window may end
-NO_ID = -(2**63)
-ENTRIES = msgspec.json.Decoder(list[msgspec.Raw])
 
 Entry = tuple[str, dict[str, Any]]  # place, for messages, and content
-Int64 = Annotated[int, msgspec.Meta(gt=NO_ID, le=2**63 - 1)]
-
-
-class Tables(msgspec.Struct):
-    """The tables of a file, their entries not decoded."""
-
-    images: list[msgspec.Raw] | UnsetType = UNSET
-    categories: list[msgspec.Raw] | UnsetType = UNSET
-    annotations: list[msgspec.Raw] = []
-
-
-class Annotation(msgspec.Struct, gc=False):
-    """An annotation as it mostly is; it is decoded many times faster than into a dict."""
-
-    image_id: Int64
-    category_id: Int64
-    bbox: tuple[float, float, float, float]
-    area: float | None = None
-    iscrowd: int | bool | None = 0
-    id: Int64 = NO_ID
-
-
-class BoxColumns:
-    """Entries of the table of annotations: usual ones in columns, others as they are."""
-
-    def __init__(self) -> None:
-        self.integers = array("q")  # of each: index, id, image, category, iscrowd
-        self.floats = array("d")  # of each: x, y, width, height, area
-        self.others: dict[int, Any] = {}  # by index
-        self.length = 0
-
-    def read(self, entries: Iterable[Any]) -> None:
-        """Add entries, undecoded or as objects."""
-        decode = msgspec.json.Decoder(Annotation).decode
-        for i, raw in enumerate(entries, start=self.length):
-            self.length += 1
-            try:
-                a = decode(raw)
-                x, y, width, height = a.bbox
-                is_usual = width > 0 and height > 0
-            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
-                is_usual = False
-            if is_usual:
-                area = width * height if a.area is None else a.area
-                self.integers.extend((i, a.id, a.image_id, a.category_id, bool(a.iscrowd)))
-                self.floats.extend((x, y, width, height, area))
-            else:
-                self.others[i] = bytes(raw) if isinstance(raw, msgspec.Raw) else raw
 
 
 class CocoFile:
@@ -94,7 +38,7 @@ class CocoFile:
         self.columns = BoxColumns()
         try:
             with path.open("rb") as file:
-                self.tables = _read_in_windows(file, self.columns)
+                self.tables = read_in_windows(file, self.columns)
         except OSError as error:
             raise unreadable(path, error.strerror) from error
         except (ValueError, RecursionError, msgspec.MsgspecError):
@@ -278,42 +222,3 @@ def look_up(keys: NDArray[np.int64], values: Mapping[Any, int]) -> NDArray[np.in
     unique, inverse = np.unique(keys, return_inverse=True)
     found = np.array([values.get(key, -1) for key in unique.tolist()], dtype=np.int64)
     return found[inverse]
-
-
-def _read_in_windows(file: IO[bytes], columns: BoxColumns) -> dict[str, Any]:
-    """Read the annotations into columns, a part of the file at a time; return the other tables.
-
-    The parts are decoded strictly: a file that is unlike what is expected raises a DecodeError.
-    """
-    head, start = b"", None
-    while start is None and (window := file.read(WINDOW)):
-        head += window
-        start = START.search(head, max(0, len(head) - len(window) - OVERLAP))
-    if start is None:
-        raise msgspec.DecodeError("no annotations")
-    decode = msgspec.json.Decoder(Tables).decode
-    before = decode(head[: start.end()] + b"]}")
-    rest = head[start.end() :]
-    while window := file.read(WINDOW):
-        entries, rest = _split(rest + window)
-        columns.read(entries)
-        if not entries:
-            rest += file.read()
-    after = decode(b'{"annotations": [' + rest)
-    columns.read(after.annotations)
-    tables = msgspec.structs.asdict(before), msgspec.structs.asdict(after)
-    return {key: value for own in tables for key, value in own.items() if value is not UNSET}
-
-
-def _split(text: bytes) -> tuple[list[msgspec.Raw], bytes]:
-    """Find the whole entries at the start of a text, and what follows them."""
-    end = len(text)
-    for _ in range(MAX_TRIES):
-        end = text.rfind(b"},", 0, end)
-        if end < 0:
-            break
-        try:
-            return ENTRIES.decode(b"[" + text[: end + 1] + b"]"), text[end + 2 :]
-        except msgspec.DecodeError:  # this one is inside of an entry, or the list has ended
-            continue
-    return [], text

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sepc_zoo.data import DataError, read_data
 from sepc_zoo.data.annotations import build_annotations
-from sepc_zoo.data.formats import coco_file
+from sepc_zoo.data.formats import coco_columns
 from sepc_zoo.data.formats.coco import list_coco_file, write_coco
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "owl"}]
@@ -247,7 +247,7 @@ def test_a_file_is_read_in_windows_of_any_size(order, indent, tmp_path, monkeypa
     whole = list_coco_file(path, tmp_path / "train")
     assert [len(image.boxes) for image in whole.images] == [14 + 1, 15]
     for window in (1, 50, 999):
-        monkeypatch.setattr(coco_file, "WINDOW", window)
+        monkeypatch.setattr(coco_columns, "WINDOW", window)
         again = list_coco_file(path, tmp_path / "train")
         assert list(again.images) == list(whole.images)
         assert again._replace(images=[]) == whole._replace(images=[])
