@@ -13,12 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from sepc_zoo import __version__
 from sepc_zoo.checkpoints.card import model_card
-from sepc_zoo.config import (
-    DetectorConfig,
-    UnknownEntriesError,
-    config_from_json,
-    config_to_json,
-)
+from sepc_zoo.config import DetectorConfig, UnknownEntriesError, config_from_json, config_to_json
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.models.build import build

@@ -10,13 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sepc_zoo.data.formats.layout import (
-    Source,
-    choose_split,
-    common_end,
-    fold,
-    matching_splits,
-)
+from sepc_zoo.data.formats.layout import Source, choose_split, common_end, fold, matching_splits
 from sepc_zoo.data.formats.parsing import read_paths
 from sepc_zoo.data.formats.reader import as_sources, find_data, join_listings, list_data
 from sepc_zoo.data.listing import ListedImage, ListedImages, Listing
@@ -51,14 +45,12 @@ def divide(
     file: str | Path | None = None,
     whole: bool = True,
 ) -> Division:
-    """List the images to train and to validate on, unchecked.
+    """List the images to train and to validate on, unchecked; ``data`` is as in ``read_data``.
 
     Args:
-        data: As in ``read_data``.
         train: Name of the split to train on.
         val: Name of the split to validate on. Without a split "val", ``DEFAULT_FRACTION`` of the
             training images are held out.
-        format: As in ``read_data``.
         fraction: Share of the training images to hold out, although there may be a split for it.
         seed: Seed of the choice of these images.
         file: Assigns the images to the splits instead; see ``read_assignment``.

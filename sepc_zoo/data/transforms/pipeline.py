@@ -23,11 +23,7 @@ Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 
 def train_transform(
-    short: int,
-    long: int,
-    *,
-    antialias: bool,
-    augmentation: Augmentation = FLIPPED,
+    short: int, long: int, *, antialias: bool, augmentation: Augmentation = FLIPPED
 ) -> Transform:
     """Crop, resize and augment a uint8 image ``(C, H, W)``, its boxes with it.
 
