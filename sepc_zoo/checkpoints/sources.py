@@ -53,9 +53,8 @@ def find_model(name: str, pretrained: bool, **download: Any) -> Path | None:
         return folder
     if name.startswith(HUB_PREFIX):
         repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
-        return fetch_model(
-            Request(repo_id, **download | ({"revision": revision} if revision else {}))
-        )
+        own = {"revision": revision} if revision else {}
+        return fetch_model(Request(repo_id, **download | own))
     return find_published(name, **download) if pretrained else None
 
 
@@ -63,11 +62,8 @@ def find_published(name: str, **download: Any) -> Path:
     """The folder with the published weights of a name, wherever they are.
 
     They are looked for in the local store, on the hub, which is asked once, and at their
-    publisher's address. A revision is one of the hub's, so only the hub is asked for it.
-
-    Raises:
-        HubError: there are no such weights, or they cannot be had.
-        CheckpointError: the publisher's file is no checkpoint of this model.
+    publisher's address. A revision is one of the hub's, so only the hub is asked for it. Errors
+    are those of ``import_model``.
     """
     row = published_row(name)
     organisation = os.environ.get("SEPC_ZOO_HUB_ORG", DEFAULT_ORGANISATION)
@@ -127,8 +123,8 @@ def import_model(
 ) -> Path:
     """Convert a published checkpoint and keep it where ``pretrained=True`` finds it offline.
 
-    All other processes that want it wait. The model folder appears once it is complete and builds
-    the model again.
+    Returns the model folder, which appears once it is complete and builds the model again. Other
+    processes that want it wait.
 
     Args:
         name: such as ``"fsaf_r50_sepc"``; without a tag the first row of this name.
@@ -136,9 +132,6 @@ def import_model(
         url: address to download from instead of the publisher's, as in ``SEPC_ZOO_MIRROR``.
         publisher: whose checkpoint, a key of ``PUBLISHERS``.
         unless_kept: do nothing where the model is kept already.
-
-    Returns:
-        The model folder.
 
     Raises:
         HubError: no weights of this name are published, or they cannot be downloaded.
