@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sepc_zoo.data.annotations import ListedBox, Listing, unique_ids
+from sepc_zoo.data.listing import ListedBox, Listing, unique_ids
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.loader import ImageFiles, detect_files, image_loader
 from sepc_zoo.inference.predictor import ImageDetector, eval_mode
