@@ -33,8 +33,8 @@ ALLOWED: dict[tuple[str, str], str] = {}
 
 # Libraries that a model does not need.
 HEAVY = {
-    *("accelerate", "datasets", "faster_coco_eval", "matplotlib", "onnx", "pycocotools", "rich"),
-    *("supervision", "tensorboard", "torchmetrics"),
+    *("accelerate", "av", "datasets", "faster_coco_eval", "matplotlib", "onnx", "pycocotools"),
+    *("rich", "supervision", "tensorboard", "torchmetrics", "trackers"),
 }
 # Modules of options and errors, which the command line loads to print a help.
 LIGHT = (
@@ -196,7 +196,7 @@ def test_public_functions_document_parameters_shapes_and_errors():
             undocumented.add(f"{name}: everything")
         named = text.partition("Args:")[2]
         parameters = {*inspect.signature(function).parameters} - {"self", "cls"}
-        if function is sepc_zoo.Detector.predict:
+        if function in (sepc_zoo.Detector.predict, sepc_zoo.Detector.stream):
             parameters -= {"model"}
         undocumented |= {f"{name}: {p}" for p in parameters if f"    {p}: " not in named}
     assert undocumented == set()

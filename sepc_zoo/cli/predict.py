@@ -1,4 +1,8 @@
-"""Detect objects in images: writes each image with its boxes, and a JSON file of COCO results."""
+"""Detect objects in images, videos and streams.
+
+Writes each image with its boxes, and a JSON file of COCO results of all images. A video, camera or
+stream gives a video with boxes, and a file of JSON lines with the detections of each frame.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ from sepc_zoo.terminal import say
 
 if TYPE_CHECKING:
     from sepc_zoo.config import DetectorConfig
-    from sepc_zoo.inference.bulk import FileResult, ImageList
+    from sepc_zoo.inference.bulk import FileList, FileResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +23,12 @@ class PredictOptions(Options):
     """Prediction."""
 
     source: tuple[str, ...] = option(
-        help="images, folders of images, or patterns such as 'images/**/*.png'",
+        help="images, videos, folders of these, patterns such as 'images/**/*.png', addresses such "
+        "as rtsp://host/path, or cameras such as 0 or /dev/video0",
         metavar="SOURCE",
         positional=True,
     )
-    recursive: bool = option(False, "also take the images in folders inside of folders")
+    recursive: bool = option(False, "also take what is in folders inside of folders")
     model: str | None = option(
         None,
         "model folder, hf-hub:org/repo, or name of a model with published weights (default: the "
@@ -42,68 +47,121 @@ class PredictOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(PredictOptions, LoaderOptions, SuppressionOptions, TTAOptions):
+class VideoOptions(Options):
+    """Videos, cameras and streams."""
+
+    every: int = option(1, "detect in every n-th frame, and leave out the others", ge=1)
+    track: bool = option(
+        False, "follow objects from frame to frame: each keeps its number (ByteTrack)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(PredictOptions, VideoOptions, LoaderOptions, SuppressionOptions, TTAOptions):
     """Arguments of the command."""
 
 
 def run(arguments: Arguments) -> int:
-    """Predict all images of the sources; what cannot be done is reported at the end."""
+    """Predict all sources, images first; what cannot be done is reported at the end."""
     from sepc_zoo.cli.runtime import choose_postprocess, model_with_weights, start_on_device
     from sepc_zoo.data.resilient_loader import kill_workers
-    from sepc_zoo.files import write_json
-    from sepc_zoo.inference.bulk import DETECTIONS_FILE, find_images, predict_files
+    from sepc_zoo.inference.bulk import (
+        DETECTIONS_FILE,
+        find_files,
+        predict_files,
+        predict_videos,
+    )
+    from sepc_zoo.inference.tracking import Tracker
     from sepc_zoo.inference.tta import Views
+    from sepc_zoo.inference.video import import_av
     from sepc_zoo.registry import RECOMMENDED
     from sepc_zoo.training.resilience.signals import Interrupt, Interrupted, WaitEnded
 
     output = Path(arguments.output)
-    images = find_images(arguments.source, arguments.recursive, output)
+    images, videos = find_files(arguments.source, arguments.recursive, output).split()
+    if videos.files:  # what is missing is told before the work
+        import_av()
+        if arguments.track:
+            Tracker(arguments.score_threshold)
     processes, device = start_on_device(arguments.device)
     if arguments.model is None and processes.is_main_process:
         say(recommendation())
     model = model_with_weights(arguments.model or RECOMMENDED).to(device)
     choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
+    common: dict[str, Any] = {
+        "batch_size": arguments.batch_size,
+        "views": Views(arguments.tta_flip, arguments.tta_scales),
+    }
     interrupt = Interrupt()
 
-    def stop_on_signal(*_: int) -> None:
+    def stop_on_signal(*_: object, kept: str = "pictures", lost: str = DETECTIONS_FILE) -> None:
         if interrupt.signal:
             raise Interrupted(
-                f"stopped; pictures made until then are in {output}, {DETECTIONS_FILE} is not "
-                "written",
+                f"stopped; {kept} made until then are in {output}"
+                + f", {lost} is not written" * bool(lost),
                 status=128 + interrupt.signal,
             )
 
-    done: list[FileResult] = []
-    try:
-        with interrupt:
-            done = predict_files(
+    problems: list[str] = []
+    with interrupt:
+        if images.files:
+            try:
+                done = predict_files(
+                    model,
+                    images,
+                    output,
+                    arguments.score_threshold,
+                    workers=arguments.workers,
+                    after_batch=stop_on_signal,
+                    waiting=interrupt.ends_wait,
+                    **common,
+                )
+            except WaitEnded:
+                kill_workers()
+                stop_on_signal()
+            problems += [result.problem for result in done if result.problem]
+            if processes.is_main_process:
+                problems += report_images(images, done, model.config, output)
+        if videos.files:
+            results = predict_videos(
                 model,
-                images,
+                videos,
                 output,
                 arguments.score_threshold,
-                batch_size=arguments.batch_size,
-                workers=arguments.workers,
-                views=Views(arguments.tta_flip, arguments.tta_scales),
-                after_batch=stop_on_signal,
-                waiting=interrupt.ends_wait,
+                every=arguments.every,
+                track=arguments.track,
+                stopped=lambda: interrupt.signal is not None,
+                **common,
             )
-    except WaitEnded:
-        kill_workers()
-        stop_on_signal()
-    problems = [result.problem for result in done if result.problem]
+            for result in results:
+                problems += result.problems
+                if result.text and processes.is_main_process:
+                    say(result.text)
     if processes.is_main_process:
-        content = coco_file(images, done, model.config)
-        try:
-            write_json(output / DETECTIONS_FILE, content)
-        except OSError as error:
-            problems.append(f"{output / DETECTIONS_FILE}: cannot be written: {error.strerror}")
-        if len(done) == 1 and not problems:
-            say(f"{images.files[0]}: {done[0].text}")
-        count, boxes = len(content["images"]), len(content["annotations"])
-        say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
         for problem in problems:
             say(f"not done: {problem}", error=True)
+    if videos.files:
+        stop_on_signal(kept="videos", lost="")
     return 1 if problems else 0
+
+
+def report_images(
+    images: "FileList", done: Sequence["FileResult"], config: "DetectorConfig", output: Path
+) -> list[str]:
+    """Write the detections of all images and say how many there are; the problem with that."""
+    from sepc_zoo.files import write_json
+    from sepc_zoo.inference.bulk import DETECTIONS_FILE
+
+    content, problems = coco_file(images, done, config), []
+    try:
+        write_json(output / DETECTIONS_FILE, content)
+    except OSError as error:
+        problems.append(f"{output / DETECTIONS_FILE}: cannot be written: {error.strerror}")
+    if len(done) == 1 and done[0].text:
+        say(f"{images.files[0]}: {done[0].text}")
+    count, boxes = len(content["images"]), len(content["annotations"])
+    say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
+    return problems
 
 
 def recommendation() -> str:
@@ -119,7 +177,7 @@ def recommendation() -> str:
 
 
 def coco_file(
-    images: "ImageList", done: Sequence["FileResult"], config: "DetectorConfig"
+    images: "FileList", done: Sequence["FileResult"], config: "DetectorConfig"
 ) -> dict[str, Any]:
     """All results with the images and classes that their ids mean."""
     names = zip(config.category_ids, config.label_names, strict=True)

@@ -211,12 +211,14 @@ def high_byte(image: Tensor) -> Tensor:
     return (image.to(torch.int32) >> 8).clamp(0, 255).to(torch.uint8)
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+def list_images(
+    folder: str | os.PathLike[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> list[Path]:
     """List the image files of a folder, by suffix, sorted; without hidden files and sub-folders."""
     return sorted(
         path
         for path in Path(folder).iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
 
 

@@ -51,6 +51,8 @@ class Detections:
         label_names: the K names of the model's classes.
         category_ids: the data set's K ids of these classes; None for a class that it lacks.
         image: the image, as its file or as a uint8 tensor ``(C, H, W)``.
+        track_ids: ``(D,)`` int64: an object of a video keeps its number from frame to frame; -1:
+            it has none yet. None where nothing is tracked.
     """
 
     boxes: Tensor
@@ -59,6 +61,7 @@ class Detections:
     label_names: tuple[str, ...]
     category_ids: tuple[int | None, ...]
     image: Path | Tensor
+    track_ids: Tensor | None = None
 
     @classmethod
     def from_dict(
@@ -71,7 +74,8 @@ class Detections:
         """Keep what a model found in an image with at least a score.
 
         Args:
-            detections: ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` of ``postprocess``.
+            detections: ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` of ``postprocess``,
+                and ``track_ids (D,)`` where objects are tracked.
             score_threshold: lowest score of a detection.
             config: of the model, with the names and ids of its classes.
             image: the image, as its file or as a uint8 tensor ``(C, H, W)``.
@@ -96,7 +100,8 @@ class Detections:
         index = torch.tensor(index) if isinstance(index, list) else index
         boxes, scores, labels = self.boxes[index], self.scores[index], self.labels[index]
         if scores.ndim > 0:
-            return replace(self, boxes=boxes, scores=scores, labels=labels)
+            ids = None if self.track_ids is None else self.track_ids[index]
+            return replace(self, boxes=boxes, scores=scores, labels=labels, track_ids=ids)
         label = int(labels)
         return Detection(tuple(boxes.tolist()), scores.item(), label, self.label_names[label])
 
@@ -113,7 +118,7 @@ class Detections:
         return f"{len(self)}{': ' if names else ''}{names}{', …' * (len(self) > MAX_NAMED)}"
 
     def draw(self) -> Image.Image:
-        """Draw each box with its class and score; the highest scores are drawn last.
+        """Draw each box with class, track and score; the highest scores are drawn last.
 
         Raises:
             ImageError: the image's file can no longer be read.
@@ -165,6 +170,7 @@ class Detections:
             xyxy=self.boxes.float().numpy(),
             confidence=self.scores.float().numpy(),
             class_id=labels,
+            tracker_id=None if self.track_ids is None else self.track_ids.numpy(),
             data={"class_name": np.array(self.label_names, dtype=str)[labels]},
         )
 
@@ -177,7 +183,9 @@ class Detections:
         return file.getvalue()
 
     def _captions(self) -> list[str]:
-        return [f"{detection.name} {detection.score:.2f}" for detection in self]
+        ids = [-1] * len(self) if self.track_ids is None else self.track_ids.tolist()
+        tracks = (f" #{i}" if i >= 0 else "" for i in ids)
+        return [f"{d.name}{track} {d.score:.2f}" for d, track in zip(self, tracks, strict=True)]
 
 
 def coco_results(

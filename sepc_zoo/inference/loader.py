@@ -1,7 +1,6 @@
 """Detection in many image files: batches that workers read and processes share."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,10 +9,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from sepc_zoo.config import DetectorConfig
-from sepc_zoo.data.images import ImageError, read_image
+from sepc_zoo.data.images import ImageError
 from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.predictor import ImageDetector
+from sepc_zoo.inference.preprocess import ImageSource, open_image
 from sepc_zoo.inference.tta import SINGLE_VIEW, ImageView, Views, detect_views
 
 
@@ -27,7 +27,7 @@ class ImageFile(NamedTuple):
 
 
 class ImageFiles(Dataset[ImageFile]):
-    """Image files as views for a model; an unreadable file gives an item that says why.
+    """Image files or URLs as views for a model; an unreadable one gives an item that says why.
 
     Raises:
         ConfigError: the views are too large.
@@ -35,7 +35,7 @@ class ImageFiles(Dataset[ImageFile]):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[ImageSource],
         config: DetectorConfig,
         views: Views = SINGLE_VIEW,
         keep_pixels: bool = False,
@@ -51,7 +51,7 @@ class ImageFiles(Dataset[ImageFile]):
 
     def __getitem__(self, index: int) -> ImageFile:
         try:
-            pixels = read_image(self.files[index], channels=len(self.config.weights.mean))
+            pixels = open_image(self.files[index], len(self.config.weights.mean)).pixels
         except ImageError as error:
             return ImageFile(index, problem=str(error))
         views = self.views.of_image(pixels, self.config)

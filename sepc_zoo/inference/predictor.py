@@ -1,9 +1,11 @@
 """From images to ``Detections``: prediction with any detector."""
 
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -12,10 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sepc_zoo.config import DetectorConfig
+from sepc_zoo.data.images import ImageError
 from sepc_zoo.data.pixels import normalize, pad_and_stack, padded_size
 from sepc_zoo.inference.detections import DetectionDict, Detections
-from sepc_zoo.inference.preprocess import open_images
+from sepc_zoo.inference.preprocess import LoadedImage, open_images
+from sepc_zoo.inference.tracking import Tracker
 from sepc_zoo.inference.tta import SINGLE_VIEW, Views, detect_views
+from sepc_zoo.inference.video import VIDEO_SUFFIXES, Video, VideoError, is_video
 from sepc_zoo.ops.devices import to_device
 
 
@@ -51,6 +56,7 @@ def predict(
     source: Image.Image | np.ndarray | bytes,
     score_threshold: float = ...,
     views: Views = ...,
+    batch_size: int = ...,
 ) -> Detections: ...
 @overload  # Any: a list, where the path is a folder's or the tensor a batch
 def predict(
@@ -58,6 +64,7 @@ def predict(
     source: str | os.PathLike[str] | Tensor,
     score_threshold: float = ...,
     views: Views = ...,
+    batch_size: int = ...,
 ) -> Detections | Any: ...
 @overload
 def predict(
@@ -65,9 +72,14 @@ def predict(
     source: list[Any] | tuple[Any, ...] | Iterator[Any],
     score_threshold: float = ...,
     views: Views = ...,
+    batch_size: int = ...,
 ) -> list[Detections]: ...
 def predict(
-    model: ImageDetector, source: Any, score_threshold: float = 0.3, views: Views = SINGLE_VIEW
+    model: ImageDetector,
+    source: Any,
+    score_threshold: float = 0.3,
+    views: Views = SINGLE_VIEW,
+    batch_size: int = 1,
 ) -> Detections | list[Detections]:
     """Find the objects in an image, or in each of many; the model runs in eval mode.
 
@@ -79,6 +91,8 @@ def predict(
         score_threshold: lowest score of a detection. Scores under the config's
             ``postprocess.score_threshold`` are dropped before.
         views: mirror images and sizes for test-time augmentation.
+        batch_size: number of images that are read at a time; those that have one size when padded
+            go through the network together. Results are the same with any, but for rounding.
 
     Returns:
         ``Detections`` in pixels of the image; for many images a list of them.
@@ -88,14 +102,113 @@ def predict(
         TypeError: the source is of no such type.
         ValueError: pixels of another shape, type or range.
     """
-    config, found = model.config, []
-    images, single = open_images(source, len(config.weights.mean))
-    with eval_mode(model):
-        for pixels, path in images:
-            inputs = views.of_image(pixels, config)
-            (detections,) = detect_views(model.detect, [inputs], config.postprocess)
-            found.append(Detections.from_dict(detections, score_threshold, config, path or pixels))
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in VIDEO_SUFFIXES:
+        raise ImageError(f"{source}: is a video; model.stream gives its frames one by one")
+    images, single = open_images(source, len(model.config.weights.mean))
+    batches = detect_batches(model, images, score_threshold, views, batch_size)
+    found = [detections for batch in batches for _, detections in batch]
     return found[0] if single else found
+
+
+def stream(
+    model: ImageDetector,
+    source: Any,
+    score_threshold: float = 0.3,
+    views: Views = SINGLE_VIEW,
+    batch_size: int = 1,
+    *,
+    every: int = 1,
+    track: bool = False,
+) -> Iterator[Detections]:
+    """Find the objects in one image or frame after the other; memory does not grow.
+
+    Args:
+        source: a video file, its URL, the address of a stream (``rtsp://…``), a camera's index or
+            device (``/dev/video0``), all that ``predict`` takes, or a list or iterator of these.
+        score_threshold: lowest score of a detection.
+        views: mirror images and sizes for test-time augmentation.
+        batch_size: number of images that are read before the first of them is detected.
+        every: detect in every n-th frame of a video.
+        track: follow objects from frame to frame; their numbers are ``Detections.track_ids``.
+
+    Yields:
+        ``Detections`` of each image. Those of a frame hold its pixels ``(C, H, W)``.
+
+    Raises:
+        VideoError: a video cannot be opened, ends too early or stalls, after what could be read.
+            Frames that cannot be decoded are left out; a warning at the end tells how many.
+        TrackError: the library for tracks is missing.
+        ImageError: an image cannot be read. In a folder it is left out with a warning.
+    """
+    if every < 1:
+        raise ValueError(f"every is {every}; it must be at least 1")
+    images = _images_and_frames(source, len(model.config.weights.mean), every)
+    tracker = Tracker(score_threshold) if track else None
+    batches = detect_batches(model, images, score_threshold, views, batch_size, tracker)
+    return (detections for batch in batches for _, detections in batch)
+
+
+def detect_batches(
+    model: ImageDetector,
+    images: Iterable[LoadedImage],
+    score_threshold: float,
+    views: Views = SINGLE_VIEW,
+    batch_size: int = 1,
+    tracker: Tracker | None = None,
+) -> Iterator[list[tuple[LoadedImage, Detections]]]:
+    """Find the objects in images, batch by batch; the model runs in eval mode.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1.
+    """
+    config = model.config
+    for batch in _batched(images, batch_size):
+        with eval_mode(model):
+            inputs = [views.of_image(image.pixels, config) for image in batch]
+            found = detect_views(model.detect, inputs, config.postprocess)
+        if tracker is not None:
+            found = [
+                one | {"track_ids": tracker.update(one, image.time)}
+                for one, image in zip(found, batch, strict=True)
+            ]
+        yield [
+            (image, Detections.from_dict(one, score_threshold, config, image.path or image.pixels))
+            for image, one in zip(batch, found, strict=True)
+        ]
+
+
+def _batched(images: Iterable[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
+    """Lists of images; where one cannot be read, those before it come first."""
+    if size < 1:
+        raise ValueError(f"batch_size is {size}; it must be at least 1")
+    batch: list[LoadedImage] = []
+    try:
+        for image in images:
+            batch.append(image)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def _images_and_frames(source: Any, channels: int, every: int) -> Iterator[LoadedImage]:
+    if is_video(source):
+        with Video(source, channels, every) as video:
+            yield from video
+            if video.damaged:
+                warnings.warn(video.damage, stacklevel=2)
+            if video.faults:
+                raise VideoError("; ".join(video.faults))
+    elif isinstance(source, list | tuple | Iterator):
+        for one in source:
+            yield from _images_and_frames(one, channels, every)
+    else:
+        yield from open_images(source, channels)[0]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -32,10 +33,12 @@ TIMEOUT = 30.0  # seconds without a byte
 
 
 class LoadedImage(NamedTuple):
-    """The pixels ``(C, H, W)`` uint8 of an image, and the file that they come from."""
+    """The pixels ``(C, H, W)`` uint8 of an image, and where they come from."""
 
     pixels: Tensor
     path: Path | None = None
+    frame: int | None = None  # index among the frames of its video
+    time: Fraction | None = None  # seconds since the video's start
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], 
         TypeError: the source is of no such type.
         ValueError: pixels of another shape, type or range.
     """
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike) and not str(source).startswith(URL_START):
         source = Path(source).expanduser()
     if isinstance(source, Path) and source.is_dir():
         return _readable_images(list_images(source), channels), False

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.config import DetectorConfig, override
 from sepc_zoo.inference.detections import DetectionDict
-from sepc_zoo.inference.predictor import detect, predict
+from sepc_zoo.inference.predictor import detect, predict, stream
 from sepc_zoo.methods.losses import mean_terms
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.necks import build_neck
@@ -31,6 +31,7 @@ class Detector(nn.Module):
     """
 
     predict = predict
+    stream = stream
 
     def __init__(self, config: DetectorConfig, pretrained_backbone: bool | Path = False) -> None:
         super().__init__()

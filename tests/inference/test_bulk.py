@@ -9,7 +9,13 @@ from PIL import Image
 
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data.images import ImageError, list_images
-from sepc_zoo.inference.bulk import ImageList, find_images, picture_path, predict_files
+from sepc_zoo.inference.bulk import (
+    FileList,
+    find_files,
+    picture_path,
+    predict_files,
+    video_path,
+)
 from sepc_zoo.inference.tta import Views
 
 
@@ -23,7 +29,7 @@ def files(shapes, tmp_path):
 
 
 def listed(files):
-    return ImageList(files, files[0].parent)
+    return FileList(files, files[0].parent)
 
 
 def scores(rows):
@@ -120,7 +126,7 @@ def test_pipes_devices_and_folders_with_names_of_images_cost_the_others_nothing(
     (folder / "device.png").symlink_to("/dev/zero")
     (folder / "folder.jpg").mkdir()
     (folder / "gone.jpg").symlink_to("nowhere")
-    images = find_images([str(folder)])
+    images = find_files([str(folder)])
     done = predict_files(model, images, tmp_path / "out", 0.5, workers=0)
     problems = {images.name(result.position): result.problem for result in done if result.problem}
     assert problems.keys() == {"pipe.jpg", "device.png", "folder.jpg", "gone.jpg"}
@@ -155,20 +161,44 @@ def tree(tmp_path):
 def test_files_folders_and_patterns_are_found_once_and_named_from_their_common_folder(
     sources, recursive, expected, tree
 ):
-    images = find_images([str(tree / source) for source in sources], recursive)
+    images = find_files([str(tree / source) for source in sources], recursive)
     assert [images.name(i) for i in range(len(images.files))] == expected
 
 
 def test_results_inside_of_the_images_are_no_images(tree):
     (tree / "out").mkdir()
     (tree / "out" / "a_boxes.jpg").touch()
-    assert len(find_images([str(tree)], True, tree / "out").files) == 4
+    assert len(find_files([str(tree)], True, tree / "out").files) == 4
     with pytest.raises(ConfigError, match="--output is the folder of the images"):
-        find_images([str(tree)], True, tree)
+        find_files([str(tree)], True, tree)
+
+
+def test_videos_cameras_and_addresses_have_names_of_their_own(tree):
+    (tree / "0").mkdir()
+    (tree / "clip.MOV").touch()
+    addresses = ["rtsp://me:secret@host:554/live", "https://host/a/b.jpg?id=1"]
+    found = find_files([str(tree), "7", "/dev/video3", *addresses])
+    images, videos = found.split()
+    assert [images.name(i) for i in range(len(images.files))] == [
+        "[f]*.jpg",
+        "a.jpg",
+        "host_a_b.jpg_id_1",
+    ]
+    assert [videos.name(i) for i in range(len(videos.files))] == [
+        "clip.MOV",
+        "camera_7",
+        "dev_video3",
+        "host_554_live",
+    ]
+
+
+def test_no_two_videos_share_a_result(tmp_path):
+    names = ["a.mp4", "a.mov", "a.MP4", "b/a.mp4", "host_554_live"]
+    assert len({video_path(tmp_path, Path(name)) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("source", ["missing.jpg", "*.gif", "empty"])
 def test_a_source_without_images_is_named(source, tree):
     (tree / "empty").mkdir()
     with pytest.raises(ImageError, match=re.escape(str(tree / source))):
-        find_images([str(tree / "a.jpg"), str(tree / source)])
+        find_files([str(tree / "a.jpg"), str(tree / source)])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sepc_zoo.config import override
-from sepc_zoo.inference.bulk import ImageList, predict_files
+from sepc_zoo.inference.bulk import FileList, predict_files
 from sepc_zoo.inference.predictor import predict
 from sepc_zoo.inference.tta import Views
 from sepc_zoo.registry import model_config
@@ -75,7 +75,7 @@ def test_many_files_of_five_channels_are_predicted_and_drawn(bands, tmp_path):
     output.mkdir()
     wrong = tmp_path / "rgb.png"
     Image.new("RGB", (8, 8)).save(wrong)
-    found = predict_files(model, ImageList([bands[0], wrong], tmp_path), output, 0.3, workers=0)
+    found = predict_files(model, FileList([bands[0], wrong], tmp_path), output, 0.3, workers=0)
     assert torch.equal(model.inputs[0], bands[1])
     assert (output / "bands_boxes.tif").is_file()
     assert found[1].rows is None
