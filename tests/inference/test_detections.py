@@ -1,5 +1,6 @@
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_slices_masks_and_indices_give_detections(found):
         assert list(cats) == [found[0], found[2]]
         assert cats.image is found.image
     assert len(found[found.scores > 0.9]) == 0
+
+
+def test_tracks_go_with_their_detections_and_are_named(found):
+    tracked = replace(found, track_ids=torch.tensor([3, -1, 0]))
+    assert tracked[1:].track_ids.tolist() == [-1, 0]
+    assert tracked[tracked.labels == 0].track_ids.tolist() == [3, 0]
+    assert found[1:].track_ids is None
+    assert tracked.summary() == "3: cat #3 0.75, dog 0.50, cat #0 0.25"
+    assert list(tracked) == list(found)
 
 
 def test_detections_are_frozen_and_equal_only_to_themselves(found):
@@ -135,6 +145,9 @@ def test_supervision_gets_boxes_scores_and_names(found, nothing):
     assert detections.data["class_name"].tolist() == ["cat", "dog", "cat"]
     assert detections.xyxy.tolist() == found.boxes.tolist()
     assert detections.confidence.tolist() == found.scores.tolist()
+    assert detections.tracker_id is None
+    tracked = replace(found, track_ids=torch.tensor([3, -1, 0])).to_supervision()
+    assert tracked.tracker_id.tolist() == [3, -1, 0]
     assert len(nothing.to_supervision()) == 0
 
 

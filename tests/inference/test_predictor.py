@@ -94,6 +94,17 @@ def test_images_of_a_batch_do_not_change_the_detections_of_others(model):
             torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_batches_give_what_one_by_one_gives(batch_size, model, image):
+    images = [image.resize(size) for size in ((90, 50), (50, 90), (90, 50), (64, 64), (50, 90))]
+    alone, together = model.predict(images), model.predict(images, batch_size=batch_size)
+    for found, other in zip(alone, together, strict=True):
+        assert len(found) > 3
+        for name in ("boxes", "scores", "labels"):
+            values = getattr(other, name)
+            torch.testing.assert_close(values, getattr(found, name), rtol=1e-4, atol=1e-3)
+
+
 def test_inputs_of_floats_are_in_the_same_grey_levels(model):
     """Resizing in floats, as torchvision does, is a convention of some weights."""
     image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
