@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sepc_zoo.options import (
     OptionError,
@@ -23,6 +23,9 @@ from sepc_zoo.options import (
 )
 from sepc_zoo.training.options import WorkerOptions
 
+if TYPE_CHECKING:
+    from sepc_zoo.inference.tta import Views
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions(WorkerOptions):
@@ -33,7 +36,7 @@ class LoaderOptions(WorkerOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TTAOptions(Options):
-    """Test-time augmentation."""
+    """Test-time augmentation and tiles."""
 
     tta_flip: bool = option(False, "also detect in the mirror image of each image")
     tta_scales: tuple[float, ...] = option(
@@ -47,6 +50,23 @@ class TTAOptions(Options):
         "merge the views by non-maximum suppression or weighted boxes fusion (default: the "
         "model's, usually nms)",
     )
+    tile: int | None = option(
+        None,
+        "also detect in overlapping windows with sides of this many pixels, such as 640, of each "
+        "image that is larger",
+        ge=32,
+    )
+    overlap: float = option(
+        0.2, "minimum overlap of neighbouring windows, as a fraction of their side", ge=0, le=0.9
+    )
+
+    def views(self) -> "Views":
+        """The views of an image that these options ask for."""
+        from sepc_zoo.inference.tiles import Tiles
+        from sepc_zoo.inference.tta import Views
+
+        tiles = None if self.tile is None else Tiles(self.tile, self.overlap)
+        return Views(self.tta_flip, self.tta_scales, tiles)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,6 @@ def run(arguments: Arguments) -> int:
         predict_videos,
     )
     from sepc_zoo.inference.tracking import Tracker
-    from sepc_zoo.inference.tta import Views
     from sepc_zoo.inference.video import import_av
     from sepc_zoo.registry import RECOMMENDED
     from sepc_zoo.training.resilience.signals import Interrupt, Interrupted, WaitEnded
@@ -90,7 +89,7 @@ def run(arguments: Arguments) -> int:
     choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
     common: dict[str, Any] = {
         "batch_size": arguments.batch_size,
-        "views": Views(arguments.tta_flip, arguments.tta_scales),
+        "views": arguments.views(),
     }
     interrupt = Interrupt()
 

@@ -112,15 +112,15 @@ def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
     from sepc_zoo.data.sharing import read_once
     from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.evaluation.validate import detect_split, validation_loader
-    from sepc_zoo.inference.tta import Views
     from sepc_zoo.training.accelerator import make_accelerator
 
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
-    views = Views(arguments.tta_flip, arguments.tta_scales)
     model = model_with_weights(model_source)
     choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
     annotations = read_once(partial(read_split, arguments, model.config.label_names))
-    loader = validation_loader(annotations, model, arguments.batch_size, arguments.workers, views)
+    loader = validation_loader(
+        annotations, model, arguments.batch_size, arguments.workers, arguments.views()
+    )
     model.to(accelerator.device)
     results = detect_split(accelerator, model, loader, annotations)
     if not accelerator.is_main_process:

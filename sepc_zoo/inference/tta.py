@@ -1,4 +1,4 @@
-"""Test-time augmentation: detections of several views of an image are merged."""
+"""Views of an image, by window, size and mirroring, and one result from the detections in them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,33 @@ from torch import Tensor
 from sepc_zoo.config import ConfigError, DetectorConfig, PostprocessConfig
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.preprocess import Resize, plan_resize
+from sepc_zoo.inference.tiles import Tiles, Window, join_windows
 from sepc_zoo.ops.nms import best_boxes, fuse_boxes
 
 MAX_SIDE = 16384  # pixels of a network's input
+TILES_AT_ONCE = 4  # views of a tiled image through the network, unless the batch has more images
 
 
 class ImageView(NamedTuple):
     """One view of an image: what the network gets, and how boxes come back."""
 
-    pixels: Tensor  # (C, h, w) in 0…255, not mirrored yet
+    pixels: Tensor  # (C, h, w) in 0…255, not mirrored yet; those of a tile are not resized yet
     resize: Resize
+    window: Window
     mirrored: bool = False
 
     @property
     def input(self) -> Tensor:
-        return self.pixels.flip(-1) if self.mirrored else self.pixels
+        pixels = self.resize.to_input(self.pixels)  # what is resized already stays as it is
+        return pixels.flip(-1) if self.mirrored else pixels
 
     def to_image(self, detections: DetectionDict) -> DetectionDict:
         """Move detections to the pixels of the image, and to the CPU."""
         boxes = detections["boxes"]
         if self.mirrored:
-            boxes = mirror_boxes(boxes, self.pixels.shape[-1])
-        moved = detections | {"boxes": self.resize.to_image(boxes)}
-        return {name: values.cpu() for name, values in moved.items()}
+            boxes = mirror_boxes(boxes, self.resize.input_size[1])
+        boxes = self.resize.to_image(boxes) + boxes.new_tensor(self.window[:2] * 2)
+        return {name: values.cpu() for name, values in (detections | {"boxes": boxes}).items()}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Views:
     Attributes:
         flip: add the mirror image of each view.
         scales: sizes of the input, as factors of the model's own.
+        tiles: add windows of an image that is larger than one; each gets all the views.
 
     Raises:
         ConfigError: no scales, or one outside of 0.1…10.
@@ -49,19 +54,27 @@ class Views:
 
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
+    tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise ConfigError(f"scales {list(self.scales)}: expected factors of 0.1 to 10")
 
     def of_image(self, pixels: Tensor, config: DetectorConfig) -> list[ImageView]:
-        """Make the views of ``(C, H, W)`` uint8, each resized from the image itself."""
+        """Make the views of ``(C, H, W)`` uint8, each resized from the image itself.
+
+        Views of the whole image come first. Tiles share its memory until they are used.
+        """
         height, width = pixels.shape[-2:]
+        whole = Window(0, 0, width, height)
         views = []
-        for bounds in self.bounds(config):
-            resize = plan_resize((height, width), config, bounds)
-            view = ImageView(resize.to_input(pixels), resize)
-            views += [view, view._replace(mirrored=True)] if self.flip else [view]
+        for window in self.tiles.windows(height, width) if self.tiles else [whole]:
+            part = window.crop(pixels)
+            for bounds in self.bounds(config):
+                resize = plan_resize((part.shape[-2], part.shape[-1]), config, bounds)
+                resized = resize.to_input(part) if window == whole else part
+                view = ImageView(resized, resize, window)
+                views += [view, view._replace(mirrored=True)] if self.flip else [view]
         return views
 
     def bounds(self, config: DetectorConfig) -> list[tuple[int, int]]:
@@ -94,16 +107,25 @@ def detect_views(
 
     Args:
         detect: finds objects in inputs ``(C, h, w)``, in the pixels of each.
-        images: the views of each image; all have as many.
+        images: the views of each image.
 
     Returns:
         Detections in the pixels of each image, on the CPU.
     """
-    by_view = []
-    for views in zip(*images, strict=True):
-        found = detect([view.input for view in views])
-        by_view.append([view.to_image(one) for view, one in zip(views, found, strict=True)])
-    return [merge_detections(one, postprocess) for one in zip(*by_view, strict=True)]
+    by_window: list[dict[Window, list[DetectionDict]]] = [{} for _ in images]
+    places = sorted((k, i) for i, views in enumerate(images) for k in range(len(views)))
+    is_tiled = any(views[0].window != views[-1].window for views in images)
+    step = max(len(images), TILES_AT_ONCE if is_tiled else 1)
+    for start in range(0, len(places), step):
+        views = [(i, images[i][k]) for k, i in places[start : start + step]]
+        found = detect([view.input for _, view in views])
+        for (i, view), one in zip(views, found, strict=True):
+            by_window[i].setdefault(view.window, []).append(view.to_image(one))
+    results = []
+    for windows in by_window:
+        merged = {window: merge_detections(one, postprocess) for window, one in windows.items()}
+        results.append(join_windows(merged, postprocess))
+    return results
 
 
 def merge_detections(views: Sequence[DetectionDict], config: PostprocessConfig) -> DetectionDict:

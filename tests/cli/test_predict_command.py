@@ -11,6 +11,7 @@ from PIL import Image
 
 from sepc_zoo.factory import load_model
 from sepc_zoo.inference.detections import Detections
+from sepc_zoo.inference.tiles import Tiles
 from sepc_zoo.inference.tta import Views
 from sepc_zoo.published import PUBLISHED, PUBLISHERS
 from sepc_zoo.registry import RECOMMENDED
@@ -52,9 +53,11 @@ def test_a_model_folder_that_is_not_there_ends_with_2(images, tmp_path, capsys):
 def test_views_and_batches_reach_predict(model, images, tmp_path, monkeypatch):
     predict = Mock(return_value=[])
     monkeypatch.setattr("sepc_zoo.inference.bulk.predict_files", predict)
-    flags = ("--tta-flip", "--tta-scales", 0.8, 1, "--batch-size", 7, "--workers", 3)
+    flags = ("--tta-flip", "--tta-scales", 0.8, 1, "--tile", 64, "--overlap", 0.5)
+    flags += ("--batch-size", 7, "--workers", 3)
     assert call("predict", images, "--model", model, "--output", tmp_path / "out", *flags) == 0
-    expected = {"batch_size": 7, "workers": 3, "views": Views(True, (0.8, 1.0))}
+    views = Views(True, (0.8, 1.0), Tiles(64, 0.5))
+    expected = {"batch_size": 7, "workers": 3, "views": views}
     assert predict.call_args.kwargs.items() >= expected.items()
 
 
@@ -88,12 +91,13 @@ def test_an_interrupted_prediction_ends_with_the_status_of_the_signal(
 
 def test_more_views_change_the_metrics(model, shapes, tmp_path):
     found = []
-    for flags in ((), ("--tta-flip",), ("--tta-scales", 1), ("--tta-scales", 1, 1.5)):
+    more = [("--tta-flip",), ("--tta-scales", 1, 1.5), ("--tile", 48)]
+    for flags in ((), ("--tta-scales", 1), ("--tile", 64), *more):
         where = ("--data", shapes, "--workers", 0, "--cpu", "--output", tmp_path, "--no-report")
         assert call("validate", "--model", model, *where, *flags) == 0
         found.append((tmp_path / "detections.json").read_text())
-    assert found[0] == found[2]
-    assert len(set(found)) == 3
+    assert found[0] == found[1] == found[2]
+    assert len(set(found)) == 1 + len(more)
 
 
 def test_an_unreadable_image_is_reported_and_the_others_are_done(model, images, tmp_path, capsys):
