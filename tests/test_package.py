@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli", "__main__"},
     {"training"},
-    {"evaluation", "export"},
+    {"evaluation", "export", "demo"},
     {"factory", "torch_hub"},
     {"checkpoints"},
     {"models"},
@@ -33,8 +33,8 @@ ALLOWED: dict[tuple[str, str], str] = {}
 
 # Libraries that a model does not need.
 HEAVY = {
-    *("accelerate", "av", "datasets", "faster_coco_eval", "matplotlib", "onnx", "pycocotools"),
-    *("rich", "supervision", "tensorboard", "torchmetrics", "trackers"),
+    *("accelerate", "av", "datasets", "faster_coco_eval", "gradio", "matplotlib", "onnx"),
+    *("pycocotools", "rich", "supervision", "tensorboard", "torchmetrics", "trackers"),
 }
 # Modules of options and errors, which the command line loads to print a help.
 LIGHT = (

@@ -19,7 +19,9 @@ from sepc_zoo.checkpoints.hub import first_line, invalid_name, status_of
 from sepc_zoo.errors import HubError
 from sepc_zoo.models.detector import Detector
 
-PUSHED = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE]  # not detections.json: it may be huge
+# Not detections.json: it may be huge. The second line has files of Spaces and endpoints.
+PUSHED = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE]
+PUSHED += ["app.py", "handler.py", "requirements.txt"]
 
 
 def push_to_hub(
@@ -75,13 +77,19 @@ def push_folder(
     create_pr: bool = False,
     token: str | bool | None = None,
     commit_message: str = "Upload a detector",
-    repo_type: str = "model",
+    space_sdk: str | None = None,
 ) -> str:
-    """Push the files of a model folder in one commit; returns its address."""
+    """Push the files of a model folder, or of a Space's, in one commit; returns its address.
+
+    Args:
+        space_sdk: what runs a Space: gradio or static; None for a model.
+    """
     api = HfApi(token=token)
-    sdk = "static" if repo_type == "space" else None
+    repo_type = "model" if space_sdk is None else "space"
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+        api.create_repo(
+            repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk
+        )
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
         commit = api.upload_folder(

@@ -35,7 +35,7 @@ def run(arguments: Arguments) -> int:
     page = organisation_page(org, folders)
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / CARD_FILE).write_text(page, encoding="utf-8")
-        say(push_folder(temporary, f"{org}/README", repo_type="space"))
+        say(push_folder(temporary, f"{org}/README", space_sdk="static"))
     is_private = bool(arguments.private)
     say(add_to_collection(org, arguments.title, repositories, private=is_private))
     return 0

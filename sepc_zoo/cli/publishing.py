@@ -5,6 +5,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard, constants
 from sepc_zoo.checkpoints.card import LOCAL_SOURCE
 from sepc_zoo.checkpoints.folder import CARD_FILE, METRICS_FILE, read_config, save_model
 from sepc_zoo.checkpoints.push import push_folder
+from sepc_zoo.demo.space import write_handler, write_space
 from sepc_zoo.errors import HubError
 from sepc_zoo.factory import load_model
 from sepc_zoo.files import write_json
@@ -38,20 +40,27 @@ with `sepc-zoo validate`; the authors' AP is the one that they published.
 """
 
 
-def push(
-    folder: Path,
-    repo_id: str,
-    metrics: Mapping[str, Any] | None = None,
-    dataset: str | None = None,
-    license: str | None = None,
-    **options: Any,
-) -> str:
-    """Upload a model folder after loading it as a check; its card gets its new address.
+@dataclass(frozen=True)
+class Contents:
+    """What a repository on the hub gets beside the model.
 
-    Args:
+    Attributes:
         metrics: for the card; by default it stays as training wrote it.
         dataset: the data set of the metrics.
         license: of the weights, by its id on the hub, for the card.
+        handler: whether Inference Endpoints can run the model.
+    """
+
+    metrics: Mapping[str, Any] | None = None
+    dataset: str | None = None
+    license: str | None = None
+    handler: bool = False
+
+
+def push(folder: Path, repo_id: str, contents: Contents = Contents(), **options: Any) -> str:
+    """Upload a model folder after loading it as a check; its card gets its new address.
+
+    Args:
         options: of ``push_folder``.
 
     Returns:
@@ -60,23 +69,47 @@ def push(
     Raises:
         HubError: the folder is not a model folder, or the hub refuses.
     """
-    model = load_model(f"local-dir:{folder}")
     with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary)
-        save_model(model, copy, metrics=metrics, dataset=dataset, repo_id=repo_id)
-        card, metrics_file = folder / CARD_FILE, folder / METRICS_FILE
-        if metrics is not None:
-            write_json(copy / METRICS_FILE, metrics)
-        elif card.is_file():
-            text = card.read_text(encoding="utf-8").replace(LOCAL_SOURCE, f"hf-hub:{repo_id}")
-            (copy / CARD_FILE).write_text(text, encoding="utf-8")
-            if metrics_file.is_file():
-                shutil.copy(metrics_file, copy)
-        if license is not None:
-            new_card = ModelCard.load(copy / CARD_FILE)
-            new_card.data.license = license
-            new_card.save(copy / CARD_FILE)
-        return push_folder(copy, repo_id, **options)
+        write_repository(folder, Path(temporary), repo_id, contents)
+        return push_folder(temporary, repo_id, **options)
+
+
+def write_repository(folder: Path, output: Path, repo_id: str, contents: Contents) -> None:
+    """Write the files of a model's repository after loading the model as a check.
+
+    Raises:
+        HubError: the folder is not a model folder.
+    """
+    model, metrics = load_model(f"local-dir:{folder}"), contents.metrics
+    save_model(model, output, metrics=metrics, dataset=contents.dataset, repo_id=repo_id)
+    card, metrics_file = folder / CARD_FILE, folder / METRICS_FILE
+    if metrics is not None:
+        write_json(output / METRICS_FILE, metrics)
+    elif card.is_file():
+        text = card.read_text(encoding="utf-8").replace(LOCAL_SOURCE, f"hf-hub:{repo_id}")
+        (output / CARD_FILE).write_text(text, encoding="utf-8")
+        if metrics_file.is_file():
+            shutil.copy(metrics_file, output)
+    if contents.license is not None:
+        new_card = ModelCard.load(output / CARD_FILE)
+        new_card.data.license = contents.license
+        new_card.save(output / CARD_FILE)
+    if contents.handler:
+        write_handler(output)
+
+
+def push_space(space_id: str, repo_id: str, license: str | None, **options: Any) -> str:
+    """Upload a Space that shows a model of the hub; returns the address of the commit.
+
+    Args:
+        options: of ``push_folder``.
+
+    Raises:
+        HubError: the hub refuses.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        write_space(Path(temporary), repo_id, space_id.partition("/")[2], license)
+        return push_folder(temporary, space_id, space_sdk="gradio", **options)
 
 
 def push_or_say_how(folder: Path, repo_id: str) -> str | None:

@@ -1,7 +1,8 @@
-"""Upload a model folder to the Hugging Face Hub."""
+"""Upload a model folder to the Hugging Face Hub, and a Space that shows the model."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sepc_zoo.options import OptionError, Options, option
 from sepc_zoo.terminal import say
@@ -32,29 +33,50 @@ class Arguments(Options):
         None, "licence of the weights for the model card, such as apache-2.0", metavar="ID"
     )
     message: str = option("Upload a detector", "commit message")
+    handler: bool = option(
+        False, "also upload handler.py, with which Inference Endpoints run the model"
+    )
+    space: str | None = option(
+        None, "also upload a Space with a page that shows the model", metavar="ORG/NAME"
+    )
+    output: str | None = option(
+        None,
+        "write the files instead of uploading them: the Space's to DIR, the model's to DIR/model",
+        metavar="DIR",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_repository("repo_id", self.repo_id)
+        if self.space is not None:
+            check_repository("space", self.space)
 
 
 def run(arguments: Arguments) -> int:
-    """Upload the folder and print its address."""
-    from sepc_zoo.cli.publishing import push, read_metrics
+    """Upload the folder and the Space and print their addresses, or write their files."""
+    from sepc_zoo.cli.publishing import Contents, push, push_space, read_metrics, write_repository
+    from sepc_zoo.demo.space import write_space
 
+    model, repo_id, space = Path(arguments.model), arguments.repo_id, arguments.space
     metrics = None if arguments.metrics is None else read_metrics(Path(arguments.metrics))
-    address = push(
-        Path(arguments.model),
-        arguments.repo_id,
-        metrics=metrics,
-        dataset=arguments.dataset,
-        license=arguments.license,
-        private=arguments.private,
-        revision=arguments.revision,
-        create_pr=arguments.create_pr,
-        commit_message=arguments.message,
-    )
-    say(f"{address}\nuse it: sepc-zoo predict IMAGE --model hf-hub:{arguments.repo_id}")
+    contents = Contents(metrics, arguments.dataset, arguments.license, arguments.handler)
+    if arguments.output is not None:
+        output = Path(arguments.output)
+        write_repository(model, output / "model", repo_id, contents)
+        if space is not None:
+            write_space(output, repo_id, space, arguments.license)
+            say(f"try the page: python {output / 'app.py'}")
+        say(f"{output}: the files are written, nothing is uploaded")
+        return 0
+    options: dict[str, Any] = {
+        "private": arguments.private,
+        "create_pr": arguments.create_pr,
+        "commit_message": arguments.message,
+    }
+    address = push(model, repo_id, contents, revision=arguments.revision, **options)
+    say(f"{address}\nuse it: sepc-zoo predict IMAGE --model hf-hub:{repo_id}")
+    if space is not None:
+        say(push_space(space, repo_id, arguments.license, **options))
     return 0
 
 

@@ -1,0 +1,86 @@
+"""A Space of the hub that shows a model, as a folder of its files."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from huggingface_hub import SpaceCardData
+
+import sepc_zoo
+from sepc_zoo.demo import handler
+from sepc_zoo.files import write_atomically
+
+APP_FILE, REQUIREMENTS_FILE, HANDLER_FILE = "app.py", "requirements.txt", "handler.py"
+APP = '''\
+"""The page of a Space: upload an image, see what the model finds."""
+
+from pathlib import Path
+
+import torch
+
+from sepc_zoo.demo.page import make_page, serve
+from sepc_zoo.factory import load_model
+
+HERE = Path(__file__).parent
+MODEL, EXAMPLES = HERE / "model", HERE / "examples"  # folders that need not be there
+
+model = load_model(MODEL if MODEL.is_dir() else "hf-hub:{repo_id}")
+model.to("cuda" if torch.cuda.is_available() else "cpu")
+serve(make_page(model, EXAMPLES if EXAMPLES.is_dir() else None))
+'''
+CARD = """\
+---
+{front}
+---
+
+# {title}
+
+Detects objects with the model [{repo_id}](https://huggingface.co/{repo_id}), built with sepc_zoo. \
+Images in a folder `examples` appear below the upload; a model folder `model` beside `app.py` is \
+taken in place of the one on the hub.
+"""
+
+
+def write_space(folder: Path, repo_id: str, title: str, license: str | None = None) -> None:
+    """Write the files of a Space: its page, requirements and card.
+
+    Args:
+        repo_id: the model on the hub.
+        title: of the Space.
+        license: of the model, by its id on the hub.
+    """
+    front = SpaceCardData(
+        title=title,
+        sdk="gradio",
+        sdk_version=installed_gradio(),
+        app_file=APP_FILE,
+        license=license,
+        models=[repo_id],
+        tags=["object-detection"],
+    )
+    write_text(folder / APP_FILE, APP.format(repo_id=repo_id))
+    write_text(folder / REQUIREMENTS_FILE, requirement("sepc_zoo[demo]"))
+    card = CARD.format(front=front.to_yaml(), title=title, repo_id=repo_id)
+    write_text(folder / "README.md", card)
+
+
+def write_handler(folder: Path) -> None:
+    """Write the handler of Inference Endpoints and its requirements into a model folder."""
+    write_text(folder / HANDLER_FILE, Path(handler.__file__).read_text(encoding="utf-8"))
+    write_text(folder / REQUIREMENTS_FILE, requirement("sepc_zoo"))
+
+
+def requirement(package: str) -> str:
+    """The line of a requirements file: at least this version."""
+    return f"{package}>={sepc_zoo.__version__}\n"
+
+
+def installed_gradio() -> str | None:
+    """The version that a Space gets; None, where gradio is not installed, lets the hub choose."""
+    try:
+        return version("gradio")
+    except PackageNotFoundError:
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
