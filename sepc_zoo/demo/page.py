@@ -52,7 +52,7 @@ def make_page(
             with gr.Column():
                 image = gr.Image(label="Image", type="filepath")
                 # The file as it came: our own reader says what is wrong with it.
-                image.preprocess = path_of  # type: ignore[method-assign]
+                image.preprocess = path_of  # type: ignore
                 score = gr.Slider(0, 1, score_threshold, step=0.01, label="Minimum score")
                 tile = gr.Radio([*TILES], value="off", label="Tiles of a large image, pixels")
                 gr.Examples([str(path) for path in choices], image)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from sepc_zoo.config import ConfigError, PostprocessConfig
 from sepc_zoo.inference.detections import DetectionDict
-from sepc_zoo.ops.boxes import box_area, intersection, rows_at_once
+from sepc_zoo.ops.boxes import box_area, intersection, paired_iou
 
 MIN_SIDE = 32  # pixels of a tile
 BORDER = 0.01  # distance from a border up to which a box is taken for cut, in sides of the tile
+
+Columns = dict[str, Tensor]  # boxes (D, 4), scores (D,), labels (D,), windows (D, 4)
+Overlap = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Window(NamedTuple):
@@ -75,70 +78,95 @@ class Tiles:
 def join_windows(found: Mapping[Window, DetectionDict], config: PostprocessConfig) -> DetectionDict:
     """Join the detections of an image and of its tiles, all in pixels of the image, class by class.
 
-    Boxes that a tile's border inside the image cuts are dropped: another tile shows the object
-    complete, or the whole image does. Of two boxes from different windows the one
-    with the lower score is suppressed by intersection over union, or over the smaller box, where
-    the larger reaches beyond the window of the smaller: then the smaller may be a piece of it.
-    The limit of the config holds for each window.
+    Boxes that a border inside the image cuts are first joined to whole objects. Of two boxes from
+    different windows, one is then suppressed by intersection over union; or over the smaller box,
+    where the larger reaches beyond the window of the smaller, which may thus show a piece of it.
+    What no border has cut has precedence, then the higher score. The limit of the config holds for
+    each window.
 
     Args:
         found: detections by window, the whole image first.
     """
     if len(found) == 1:
         return next(iter(found.values()))
-    whole = next(iter(found))
-    parts = []
-    for window, one in found.items():
-        complete = ~cut_boxes(one["boxes"], window, whole)
-        part = {name: values[complete] for name, values in one.items()}
-        parts.append(part | {"windows": torch.tensor([window]).expand(int(complete.sum()), 4)})
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = joined["scores"].argsort(descending=True, stable=True)
-    joined = {name: values[order] for name, values in joined.items()}
-    keep = suppress_doubles(**joined, threshold=config.iou_threshold)
-    keep = keep[: config.max_detections * len(found)]
-    return {name: joined[name][keep] for name in ("boxes", "scores", "labels")}
+    parts = [
+        one | {"windows": torch.tensor([window]).expand(len(one["scores"]), 4)}
+        for window, one in found.items()
+    ]
+    every = _by_score(_concatenate(parts))
+    is_cut = cut_boxes(every["boxes"], every["windows"], next(iter(found)))
+    pieces, threshold = _select(every, is_cut), config.iou_threshold
+    joined = _concatenate([_select(every, ~is_cut), join_pieces(pieces, threshold)])
+    result = _by_score(_select(joined, suppress_doubles(joined, threshold)))
+    limit = config.max_detections * len(found)
+    return {name: result[name][:limit] for name in ("boxes", "scores", "labels")}
 
 
-def cut_boxes(boxes: Tensor, window: Window, whole: Window) -> Tensor:
-    """Mask ``(D,)`` of the boxes that end at a border of the window inside the image."""
+def cut_boxes(boxes: Tensor, windows: Tensor, whole: Window) -> Tensor:
+    """Mask ``(D,)`` of the boxes that end at a border of their window inside the image."""
     # One pixel more: boxes that include their last pixel reach beyond an image that was enlarged.
-    margin = 1 + BORDER * max(window.x2 - window.x1, window.y2 - window.y1)
-    borders, sides = boxes.new_tensor(window), boxes.new_tensor(whole)
-    return (((boxes - borders).abs() <= margin) & (borders != sides)).any(dim=1)
+    margin = 1 + BORDER * (windows[:, 2:] - windows[:, :2]).amax(dim=1, keepdim=True)
+    ends = ((boxes - windows).abs() <= margin) & (windows != windows.new_tensor(whole))
+    return ends.any(dim=1)
 
 
-def suppress_doubles(
-    boxes: Tensor, scores: Tensor, labels: Tensor, windows: Tensor, threshold: float
-) -> Tensor:
-    """Indices of the boxes kept, by falling score; see ``join_windows``.
+def join_pieces(pieces: Columns, threshold: float) -> Columns:
+    """Replace the pieces of an object by the box around them, with the window of the best of them.
+
+    Two cut boxes are pieces of one object if they are of one class, and overlap by more than the
+    threshold where both windows show the image.
 
     Args:
-        scores: ``(D,)``, falling.
-        windows: window of each box ``(D, 4)``.
+        pieces: by falling score, as the result.
     """
-    kept = [True] * len(scores)
-    step = rows_at_once(len(boxes), boxes.device)
-    for start in range(0, len(boxes), step):
-        rows = slice(start, start + step)
-        double = _overlap(boxes, windows, rows) > threshold
-        double &= labels[rows, None] == labels
-        double &= (windows[rows, None] != windows).any(dim=2)
-        for i, j in double.triu(start + 1).nonzero().tolist():
-            if kept[start + i]:
-                kept[j] = False
+    i, j = _pairs(pieces, _overlap_in_common, threshold)
+    first, previous = torch.arange(len(pieces["scores"])), None
+    while previous is None or not torch.equal(first, previous):
+        previous, first = first, first.scatter_reduce(0, i, first[j], "amin")
+    first, group = first.unique(return_inverse=True)
+    objects, index = _select(pieces, first), group[:, None].expand(-1, 2)
+    corners = zip(
+        objects["boxes"].split(2, 1), pieces["boxes"].split(2, 1), ("amin", "amax"), strict=True
+    )
+    outer = [of_first.scatter_reduce(0, index, own, how) for of_first, own, how in corners]
+    return objects | {"boxes": torch.cat(outer, dim=1)}
+
+
+def suppress_doubles(found: Columns, threshold: float) -> Tensor:
+    """Indices of the boxes that are kept; see ``join_windows``.
+
+    Args:
+        found: by falling precedence.
+    """
+    kept = [True] * len(found["scores"])
+    for i, j in _pairs(found, _overlap, threshold).T.tolist():
+        if i < j and kept[i]:
+            kept[j] = False
     return torch.tensor(kept, dtype=torch.bool).nonzero().squeeze(1)
 
 
-def _overlap(boxes: Tensor, windows: Tensor, rows: slice) -> Tensor:
-    """Intersection ``(R, D)`` over the union, or over a smaller box that may be a piece."""
-    inter, area = intersection(boxes[rows], boxes), box_area(boxes)
-    union = area[rows, None] + area - inter
-    is_larger = area[rows, None] > area
-    beyond = _beyond(boxes[rows, None], windows).where(
-        is_larger, _beyond(boxes, windows[rows, None])
+def _pairs(found: Columns, overlap: Overlap, threshold: float) -> Tensor:
+    """Indices ``(2, P)`` of the pairs of a class in different windows that overlap, in order."""
+    boxes, labels, windows = found["boxes"], found["labels"], found["windows"]
+    pairs = [torch.empty(0, 2, dtype=torch.int64)]
+    for window in windows.unique(dim=0):
+        own = (windows == window).all(dim=1)
+        near = (boxes[:, :2] <= window[2:]).all(dim=1) & (boxes[:, 2:] >= window[:2]).all(dim=1)
+        i, j = (mask.nonzero().squeeze(1) for mask in (own, near & ~own))
+        overlapping = overlap(boxes[i], windows[i], boxes[j], windows[j]) > threshold
+        row, column = (overlapping & (labels[i, None] == labels[j])).nonzero(as_tuple=True)
+        pairs.append(torch.stack([i[row], j[column]], dim=1))
+    first, second = torch.cat(pairs).T
+    return torch.stack([first, second])[:, (first * len(boxes) + second).argsort()]
+
+
+def _overlap(boxes1: Tensor, windows1: Tensor, boxes2: Tensor, windows2: Tensor) -> Tensor:
+    """Intersection ``(D1, D2)`` over the union, or over a smaller box that may be a piece."""
+    inter, area1, area2 = intersection(boxes1, boxes2), box_area(boxes1)[:, None], box_area(boxes2)
+    beyond = torch.where(
+        area1 > area2, _beyond(boxes1[:, None], windows2), _beyond(boxes2, windows1[:, None])
     )
-    over = torch.minimum(area[rows, None], area).where(beyond, union)
+    over = torch.where(beyond, torch.minimum(area1, area2), area1 + area2 - inter)
     return inter / over.clamp(min=torch.finfo(over.dtype).tiny)
 
 
@@ -146,3 +174,28 @@ def _beyond(boxes: Tensor, windows: Tensor) -> Tensor:
     """Whether boxes ``(..., 4)`` reach out of windows."""
     outside = (boxes[..., :2] < windows[..., :2]) | (boxes[..., 2:] > windows[..., 2:])
     return outside.any(dim=-1)
+
+
+def _overlap_in_common(
+    boxes1: Tensor, windows1: Tensor, boxes2: Tensor, windows2: Tensor
+) -> Tensor:
+    """Intersection over union ``(D1, D2)`` of what two windows both show."""
+    upper = torch.minimum(windows1[:, None, 2:], windows2[:, 2:])
+    lower = torch.maximum(windows1[:, None, :2], windows2[:, :2]).minimum(upper)
+    shown = [
+        torch.cat([corner.clamp(lower, upper) for corner in boxes.split(2, dim=-1)], dim=-1)
+        for boxes in (boxes1[:, None], boxes2)
+    ]
+    return paired_iou(*shown)
+
+
+def _concatenate(parts: Sequence[Columns]) -> Columns:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _by_score(found: Columns) -> Columns:
+    return _select(found, found["scores"].argsort(descending=True, stable=True))
+
+
+def _select(found: Columns, index: Tensor) -> Columns:
+    return {name: values[index] for name, values in found.items()}

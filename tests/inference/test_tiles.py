@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou
 
 from sepc_zoo.config import ConfigError, PostprocessConfig, override
-from sepc_zoo.inference.tiles import Tiles, Window, join_windows, suppress_doubles
+from sepc_zoo.inference.tiles import Tiles, Window, cut_boxes, join_windows, suppress_doubles
 from sepc_zoo.inference.tta import TILES_AT_ONCE, Views, detect_views
 from sepc_zoo.registry import authors_config
 
@@ -144,16 +144,37 @@ def test_tiles_share_the_memory_of_the_image(model):
 # Joining
 
 
-def test_a_cut_box_is_dropped_though_its_score_is_higher():
+def test_the_pieces_of_a_large_object_are_joined():
+    """A third tile shows neither of its ends."""
+    tiles = [Window(x, 0, x + 100, 100) for x in (0, 60, 120)]
+    pieces = [(0.6, [20, 10, 100, 90]), (0.9, [60, 11, 160, 90]), (0.8, [120, 10, 190, 88])]
+    found = {Window(0, 0, 220, 100): detections()}
+    found |= {tile: detections(piece) for tile, piece in zip(tiles, pieces, strict=True)}
+    joined = join_windows(found, PostprocessConfig())
+    assert joined["boxes"].tolist() == [[20, 10, 190, 90]]
+    assert joined["scores"] == 0.9
+
+
+def test_what_is_complete_suppresses_pieces_with_higher_scores():
     large = [20, 10, 140, 90]
     pieces = {"left": [(0.9, [20, 10, 100, 90])], "right": [(0.8, [60, 10, 140, 90])]}
     assert join(whole=[(0.3, large)], **pieces) == [large]
-    assert join(**pieces) == []
 
 
-def test_a_box_at_the_border_of_the_image_is_not_cut():
-    box = [0, 0, 30, 100]
-    assert join(left=[(0.9, box)]) == [box]
+def test_pieces_of_two_objects_stay_apart():
+    left, right = [70, 10, 100, 30], [60, 50, 90, 80]
+    assert join(left=[(0.9, left)], right=[(0.8, right)]) == [left, right]
+
+
+def test_boxes_are_cut_by_borders_inside_the_image_alone():
+    boxes = torch.tensor([[0, 0, 30, 100], [0, 0, 99.5, 50], [60, 0, 90, 20], [5, 5, 50, 50]])
+    assert cut_boxes(boxes, torch.tensor([LEFT] * 4), WHOLE).tolist() == [False, True, False, False]
+    assert cut_boxes(boxes, torch.tensor([RIGHT] * 4), WHOLE).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_an_object_in_two_windows_is_found_once_with_its_higher_score():
@@ -188,14 +209,14 @@ def test_the_limit_of_detections_holds_for_each_window():
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
-def test_suppression_is_that_of_a_plain_loop(threshold, monkeypatch):
-    monkeypatch.setattr("sepc_zoo.inference.tiles.rows_at_once", lambda *_: 7)
+def test_suppression_is_that_of_a_plain_loop(threshold):
     generator = torch.Generator().manual_seed(0)
-    corner, size = torch.rand(2, 150, 2, generator=generator) * torch.tensor([[[90.0]], [[40.0]]])
+    windows = torch.tensor([WHOLE, LEFT, RIGHT])[torch.randint(0, 3, (150,), generator=generator)]
+    corner, size = torch.rand(2, 150, 2, generator=generator) * torch.tensor([[[60.0]], [[40.0]]])
+    corner += windows[:, :2]
     boxes = torch.cat([corner, corner + size], 1)
     scores = torch.rand(150, generator=generator).sort(descending=True).values
     labels = torch.randint(0, 2, (150,), generator=generator)
-    windows = torch.tensor([WHOLE, LEFT, RIGHT])[torch.randint(0, 3, (150,), generator=generator)]
 
     def is_double(i, j):
         if labels[i] != labels[j] or torch.equal(windows[i], windows[j]):
@@ -214,4 +235,5 @@ def test_suppression_is_that_of_a_plain_loop(threshold, monkeypatch):
         if not any(is_double(i, j) for j in kept):
             kept.append(i)
     assert 20 < len(kept) < 140
-    assert suppress_doubles(boxes, scores, labels, windows, threshold).tolist() == kept
+    found = {"boxes": boxes, "scores": scores, "labels": labels, "windows": windows}
+    assert suppress_doubles(found, threshold).tolist() == kept
