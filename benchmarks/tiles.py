@@ -1,7 +1,7 @@
 """Recall of small objects on large images, with and without tiles.
 
-Pastes the images of a validation split into mosaics, each reduced to a cell; a cell is also the
-tile. Sizes are COCO's in pixels of the mosaic: small is up to 32 x 32. Writes ``tiles.csv``.
+Pastes the images of a validation split into mosaics, each reduced to a cell; a tile has the height
+of a cell, so that the model sees objects in it as large as in training. Sizes are COCO's in pixels of the mosaic: small is up to 32 x 32. Writes ``tiles.csv``.
 
     python -m benchmarks.tiles --model runs/bccd/last --data bccd
 """
@@ -29,8 +29,7 @@ FIGURES = ("AR100", "ARs", "ARm", "AP", "APs", "APm")
 WAYS = {
     "whole image": (),
     "whole image, three times the input size": ("--tta-scales", str(COUNT)),
-    "tiles": ("--tile", str(max(CELL))),
-    "tiles, overlap 0.4": ("--tile", str(max(CELL)), "--overlap", "0.4"),
+    "tiles": ("--tile", str(min(CELL))),
 }
 
 

@@ -58,11 +58,19 @@ def make_page(
                 gr.Examples([str(path) for path in choices], image)
             with gr.Column():
                 text = gr.Textbox(label="Result", interactive=False)
-                picture = gr.Image(label="Detections", interactive=False, format="jpeg")
+                picture = gr.Image(
+                    label="Detections", format="jpeg", buttons=["download", "fullscreen"]
+                )
                 file = gr.DownloadButton("Download JSON", interactive=True)
                 table = gr.Dataframe(headers=[*HEADERS], label="Detections", interactive=False)
         shown = [text, picture, table, file]
-        changed = gr.on([image.change, tile.change], partial(detect, model), [image, tile], found)
+        changed = gr.on(
+            [image.change, tile.change],
+            partial(detect, model),
+            [image, tile],
+            found,
+            api_name="detect",
+        )
         changed.then(show, [found, score], shown)
         score.release(show, [found, score], shown)
     return page
@@ -90,6 +98,7 @@ def serve(page: gr.Blocks, host: str | None = None, port: int | None = None) -> 
         show_error=True,
         max_file_size=MAX_UPLOAD,
         ssr_mode=False,
+        run_history=False,
     )
 
 
@@ -138,7 +147,7 @@ def example_images(folder: str | Path | None) -> Sequence[Path]:
     if folder is not None:
         return list_images(folder)[:MAX_EXAMPLES]
     root = Path(tempfile.mkdtemp(prefix="sepc_zoo_demo_"))
-    small = write_shapes(root / "small", train=0, val=3, size=(480, 640))
+    small = write_shapes(root / "small", train=0, val=3, size=(480, 640), sides=(40, 160))
     large = write_shapes(root / "large", train=0, val=1, size=(960, 1280), sides=(8, 60))
     return [*list_images(small / "val"), *list_images(large / "val")]
 

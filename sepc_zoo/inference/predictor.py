@@ -90,7 +90,7 @@ def predict(
             A model of C other channels takes C of them.
         score_threshold: lowest score of a detection. Scores under the config's
             ``postprocess.score_threshold`` are dropped before.
-        views: mirror images and sizes for test-time augmentation.
+        views: mirror images, sizes and tiles, see ``Views``.
         batch_size: number of images that are read at a time; those that have one size when padded
             go through the network together. Results are the same with any, but for rounding.
 
