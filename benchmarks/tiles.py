@@ -1,7 +1,8 @@
 """Recall of small objects on large images, with and without tiles.
 
 Pastes the images of a validation split into mosaics, each reduced to a cell; a tile has the height
-of a cell, so that the model sees objects in it as large as in training. Sizes are COCO's in pixels of the mosaic: small is up to 32 x 32. Writes ``tiles.csv``.
+of a cell, so that the model sees objects in it as large as in training. Sizes are COCO's in pixels
+of the mosaic: small is up to 32 x 32. Writes ``tiles.csv``.
 
     python -m benchmarks.tiles --model runs/bccd/last --data bccd
 """
