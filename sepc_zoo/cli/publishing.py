@@ -108,7 +108,7 @@ def push_space(space_id: str, repo_id: str, license: str | None, **options: Any)
         HubError: the hub refuses.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        write_space(Path(temporary), repo_id, space_id.partition("/")[2], license)
+        write_space(Path(temporary), space_id, repo_id, license)
         return push_folder(temporary, space_id, space_sdk="gradio", **options)
 
 

@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> int:
         output = Path(arguments.output)
         write_repository(model, output / "model", repo_id, contents)
         if space is not None:
-            write_space(output, repo_id, space, arguments.license)
+            write_space(output, space, repo_id, arguments.license)
             say(f"try the page: python {output / 'app.py'}")
         say(f"{output}: the files are written, nothing is uploaded")
         return 0

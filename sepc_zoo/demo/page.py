@@ -14,7 +14,6 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from torch import Tensor
 
-from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data.images import ImageError, list_images, read_image, read_size
 from sepc_zoo.data.synthetic import write_shapes
 from sepc_zoo.demo.handler import as_rows
@@ -26,6 +25,7 @@ from sepc_zoo.inference.tta import Views
 MAX_UPLOAD = "64mb"
 MAX_PIXELS = 2**27  # of an image, which may be a small file
 MAX_AGE = 3600  # seconds that files of visitors are kept
+MAX_SESSIONS = 16  # visitors whose last image is kept in memory
 MAX_EXAMPLES = 12
 TILES = {"off": 0, "320": 320, "640": 640, "1280": 1280}  # pixels
 HEADERS = ("class", "score", "x1", "y1", "x2", "y2")
@@ -43,7 +43,7 @@ def make_page(
     Raises:
         ImageError: the folder of examples is missing.
     """
-    title = describe(model.config)
+    title = f"{model.config.architecture}, {model.config.num_classes} classes"
     choices = example_images(examples)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)) as page:
         gr.Markdown(f"## {title}")
@@ -97,6 +97,7 @@ def serve(page: gr.Blocks, host: str | None = None, port: int | None = None) -> 
         share=False,
         show_error=True,
         max_file_size=MAX_UPLOAD,
+        state_session_capacity=MAX_SESSIONS,
         ssr_mode=False,
         run_history=False,
     )
@@ -150,8 +151,3 @@ def example_images(folder: str | Path | None) -> Sequence[Path]:
     small = write_shapes(root / "small", train=0, val=3, size=(480, 640), sides=(40, 160))
     large = write_shapes(root / "large", train=0, val=1, size=(960, 1280), sides=(8, 60))
     return [*list_images(small / "val"), *list_images(large / "val")]
-
-
-def describe(config: DetectorConfig) -> str:
-    """The title of a page: ``retinanet_r50_sepc, 80 classes``."""
-    return f"{config.architecture}, {config.num_classes} classes"

@@ -40,14 +40,15 @@ taken in place of the one on the hub.
 """
 
 
-def write_space(folder: Path, repo_id: str, title: str, license: str | None = None) -> None:
+def write_space(folder: Path, space_id: str, repo_id: str, license: str | None) -> None:
     """Write the files of a Space: its page, requirements and card.
 
     Args:
+        space_id: the Space on the hub, ``org/name``.
         repo_id: the model on the hub.
-        title: of the Space.
         license: of the model, by its id on the hub.
     """
+    title = space_id.partition("/")[2]
     front = SpaceCardData(
         title=title,
         sdk="gradio",

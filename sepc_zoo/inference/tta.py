@@ -17,17 +17,26 @@ MAX_SIDE = 16384  # pixels of a network's input
 TILES_AT_ONCE = 4  # views of a tiled image through the network, unless the batch has more images
 
 
+@dataclass(frozen=True, eq=False)
+class SharedImage:
+    """An image that its tiles share on the way from a worker; a loader pins no copies of it."""
+
+    pixels: Tensor  # (C, H, W) uint8
+
+
 class ImageView(NamedTuple):
     """One view of an image: what the network gets, and how boxes come back."""
 
-    pixels: Tensor  # (C, h, w) in 0…255, not mirrored yet; those of a tile are not resized yet
+    pixels: Tensor | SharedImage  # (C, h, w) in 0…255, not mirrored yet; the image of a tile
     resize: Resize
     window: Window
     mirrored: bool = False
 
     @property
     def input(self) -> Tensor:
-        pixels = self.resize.to_input(self.pixels)  # what is resized already stays as it is
+        pixels = self.pixels
+        if isinstance(pixels, SharedImage):
+            pixels = self.resize.to_input(self.window.crop(pixels.pixels))
         return pixels.flip(-1) if self.mirrored else pixels
 
     def to_image(self, detections: DetectionDict) -> DetectionDict:
@@ -63,17 +72,18 @@ class Views:
     def of_image(self, pixels: Tensor, config: DetectorConfig) -> list[ImageView]:
         """Make the views of ``(C, H, W)`` uint8, each resized from the image itself.
 
-        Views of the whole image come first. Tiles share its memory until they are used.
+        Views of the whole image come first. Tiles share its memory, and are cut when used.
         """
         height, width = pixels.shape[-2:]
-        whole = Window(0, 0, width, height)
+        whole, shared = Window(0, 0, width, height), SharedImage(pixels)
         views = []
         for window in self.tiles.windows(height, width) if self.tiles else [whole]:
-            part = window.crop(pixels)
+            size = window.y2 - window.y1, window.x2 - window.x1
             for bounds in self.bounds(config):
-                resize = plan_resize((part.shape[-2], part.shape[-1]), config, bounds)
-                resized = resize.to_input(part) if window == whole else part
-                view = ImageView(resized, resize, window)
+                resize = plan_resize(size, config, bounds)
+                view = ImageView(
+                    resize.to_input(pixels) if window == whole else shared, resize, window
+                )
                 views += [view, view._replace(mirrored=True)] if self.flip else [view]
         return views
 
