@@ -21,9 +21,10 @@ import torch
 import torchvision
 
 import sepc_zoo
+from sepc_zoo.api.models import model_with_weights
+from sepc_zoo.api.options import LoaderOptions
 from sepc_zoo.catalog import MEASURED_FILE, read_table
-from sepc_zoo.cli.arguments import LoaderOptions, flag_of, make_parser, parse
-from sepc_zoo.cli.runtime import model_with_weights
+from sepc_zoo.cli.arguments import flag_of, make_parser, parse
 from sepc_zoo.cli.speed_table import device_name
 from sepc_zoo.data import read_data
 from sepc_zoo.data.sharing import read_once

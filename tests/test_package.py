@@ -17,6 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Imports run downwards only: a module imports from its own layer and from those below it.
 LAYERS = [
     {"cli", "__main__"},
+    {"api"},
     {"training"},
     {"evaluation", "export", "demo"},
     {"factory", "torch_hub"},

@@ -1,12 +1,12 @@
-"""From options to command-line arguments, and options that several commands share."""
+"""From options to command-line arguments."""
 
 import argparse
 import ast
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import MISSING
+from typing import Any, Literal, NamedTuple
 
 from sepc_zoo.options import (
     OptionError,
@@ -16,67 +16,10 @@ from sepc_zoo.options import (
     default_text,
     flatten,
     is_union,
-    option,
     option_fields,
     option_groups,
     strip_none,
 )
-from sepc_zoo.training.options import WorkerOptions
-
-if TYPE_CHECKING:
-    from sepc_zoo.inference.tta import Views
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderOptions(WorkerOptions):
-    """Hardware and speed."""
-
-    batch_size: int = option(4, "images per process and batch", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TTAOptions(Options):
-    """Test-time augmentation and tiles."""
-
-    tta_flip: bool = option(False, "also detect in the mirror image of each image")
-    tta_scales: tuple[float, ...] = option(
-        (1.0,),
-        "detect in each of these sizes, as factors of the model's image size, such as 0.8 1.0 1.25",
-        ge=0.1,
-        le=10,
-    )
-    tta_fusion: Literal["nms", "wbf"] | None = option(
-        None,
-        "merge the views by non-maximum suppression or weighted boxes fusion (default: the "
-        "model's, usually nms)",
-    )
-    tile: int | None = option(
-        None,
-        "also detect in overlapping windows with sides of this many pixels, such as 640, of each "
-        "image that is larger",
-        ge=32,
-    )
-    overlap: float = option(
-        0.2, "minimum overlap of neighbouring windows, as a fraction of their side", ge=0, le=0.9
-    )
-
-    def views(self) -> "Views":
-        """The views of an image that these options ask for."""
-        from sepc_zoo.inference.tiles import Tiles
-        from sepc_zoo.inference.tta import Views
-
-        tiles = None if self.tile is None else Tiles(self.tile, self.overlap)
-        return Views(self.tta_flip, self.tta_scales, tiles)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuppressionOptions(Options):
-    """Non-maximum suppression."""
-
-    soft_nms: Literal["none", "linear", "gaussian"] | None = option(
-        None,
-        "lower the scores of overlapping boxes by soft-NMS (default: the model's, usually none)",
-    )
 
 
 def flag_of(name: str) -> str:

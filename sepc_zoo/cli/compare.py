@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sepc_zoo.cli.validate import SplitOptions, detect, read_detections, read_split
+from sepc_zoo.api.options import SplitOptions
+from sepc_zoo.api.validate import detect, read_detections, read_split
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say

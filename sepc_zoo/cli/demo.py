@@ -39,7 +39,8 @@ def run(arguments: Arguments) -> int:
         from sepc_zoo.demo.page import make_page, serve
     except ImportError as error:
         raise ConfigError('demo needs gradio: pip install "sepc_zoo[demo]"') from error
-    from sepc_zoo.cli.runtime import best_device, model_with_weights
+    from sepc_zoo.api.models import model_with_weights
+    from sepc_zoo.cli.runtime import best_device
     from sepc_zoo.registry import RECOMMENDED
 
     model = model_with_weights(arguments.model or RECOMMENDED).to(best_device(arguments.device))

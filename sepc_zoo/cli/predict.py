@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepc_zoo.cli.arguments import LoaderOptions, SuppressionOptions, TTAOptions
+from sepc_zoo.api.options import LoaderOptions, SuppressionOptions, TTAOptions
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import say
 
@@ -63,7 +63,8 @@ class Arguments(PredictOptions, VideoOptions, LoaderOptions, SuppressionOptions,
 
 def run(arguments: Arguments) -> int:
     """Predict all sources, images first; what cannot be done is reported at the end."""
-    from sepc_zoo.cli.runtime import choose_postprocess, model_with_weights, start_on_device
+    from sepc_zoo.api.models import choose_postprocess, model_with_weights
+    from sepc_zoo.cli.runtime import start_on_device
     from sepc_zoo.data.resilient_loader import kill_workers
     from sepc_zoo.inference.bulk import (
         DETECTIONS_FILE,

@@ -1,46 +1,10 @@
-"""Models and devices that commands ask for."""
-
-from pathlib import Path
-from typing import Any
+"""Processes and devices that commands ask for."""
 
 import torch
 from accelerate import PartialState
 
-from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
-from sepc_zoo.config import override
-from sepc_zoo.errors import ConfigError, HubError
-from sepc_zoo.factory import create_model
-from sepc_zoo.models.detector import Detector
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.training.accelerator import start_processes
-
-
-def model_with_weights(source: str) -> Detector:
-    """Load the model of a folder, a hub id, or a name with published weights.
-
-    Raises:
-        HubError: there are no such weights.
-        UnknownModelError: there is no such name.
-    """
-    return create_model(model_name(source), pretrained=True)
-
-
-def choose_postprocess(model: Detector, **entries: Any) -> None:
-    """Change entries of the model's ``postprocess``; None leaves one as it is."""
-    changes = {name: value for name, value in entries.items() if value is not None}
-    model.config = override(model.config, {"postprocess": changes})
-
-
-def model_name(source: str) -> str:
-    """The name by which ``create_model`` knows a model folder, a hub id or a name.
-
-    Raises:
-        HubError: the source looks like a path, and there is no such folder.
-    """
-    if Path(source).expanduser().is_dir():
-        return f"{LOCAL_PREFIX}{source}"
-    if "/" in source and ":" not in source:
-        raise HubError(f"{source}: no such folder; a model on the hub is hf-hub:org/name")
-    return source
 
 
 def start_on_device(asked: str | None) -> tuple[PartialState, torch.device]:

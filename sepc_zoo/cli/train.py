@@ -1,17 +1,14 @@
 """Train a model on your own data. Without --data, run a small demonstration on synthetic shapes."""
 
-import dataclasses
-import itertools
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sepc_zoo.cli.push import check_repository
-from sepc_zoo.options import Options, check_names, option, option_fields
+from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
-from sepc_zoo.training.options import TrainError, TrainOptions, read_options
+from sepc_zoo.training.options import TrainOptions
 
 DEMO_DATA = Path("runs/shapes")
 # Small enough to learn four shapes from scratch on two CPU cores in five minutes. The shapes are
@@ -69,42 +66,19 @@ def run(arguments: Arguments) -> int:
     """Train, or estimate what it takes; print where the results are."""
     from accelerate import PartialState
 
+    from sepc_zoo.api.given import gather, options_of_run
     from sepc_zoo.training.trainer import train
 
-    given = dict(arguments.given)
-    if arguments.finetune is not None:
-        given |= {"model": arguments.finetune, "pretrained": True}
-    if arguments.config is not None:
-        given = read_config(Path(arguments.config), given) | given
-    options = resumed_options(arguments.resume, given) if arguments.resume else options_from(given)
+    given = gather(arguments.given, arguments.finetune, arguments.config)
+    if "data" not in given and arguments.resume is None:
+        given = DEMO | {"data": str(demo_data(given.get("cpu", False)))} | given
+    options = options_of_run(given, arguments.resume)
     if arguments.dry_run:
         return dry_run(options)
     metrics = train(options, resume=arguments.resume is not None)
     if not PartialState().is_main_process:
         return 0
     return finish(options, metrics, arguments.push_to_hub)
-
-
-def read_config(file: Path, given: Collection[str]) -> dict[str, Any]:
-    """The options in a YAML file, but for those that exclude one of the command line.
-
-    Args:
-        given: names of the options on the command line.
-
-    Raises:
-        TrainError: the file cannot be read.
-        ConfigError: an entry is no option.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainError(f"--config {file} cannot be read: {error}") from error
-    check_names(TrainOptions, content, str(file))
-    group = {e.name: e.metadata["option"].exclusive or e.name for e in option_fields(TrainOptions)}
-    taken = {group[name] for name in given}
-    return {name: value for name, value in content.items() if group[name] not in taken}
 
 
 def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) -> int:
@@ -154,49 +128,6 @@ def dry_run(options: TrainOptions) -> int:
     for need in will.needs:
         say(need)
     return 0
-
-
-def options_from(given: dict[str, Any]) -> TrainOptions:
-    """The options of a new run; without data those of the demonstration.
-
-    Args:
-        given: the options on the command line, by name.
-    """
-    from accelerate.utils import broadcast_object_list
-
-    from sepc_zoo.cli.runtime import model_name
-    from sepc_zoo.training.accelerator import start_processes
-
-    if "data" not in given:
-        given = DEMO | {"data": str(demo_data(given.get("cpu", False)))} | given
-    if "model" not in given:
-        raise TrainError("--model is missing; `sepc-zoo list` names the models")
-    name = Path(given["model"]).name
-    given = given | {"model": model_name(given["model"])}
-    if "output" not in given:
-        TrainOptions(**given, output=name)  # a wrong option is reported before processes start
-        start_processes(given.get("cpu", False))
-        (given["output"],) = broadcast_object_list([str(free_folder(Path("runs") / name))])
-    return TrainOptions(**given)
-
-
-def free_folder(path: Path) -> Path:
-    """``path``, or the first of ``path-2``, ``path-3`` … that does not exist."""
-    numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
-    return next(folder for folder in itertools.chain([path], numbered) if not folder.exists())
-
-
-def resumed_options(run: str, given: dict[str, Any]) -> TrainOptions:
-    """The options of a run to resume, with those that are given."""
-    from sepc_zoo.cli.runtime import model_name
-
-    for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        if name in given:
-            given = {other: None} | given
-    if "model" in given:
-        given = given | {"model": model_name(given["model"])}
-    given = {name: value for name, value in given.items() if value != "auto"}  # settled at first
-    return dataclasses.replace(read_options(run), **given | {"output": run})
 
 
 def demo_data(cpu: bool) -> Path:

@@ -34,13 +34,13 @@ class Arguments(Options):
 def run(arguments: Arguments) -> int:
     """Search, and print the trials and the command of the best one."""
 
-    from sepc_zoo.cli.train import options_from
+    from sepc_zoo.api.given import new_options
     from sepc_zoo.training.tune import tune
 
     for name in ("data", "model", "output"):
         if name not in arguments.given:
             raise TrainError(f"--{name} is missing")
-    options = options_from(arguments.given)
+    options = new_options(arguments.given)
     study = tune(options, arguments.trials, arguments.space)
     if study is None:  # another process than the main one
         return 0

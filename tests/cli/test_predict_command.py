@@ -35,7 +35,7 @@ def test_without_a_model_the_recommended_one_is_taken_and_named(
     model, images, tmp_path, monkeypatch, capsys
 ):
     asked = Mock(return_value=load_model(model))
-    monkeypatch.setattr("sepc_zoo.cli.runtime.model_with_weights", asked)
+    monkeypatch.setattr("sepc_zoo.api.models.model_with_weights", asked)
     assert call("predict", images / "a.jpg", "--output", tmp_path / "out", "--device", "cpu") == 0
     asked.assert_called_once_with(RECOMMENDED)
     row = PUBLISHED[RECOMMENDED]

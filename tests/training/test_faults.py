@@ -199,8 +199,8 @@ def test_a_data_set_that_vanishes_ends_the_run_saved_and_with_status_2(
     with monkeypatch.context() as patch:
         before_step(patch, 3, lambda *_: data.rename(away))
         asked = options(data, run, epochs=4, batch_size=1, max_faults=3)
-        patch.setattr("sepc_zoo.cli.train.options_from", lambda _: asked)
-        assert main(["train"]) == 2
+        patch.setattr("sepc_zoo.api.given.options_of_run", lambda *_: asked)
+        assert main(["train", "--data", str(data)]) == 2
     message = capsys.readouterr().err
     assert "images that can no longer be read: 4" in message
     assert "Is the data set still there?" in message

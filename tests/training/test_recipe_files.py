@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import read_log
 
-from sepc_zoo.cli.train import read_config
+from sepc_zoo.api.given import read_config
 from sepc_zoo.registry import model_config
 from sepc_zoo.training.callbacks import Callback, Stop
 from sepc_zoo.training.options import TrainOptions

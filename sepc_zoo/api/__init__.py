@@ -1,0 +1,1 @@
+"""Training and validation as functions, for Python and for the commands."""

@@ -1,0 +1,92 @@
+"""Options that commands and functions share: reading, views, suppression, figures."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sepc_zoo.options import Options, option
+from sepc_zoo.training.options import DeviceOptions, SourceOptions, WorkerOptions
+
+if TYPE_CHECKING:
+    from sepc_zoo.inference.tta import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(WorkerOptions):
+    """Hardware and speed."""
+
+    batch_size: int = option(4, "images per process and batch", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TTAOptions(Options):
+    """Test-time augmentation and tiles."""
+
+    tta_flip: bool = option(False, "also detect in the mirror image of each image")
+    tta_scales: tuple[float, ...] = option(
+        (1.0,),
+        "detect in each of these sizes, as factors of the model's image size, such as 0.8 1.0 1.25",
+        ge=0.1,
+        le=10,
+    )
+    tta_fusion: Literal["nms", "wbf"] | None = option(
+        None,
+        "merge the views by non-maximum suppression or weighted boxes fusion (default: the "
+        "model's, usually nms)",
+    )
+    tile: int | None = option(
+        None,
+        "also detect in overlapping windows with sides of this many pixels, such as 640, of each "
+        "image that is larger",
+        ge=32,
+    )
+    overlap: float = option(
+        0.2, "minimum overlap of neighbouring windows, as a fraction of their side", ge=0, le=0.9
+    )
+
+    def views(self) -> "Views":
+        """The views of an image that these options ask for."""
+        from sepc_zoo.inference.tiles import Tiles
+        from sepc_zoo.inference.tta import Views
+
+        tiles = None if self.tile is None else Tiles(self.tile, self.overlap)
+        return Views(self.tta_flip, self.tta_scales, tiles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuppressionOptions(Options):
+    """Non-maximum suppression."""
+
+    soft_nms: Literal["none", "linear", "gaussian"] | None = option(
+        None,
+        "lower the scores of overlapping boxes by soft-NMS (default: the model's, usually none)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(SourceOptions, DeviceOptions, LoaderOptions, SuppressionOptions, TTAOptions):
+    """Data."""
+
+    split: str = option("val", "name of the split", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions(Options):
+    """Validation."""
+
+    no_report: bool = option(False, "do not write report.html, and do not analyse errors")
+    voc_ap: bool = option(False, "also compute Pascal VOC's AP (area and 11 points, IoU 0.5)")
+    bootstrap: int = option(
+        0, "also compute 95% intervals of AP from N resamples of the images, such as 1000", ge=0
+    )
+    seed: int = option(0, "seed of the resamples", ge=0)
+    frequency_split: str | None = option(
+        None,
+        "also compute LVIS's AP of rare (at most 10 images), common (at most 100) and frequent "
+        "classes, counted in this split, such as train",
+        metavar="NAME",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(FigureOptions, SplitOptions):
+    """Validation."""
