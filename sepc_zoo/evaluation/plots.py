@@ -1,6 +1,7 @@
 """Curves of a training run, and histograms of a data set."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,11 @@ def plot_curves(log: str | Path, path: str | Path) -> None:
         ImportError: matplotlib is not installed.
         ValueError: the log has no rows.
     """
+    write_atomically(path, draw_curves(log).savefig)
+
+
+def draw_curves(log: str | Path) -> "Figure":
+    """The figure of ``plot_curves``, with the same errors; a notebook shows it."""
     figure = _new_figure(11, 4.2)
     with open(log, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -42,7 +48,8 @@ def plot_curves(log: str | Path, path: str | Path) -> None:
     _plot_ap(ap_axes, rows)
     for axes in (loss_axes, ap_axes):
         axes.set_ylim(bottom=0)
-    _write(figure, path)
+    _style(figure)
+    return figure
 
 
 def plot_statistics(
@@ -78,7 +85,8 @@ def plot_statistics(
     crowding = {split: own.boxes_per_image for split, own in columns.items()}
     _plot_histogram(axes[4], crowding, "Boxes per image", "boxes", unit="images")
     _plot_sizes(axes[5], columns)
-    _write(figure, path)
+    _style(figure)
+    write_atomically(path, figure.savefig)
 
 
 def _new_figure(width: float, height: float) -> "Figure":
@@ -86,15 +94,23 @@ def _new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "sepc_zoo[plots]"') from error
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")  # pyplot has global state
+
+    class ShownFigure(Figure):
+        """A figure that a notebook shows although pyplot, which has global state, is not used."""
+
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png")
+            return content.getvalue()
+
+    return ShownFigure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _write(figure: "Figure", path: str | Path) -> None:
+def _style(figure: "Figure") -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
-    write_atomically(path, figure.savefig)
 
 
 def _curve(rows: Sequence[Row], x: str, y: str) -> tuple[list[float], list[float]]:
