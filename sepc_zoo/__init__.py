@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sepc_zoo.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from sepc_zoo.api.train import TrainResult, train
+    from sepc_zoo.api.validate import validate
     from sepc_zoo.checkpoints import convert
     from sepc_zoo.checkpoints.folder import save_model
     from sepc_zoo.checkpoints.push import push_to_hub
@@ -24,15 +26,19 @@ if TYPE_CHECKING:
         register_model,
         register_neck,
     )
+    from sepc_zoo.training.callbacks import Callback, Stop
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "Detections",
     "Detector",
     "HubError",
     "ModelInfo",
     "Predictions",
+    "Stop",
+    "TrainResult",
     "__version__",
     "convert",
     "create_model",
@@ -46,13 +52,18 @@ __all__ = [
     "register_model",
     "register_neck",
     "save_model",
+    "train",
+    "validate",
 ]
 _HOMES = {
+    "Callback": "sepc_zoo.training.callbacks",
     "Detections": "sepc_zoo.inference.detections",
     "Detector": "sepc_zoo.models.detector",
     "HubError": "sepc_zoo.errors",
     "ModelInfo": "sepc_zoo.factory",
     "Predictions": "sepc_zoo.outputs",
+    "Stop": "sepc_zoo.training.callbacks",
+    "TrainResult": "sepc_zoo.api.train",
     "convert": "sepc_zoo.checkpoints",
     "create_model": "sepc_zoo.factory",
     "is_model": "sepc_zoo.registry",
@@ -65,5 +76,7 @@ _HOMES = {
     "register_model": "sepc_zoo.registry",
     "register_neck": "sepc_zoo.registry",
     "save_model": "sepc_zoo.checkpoints.folder",
+    "train": "sepc_zoo.api.train",
+    "validate": "sepc_zoo.api.validate",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,19 +6,22 @@ are made from these fields.
 
 import dataclasses
 import difflib
+import inspect
 import math
 import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, ParamSpec, TypeVar, Union
 
 import msgspec
 
 from sepc_zoo.errors import ConfigError
 
 T = TypeVar("T", bound="Options")
+P = ParamSpec("P")
+R = TypeVar("R")
 # Placeholders of values that may be paths, in which ``~`` is the home folder.
 PATHS = {"DIR", "FILE", "MODEL", "NAME_OR_DIR", "OUT", "RUN", "SOURCE"}
 
@@ -130,6 +133,38 @@ def option_fields(cls: type[Options]) -> list[dataclasses.Field]:
 def default_of(entry: dataclasses.Field) -> Any:
     """The default of an option; ``dataclasses.MISSING`` where it is required."""
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def help_of(entry: dataclasses.Field) -> str:
+    """The help of an option, with its default where that is neither empty nor a switch."""
+    default, text = default_of(entry), entry.metadata["option"].help
+    shown = "" if default is MISSING or isinstance(default, bool) else default_text(default)
+    return f"{text} (default {shown})" if shown else text
+
+
+def takes_options(cls: type[Options]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: names the options of a class in the signature and the help of a function.
+
+    Notebooks then complete them. Type checkers read the annotation of its ``**options`` instead.
+
+    Args:
+        cls: its options are keywords of the function, but for those that it names itself.
+    """
+
+    def name_options(function: Callable[P, R]) -> Callable[P, R]:
+        signature, text = inspect.signature(function), inspect.cleandoc(function.__doc__ or "")
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        others = [e for e in option_fields(cls) if e.name not in signature.parameters]
+        for entry in others:
+            default = None if default_of(entry) is MISSING else default_of(entry)
+            kind = inspect.Parameter.KEYWORD_ONLY
+            named.append(inspect.Parameter(entry.name, kind, default=default))
+        rows = "\n".join(f"    {entry.name}: {help_of(entry)}" for entry in others)
+        function.__doc__ = f"{text}\n\nOptions:\n{rows}"
+        function.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return function
+
+    return name_options
 
 
 def as_dict(options: Options) -> dict[str, Any]:

@@ -47,6 +47,14 @@ def shapes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures take most of a tiny run's time."""
+    from sepc_zoo.training.callbacks import Callback, DrawSamples
+
+    monkeypatch.setattr(DrawSamples, "after_validation", Callback.after_validation)
+
+
+@pytest.fixture
 def hub(tmp_path_factory, monkeypatch):
     """A hub of this test's own; the client knows no other, in this process and those it starts."""
     from hub_server import HubServer, point_client_at

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from sepc_zoo.api.options import StartOptions
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import check_names, option_fields
 from sepc_zoo.training.options import TrainError, TrainOptions, read_options
 
@@ -13,24 +15,26 @@ from sepc_zoo.training.options import TrainError, TrainOptions, read_options
 GROUPS = {e.name: e.metadata["option"].exclusive or e.name for e in option_fields(TrainOptions)}
 
 
-def gather(
-    given: Mapping[str, Any], finetune: str | None = None, config: str | None = None
-) -> dict[str, Any]:
+def gather(given: Mapping[str, Any], start: StartOptions) -> dict[str, Any]:
     """The options that are given, and where they are silent, those of a file.
 
     Args:
         given: options by name.
-        finetune: model whose trained weights the run starts from.
-        config: YAML file of options.
+        start: the file, and the model whose trained weights the run starts from.
 
     Raises:
         TrainError: the file cannot be read.
-        ConfigError: an entry of it is no option.
+        ConfigError: an entry of it is no option, or options exclude each other.
     """
-    options = dict(given)
-    if finetune is not None:
-        options |= {"model": finetune, "pretrained": True}
-    return options if config is None else read_config(Path(config), options) | options
+    options, groups = dict(given), {name: GROUPS[name] for name in given}
+    if start.finetune is not None:
+        options |= {"model": start.finetune, "pretrained": True}
+        groups["finetune"] = GROUPS["model"]
+    for group in groups.values():
+        rivals = [name for name in groups if groups[name] == group]
+        if len(rivals) > 1:
+            raise ConfigError(f"give only one of the options {', '.join(rivals)}")
+    return options if start.config is None else read_config(Path(start.config), options) | options
 
 
 def read_config(file: Path, given: Collection[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Models that users name: by a name, a folder or an id of the hub."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sepc_zoo.factory import create_model
 from sepc_zoo.models.detector import Detector
 
 
-def model_with_weights(source: str) -> Detector:
+def model_with_weights(source: str | os.PathLike[str]) -> Detector:
     """Load the model of a folder, a hub id, or a name with published weights.
 
     Raises:
@@ -26,12 +27,13 @@ def choose_postprocess(model: Detector, **entries: Any) -> None:
     model.config = override(model.config, {"postprocess": changes})
 
 
-def model_name(source: str) -> str:
+def model_name(source: str | os.PathLike[str]) -> str:
     """The name by which ``create_model`` knows a model folder, a hub id or a name.
 
     Raises:
         HubError: the source looks like a path, and there is no such folder.
     """
+    source = os.fspath(source)
     if Path(source).expanduser().is_dir():
         return f"{LOCAL_PREFIX}{source}"
     if "/" in source and ":" not in source:

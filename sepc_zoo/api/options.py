@@ -1,4 +1,4 @@
-"""Options that commands and functions share: reading, views, suppression, figures."""
+"""Options that commands and functions share beside those of a run."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +8,30 @@ from sepc_zoo.training.options import DeviceOptions, SourceOptions, WorkerOption
 
 if TYPE_CHECKING:
     from sepc_zoo.inference.tta import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions(Options):
+    """Start and resume."""
+
+    finetune: str | None = option(
+        None,
+        "start from trained weights: name of a model with published weights, model folder "
+        "or hf-hub:org/repo",
+        metavar="MODEL",
+        exclusive="model",
+    )
+    config: str | None = option(
+        None,
+        "YAML file of options, such as recipes/r50_1x.yaml; those on the command line win",
+        metavar="FILE",
+    )
+    resume: str | None = option(
+        None,
+        "run folder to resume with the options it was started with; some may change, such as "
+        "--epochs, --workers or --data where the data set was moved",
+        metavar="RUN",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,75 @@
 """Validation of a model, or of saved detections, on a split."""
 
+from collections.abc import Sequence
+from copy import copy
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sepc_zoo.api.options import EvaluationOptions, SplitOptions
+from sepc_zoo.options import check_names, takes_options
 from sepc_zoo.terminal import say
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from sepc_zoo.api.keywords import Source, ValidateKeywords
     from sepc_zoo.data import Annotations
     from sepc_zoo.evaluation.metrics import Evaluation
     from sepc_zoo.evaluation.results import SplitDetections
+    from sepc_zoo.models.detector import Detector
+
+
+@takes_options(EvaluationOptions)
+def validate(
+    model: "Source | Detector",
+    data: "Source | Sequence[Source]",
+    split: str = "val",
+    *,
+    output: "Source | None" = None,
+    **options: "Unpack[ValidateKeywords]",
+) -> dict[str, Any]:
+    """Measure the COCO mAP of a model on a data set; the figures of ``sepc-zoo validate``.
+
+    Args:
+        model: a model folder, ``hf-hub:org/repo``, a name with published weights, or a detector,
+            which is set to eval mode and moved to the device that is used.
+        data: data set, or several to join by class name.
+        split: name of the split.
+        output: folder to write ``metrics.json``, ``detections.json`` and ``report.html`` to;
+            nothing is written without it.
+        options: those of the command, with underscores.
+
+    Returns:
+        ``AP``, ``AP50``, ``AP75``, ``APs`` … from 0 to 1, -1 where nothing can be counted, and
+        ``per_class`` with the same figures of each class by name; in all processes.
+
+    Raises:
+        ConfigError: an option is unknown or does not fit.
+        DataError: the data set does not fit, with all that is wrong.
+        HubError: weights are missing or unreachable.
+        ImageError: too many images cannot be read.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    from sepc_zoo.training.logging import list_dropped
+
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    check_names(EvaluationOptions, given, "sepc_zoo.validate")
+    asked = EvaluationOptions(**{"data": data, "split": split, **given})
+    metrics: list[dict[str, Any]] = [{}]
+    detected = detect(asked, model)
+    if detected is not None:
+        evaluation = evaluate_figures(asked, detected)
+        for line in list_dropped(detected.annotations):
+            say(line)
+        if output is not None:
+            name = str(model) if isinstance(model, str | PathLike) else model.config.architecture
+            write_results(Path(output).expanduser(), asked, detected, evaluation, name)
+        metrics = [evaluation.metrics]
+    broadcast_object_list(metrics)
+    return metrics[0]
 
 
 class Detected(NamedTuple):
@@ -32,16 +91,23 @@ def read_detections(arguments: SplitOptions, file: str) -> Detected:
     return Detected(annotations, results, collect_detections(results, annotations, file))
 
 
-def detect(arguments: SplitOptions, model_source: str) -> Detected | None:
-    """Run a model; None in all processes but the main one."""
+def detect(arguments: SplitOptions, source: "Source | Detector") -> Detected | None:
+    """Run a model on the split; None in all processes but the main one.
+
+    Args:
+        source: a detector, which is set to eval mode and moved to the device, or what
+            ``model_with_weights`` loads.
+    """
     from sepc_zoo.api.models import choose_postprocess, model_with_weights
     from sepc_zoo.data.sharing import read_once
     from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.evaluation.validate import detect_split, validation_loader
+    from sepc_zoo.models.detector import Detector
     from sepc_zoo.training.accelerator import make_accelerator
 
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
-    model = model_with_weights(model_source)
+    # A copy with the same weights: the config of a user's detector stays as it is.
+    model = copy(source.eval()) if isinstance(source, Detector) else model_with_weights(source)
     choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
     annotations = read_once(partial(read_split, arguments, model.config.label_names))
     loader = validation_loader(

@@ -13,8 +13,8 @@ from sepc_zoo.options import (
     OptionInfo,
     Options,
     default_of,
-    default_text,
     flatten,
+    help_of,
     is_union,
     option_fields,
     option_groups,
@@ -96,14 +96,12 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
     kind = args[0] if origin is tuple else hint
     is_required = default is MISSING
     names = [entry.name] if info.positional else [flag_of(entry.name), *info.aliases]
-    result: dict[str, Any] = {"help": info.help.replace("%", "%%")}
+    result: dict[str, Any] = {"help": help_of(entry).replace("%", "%%")}
     if not info.positional:
         result |= {"dest": entry.name, "required": is_required}
     if hint is bool:
         action = argparse.BooleanOptionalAction if default is None else "store_true"
         return names, result | {"action": action}
-    if not is_required and default_text(default):
-        result["help"] += f" (default {default_text(default)})"
     result["metavar"] = info.metavar or {int: "N", float: "X"}.get(kind)
     if origin is dict:
         return names, result | {"nargs": "+", "type": key_value}

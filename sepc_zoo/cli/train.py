@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sepc_zoo.api.options import StartOptions
 from sepc_zoo.cli.push import check_repository
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
@@ -25,29 +26,11 @@ DEMO: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Options):
-    """Start, resume, publish."""
+class Arguments(StartOptions):
+    """Estimate and publish."""
 
     passes_on: ClassVar[type[Options]] = TrainOptions
 
-    finetune: str | None = option(
-        None,
-        "start from trained weights: name of a model with published weights, model folder "
-        "or hf-hub:org/repo",
-        metavar="MODEL",
-        exclusive="model",
-    )
-    config: str | None = option(
-        None,
-        "YAML file of options, such as recipes/r50_1x.yaml; those on the command line win",
-        metavar="FILE",
-    )
-    resume: str | None = option(
-        None,
-        "run folder to resume with the options it was started with; some may change, such as "
-        "--epochs, --workers or --data where the data set was moved",
-        metavar="RUN",
-    )
     dry_run: bool = option(
         False, "only estimate memory and time, by two steps with the largest batch; write nothing"
     )
@@ -69,7 +52,7 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.api.given import gather, options_of_run
     from sepc_zoo.training.trainer import train
 
-    given = gather(arguments.given, arguments.finetune, arguments.config)
+    given = gather(arguments.given, arguments)
     if "data" not in given and arguments.resume is None:
         given = DEMO | {"data": str(demo_data(given.get("cpu", False)))} | given
     options = options_of_run(given, arguments.resume)

@@ -15,6 +15,7 @@ from sepc_zoo.data.images import ImageError, fitting_reduction, read_image
 from sepc_zoo.data.pixels import normalize, pad_and_stack, resized_size
 from sepc_zoo.data.sampling import draw_epoch, epoch_length
 from sepc_zoo.data.transforms.mixing import GREY, Mixer, Sample, Target, scale, select
+from sepc_zoo.data.transforms.own import TransformError
 from sepc_zoo.data.transforms.pipeline import Transform
 from sepc_zoo.ops.devices import to_device
 
@@ -80,7 +81,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             torch.default_generator.manual_seed(_stable_seed(self.seed, self.epoch, index))
             if self.mix is not None and self.mix.is_on(self.epoch):
                 sample = self.mix(sample, self.draw)
-            return self.transform(*sample)
+            try:
+                return self.transform(*sample)
+            except TransformError as error:
+                path = self.annotations.records.path(index % len(self))
+                raise TransformError(f"{path}: {error}") from error
 
     def read(self, index: int) -> Sample:
         """Read an image, at a fraction of its size where ``largest`` allows it, and its target."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import parse_flag_from_env
 from torch import distributed as dist
 from torch.amp.grad_scaler import GradScaler
@@ -49,13 +51,20 @@ def start_processes(cpu: bool) -> PartialState:
     """Join the processes of a launcher, if there is one; they leave the group at exit."""
     was_initialized = dist.is_available() and dist.is_initialized()
     process = PartialState(cpu=_use_cpu(cpu))
+    if process.num_processes == 1 and (process.device.type == "cpu") != _use_cpu(cpu):
+        # An earlier run of this process used another device; accelerate keeps the first one.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        process = PartialState(cpu=_use_cpu(cpu))
     if process.use_distributed and not was_initialized:
         atexit.register(process.destroy_process_group)
     return process
 
 
 def make_accelerator(
-    amp: str | None, cpu: bool, trackers: Sequence[str] = (), output: Path | None = None
+    amp: str | None,
+    cpu: bool,
+    trackers: Sequence[str | GeneralTracker] = (),
+    output: Path | None = None,
 ) -> RunAccelerator:
     """Set up processes, device, mixed precision, and trackers that write to ``output``.
 
@@ -74,8 +83,9 @@ def make_accelerator(
             step_scheduler_with_optimizer=False,
         )
     except ValueError as error:
-        raise ConfigError(f"--log-with {' '.join(trackers)}: {error}") from error
-    missing = set(trackers) - {str(tracker) for tracker in accelerator.log_with}
+        raise ConfigError(f"--log-with {' '.join(map(str, trackers))}: {error}") from error
+    names = {tracker for tracker in trackers if isinstance(tracker, str)}
+    missing = names - {str(tracker) for tracker in accelerator.log_with}
     if missing:
         raise ConfigError(f"--log-with {' '.join(missing)}: pip install {' '.join(missing)}")
     return accelerator

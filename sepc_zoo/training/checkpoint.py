@@ -45,6 +45,7 @@ class Progress:
     batches: int = 0  # batches per epoch of each process
     train_data: str = ""  # ``digest`` of the training split
     val_data: str = ""  # ``digest`` of the validation split
+    transform: str = ""  # name of the user's transform
     step: int = 0  # finished steps of the optimizer
     epoch: int = 0  # finished epochs, with their validation
     best_ap: float = -math.inf  # COCO's AP is -1 where there is nothing to find
@@ -68,6 +69,13 @@ class Progress:
                     f"the {split} split is not the one that the run was saved with: classes, image "
                     "files, boxes or their order differ; resume with the same data"
                 )
+        state = {"transform": ""} | state  # older runs have none
+        if state["transform"] != self.transform:
+            was, now = (name or "none" for name in (state["transform"], self.transform))
+            raise ResumeError(
+                f"the run was started with transform {was}, not with {now}: resume it in Python "
+                "with the same one"
+            )
         for entry in fields(self):
             setattr(self, entry.name, state[entry.name])
 

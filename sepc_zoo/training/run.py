@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sepc_zoo.config import config_to_json
 from sepc_zoo.data.resilient_loader import ResilientLoader
 from sepc_zoo.data.splitting import RUN_SPLITS, SPLIT_FILE, write_assignment
+from sepc_zoo.data.transforms.own import name_of
+from sepc_zoo.data.transforms.pipeline import Transform
 from sepc_zoo.evaluation.validate import validation_loader
 from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.training import setup
@@ -37,13 +40,31 @@ class Run:
     Args:
         resume: continue the run in ``options.output``.
         callbacks: called after the run's own.
+        transform: applied to training images before the run's own.
+        trackers: trackers of accelerate beside those of the options.
+
+    Attributes:
+        options: all options, those of the recipe too.
+        detector: the model that is trained.
+        evaluated: the model that is validated and saved: ``detector``, or its moving average.
+        progress: ``step``, ``epoch``, ``best_ap`` and ``best_epoch``.
+        num_steps: steps of the optimizer in the whole run.
+        optimizer: an optimizer of torch.
+        accelerator: of accelerate; ``is_main_process``, ``device``.
+        log: ``log.say(text)`` prints a line above the progress bar.
+        output: the run folder.
 
     Raises:
         ConfigError, DataError, HubError, TrainError: with all that is wrong.
     """
 
     def __init__(
-        self, options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()
+        self,
+        options: TrainOptions,
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
+        transform: Transform | None = None,
+        trackers: Sequence[GeneralTracker] = (),
     ) -> None:
         self.output, self.resume = Path(options.output), resume
         setup.check_output(self.output, resume)
@@ -51,7 +72,8 @@ class Run:
             check_changes(options)
         if options.deterministic:
             make_deterministic()
-        self.accelerator = make_accelerator(options.amp, options.cpu, options.log_with, self.output)
+        log_with = [*options.log_with, *trackers]
+        self.accelerator = make_accelerator(options.amp, options.cpu, log_with, self.output)
         set_seed(options.seed)
         self.inputs = setup.read_inputs(options, resume)
         self.train_data, self.val_data, model, *_ = self.inputs
@@ -66,7 +88,7 @@ class Run:
         self.log = Log(self.accelerator, self.output)
         self.faults = Faults(self.output, options.max_faults, self.log)
         handlers = self.faults.add_dead_worker, self.faults.add_unreadable
-        train = setup.train_loader(options, self.train_data, model, self.accelerator)
+        train = setup.train_loader(options, self.train_data, model, self.accelerator, transform)
         val = validation_loader(self.val_data, model, options.images_per_pass, options.workers)
         self.interrupt = Interrupt()
         # Of several processes one may not leave the others alone.
@@ -96,8 +118,17 @@ class Run:
             batches=len(train),
             train_data=digest(self.train_data),
             val_data=digest(self.val_data),
+            transform="" if transform is None else name_of(transform),
         )
         self.saved_step: int | None = None
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """The terms of the loss in the last step, ``()`` each, for callbacks after a step.
+
+        They are on the device, so reading their values waits for it.
+        """
+        return self.in_flight[-1].losses
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Collect what must be saved so that the run can be resumed."""

@@ -30,6 +30,8 @@ from sepc_zoo.data.resilient_loader import shield_workers
 from sepc_zoo.data.sampling import repeat_factors
 from sepc_zoo.data.sharing import read_once
 from sepc_zoo.data.splitting import SPLIT_FILE, divide
+from sepc_zoo.data.transforms.own import OwnTransform
+from sepc_zoo.data.transforms.pipeline import Transform
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.files import TEMPORARY_NAME
@@ -335,18 +337,30 @@ def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callbac
 
 
 def train_loader(
-    options: TrainOptions, data: Annotations, model: Detector, accelerator: RunAccelerator
+    options: TrainOptions,
+    data: Annotations,
+    model: Detector,
+    accelerator: RunAccelerator,
+    own: Transform | None = None,
 ) -> DataLoader:
     """Load this process's share of shuffled, augmented batches.
 
+    Args:
+        own: a user's transform.
+
     Raises:
+        TransformError: it cannot be sent to the workers.
         ImageError: the images do not have as many channels as the model takes.
     """
     weights = model.config.weights
     size, antialias, augmentation = weights.image_size, weights.antialias, options.augmentation
-    transform = train_transform(*size, antialias=antialias, augmentation=augmentation)
-    # Cropped and mixed images need each pixel, and so does resizing without antialiasing.
-    needs_pixels = augmentation.crop or augmentation.mixes or not antialias
+    first = None if own is None else OwnTransform(own, len(data.label_names))
+    if first is not None and options.workers:
+        first.check_workers()
+    transform = train_transform(*size, antialias=antialias, augmentation=augmentation, first=first)
+    # Cropped and mixed images need each pixel, and so do a user's transform and resizing without
+    # antialiasing.
+    needs_pixels = augmentation.crop or augmentation.mixes or own or not antialias
     dataset = DetectionDataset(
         data,
         transform,
@@ -355,9 +369,9 @@ def train_loader(
         largest=None if needs_pixels else augmentation.largest(*size),
         channels=len(weights.mean),
     )
-    first = data.records[0].path
-    if dataset.channels != 3 or first.suffix.lower() in (".tif", ".tiff"):
-        read_image(first, channels=dataset.channels)
+    file = data.records[0].path
+    if dataset.channels != 3 or file.suffix.lower() in (".tif", ".tiff"):
+        read_image(file, channels=dataset.channels)
     factors = repeat_factors(data, options.repeat_factor)[1] if options.repeat_factor else None
     loader = make_loader(
         dataset,

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
 from torch import distributed as dist
 
@@ -16,6 +17,7 @@ from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.data import Batch
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.data.resilient_loader import kill_workers
+from sepc_zoo.data.transforms.pipeline import Transform
 from sepc_zoo.evaluation.validate import validate_model
 from sepc_zoo.files import write_json
 from sepc_zoo.models.detector import Detector
@@ -38,7 +40,11 @@ from sepc_zoo.training.summary import describe, show, show_end
 
 
 def train(
-    options: TrainOptions, resume: bool = False, callbacks: Sequence[Callback] = ()
+    options: TrainOptions,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    transform: Transform | None = None,
+    trackers: Sequence[GeneralTracker] = (),
 ) -> dict[str, Any]:
     """Train a model, validate it after each epoch, and write a run folder.
 
@@ -47,6 +53,8 @@ def train(
     Args:
         resume: continue the run in ``options.output``.
         callbacks: called at the moments of the run, after the run's own.
+        transform: applied to training images before the run's own.
+        trackers: trackers of accelerate beside those of the options.
 
     Returns:
         The metrics of the last validation, and ``best_AP``.
@@ -56,7 +64,7 @@ def train(
         TrainError: the run cannot go on, because of too many faults, a full disk or a lost machine.
         Interrupted: SIGINT, SIGTERM or SIGHUP arrived; the state was saved.
     """
-    run = Run(settle_batch_size(options), resume, callbacks)
+    run = Run(settle_batch_size(options), resume, callbacks, transform, trackers)
     begin = time.monotonic()
     try:
         with locked(run.output):
@@ -107,6 +115,7 @@ def fit(run: Run) -> dict[str, Any]:
                 metrics = validate(run, epoch + 1)
             progress.epoch = epoch + 1
             finish_step(run, save=True)
+            call(run, "after_epoch")
     except Stop as stop:
         run.log.say(str(stop))
         if run.saved_step != progress.step:

@@ -14,7 +14,7 @@ from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-MOMENTS = ("before_epoch", "before_step", "after_step", "after_validation", "after_save")
+MOMENTS = {name for name in vars(Callback) if not name.startswith("_")}
 
 
 class Notes(Callback):
@@ -35,7 +35,7 @@ def test_callbacks_are_called_at_each_moment_in_order(shapes, tmp_path):
     assert notes.notes == [
         *(("before_epoch", 0), ("before_step", 0), ("after_step", 1)),
         *(("before_step", 1), ("after_step", 2), ("after_save", 2)),
-        *(("after_validation", 2), ("after_save", 2)),
+        *(("after_validation", 2), ("after_save", 2), ("after_epoch", 2)),
     ]
 
 
@@ -55,6 +55,18 @@ def test_a_callback_stops_a_run_which_is_saved_and_can_go_on(shapes, tmp_path, c
     assert state_of(tmp_path / "run")["progress"]["step"] == 3
     resume(tmp_path / "run")
     assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
+
+
+class StopAtEpoch(Callback):
+    def after_epoch(self, run):
+        if run.progress.epoch == 1:
+            raise Stop("one epoch is enough")
+
+
+def test_a_callback_stops_a_run_after_an_epoch_which_is_not_repeated(shapes, tmp_path):
+    metrics = train(options(shapes, tmp_path), callbacks=[StopAtEpoch()])
+    assert metrics["AP"] >= 0
+    assert state_of(tmp_path)["progress"]["epoch"] == 1
 
 
 class CountSteps(Callback):

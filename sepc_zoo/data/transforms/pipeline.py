@@ -23,12 +23,20 @@ Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 
 def train_transform(
-    short: int, long: int, *, antialias: bool, augmentation: Augmentation = FLIPPED
+    short: int,
+    long: int,
+    *,
+    antialias: bool,
+    augmentation: Augmentation = FLIPPED,
+    first: Transform | None = None,
 ) -> Transform:
     """Crop, resize and augment a uint8 image ``(C, H, W)``, its boxes with it.
 
     The sides are at most ``short`` and ``long`` pixels, times the factors of the augmentation.
     Boxes of less than a pixel are left out, with their labels, crowd flags and areas.
+
+    Args:
+        first: applied before all others.
     """
     asked = augmentation
     steps: list[Transform | v2.Transform] = [
@@ -50,7 +58,7 @@ def train_transform(
         steps.append(OnPixels(blur, min_side=BLUR_KERNEL))
     if asked.jpeg:
         steps.append(OnPixels(v2.RandomApply([v2.JPEG(JPEG_QUALITY)], asked.jpeg)))
-    return v2.Compose([*steps, clean_boxes])
+    return v2.Compose([*filter(None, [first]), *steps, clean_boxes])
 
 
 @dataclass(frozen=True)
