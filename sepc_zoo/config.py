@@ -108,7 +108,7 @@ class NeckEntry(Entry, NeckConfig, frozen=True):
 
 
 class PlainNeck(NeckEntry, frozen=True, tag="fpn"):
-    """No neck: classes and boxes are read off the FPN."""
+    """No neck: classes and boxes are read off the FPN (Lin et al. 2017)."""
 
     module: ClassVar[Any] = "sepc_zoo.models.necks:PlainNeck"
 

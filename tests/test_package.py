@@ -1,16 +1,19 @@
 """The package as a whole: layers, light imports, documentation, requirements."""
 
 import ast
+import importlib
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
 import sepc_zoo
+from sepc_zoo.config import METHOD_TYPES, NECK_TYPES, resolve
 
 PACKAGE = Path(sepc_zoo.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -183,15 +186,41 @@ def test_every_public_name_is_documented(name):
         assert not value.__doc__.startswith(f"{name}(")  # a dataclass' or a NamedTuple's own
 
 
-def test_public_functions_document_parameters_shapes_and_errors():
+def called_functions(function):
+    """Functions and classes of the package that a function calls, but for those inside of a try."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    guarded = {id(n) for t in ast.walk(tree) if isinstance(t, ast.Try) for n in ast.walk(t)}
+    known = dict(function.__globals__)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            known |= vars(importlib.import_module(node.module))
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and id(node) not in guarded
+        ):
+            value = known.get(node.func.id)
+            if (getattr(value, "__module__", None) or "").startswith("sepc_zoo"):
+                yield value
+
+
+def test_public_functions_document_parameters_shapes_units_and_errors():
     undocumented = set()
     for name, function in public_functions():
         text, source = inspect.getdoc(function) or "", inspect.getsource(function)
         hints = str(inspect.get_annotations(function)).replace("Mapping[str, torch.Tensor]", "")
         has_tensors = "Tensor" in hints  # a state dict has tensors of any shape
-        if has_tensors and not re.search(r"\([A-Z0-9]\w*,[^)]*\)", text):
+        if has_tensors and not re.search(r"\([A-Z0-9]\w*,[^)]*\)|``\(\)``", text):
             undocumented.add(f"{name}: shapes")
-        if re.search(r"raise (?!NotImplemented)", source) and "Raises:" not in text:
+        has_lengths = re.search(r"\w, 4\)", text) or "size" in str(inspect.signature(function))
+        if has_lengths and not re.search("pixel|batch_size", text):
+            undocumented.add(f"{name}: units")
+        called = (inspect.getdoc(value) or "" for value in called_functions(function))
+        raises = re.search(r"raise (?!NotImplemented)", source) or any(
+            "Raises:" in d for d in called
+        )
+        if raises and "Raises:" not in text:
             undocumented.add(f"{name}: errors")
         if not text:
             undocumented.add(f"{name}: everything")
@@ -201,6 +230,13 @@ def test_public_functions_document_parameters_shapes_and_errors():
             parameters -= {"model"}
         undocumented |= {f"{name}: {p}" for p in parameters if f"    {p}: " not in named}
     assert undocumented == set()
+
+
+@pytest.mark.parametrize("kind", [*METHOD_TYPES.values(), *NECK_TYPES.values()])
+def test_every_method_and_neck_names_the_paper_it_is_from(kind):
+    kind = resolve(kind)
+    text = f"{inspect.getmodule(kind).__doc__} {kind.__doc__}"
+    assert re.search(r"et al\. (19|20)\d\d|\(SEPC, section \d\)", text)
 
 
 # Requirements

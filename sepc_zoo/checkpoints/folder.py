@@ -55,6 +55,9 @@ def save_model(
 
     Returns:
         The folder.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
     """
     directory = Path(directory)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}

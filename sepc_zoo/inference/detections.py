@@ -74,8 +74,8 @@ class Detections:
         """Keep what a model found in an image with at least a score.
 
         Args:
-            detections: ``boxes (D, 4)``, ``scores (D,)`` and ``labels (D,)`` of ``postprocess``,
-                and ``track_ids (D,)`` where objects are tracked.
+            detections: ``boxes (D, 4)`` in pixels, ``scores (D,)`` and ``labels (D,)`` of
+                ``postprocess``, and ``track_ids (D,)`` where objects are tracked.
             score_threshold: lowest score of a detection.
             config: of the model, with the names and ids of its classes.
             image: the image, as its file or as a uint8 tensor ``(C, H, W)``.

@@ -60,7 +60,7 @@ class Detector(nn.Module):
 
         Args:
             outputs: what ``forward`` returned for N images.
-            targets: as in ``loss``: ``boxes (G, 4)``, ``labels (G,)``.
+            targets: as in ``loss``: ``boxes (G, 4)`` in pixels, ``labels (G,)``.
         """
         raise NotImplementedError
 
@@ -71,7 +71,8 @@ class Detector(nn.Module):
 
         Args:
             outputs: what ``forward`` returned for N images.
-            image_sizes: height and width of each image inside the batch; boxes are clipped to it.
+            image_sizes: height and width of each image inside the batch, in pixels as the boxes,
+                which are clipped to it.
         """
         raise NotImplementedError
 
@@ -109,7 +110,7 @@ class Detector(nn.Module):
 
         Args:
             image_size: height and width of the batch, pixels.
-            targets: as in ``loss``: ``boxes (G, 4)``, ``labels (G,)``.
+            targets: as in ``loss``: ``boxes (G, 4)`` in pixels, ``labels (G,)``.
         """
         return None
 

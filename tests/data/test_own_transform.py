@@ -152,7 +152,7 @@ def test_a_transform_that_workers_cannot_get_is_refused(monkeypatch):
     for method, is_refused in (("fork", False), ("spawn", True)):
         monkeypatch.setattr(own.multiprocessing, "get_start_method", lambda method=method: method)
         if is_refused:
-            with pytest.raises(TransformError, match="top level of a module, or .* workers=0"):
+            with pytest.raises(TransformError, match=r"top level of a module, or .* workers=0"):
                 transform.check_workers()
         else:
             transform.check_workers()
