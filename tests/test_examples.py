@@ -9,6 +9,7 @@ import torch
 
 import sepc_zoo
 from sepc_zoo import config, registry
+from sepc_zoo.data.transforms.own import OwnTransform
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODELS = {"bifpn_neck": "retinanet_r18_bifpn", "own_method": "middle_r18_sepc_lite"}
@@ -74,7 +75,46 @@ def test_the_same_name_is_refused_twice(load_example):
         load_example("bifpn_neck")
 
 
-@pytest.mark.parametrize("example", MODELS)
+@pytest.fixture
+def wrapper(load_example, monkeypatch):
+    """The example that wraps Albumentations, which asks no server for a newer version."""
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
+    pytest.importorskip("albumentations")
+    return load_example("albumentations_transform")
+
+
+def test_albumentations_moves_boxes_with_the_pixels(wrapper):
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[:, 5:15, 40:60] = 255
+    target = {
+        "boxes": torch.tensor([[40.0, 5, 60, 15], [0, 30, 10, 40]]),
+        "labels": torch.tensor([2, 1]),
+        "iscrowd": torch.tensor([0, 1]),
+        "area": torch.tensor([200.0, 100]),
+        "image_id": 1,
+        "unreadable": [],
+    }
+    flip = wrapper.Albumentations([wrapper.A.HorizontalFlip(p=1), wrapper.A.Crop(0, 0, 30, 20)])
+    image, target = OwnTransform(flip, 3)(image, target)
+    assert target["boxes"].flatten().tolist() == pytest.approx([0, 5, 20, 15])
+    assert (target["labels"].tolist(), target["iscrowd"].tolist()) == ([2], [0])
+    assert (image[:, 5:15, :20] == 255).all()
+    assert image.sum() == 3 * 255 * 200
+
+
+def test_albumentations_repeats_with_the_seed(wrapper):
+    transform = wrapper.Albumentations([wrapper.A.Rotate(45, p=1)])
+    image = torch.arange(3 * 32 * 32).reshape(3, 32, 32).to(torch.uint8)
+    boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "iscrowd": torch.zeros(0)}
+    turned = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        turned.append(transform(image, boxes)[0])
+    assert torch.equal(turned[0], turned[1])
+    assert not torch.equal(turned[0], turned[2])
+
+
+@pytest.mark.parametrize("example", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_an_example_has_at_most_80_lines(example):
     lines = (EXAMPLES / f"{example}.py").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line.strip()]) <= 80
