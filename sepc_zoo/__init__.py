@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         register_model,
         register_neck,
     )
-    from sepc_zoo.training.callbacks import Callback, Stop
+    from sepc_zoo.training.callback import Callback, Stop
 
 __version__ = "0.1.0"
 
@@ -56,13 +56,13 @@ __all__ = [
     "validate",
 ]
 _HOMES = {
-    "Callback": "sepc_zoo.training.callbacks",
+    "Callback": "sepc_zoo.training.callback",
     "Detections": "sepc_zoo.inference.detections",
     "Detector": "sepc_zoo.models.detector",
     "HubError": "sepc_zoo.errors",
     "ModelInfo": "sepc_zoo.factory",
     "Predictions": "sepc_zoo.outputs",
-    "Stop": "sepc_zoo.training.callbacks",
+    "Stop": "sepc_zoo.training.callback",
     "TrainResult": "sepc_zoo.api.train",
     "convert": "sepc_zoo.checkpoints",
     "create_model": "sepc_zoo.factory",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sepc_zoo.api.keywords import Source, TrainKeywords
     from sepc_zoo.models.detector import Detector
-    from sepc_zoo.training.callbacks import Callback
+    from sepc_zoo.training.callback import Callback
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Callbacks: what a run does beside training, and what users may add."""
+"""Callbacks of the package: what a run does beside training."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sepc_zoo.data.pixels import pad_and_stack
 from sepc_zoo.evaluation.plots import plot_curves
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.drawing import contact_sheet, draw_batch
+from sepc_zoo.training.callback import Callback, Stop
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,66 +25,6 @@ if TYPE_CHECKING:
     from sepc_zoo.training.run import Run
 
 NUM_SAMPLES = 8  # validation images that are drawn after each validation
-
-
-class Stop(Exception):  # noqa: N818
-    """Raise it in a callback, in every process, to end the run; the message is logged."""
-
-
-class Callback:
-    """Base class of callbacks; all its methods do nothing.
-
-    Every process calls them, with the same arguments but for its own batches; ``Stop`` ends the
-    run. One with ``state_dict`` and ``load_state_dict`` is saved with the run, at most one of each
-    class.
-    """
-
-    def before_epoch(self, run: Run) -> None:
-        """Called before the first step of an epoch, and before what is left of a resumed one.
-
-        Args:
-            run: the run, with its ``progress``, ``detector``, ``optimizer``, ``log``, ….
-        """
-
-    def after_epoch(self, run: Run) -> None:
-        """Called when an epoch is trained, validated where that is due, and saved.
-
-        Args:
-            run: the run; ``run.progress.epoch`` counts the epoch.
-        """
-
-    def before_step(self, run: Run, batches: Sequence[Batch]) -> None:
-        """Called before each step.
-
-        Args:
-            run: the run.
-            batches: those of the step, several where gradients are accumulated, with
-                ``images (N, C, H, W)`` normalized on the device, and ``targets`` in their pixels.
-        """
-
-    def after_step(self, run: Run, failed: Tensor) -> None:
-        """Called after each step.
-
-        Args:
-            run: the run; ``run.losses`` are those of the step.
-            failed: ``()`` on the device, whether the step was skipped because its loss or gradient
-                is not finite; reading it waits for the device.
-        """
-
-    def after_validation(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """Called when the metrics are logged and the models of the epoch are saved.
-
-        Args:
-            run: the run; ``run.evaluated`` is the model that was validated.
-            metrics: ``AP``, ``AP50``, … from 0 to 1, and ``per_class``.
-        """
-
-    def after_save(self, run: Run) -> None:
-        """Called when the state of the run is on the disk.
-
-        Args:
-            run: the run.
-        """
 
 
 class MovingAverage(Callback):

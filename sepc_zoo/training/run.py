@@ -22,7 +22,7 @@ from sepc_zoo.files import remove_temporary, write_json
 from sepc_zoo.training import setup
 from sepc_zoo.training.accelerator import make_accelerator, make_deterministic, make_scaler
 from sepc_zoo.training.advice import advise
-from sepc_zoo.training.callbacks import Callback
+from sepc_zoo.training.callback import Callback
 from sepc_zoo.training.checkpoint import Progress, ResumeError, Stateful, digest, load_state
 from sepc_zoo.training.logging import Log, list_dropped
 from sepc_zoo.training.options import TrainOptions, check_changes, write_options

@@ -40,8 +40,8 @@ from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.options import OptionError
 from sepc_zoo.training.accelerator import RunAccelerator
 from sepc_zoo.training.advice import fitted_anchors
+from sepc_zoo.training.callback import Callback
 from sepc_zoo.training.callbacks import (
-    Callback,
     DrawBatches,
     DrawSamples,
     EarlyStopping,

@@ -23,7 +23,8 @@ from sepc_zoo.files import write_json
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.distributed import sum_over_processes
-from sepc_zoo.training.callbacks import Callback, Stop, draw_inputs
+from sepc_zoo.training.callback import Callback, Stop
+from sepc_zoo.training.callbacks import draw_inputs
 from sepc_zoo.training.checkpoint import save_state
 from sepc_zoo.training.dry_run import settle_batch_size
 from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
@@ -75,6 +76,7 @@ def train(
                     run.log.say(str(need))
             with run.interrupt, quiet_tracker_threads(), closing(run.log.bar):
                 metrics = fit(run)
+            call(run, "after_training")
         show_end(run, time.monotonic() - begin)
         return metrics
     except (FaultError, ImageError, OSError) as error:

@@ -20,7 +20,7 @@ from sepc_zoo.errors import UserError
 from sepc_zoo.options import OptionError, as_dict, flatten, option_fields, strip_none
 from sepc_zoo.terminal import say
 from sepc_zoo.training.accelerator import start_processes
-from sepc_zoo.training.callbacks import Callback, Stop
+from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.checkpoint import STATE_FILE
 from sepc_zoo.training.dry_run import release_memory, settle_batch_size
 from sepc_zoo.training.options import NOT_MODEL_KWARGS, TrainOptions, read_options

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from tiny_runs import interrupt_at, options, read_log, read_losses, resume, state_of
 
-from sepc_zoo.training.callbacks import Callback, Stop
+from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.resilience.signals import SIGNALS, Interrupt, Interrupted
 from sepc_zoo.training.trainer import train
 
@@ -36,6 +36,7 @@ def test_callbacks_are_called_at_each_moment_in_order(shapes, tmp_path):
         *(("before_epoch", 0), ("before_step", 0), ("after_step", 1)),
         *(("before_step", 1), ("after_step", 2), ("after_save", 2)),
         *(("after_validation", 2), ("after_save", 2), ("after_epoch", 2)),
+        ("after_training", 2),
     ]
 
 

@@ -8,7 +8,7 @@ from tiny_runs import read_log
 
 from sepc_zoo.api.given import read_config
 from sepc_zoo.registry import model_config
-from sepc_zoo.training.callbacks import Callback, Stop
+from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.options import TrainOptions
 from sepc_zoo.training.trainer import train
 
