@@ -16,6 +16,7 @@ from sepc_zoo.cli.arguments import make_parser
 PACKAGE = Path(sepc_zoo.__file__).parent
 ROOT = PACKAGE.parent
 DOCS = ROOT / "docs"
+EXAMPLES = [*(ROOT / "examples").glob("*.py")]
 GENERATED = {"benchmarks.md", "coco.md", "commands.md"}
 # Messages of other programs that the FAQ explains.
 FOREIGN = {"operator torchvision::nms does not exist", "sepc-zoo: command not found"}
@@ -65,6 +66,15 @@ def test_the_faq_quotes_messages_that_the_package_has():
     quoted = {text.strip("…,: ") for line in headings for text in re.findall(r"`([^`]+)`", line)}
     texts = "\n".join(message_texts())
     assert {text for text in quoted - FOREIGN if text not in texts} == set()
+
+
+def test_pages_include_files_that_exist():
+    pages = [path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")]
+    lines = [line for text in pages for line in text.splitlines() if "8" in line and "<" in line]
+    assert not [line for line in lines if re.search(r"--\s*8\s+<|8<\s+-", line)]  # as Python code
+    files = [file for t in pages for file in re.findall(r"--8<--\n\s+(\S+)\n\s+--8<--", t)]
+    assert {path.name for path in EXAMPLES} == {Path(file).name for file in files}
+    assert all((ROOT / file).is_file() for file in files)
 
 
 @cache
