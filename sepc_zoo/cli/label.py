@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sepc_zoo.cli.arguments import LoaderOptions
+from sepc_zoo.api.options import LoaderOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import option
 from sepc_zoo.terminal import say
@@ -43,7 +43,8 @@ class Arguments(LabelOptions, LoaderOptions):
 
 def run(arguments: Arguments) -> int:
     """Label the split and write the copy; what is left out is listed in its changes.csv."""
-    from sepc_zoo.cli.runtime import best_device, model_with_weights
+    from sepc_zoo.api.models import model_with_weights
+    from sepc_zoo.cli.runtime import best_device
     from sepc_zoo.data.quality.check import check_data
     from sepc_zoo.data.quality.fix import write_clean_copy
     from sepc_zoo.inference.labelling import add_labels

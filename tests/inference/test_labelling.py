@@ -73,7 +73,7 @@ def test_the_command_writes_a_data_set_to_train_on(tmp_path, monkeypatch):
     data, copy = write_good_data(tmp_path / "data"), tmp_path / "copy"
     model = Fixed(["zebra"], [(BOX, 0.9, 0)])
     model.to = lambda _: model
-    monkeypatch.setattr("sepc_zoo.cli.runtime.model_with_weights", lambda _: model)
+    monkeypatch.setattr("sepc_zoo.api.models.model_with_weights", lambda _: model)
     arguments = ["--model", "old", "--output", str(copy), "--workers", "0"]
     assert main(["label", str(data), *arguments]) == 0
     after = read_data(copy, "train")
@@ -89,7 +89,7 @@ def test_the_command_writes_a_data_set_to_train_on(tmp_path, monkeypatch):
 def test_wrong_places_are_refused(changes, text, tmp_path, monkeypatch, capsys):
     data = write_good_data(tmp_path / "data")
     model = SimpleNamespace(to=lambda _: None)
-    monkeypatch.setattr("sepc_zoo.cli.runtime.model_with_weights", lambda _: model)
+    monkeypatch.setattr("sepc_zoo.api.models.model_with_weights", lambda _: model)
     options = {"--model": "old", "--output": str(tmp_path / "new")} | changes
     rest = [part.format(data=data) for pair in options.items() for part in pair]
     assert main(["label", str(data), *rest]) == 2
