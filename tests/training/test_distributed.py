@@ -17,6 +17,7 @@ from process_pair import ProcessPair
 from tiny_runs import before_step, read_log, state_of
 from torch import nn
 
+import sepc_zoo
 from sepc_zoo.cli import main
 from sepc_zoo.data import write_shapes
 from sepc_zoo.evaluation import validate
@@ -362,3 +363,24 @@ def test_a_worker_that_dies_in_one_process_changes_nothing(tmp_path, pair):
     whole, _ = pair(weights_by_step, options(data, tmp_path / "whole", **asked), 1, 1, None)
     runs = pair(weights_by_step, options(data, tmp_path / "run", **asked), 1, 1, kill_workers)
     assert runs == [whole, whole]
+
+
+def run_in_python(data, folder):
+    os.chdir(folder)
+    small = tiny_runs.options(data, "")
+    names = ("model", "model_kwargs", "image_size", "workers", "cpu", "log_with")
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        asked = {name: getattr(small, name) for name in names}
+        result = sepc_zoo.train(data=data, epochs=1, batch_size=2, **asked)
+    measured = sepc_zoo.validate(result.best, data, cpu=True, workers=0)
+    return str(result.output), dict(result.metrics), measured
+
+
+@pytest.mark.slow
+def test_the_functions_return_the_same_in_all_processes(pair, shapes, tmp_path):
+    first, second = pair(run_in_python, shapes, tmp_path)
+    assert first == second
+    output, metrics, measured = first
+    assert output == "runs/retinanet_mnv4s_pconv"
+    assert measured == {name: metrics[name] for name in measured}
