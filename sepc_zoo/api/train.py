@@ -113,9 +113,9 @@ def train(
         callbacks: objects of ``sepc_zoo.Callback``, called after the run's own.
         transform: called with each training image before the run's own augmentation, in the
             processes that read images. It gets the image, uint8 ``(C, H, W)``, and a target with
-            ``boxes (G, 4)`` in xyxy pixels, ``labels (G,)``, ``iscrowd (G,)`` and ``image_id``, the
-            first two as tv_tensors of torchvision, and returns both. It may change the size of the
-            image, and drop or add boxes.
+            ``boxes (G, 4)`` in xyxy pixels, ``labels (G,)``, ``iscrowd (G,)`` and ``image_id``, and
+            returns both; image and boxes are tv_tensors of torchvision. It may change the size of
+            the image, and drop or add boxes.
         options: those of the command, with underscores; ``data`` and ``model`` must be given.
             ``output`` is by default a new folder in ``runs/``. ``log_with`` also takes trackers
             that derive from accelerate's ``GeneralTracker``.

@@ -360,7 +360,7 @@ def train_loader(
     transform = train_transform(*size, antialias=antialias, augmentation=augmentation, first=first)
     # Cropped and mixed images need each pixel, and so do a user's transform and resizing without
     # antialiasing.
-    needs_pixels = augmentation.crop or augmentation.mixes or own or not antialias
+    needs_pixels = augmentation.crop or augmentation.mixes or first is not None or not antialias
     dataset = DetectionDataset(
         data,
         transform,
