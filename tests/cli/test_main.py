@@ -75,7 +75,7 @@ def test_every_command_has_a_help_and_refuses_unknown_flags(command, capsys):
 def test_help_of_train_comes_in_groups_and_has_every_flag(capsys):
     text = help_of("train", capsys)
     titles = ("Data:", "Model and initial weights:", "Optimizer and schedule:", "Hardware")
-    positions = [text.index(f"\n{title}") for title in (*titles, "Run folder", "Start, resume")]
+    positions = [text.index(f"\n{title}") for title in (*titles, "Run folder", "Start and resume")]
     assert positions == sorted(positions)
     options = [f"--{entry.name.replace('_', '-')}" for entry in option_fields(TrainOptions)]
     assert [flag for flag in (*TRAIN_FLAGS, *options) if f" {flag}" not in text] == []
