@@ -14,18 +14,16 @@ from rich.table import Table
 from sepc_zoo.config import WeightsConfig
 from sepc_zoo.data.images import read_image
 from sepc_zoo.data.listing import ListedImage, Listing
-from sepc_zoo.data.pixels import resize_image, resized_size
 from sepc_zoo.data.quality.check import SEVERITIES, DataCheck, find_train
 from sepc_zoo.data.quality.statistics import anchor_reaches, class_counts, describe, gather_columns
 from sepc_zoo.evaluation.plots import plot_statistics
 from sepc_zoo.files import write_atomically, write_json
-from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes
+from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes, fit
 from sepc_zoo.terminal import say
 
 COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 SHOWN_CLASSES = 20
 MAX_CAPTIONS = 15  # captions on a sample; more would hide the image
-TILE = 480  # longest side of a sample, pixels
 IMAGE_SIZE = WeightsConfig().image_size
 GOOD_REACH = 0.95  # share of boxes that anchors should reach; below it other ones are proposed
 MIN_GAIN = 0.02  # gain in that share for which other anchors are proposed
@@ -121,21 +119,17 @@ def write_samples(clean: Mapping[str, Listing], path: Path, count: int, seed: in
     chosen = random.Random(seed).sample(images, min(count, len(images)))
     tiles = [draw_sample(image, listing, label_of) for image, listing in chosen]
     if tiles:
-        write_atomically(path, contact_sheet(tiles, side=TILE).save)
+        write_atomically(path, contact_sheet(tiles).save)
     return bool(tiles)
 
 
 def draw_sample(image: ListedImage, listing: Listing, label_of: Mapping[str, int]) -> Image.Image:
     """Draw an image, resized to a tile, with its boxes in the colours of their classes."""
-    pixels = read_image(image.path, channels=None)
-    height, width = pixels.shape[1:]
-    size = resized_size(height, width, TILE * 3 / 4, TILE)
     boxes = torch.tensor([box.xyxy for box in image.boxes]).reshape(-1, 4)
-    boxes *= torch.tensor([size[1] / width, size[0] / height] * 2)
     names = [listing.label_names[box.label] for box in image.boxes if box.label is not None]
     colors = [class_color(label_of[name]) for name in names]
     captions = names if len(names) <= MAX_CAPTIONS else [""] * len(names)
-    return draw_boxes(resize_image(pixels, size, antialias=True), boxes, captions, colors)
+    return draw_boxes(*fit(read_image(image.path, channels=None), boxes), captions, colors)
 
 
 def show_findings(check: DataCheck, shown: int, console: Any) -> None:

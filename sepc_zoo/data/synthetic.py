@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +19,18 @@ from sepc_zoo.files import new_folder
 SHAPES = ("disc", "square", "triangle", "star")
 
 MAX_OVERLAP = 0.2  # covered part of the smaller of two boxes
-MIN_CONTRAST = 80.0  # distance of a shape's colour from the ground under it
 OVERSAMPLING = 4  # factor of resolution, for smooth edges
 
 Box = tuple[int, int, int, int]
+
+
+class Look(NamedTuple):
+    """How images are drawn."""
+
+    size: Size  # height and width, pixels
+    sides: tuple[float, float]  # smallest and largest longer side of a shape, pixels
+    texture: float  # standard deviation of the noise at each scale, 0…255
+    contrast: float  # smallest distance of a shape's colour from the ground under it, 0…255
 
 
 def write_shapes(
@@ -31,6 +40,8 @@ def write_shapes(
     size: Size = (192, 192),
     seed: int = 0,
     sides: tuple[float, float] = (8.0, 120.0),
+    texture: float = 12.0,
+    contrast: float = 80.0,
 ) -> Path:
     """Draw a data set of discs, squares, triangles and stars in the COCO layout.
 
@@ -44,18 +55,18 @@ def write_shapes(
         size: The (height, width) of an image in pixels.
         seed: Of the random shapes.
         sides: The smallest and the largest longer side of a shape in pixels.
+        texture: The standard deviation of the background's noise, at each of four scales.
+        contrast: The smallest distance of a shape's colour from the background under it, in RGB.
 
     Raises:
         FileExistsError: ``root`` is there already.
     """
-    root = Path(root)
+    root, look = Path(root), Look(size, sides, texture, contrast)
     with new_folder(root) as folder:
         for number, (split, images) in enumerate((("train", train), ("val", val))):
             (folder / split).mkdir()
             records = [
-                _write_image(
-                    folder / split, i + 1, size, sides, np.random.default_rng([seed, number, i])
-                )
+                _write_image(folder / split, i + 1, look, np.random.default_rng([seed, number, i]))
                 for i in range(images)
             ]
             annotations = Annotations(Records.of(records), SHAPES, tuple(range(1, len(SHAPES) + 1)))
@@ -63,18 +74,16 @@ def write_shapes(
     return root
 
 
-def _write_image(
-    folder: Path, image_id: int, size: Size, sides: tuple[float, float], rng: np.random.Generator
-) -> Record:
-    image = _draw_ground(size, rng)
+def _write_image(folder: Path, image_id: int, look: Look, rng: np.random.Generator) -> Record:
+    image = _draw_ground(look, rng)
     boxes: list[Box] = []
     labels: list[int] = []
     for _ in range(rng.integers(1, 9)):
         label = int(rng.integers(len(SHAPES)))
-        mask = _draw_shape(SHAPES[label], size, sides, rng)
+        mask = _draw_shape(SHAPES[label], look, rng)
         box = mask.point(lambda value: 255 * (value > 127)).getbbox()  # half covered pixels count
         if box is not None and all(_overlap(box, other) <= MAX_OVERLAP for other in boxes):
-            image.paste(_choose_color(image, mask, rng), mask=mask)
+            image.paste(_choose_color(image, mask, look.contrast, rng), mask=mask)
             boxes.append(box)
             labels.append(label)
     path = folder / f"{image_id:06d}.jpg"
@@ -83,31 +92,31 @@ def _write_image(
     bbox = box_convert(xyxy.double(), "xyxy", "xywh")
     counted = torch.tensor(labels, dtype=torch.int64)
     crowds, area = torch.zeros_like(counted), bbox[:, 2:].prod(dim=1)
-    return Record(image_id, path, size, xyxy, counted, crowds, area, bbox)
+    return Record(image_id, path, look.size, xyxy, counted, crowds, area, bbox)
 
 
-def _draw_ground(size: Size, rng: np.random.Generator) -> Image.Image:
+def _draw_ground(look: Look, rng: np.random.Generator) -> Image.Image:
     """Draw noise at several scales around a random colour."""
-    ground = torch.tensor(rng.uniform(60, 195, (1, 3, 1, 1))).float().expand(1, 3, *size).clone()
+    height, width = look.size
+    color = torch.tensor(rng.uniform(60, 195, (1, 3, 1, 1))).float()
+    ground = color.expand(1, 3, height, width).clone()
     for cell in (2, 8, 32, 96):
-        coarse = max(2, size[0] // cell), max(2, size[1] // cell)
-        ground += _smooth_noise(coarse, size, rng)
+        ground += _smooth_noise((max(2, height // cell), max(2, width // cell)), look, rng)
     pixels = ground[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return Image.fromarray(pixels)
 
 
-def _smooth_noise(coarse: Size, size: Size, rng: np.random.Generator) -> Tensor:
-    gray, color = rng.normal(0, 12, (1, 1, *coarse)), rng.normal(0, 6, (1, 3, *coarse))
-    return F.interpolate(torch.tensor(gray + color).float(), size=size, mode="bilinear")
+def _smooth_noise(coarse: Size, look: Look, rng: np.random.Generator) -> Tensor:
+    gray = rng.normal(0, look.texture, (1, 1, *coarse))
+    color = rng.normal(0, look.texture / 2, (1, 3, *coarse))
+    return F.interpolate(torch.tensor(gray + color).float(), size=look.size, mode="bilinear")
 
 
-def _draw_shape(
-    shape: str, size: Size, sides: tuple[float, float], rng: np.random.Generator
-) -> Image.Image:
+def _draw_shape(shape: str, look: Look, rng: np.random.Generator) -> Image.Image:
     """Draw the mask of a shape at a random place, wholly inside the image."""
-    height, width = size
-    longest = min(sides[1], min(size) * 2 / 3)
-    side = math.exp(rng.uniform(math.log(min(sides[0], longest)), math.log(longest)))
+    height, width = look.size
+    longest = min(look.sides[1], min(look.size) * 2 / 3)
+    side = math.exp(rng.uniform(math.log(min(look.sides[0], longest)), math.log(longest)))
     corners = _shape_corners(shape, rng.uniform(0, 2 * math.pi))
     corners -= corners.min(axis=0)
     corners *= side / corners.max()
@@ -126,13 +135,13 @@ def _shape_corners(shape: str, turn: float) -> np.ndarray:
 
 
 def _choose_color(
-    image: Image.Image, mask: Image.Image, rng: np.random.Generator
+    image: Image.Image, mask: Image.Image, contrast: float, rng: np.random.Generator
 ) -> tuple[int, int, int]:
     """Choose a random colour that contrasts with the image under the mask."""
     ground = np.asarray(image)[np.asarray(mask) > 127].mean(axis=0)
     while True:
         color = rng.integers(0, 256, 3)
-        if np.linalg.norm(color - ground) >= MIN_CONTRAST:
+        if np.linalg.norm(color - ground) >= contrast:
             return int(color[0]), int(color[1]), int(color[2])
 
 

@@ -15,7 +15,7 @@ from torchvision.ops import box_convert
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data.images import IMAGE_SUFFIXES, read_image
 from sepc_zoo.files import write_atomically
-from sepc_zoo.inference.drawing import class_color, draw_boxes
+from sepc_zoo.inference.drawing import class_color, draw_boxes, fit
 
 if TYPE_CHECKING:
     import supervision
@@ -117,8 +117,12 @@ class Detections:
         names = ", ".join(self._captions()[:MAX_NAMED])
         return f"{len(self)}{': ' if names else ''}{names}{', …' * (len(self) > MAX_NAMED)}"
 
-    def draw(self) -> Image.Image:
+    def draw(self, size: tuple[int, int] | None = None) -> Image.Image:
         """Draw each box with class, track and score; the highest scores are drawn last.
+
+        Args:
+            size: largest width and height, pixels, to which the image is resized first; by default
+                it keeps its size.
 
         Raises:
             ImageError: the image's file can no longer be read.
@@ -126,8 +130,9 @@ class Detections:
         image = self.image
         if not isinstance(image, Tensor):
             image = read_image(image, channels=None)
-        colors = [class_color(label) for label in self.labels.tolist()]
-        return draw_boxes(image, self.boxes.flip(0), self._captions()[::-1], colors[::-1])
+        boxes, colors = self.boxes.flip(0), [class_color(label) for label in self.labels.tolist()]
+        image, boxes = fit(image, boxes, size) if size else (image, boxes)
+        return draw_boxes(image, boxes, self._captions()[::-1], colors[::-1])
 
     def save(self, path: str | Path) -> None:
         """Draw the boxes and write the picture.

@@ -1,6 +1,10 @@
 """Pictures: boxes on images, batches and contact sheets."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,18 +13,33 @@ from torch import Tensor
 
 Color = tuple[int, int, int]
 
-# Class colours, far apart for the first classes; repeated after twenty.
+# Class colours, repeated after twenty. They differ most for the first classes, with normal vision as
+# with protanopia, deuteranopia and tritanopia.
 PALETTE = (
-    "#ff3838", "#2f8cff", "#18c964", "#ffb000", "#b14cff", "#00c2d1", "#ff5fa2", "#9acd00",
-    "#ff7a1a", "#5b5bff", "#008f6b", "#d4a373", "#e056fd", "#7ed6df", "#a0522d", "#f6e05e",
-    "#c9a0ff", "#a3ffb0", "#00e5a0", "#ff9f9f",
+    "#2f8cff", "#ff0000", "#00ffa5", "#fff000", "#872d4b", "#691eff", "#ffa5f0", "#782d96",
+    "#f05a5a", "#4bc3a5", "#96e15a", "#2d7887", "#d200d2", "#ff9600", "#d25ac3", "#784b1e",
+    "#69870f", "#b496f0", "#c31e78", "#00964b",
 )  # fmt: skip
+# Fonts of Linux, macOS and Windows, for names that are not ASCII: Pillow's own font has no more.
+FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
+    "Arial Unicode.ttf", "PingFang.ttc", "segoeui.ttf", "msyh.ttc", "malgun.ttf", "Nirmala.ttf",
+)  # fmt: skip
+TILE = (480, 360)  # largest width and height of a picture on a contact sheet, pixels
+HEADING = 28  # height of the texts above its columns, pixels
 
 
 def class_color(label: int) -> Color:
     """Return the colour (r, g, b) of a class, the same in every picture."""
     red, green, blue = ImageColor.getrgb(PALETTE[label % len(PALETTE)])[:3]
     return red, green, blue
+
+
+def text_color(color: Color) -> str:
+    """Return black or white, the one with the higher contrast to a colour (WCAG 2.2)."""
+    linear = [((v / 255 + 0.055) / 1.055) ** 2.4 for v in color]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
 
 
 def draw_boxes(
@@ -35,7 +54,7 @@ def draw_boxes(
     Args:
         image: uint8 tensor ``(C, H, W)``, see ``to_rgb``, or PIL image.
         boxes: ``(D, 4)`` xyxy in continuous pixels of the image; parts outside are not drawn.
-        captions: D texts; an empty one is not drawn.
+        captions: D texts; an empty one is not drawn, one wider than the image is shortened.
         colors: D colours (r, g, b).
         line: width of the lines in pixels; by default it grows with the image, as letters do.
 
@@ -46,14 +65,27 @@ def draw_boxes(
     draw = ImageDraw.Draw(canvas)
     side = (canvas.width * canvas.height) ** 0.5
     line = line or max(1, round(side / 240))
-    font = ImageFont.load_default(max(11.0, side / 44))
     corners = [_pixel_corners(box, canvas.size) for box in boxes.tolist()]
     for corner, color in zip(corners, colors, strict=True):
         draw.rectangle(corner, outline=color, width=line)
     for corner, caption, color in zip(corners, captions, colors, strict=True):
         if caption:  # after all the boxes, so that no line crosses a text
-            _draw_caption(draw, canvas.size, corner, " ".join(caption.splitlines()), color, font)
+            text = " ".join(caption.splitlines())
+            _draw_caption(draw, canvas.size, corner, text, color, max(11.0, side / 44))
     return canvas
+
+
+def fit(
+    image: Tensor | Image.Image, boxes: Tensor, size: tuple[int, int] = TILE
+) -> tuple[Image.Image, Tensor]:
+    """Resize an image, and its boxes ``(D, 4)``, to a largest width and height in pixels.
+
+    Draw boxes afterwards: captions are then as easy to read on a small image as on a large one.
+    """
+    whole = _to_pil(image)
+    resized = ImageOps.contain(whole, size, Image.Resampling.LANCZOS)
+    factor = boxes.new_tensor([resized.width / whole.width, resized.height / whole.height] * 2)
+    return resized, boxes * factor
 
 
 def close_up(
@@ -70,29 +102,51 @@ def close_up(
     """
     height, width = image.shape[1:]
     left, top, right, bottom = _surroundings(boxes[len(boxes) - focus :], (width, height), size)
-    cut = _to_pil(image[:, top:bottom, left:right])
-    scale = min(size[0] / cut.width, size[1] / cut.height)
-    sides = max(1, round(cut.width * scale)), max(1, round(cut.height * scale))
-    boxes = (boxes - boxes.new_tensor([left, top, left, top])) * scale
-    resized = cut.resize(sides, Image.Resampling.LANCZOS)
-    return draw_boxes(resized, boxes, [""] * len(boxes), colors, line=max(2, size[0] // 160))
+    cut = image[:, top:bottom, left:right]
+    picture, boxes = fit(cut, boxes - boxes.new_tensor([left, top, left, top]), size)
+    return draw_boxes(picture, boxes, [""] * len(boxes), colors, line=max(2, size[0] // 160))
 
 
-def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 480) -> Image.Image:
-    """Put images of any sizes in rows on white, each fitted to ``side`` x 3/4 ``side`` pixels.
+def draw_targets(
+    image: Tensor | Image.Image, target: Mapping[str, Tensor], label_names: Sequence[str]
+) -> Image.Image:
+    """Draw the ground truth on an image that is resized to a tile of a contact sheet.
+
+    Args:
+        image: uint8 tensor ``(C, H, W)``, see ``to_rgb``, or PIL image.
+        target: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)``.
+        label_names: name of each label.
+    """
+    labels, crowds = target["labels"].tolist(), target["iscrowd"].tolist()
+    captions = [
+        label_names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)
+    ]
+    return draw_boxes(*fit(image, target["boxes"]), captions, [*map(class_color, labels)])
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], columns: int = 4, headings: Sequence[str] = ()
+) -> Image.Image:
+    """Put images of any sizes in rows on white, each fitted to ``TILE``.
+
+    Args:
+        headings: texts above the columns.
 
     Raises:
         ValueError: no images.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one image")
-    gap = max(2, side // 60)
-    tiles = [ImageOps.contain(image.convert("RGB"), (side, side * 3 // 4)) for image in images]
+    side, gap = TILE[0], TILE[0] // 60
+    tiles = [ImageOps.contain(image.convert("RGB"), TILE) for image in images]
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     width = max(map(len, rows)) * (side + gap) + gap
-    sheet = Image.new("RGB", (width, sum(heights) + gap * (len(rows) + 1)), "white")
-    top = gap
+    top = gap + HEADING * bool(headings)
+    sheet = Image.new("RGB", (width, top + sum(heights) + gap * len(rows)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(HEADING * 0.7)
+    for i, text in enumerate(headings):
+        draw.text((2 * gap + i * (side + gap), gap), text, fill="black", font=font)
     for row, height in zip(rows, heights, strict=True):
         for i, tile in enumerate(row):
             left = gap + i * (side + gap) + (side - tile.width) // 2
@@ -120,14 +174,10 @@ def draw_batch(
     images = images.detach().float().cpu()
     offset, factor = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
     pixels = ((images * factor + offset).clamp(0, 1) * 255).round().to(torch.uint8)
-    pictures = []
-    for image, target in zip(pixels, targets, strict=True):
-        labels, crowds = target["labels"].tolist(), target["iscrowd"].tolist()
-        names = [
-            label_names[label] + " (crowd)" * crowd
-            for label, crowd in zip(labels, crowds, strict=True)
-        ]
-        pictures.append(draw_boxes(image, target["boxes"], names, [*map(class_color, labels)]))
+    pictures = [
+        draw_targets(image, target, label_names)
+        for image, target in zip(pixels, targets, strict=True)
+    ]
     return contact_sheet(pictures)
 
 
@@ -188,17 +238,53 @@ def _draw_caption(
     corner: tuple[int, int, int, int],
     caption: str,
     color: Color,
-    font: Any,
+    font_size: float,
 ) -> None:
     """Draw a caption on a plate of the box's colour above the box, or inside it without room."""
-    pad = max(2, round(font.size / 5))
+    font = choose_font(frozenset(caption), font_size)
+    pad = max(2, round(font_size / 5))
+    caption = _shorten(caption, font, size[0] - 2 * pad)
     ascent, descent = font.getmetrics()
     width = round(draw.textlength(caption, font)) + 2 * pad
     height = ascent + descent + pad
     left = max(0, min(corner[0], size[0] - width))
     top = corner[1] - height if corner[1] >= height else corner[1]
     top = max(0, min(top, size[1] - height))
-    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    ink = "black" if luminance > 130 else "white"
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
-    draw.text((left + pad, top + pad // 2), caption, fill=ink, font=font)
+    draw.text((left + pad, top + pad // 2), caption, fill=text_color(color), font=font)
+
+
+def _shorten(text: str, font: Any, width: float, tail: int = 5) -> str:
+    """Leave out the middle of a text, but not the score at its end, until it is narrow enough."""
+    kept = len(text) - tail
+    while kept > 0 and font.getlength(text) > width:
+        kept -= 1
+        text = f"{text[:kept]}…{text[-tail:]}"
+    return text
+
+
+@cache
+def choose_font(characters: frozenset[str], size: float) -> Any:
+    """Choose Pillow's own font for ASCII, else the first that lacks the fewest characters."""
+    own = ImageFont.load_default(size)
+    others = {character for character in characters if not character.isascii()}
+    return min([own, *_fonts(size)], key=lambda font: _num_lacking(font, others)) if others else own
+
+
+def _num_lacking(font: Any, characters: set[str]) -> int:
+    """Count the characters that a font shows as it shows one that does not exist."""
+    lacking = bytes(font.getmask("\uffff"))
+    return sum(bytes(font.getmask(character)) == lacking for character in characters)
+
+
+@cache
+def _fonts(size: float) -> list[Any]:
+    """Load the fonts that are installed, and the one that comes with matplotlib."""
+    names = [*FONTS]
+    if (matplotlib := find_spec("matplotlib")) and matplotlib.origin:
+        names.insert(1, str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
+    fonts = []
+    for name in names:
+        with suppress(OSError):
+            fonts.append(ImageFont.truetype(name, size))
+    return fonts

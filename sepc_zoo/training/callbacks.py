@@ -11,11 +11,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from sepc_zoo.data import Batch
-from sepc_zoo.data.images import ImageError
+from sepc_zoo.data.images import ImageError, read_image
 from sepc_zoo.data.pixels import pad_and_stack
 from sepc_zoo.evaluation.plots import plot_curves
 from sepc_zoo.files import write_atomically
-from sepc_zoo.inference.drawing import contact_sheet, draw_batch
+from sepc_zoo.inference.drawing import TILE, contact_sheet, draw_batch, draw_targets
 from sepc_zoo.training.callback import Callback, Stop
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sepc_zoo.training.run import Run
 
 NUM_SAMPLES = 8  # validation images that are drawn after each validation
+SAMPLE_HEADINGS = ("ground truth", "detected") * 2  # of the columns
 
 
 class MovingAverage(Callback):
@@ -68,7 +69,7 @@ class DrawBatches(Callback):
 
 
 class DrawSamples(Callback):
-    """Draw detections in the first validation images, and the curves of the log."""
+    """Draw ground truth and detections of the first validation images, and the curves."""
 
     def after_validation(self, run: Run, metrics: Mapping[str, Any]) -> None:  # noqa: ARG002
         if not run.accelerator.is_main_process:
@@ -76,10 +77,13 @@ class DrawSamples(Callback):
         drawn = []
         for record in run.val_data.records[:NUM_SAMPLES]:
             with suppress(ImageError):  # the file may have become unreadable
-                drawn.append(run.evaluated.predict(record.path).draw())
+                detections = run.evaluated.predict(record.path).draw(TILE)
+                image = read_image(record.path, channels=None)
+                targets = draw_targets(image, vars(record), run.val_data.label_names)
+                drawn += [targets, detections]
         if drawn:
             path = run.output / "samples" / f"epoch_{run.progress.epoch + 1:03d}.png"
-            write_atomically(path, contact_sheet(drawn).save)
+            write_atomically(path, contact_sheet(drawn, headings=SAMPLE_HEADINGS).save)
         if find_spec("matplotlib"):
             plot_curves(run.log.steps.path, run.output / "curves.png")
 

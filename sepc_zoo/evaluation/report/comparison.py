@@ -17,7 +17,7 @@ from sepc_zoo.evaluation.diagnosis import CORRECT
 from sepc_zoo.evaluation.errors import ERROR_KINDS
 from sepc_zoo.evaluation.report.gallery import ANNOTATED, DETECTED, data_uri
 from sepc_zoo.evaluation.report.page import template, write_page
-from sepc_zoo.inference.drawing import draw_boxes
+from sepc_zoo.inference.drawing import draw_boxes, fit
 from sepc_zoo.metric_names import METRICS
 
 FOUND = (40, 200, 90)  # color of correct detections, also in report.css
@@ -72,6 +72,4 @@ def _picture(annotations: Annotations, errors: ModelErrors, image: int) -> str:
         return ""
     boxes = box_convert(bbox, "xywh", "xyxy")
     captions, colors = [text for _, text in styles], [color for color, _ in styles]
-    picture = draw_boxes(pixels, boxes, captions, colors)
-    picture.thumbnail(PICTURE_SIZE)
-    return data_uri(picture)
+    return data_uri(draw_boxes(*fit(pixels, boxes, PICTURE_SIZE), captions, colors))
