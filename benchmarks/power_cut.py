@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from sepc_zoo.data import write_shapes
-from sepc_zoo.training.callbacks import Callback, DrawSamples
+from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.options import TrainOptions, read_options
 from sepc_zoo.training.trainer import train
 
@@ -83,6 +83,7 @@ def run_in_process(function: Any, without_sync: bool) -> Any:
 
     def call() -> None:
         DrawSamples.after_validation = Callback.after_validation  # most of a tiny run's time
+        WriteReport.after_training = Callback.after_training
         if without_sync:
             os.fsync = lambda _: None
         function()

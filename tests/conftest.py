@@ -49,9 +49,10 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures take most of a tiny run's time."""
-    from sepc_zoo.training.callbacks import Callback, DrawSamples
+    from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 
     monkeypatch.setattr(DrawSamples, "after_validation", Callback.after_validation)
+    monkeypatch.setattr(WriteReport, "after_training", Callback.after_training)
 
 
 @pytest.fixture

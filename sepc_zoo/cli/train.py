@@ -1,5 +1,7 @@
 """Train a model on your own data. Without --data, run a small demonstration on synthetic shapes."""
 
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -11,18 +13,31 @@ from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
 from sepc_zoo.training.options import TrainOptions
 
-DEMO_DATA = Path("runs/shapes")
-# Small enough to learn four shapes from scratch on two CPU cores in five minutes. The shapes are
-# square, and smaller than most objects of COCO.
-DEMO: dict[str, Any] = {
-    "model": "retinanet_resnet10t_ibn_pconv",
-    "model_kwargs": {"channels": 48, "anchors": {"base_scale": 2.0, "ratios": (1.0,)}},
-    "image_size": (192, 192),
-    "epochs": 16,
-    "recipe": "paper",
-    "lr": 1e-3,
-    "val_interval": 4,
+# Shapes that a small detector learns from scratch on two CPU cores in about three minutes.
+DEMO_SHAPES: dict[str, Any] = {
+    "train": 600,
+    "val": 100,
+    "size": (128, 128),
+    "sides": (16.0, 64.0),
+    "texture": 6.0,
+    "contrast": 100.0,
 }
+DEMO_DATA = Path("runs") / f"shapes-{zlib.crc32(repr(DEMO_SHAPES).encode()):08x}"
+DEMO: dict[str, Any] = {
+    "data": str(DEMO_DATA),
+    "model": "gfl_resnet10t_sepc",
+    "model_kwargs": {"channels": 48, "neck": {"blocks": 2}},
+    "backbone_kwargs": {"channels": (32, 64, 128, 256), "stem_width": 16},
+    "image_size": (128, 128),
+    "recipe": "small",
+    "batch_size": 8,
+    "lr": 2e-3,
+    "epochs": 12,
+    "scale": (1.0, 1.0),
+    "val_interval": 3,
+}
+NEXT_STEPS = """\
+next, your own images: sepc-zoo suggest FOLDER names a model and options that suit them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +68,22 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.training.trainer import train
 
     given = gather(arguments.given, arguments)
-    if "data" not in given and arguments.resume is None:
-        given = DEMO | {"data": str(demo_data(given.get("cpu", False)))} | given
+    is_demo = "data" not in given and arguments.resume is None
+    if is_demo:
+        draw_demo_data(given.get("cpu", False))
+        given = demo_options(given)
     options = options_of_run(given, arguments.resume)
     if arguments.dry_run:
         return dry_run(options)
     metrics = train(options, resume=arguments.resume is not None)
     if not PartialState().is_main_process:
         return 0
-    return finish(options, metrics, arguments.push_to_hub)
+    return finish(options, metrics, arguments.push_to_hub, is_demo)
 
 
-def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) -> int:
+def finish(
+    options: TrainOptions, metrics: dict[str, Any], repo_id: str | None, is_demo: bool
+) -> int:
     """Print the results of a run, and upload its best model where asked."""
 
     from sepc_zoo.evaluation.metrics import metrics_table
@@ -73,16 +92,27 @@ def finish(options: TrainOptions, metrics: dict[str, Any], repo_id: str | None) 
         make_console().print(metrics_table(metrics))
     say(f"models, log and pictures are in {options.output}")
     best = Path(options.output) / "best"
-    say(f"use it: sepc-zoo predict IMAGE --model {best}")
-    if repo_id is None:
-        return 0
+    images = DEMO_DATA / "val" if is_demo else "IMAGE"
+    say(f"use it: sepc-zoo predict {images} --model {best} --output predictions")
+    if is_demo:
+        say(NEXT_STEPS)
+    problem = None
+    if repo_id is not None:
+        from sepc_zoo.cli.publishing import push_or_say_how
 
-    from sepc_zoo.cli.publishing import push_or_say_how
-
-    problem = push_or_say_how(best, repo_id)
+        problem = push_or_say_how(best, repo_id)
     if problem is not None:
         say(problem, error=True)
+    say_report(Path(options.output))
     return 0 if problem is None else 1
+
+
+def say_report(run: Path) -> None:
+    """Print the address of the run's report, which terminals open on a click."""
+    from sepc_zoo.training.callbacks import REPORT_FILE
+
+    if (run / REPORT_FILE).exists():
+        say(f"report: {(run / REPORT_FILE).absolute().as_uri()}")
 
 
 def dry_run(options: TrainOptions) -> int:
@@ -113,13 +143,22 @@ def dry_run(options: TrainOptions) -> int:
     return 0
 
 
-def demo_data(cpu: bool) -> Path:
-    """Write the synthetic data set of the demonstration on the first call; its folder."""
+def demo_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the demonstration; those that are given win."""
+    from sepc_zoo.api.given import GROUPS
+
+    taken = {GROUPS[name] for name in given}
+    if "model" in taken:
+        taken |= {"model_kwargs", "backbone_kwargs"}
+    return {name: value for name, value in DEMO.items() if GROUPS[name] not in taken} | dict(given)
+
+
+def draw_demo_data(cpu: bool) -> None:
+    """Write the synthetic data set of the demonstration if it is not there."""
     from sepc_zoo.data.synthetic import write_shapes
     from sepc_zoo.training.accelerator import start_processes
 
     with start_processes(cpu).main_process_first():
         if not DEMO_DATA.exists():
             say(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
-            write_shapes(DEMO_DATA)
-    return DEMO_DATA
+            write_shapes(DEMO_DATA, **DEMO_SHAPES)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sepc_zoo.files import write_atomically
-from sepc_zoo.inference.drawing import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from sepc_zoo.data.quality.statistics import Columns
 
 INK = "#222222"
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 Row = Mapping[str, str]
 
 
@@ -130,7 +130,7 @@ def _plot_losses(axes: "Axes", rows: Sequence[Row]) -> None:
     names = [name for name in rows[0] if name == "loss" or name.startswith("loss_")]
     for i, name in enumerate(sorted(names, key="loss".__ne__)):  # the total first
         steps, values = _curve(rows, "step", name)
-        color = INK if name == "loss" else PALETTE[i]
+        color = INK if name == "loss" else LINES[(i - 1) % len(LINES)]
         axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
         axes.plot(steps, _smooth(values), color=color, linewidth=1.8, label=name)
     axes.set(title="Loss", xlabel="step")
@@ -140,16 +140,22 @@ def _plot_losses(axes: "Axes", rows: Sequence[Row]) -> None:
 
 def _plot_ap(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.set(title="Average precision", xlabel="epoch")
-    axes.locator_params(axis="x", integer=True)
-    for name, color in (("AP50", PALETTE[3]), ("AP", PALETTE[1])):
+    for name, color in (("AP50", LINES[1]), ("AP", LINES[0])):
         epochs, values = _curve(rows, "epoch", name)
         if values:
-            label = f"{name}, best {max(values):.3f}"
-            axes.plot(epochs, values, "o-", color=color, markersize=3.5, linewidth=1.8, label=label)
-    if axes.lines:
-        axes.legend(frameon=False)
-    else:
+            axes.plot(epochs, values, "o-", color=color, markersize=3.5, linewidth=1.8, label=name)
+    if not axes.lines:
         axes.text(0.5, 0.5, "not validated yet", transform=axes.transAxes, ha="center", alpha=0.6)
+        return
+    epochs, values = _curve(rows, "epoch", "AP")
+    if values:
+        best = values.index(max(values))
+        label = f"best AP: {values[best]:.3f}, epoch {epochs[best]:.0f}"
+        axes.axvline(epochs[best], color=INK, linewidth=0.8, linestyle=":")
+        axes.plot(epochs[best], values[best], "*", color=LINES[0], markersize=13, label=label)
+    axes.set_xlim(0, 1.04 * max(max(line.get_xdata()) for line in axes.lines))
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axes.legend(frameon=False)
 
 
 def plain(text: str) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 Color = tuple[int, int, int]
 
-# Class colours, repeated after twenty. They differ most for the first classes, with normal vision as
-# with protanopia, deuteranopia and tritanopia.
+# Class colours, repeated after twenty. Those of the first classes differ most, also to eyes with
+# protanopia, deuteranopia or tritanopia.
 PALETTE = (
     "#2f8cff", "#ff0000", "#00ffa5", "#fff000", "#872d4b", "#691eff", "#ffa5f0", "#782d96",
     "#f05a5a", "#4bc3a5", "#96e15a", "#2d7887", "#d200d2", "#ff9600", "#d25ac3", "#784b1e",
@@ -243,7 +243,7 @@ def _draw_caption(
     """Draw a caption on a plate of the box's colour above the box, or inside it without room."""
     font = choose_font(frozenset(caption), font_size)
     pad = max(2, round(font_size / 5))
-    caption = _shorten(caption, font, size[0] - 2 * pad)
+    caption = shorten(caption, font, size[0] - 2 * pad)
     ascent, descent = font.getmetrics()
     width = round(draw.textlength(caption, font)) + 2 * pad
     height = ascent + descent + pad
@@ -254,7 +254,7 @@ def _draw_caption(
     draw.text((left + pad, top + pad // 2), caption, fill=text_color(color), font=font)
 
 
-def _shorten(text: str, font: Any, width: float, tail: int = 5) -> str:
+def shorten(text: str, font: Any, width: float, tail: int = 5) -> str:
     """Leave out the middle of a text, but not the score at its end, until it is narrow enough."""
     kept = len(text) - tail
     while kept > 0 and font.getlength(text) > width:

@@ -13,7 +13,12 @@ from torch import Tensor
 from sepc_zoo.data import Batch
 from sepc_zoo.data.images import ImageError, read_image
 from sepc_zoo.data.pixels import pad_and_stack
+from sepc_zoo.evaluation.diagnosis import diagnose_split
+from sepc_zoo.evaluation.errors import ErrorCosts
+from sepc_zoo.evaluation.metrics import evaluate
 from sepc_zoo.evaluation.plots import plot_curves
+from sepc_zoo.evaluation.report import write_report
+from sepc_zoo.evaluation.results import collect_detections, read_results
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.drawing import TILE, contact_sheet, draw_batch, draw_targets
 from sepc_zoo.training.callback import Callback, Stop
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from sepc_zoo.models.detector import Detector
     from sepc_zoo.training.run import Run
 
+REPORT_FILE = "report.html"
 NUM_SAMPLES = 8  # validation images that are drawn after each validation
 SAMPLE_HEADINGS = ("ground truth", "detected") * 2  # of the columns
 
@@ -86,6 +92,27 @@ class DrawSamples(Callback):
             write_atomically(path, contact_sheet(drawn, headings=SAMPLE_HEADINGS).save)
         if find_spec("matplotlib"):
             plot_curves(run.log.steps.path, run.output / "curves.png")
+
+
+class WriteReport(Callback):
+    """Write ``report.html``, from what the validation of the best model has saved."""
+
+    def after_training(self, run: Run) -> None:
+        saved = run.output / "best" / "detections.json"
+        if not (run.accelerator.is_main_process and find_spec("matplotlib") and saved.exists()):
+            return
+        data, options = run.val_data, run.options
+        results, _ = read_results(saved, data)
+        detections = collect_detections(results, data, str(saved))
+        diagnosis, evaluation = diagnose_split(detections, data), evaluate(detections, data)
+        evaluation.metrics["errors"] = ErrorCosts(diagnosis, len(data.label_names)).costs()
+        facts = {
+            "model": run.detector.config.architecture,
+            "data": ", ".join(options.data),
+            "split": options.val_split,
+            "best epoch": f"{run.progress.best_epoch} of {run.num_epochs}",
+        }
+        write_report(run.output / REPORT_FILE, data, evaluation, diagnosis, facts)
 
 
 def draw_inputs(run: Run, batches: Sequence[Batch]) -> Image.Image:

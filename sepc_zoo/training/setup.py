@@ -46,6 +46,7 @@ from sepc_zoo.training.callbacks import (
     DrawSamples,
     EarlyStopping,
     MovingAverage,
+    WriteReport,
 )
 from sepc_zoo.training.checkpoint import ResumeError, is_saved
 from sepc_zoo.training.logging import LOG_FILE
@@ -327,7 +328,7 @@ def class_weights(options: TrainOptions, data: Annotations) -> Tensor | None:
 
 def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callback], Detector]:
     """Make the callbacks that the options ask for; also return the model to validate and save."""
-    callbacks: list[Callback] = [DrawSamples(), DrawBatches(options.draw_batches)]
+    callbacks: list[Callback] = [DrawSamples(), DrawBatches(options.draw_batches), WriteReport()]
     if options.patience is not None:
         callbacks.append(EarlyStopping(options.patience))
     if not options.model_ema:

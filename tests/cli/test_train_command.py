@@ -1,11 +1,13 @@
 """`sepc-zoo train`: from flags to a run."""
 
+import zlib
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from commands import assert_refused, call
 
+from sepc_zoo.cli import train
 from sepc_zoo.options import as_dict
 from sepc_zoo.training.options import TrainOptions, read_options, write_options
 
@@ -19,13 +21,13 @@ def train_flags(data, output, *more):
 @pytest.fixture
 def options_of(monkeypatch, tmp_path):
     """From flags to the options that ``train`` is called with, in an empty folder."""
-    train = Mock(return_value={"best_AP": 0.5})
-    monkeypatch.setattr("sepc_zoo.training.trainer.train", train)
+    trained = Mock(return_value={"best_AP": 0.5})
+    monkeypatch.setattr("sepc_zoo.training.trainer.train", trained)
     monkeypatch.chdir(tmp_path)
 
     def options(*flags):
         assert call("train", *flags) == 0
-        return train.call_args.args[0]
+        return trained.call_args.args[0]
 
     return options
 
@@ -102,13 +104,37 @@ def test_a_folder_is_a_model_to_start_from(model, options_of):
     assert options.output == "runs/model"
 
 
-def test_without_arguments_train_runs_a_demonstration_on_shapes(options_of, monkeypatch, capsys):
-    written = []
-    monkeypatch.setattr("sepc_zoo.data.synthetic.write_shapes", written.append)
+@pytest.fixture
+def drawn(monkeypatch):
+    """The folders of shapes that a command draws."""
+    folders = []
+    monkeypatch.setattr(
+        "sepc_zoo.data.synthetic.write_shapes", lambda folder, **_: folders.append(folder)
+    )
+    return folders
+
+
+def test_without_arguments_train_runs_a_demonstration_on_shapes(options_of, drawn, capsys):
     options = options_of()
-    assert [str(path) for path in written] == list(options.data)
+    assert drawn == [Path(*options.data)]
+    assert options.model.endswith("_sepc")
     assert {Path(path).parts[0] for path in (*options.data, options.output)} == {"runs"}
-    assert "writing a small data set" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for text in ("writing a small data set", f"predict {drawn[0] / 'val'} --model", "next, your"):
+        assert text in out
+
+
+def test_the_demonstration_draws_into_another_folder_when_its_shapes_change():
+    assert f"{zlib.crc32(repr(train.DEMO_SHAPES).encode()):08x}" in train.DEMO_DATA.name
+
+
+@pytest.mark.usefixtures("drawn")
+def test_options_that_are_given_win_over_the_demonstrations(options_of):
+    options = options_of("--max-steps", 5, "--lr", 0.1)
+    assert (options.max_steps, options.epochs, options.lr) == (5, None, 0.1)
+    other = options_of("--model", "fsaf_r18_sepc")
+    assert (other.model, other.model_kwargs, other.backbone_kwargs) == ("fsaf_r18_sepc", {}, {})
+    assert other.batch_size == options.batch_size
 
 
 def test_options_come_from_a_file_and_the_command_line_wins(options_of, tmp_path):
@@ -195,6 +221,7 @@ def test_train_runs_and_resumes(shapes, tmp_path, capsys):
     assert "AP50" in out
     assert "star" in out
     assert f"sepc-zoo predict IMAGE --model {tmp_path / 'run' / 'best'}" in out
+    assert out.splitlines()[-1] == f"report: {(tmp_path / 'run' / 'report.html').as_uri()}"
     assert call(*flags) == 2
     assert_refused(capsys, "holds a run", f"--resume {tmp_path / 'run'}")
     assert call("train", "--resume", tmp_path / "run") == 0

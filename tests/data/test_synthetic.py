@@ -45,6 +45,28 @@ def test_a_seed_draws_the_same_again(root, tmp_path):
     assert not filecmp.cmp(root / picture, tmp_path / "other" / picture, shallow=False)
 
 
+def test_usual_drawings_do_not_change(tmp_path):
+    """The study's results are published: they hold for these boxes."""
+    root = write_shapes(tmp_path / "s", train=1, val=0, size=(128, 128), sides=(4.0, 85.0))
+    record = read_data(root, "train").records[0]
+    assert record.labels.tolist() == [3, 0, 1, 1, 3, 0]
+    assert record.boxes.tolist() == [
+        *([9, 37, 32, 59], [111, 111, 122, 122], [71, 97, 95, 121]),
+        *([118, 22, 123, 27], [18, 120, 24, 126], [82, 51, 126, 94]),
+    ]
+
+
+def test_texture_and_contrast_make_shapes_easier_to_see(tmp_path):
+    plain = write_shapes(tmp_path / "s", train=3, val=0, sides=(40, 60), texture=0, contrast=150)
+    for record in read_data(plain, "train").records:
+        pixels = np.asarray(Image.open(record.path)).astype(int)
+        ground = np.median(pixels.reshape(-1, 3), axis=0)
+        assert np.abs(pixels[:2] - ground).max() <= 3  # a row without shapes has one colour
+        for x1, y1, x2, y2 in record.boxes.int().tolist():
+            center = pixels[(y1 + y2) // 2, (x1 + x2) // 2]
+            assert np.linalg.norm(center - ground) > 140
+
+
 def test_an_existing_folder_is_not_overwritten(root):
     with pytest.raises(FileExistsError, match="is there already"):
         write_shapes(root)

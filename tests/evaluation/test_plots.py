@@ -27,11 +27,11 @@ def keep_lines(file, number):
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:number]))
 
 
-def test_curves_show_the_losses_and_the_best_ap(log, tmp_path):
+def test_curves_show_the_losses_and_the_best_epoch(log, tmp_path):
     pytest.importorskip("matplotlib")
     plot_curves(log, tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
-    for label in ("loss_cls", "AP50, best 0.300", "AP, best 0.100"):
+    for label in ("loss_cls", "AP50", "best AP: 0.100, epoch 1"):
         assert label in text
 
 

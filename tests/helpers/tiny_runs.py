@@ -13,7 +13,7 @@ import torch
 
 from sepc_zoo.training import checkpoint
 from sepc_zoo.training import trainer as engine
-from sepc_zoo.training.callbacks import Callback, DrawSamples
+from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.checkpoint import STATE_FILE
 from sepc_zoo.training.options import TrainOptions, read_options
 from sepc_zoo.training.resilience.signals import Interrupted
@@ -102,6 +102,7 @@ def start_process(options, moment=None, resumed=False):
 def _train(options, moment, resumed):
     set_start_method("fork", force=True)  # for the workers, the default of a new process
     DrawSamples.after_validation = Callback.after_validation  # most of a tiny run's time
+    WriteReport.after_training = Callback.after_training
     if moment:
         kill_at(*moment)
     try:

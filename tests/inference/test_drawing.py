@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from sepc_zoo.inference.drawing import (
+    choose_font,
     class_color,
     close_up,
     contact_sheet,
     draw_batch,
     draw_boxes,
+    fit,
+    shorten,
+    text_color,
 )
 
 RED = (255, 0, 0)
@@ -114,12 +118,46 @@ def test_a_line_break_in_a_caption_is_drawn_as_a_space(black, line_break):
     assert np.array_equal(broken, draw_boxes(black, box, ["red cat"], [RED]))
 
 
-def test_captions_contrast_with_every_class_color(black):
+def test_captions_contrast_with_every_class_color():
+    """At least 4.5, as WCAG asks of text."""
+
+    def luminance(color):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in color]
+        return np.dot((0.2126, 0.7152, 0.0722), linear)
+
     for label in range(20):
-        drawn = draw_boxes(black, torch.tensor([[0.0, 30, 90, 60]]), ["W"], [class_color(label)])
-        luminance = np.asarray(drawn.convert("L"), dtype=int)[14:30, :14]
-        plate = luminance[-1, 0]
-        assert np.abs(luminance - plate).max() > 90
+        color = class_color(label)
+        pair = sorted(
+            luminance(np.array(c) / 255) for c in (color, ImageColor.getrgb(text_color(color)))
+        )
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, color
+
+
+# Machado, Oliveira and Fernandes (2009): how linear RGB looks to others.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.052]],
+    "deuteranopia": [[0.3673, 0.8606, -0.228], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "tritanopia": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+
+
+def lab(linear):
+    """CIELAB of linear RGB (n, 3)."""
+    to_xyz = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8728]]
+    xyz = linear.clip(0, 1) @ np.transpose(to_xyz)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_the_first_class_colors_are_far_apart_to_every_eye(vision):
+    """A distance of 10 is told apart at a glance; that of red and green to few is 2."""
+    values = np.array([class_color(label) for label in range(8)]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    seen = lab(linear @ np.transpose(VISION[vision]))
+    distances = np.linalg.norm(seen[:, None] - seen, axis=2)[~np.eye(8, dtype=bool)]
+    assert distances.min() > 25
 
 
 def test_colors_differ_and_are_stable():
@@ -127,11 +165,66 @@ def test_colors_differ_and_are_stable():
     assert class_color(3) == class_color(3)
 
 
+def plate(caption, size=(300, 60)):
+    """The drawn caption, in black and white."""
+    box = torch.tensor([[0.0, 40, 290, 60]])
+    drawn = draw_boxes(torch.zeros(3, *size[::-1], dtype=torch.uint8), box, [caption], [RED])
+    return np.asarray(drawn)[:40]
+
+
+@pytest.mark.parametrize("name", ["Bär", "grün", "ёж", "γάτα", "naïve"])
+def test_names_that_are_not_ascii_have_letters_and_no_boxes(name):
+    pytest.importorskip("matplotlib")  # which brings a font
+    missing = "\uffff" * sum(not character.isascii() for character in name)
+    others = "".join(character for character in name if character.isascii())
+    assert not np.array_equal(plate(name), plate(others + missing))
+    font = choose_font(frozenset(name), 11.0)
+    boxes = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(character)) != boxes for character in name)
+
+
+def test_a_long_caption_is_shortened_to_the_image_and_keeps_its_score():
+    long, short = plate("Central American spider monkey of the forest 0.87", (120, 60)), plate("x")
+    assert long.shape == (40, 120, 3)
+    reds = red_pixels(long)
+    assert reds[:, -3:].any()
+    assert short.any()
+    font = choose_font(frozenset("a"), 11.0)
+    text = shorten("Central American spider monkey 0.87", font, 100)
+    assert font.getlength(text) <= 100
+    assert text.startswith("Cen")
+    assert text.endswith("… 0.87")
+    assert shorten("cat 0.87", font, 100) == "cat 0.87"
+
+
+def test_fitted_boxes_stay_on_what_they_mark():
+    image = torch.zeros(3, 60, 120, dtype=torch.uint8)
+    image[:, 10:30, 40:80] = 255
+    for size in ((480, 360), (60, 60)):
+        picture, boxes = fit(image, torch.tensor([[40.0, 10, 80, 30]]), size)
+        bright = np.asarray(picture)[..., 0] > 127
+        rows, columns = bright.nonzero()
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert boxes[0].tolist() == pytest.approx(edges, abs=1)
+        assert picture.width == size[0]
+
+
 def test_contact_sheet_holds_all_images():
     images = [Image.new("RGB", size, RED) for size in ((40, 30), (30, 60), (10, 10))]
-    sheet = contact_sheet(images, columns=2, side=40)
-    areas = 40 * 30 + 15 * 30 + 30 * 30
+    sheet = contact_sheet(images, columns=2)
+    areas = 480 * 360 + 180 * 360 + 360 * 360
     assert red_pixels(sheet).sum() == areas
+
+
+def test_headings_stand_above_the_columns():
+    images = [Image.new("RGB", (480, 360), RED)] * 2
+    plain, headed = contact_sheet(images), contact_sheet(images, headings=["ground truth", ""])
+    added = headed.height - plain.height
+    assert added > 10
+    above = np.asarray(headed)[: added + 8]
+    assert (above[:, :488] < 128).any()
+    assert (above[:, 496:] == 255).all()
+    assert np.array_equal(np.asarray(headed)[added:][8:], np.asarray(plain)[8:])
 
 
 def test_contact_sheet_of_nothing_is_refused():

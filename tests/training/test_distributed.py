@@ -25,7 +25,7 @@ from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.ops.distributed import sum_over_processes
 from sepc_zoo.training import trainer as engine
-from sepc_zoo.training.callbacks import Callback, DrawSamples
+from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
@@ -68,6 +68,7 @@ def train_exactly(options):
 
 def draw_nothing(patch):
     patch.setattr(DrawSamples, "after_validation", Callback.after_validation)
+    patch.setattr(WriteReport, "after_training", Callback.after_training)
 
 
 def read_losses(run):

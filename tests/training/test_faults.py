@@ -180,15 +180,15 @@ def test_samples_are_drawn_without_unreadable_images(shapes, tmp_path, monkeypat
     first, second, *_ = sorted((data / "val").iterdir())
     counts = []
 
-    def count(images):
+    def count(images, **how):
         counts.append(len(images))
-        return contact_sheet(images)
+        return contact_sheet(images, **how)
 
     monkeypatch.setattr(DrawSamples, "after_validation", draw_samples)
     monkeypatch.setattr(callbacks, "contact_sheet", count)
     before_step(monkeypatch, 1, lambda *_: (first.unlink(), truncate(second)))
     train(options(data, tmp_path / "run"))
-    assert counts == [2, 2]
+    assert counts == [2 * 2, 2 * 2]  # with their ground truth
 
 
 def test_a_data_set_that_vanishes_ends_the_run_saved_and_with_status_2(

@@ -25,7 +25,7 @@ from tiny_runs import (
 )
 
 from sepc_zoo.factory import load_model
-from sepc_zoo.training.callbacks import Callback, DrawSamples
+from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.checkpoint import PREVIOUS_FILE, STATE_FILE, ResumeError
 from sepc_zoo.training.options import TrainError, read_options
 from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
@@ -71,6 +71,7 @@ def stopped_once(shapes, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "stopped"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DrawSamples, "after_validation", Callback.after_validation)
+        patch.setattr(WriteReport, "after_training", Callback.after_training)
         interrupt_at(patch, 3)
         with pytest.raises(Interrupted):
             train(options(shapes, run))
