@@ -20,8 +20,12 @@ from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data import DataError
 from sepc_zoo.data.images import ImageError
+from sepc_zoo.evaluation.metrics import format_figure
 from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.inference.loader import detect_files
 from sepc_zoo.metric_names import METRICS
+from sepc_zoo.training import callbacks
+from sepc_zoo.training.callbacks import WriteReport
 from sepc_zoo.training.options import TrainError, read_options, write_options
 from sepc_zoo.training.recipes import OPTIONAL
 from sepc_zoo.training.run import Run
@@ -31,6 +35,7 @@ REPO = Path(__file__).parents[2]
 SHAPES = ("disc", "square", "triangle", "star")
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+write_report = WriteReport.after_training
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,37 @@ def test_a_run_draws_samples_and_curves(run):
         with Image.open(run / name) as picture:
             assert min(picture.size) > 64
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+
+
+def test_a_run_ends_with_the_report_of_its_best_model(run):
+    pytest.importorskip("matplotlib")
+    page = (run / "report.html").read_text()
+    best = json.loads((run / "best" / "metrics.json").read_text())
+    assert "<h1>retinanet_mnv4s_pconv</h1>" in page
+    assert f"AP {format_figure(best['AP'])}</title>" in page
+    assert re.search(r"<dt>best epoch</dt><dd>[12] of 2</dd>", page)
+    assert "Where AP is lost" in page
+
+
+def test_the_report_needs_no_second_validation(shapes, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    validations = []
+    monkeypatch.setattr(WriteReport, "after_training", write_report)
+    monkeypatch.setattr(
+        "sepc_zoo.evaluation.validate.detect_files",
+        lambda *args: validations.append(1) or detect_files(*args),
+    )
+    train(options(shapes, tmp_path / "run", val_interval=2))
+    assert len(validations) == 1  # of four images, a batch
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_without_matplotlib_a_run_has_no_report(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(WriteReport, "after_training", write_report)
+    monkeypatch.setattr(callbacks, "find_spec", lambda _: None)
+    train(options(shapes, tmp_path / "run", val_interval=2))
+    assert (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_run_keeps_its_options(run, shapes):
