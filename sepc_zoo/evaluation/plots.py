@@ -153,7 +153,7 @@ def _plot_ap(axes: "Axes", rows: Sequence[Row]) -> None:
         label = f"best AP: {values[best]:.3f}, epoch {epochs[best]:.0f}"
         axes.axvline(epochs[best], color=INK, linewidth=0.8, linestyle=":")
         axes.plot(epochs[best], values[best], "*", color=LINES[0], markersize=13, label=label)
-    axes.set_xlim(0, 1.04 * max(max(line.get_xdata()) for line in axes.lines))
+    axes.set_xlim(0, 1.04 * float(rows[-1]["epoch"]))
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.legend(frameon=False)
 

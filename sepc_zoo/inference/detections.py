@@ -127,12 +127,11 @@ class Detections:
         Raises:
             ImageError: the image's file can no longer be read.
         """
-        image = self.image
-        if not isinstance(image, Tensor):
-            image = read_image(image, channels=None)
+        source = self.image
+        image = source if isinstance(source, Tensor) else read_image(source, channels=None)
         boxes, colors = self.boxes.flip(0), [class_color(label) for label in self.labels.tolist()]
-        image, boxes = fit(image, boxes, size) if size else (image, boxes)
-        return draw_boxes(image, boxes, self._captions()[::-1], colors[::-1])
+        picture, boxes = fit(image, boxes, size) if size else (image, boxes)
+        return draw_boxes(picture, boxes, self._captions()[::-1], colors[::-1])
 
     def save(self, path: str | Path) -> None:
         """Draw the boxes and write the picture.

@@ -137,8 +137,8 @@ def contact_sheet(
     """
     if not images:
         raise ValueError("a contact sheet needs at least one image")
-    side, gap = TILE[0], TILE[0] // 60
     tiles = [ImageOps.contain(image.convert("RGB"), TILE) for image in images]
+    side, gap = max(tile.width for tile in tiles), TILE[0] // 60
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     width = max(map(len, rows)) * (side + gap) + gap
