@@ -50,7 +50,7 @@ def test_good_data_ends_with_0_and_has_figures_and_pictures(shapes, call, capsys
     figures = json.loads((output / "statistics.json").read_text())
     assert figures["splits"]["train"]["images"] == 8
     assert figures["splits"]["val"]["images"] == 4
-    assert Image.open(output / "samples.png").width == 4 * (480 + 8) + 8
+    assert Image.open(output / "samples.png").width == 4 * (360 + 8) + 8
     assert Image.open(output / "statistics.png").width > 1000
 
 

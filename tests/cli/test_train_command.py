@@ -137,6 +137,21 @@ def test_options_that_are_given_win_over_the_demonstrations(options_of):
     assert other.batch_size == options.batch_size
 
 
+@pytest.mark.slow
+def test_the_demonstration_ends_with_its_report_and_starts_again(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        monkeypatch.setitem(train.DEMO_SHAPES, split, 8)
+    for run in ("gfl_resnet10t_sepc", "gfl_resnet10t_sepc-2"):
+        assert call("train", "--max-steps", 1, "--cpu", "--workers", 0) == 0
+        out = capsys.readouterr().out
+        assert (
+            out.splitlines()[-1] == f"report: {(tmp_path / 'runs' / run / 'report.html').as_uri()}"
+        )
+        assert ("writing a small data set" in out) == (run == "gfl_resnet10t_sepc")
+
+
 def test_options_come_from_a_file_and_the_command_line_wins(options_of, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("data: d\nmodel: m\nepochs: 36\nlr: 0.1\nscale: [0.5, 1.0]\nrecipe: strong\n")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sepc_zoo.data.images import IMAGE_SUFFIXES
 from sepc_zoo.inference.detections import Detection, Detections, coco_results
+from sepc_zoo.inference.drawing import class_color
 
 
 def make(boxes, scores, labels, image=None):
@@ -109,6 +110,16 @@ def test_the_highest_score_is_drawn_last():
     drawn = make([[10, 20, 40, 40]] * 2, [0.9, 0.3], [0, 1]).draw()
     alone = make([[10, 20, 40, 40]], [0.9], [0]).draw()
     assert drawn.getpixel((25, 39)) == alone.getpixel((25, 39))
+
+
+def test_boxes_are_drawn_after_the_image_is_resized():
+    image = torch.zeros(3, 60, 100, dtype=torch.uint8)
+    found = make([[10, 20, 50, 40]], [0.9], [0], image=image)
+    drawn = found.draw(size=(400, 400))
+    assert drawn.size == (400, 240)
+    assert drawn.getpixel((199, 159)) == class_color(0)  # the corner at (50, 40)
+    assert drawn.getpixel((190, 150)) == (0, 0, 0)  # a thin line and small letters
+    assert found.draw().size == (100, 60)
 
 
 def test_a_notebook_shows_the_drawn_image(found):
