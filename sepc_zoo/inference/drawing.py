@@ -16,7 +16,7 @@ Color = tuple[int, int, int]
 # Class colours, repeated after twenty. Those of the first classes differ most, also to eyes with
 # protanopia, deuteranopia or tritanopia.
 PALETTE = (
-    "#2f8cff", "#ff0000", "#00ffa5", "#fff000", "#872d4b", "#691eff", "#ffa5f0", "#782d96",
+    "#2f8cff", "#ff4b3c", "#00ffa5", "#fff000", "#872d4b", "#691eff", "#ffa5f0", "#782d96",
     "#f05a5a", "#4bc3a5", "#96e15a", "#2d7887", "#d200d2", "#ff9600", "#d25ac3", "#784b1e",
     "#69870f", "#b496f0", "#c31e78", "#00964b",
 )  # fmt: skip
