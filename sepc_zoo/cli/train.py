@@ -13,7 +13,7 @@ from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
 from sepc_zoo.training.options import TrainOptions
 
-# Shapes that a small detector learns from scratch on two CPU cores in about three minutes.
+# Shapes that a small detector learns from scratch in about three minutes of processor time.
 DEMO_SHAPES: dict[str, Any] = {
     "train": 600,
     "val": 100,
