@@ -18,7 +18,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli", "__main__"},
     {"training"},
-    {"evaluation", "export", "demo"},
+    {"evaluation", "demo"},
+    {"export"},
     {"factory", "torch_hub"},
     {"checkpoints"},
     {"models"},

@@ -44,7 +44,8 @@ def compare(model: Detector, exported: ExportedModel) -> dict[str, Any]:
     compare_one = compare_raw if metadata["raw"] else compare_detections
     for images in made_up_batches(exported.rule):
         for name, value in compare_one(model, exported, images).items():
-            figures[name] = max(figures.get(name, 0), value) if name.startswith("max") else figures[name] + value
+            known = figures.get(name, 0)
+            figures[name] = max(known, value) if name.startswith("max") else known + value
         figures["images"] += len(images)
     if figures["unmatched"]:
         raise ExportError(
@@ -67,9 +68,7 @@ def made_up_batches(rule: dict[str, Any]) -> Iterator[list[Tensor]]:
         ]
 
 
-def made_up_image(
-    channels: int, size: tuple[int, int], generator: torch.Generator
-) -> Tensor:
+def made_up_image(channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Blots of many sizes, uint8 ``(C, h, w)``."""
     image = torch.zeros(1, channels, *size)
     for cells in (3, 7, 17, 41):
@@ -84,17 +83,22 @@ def compare_detections(
 ) -> dict[str, float]:
     """Match the detections of images, each ``(C, h, w)``."""
     tolerance = TOLERANCES[exported.metadata["precision"]]
-    figures = {"detections": 0, "unmatched": 0, "max_score_difference": 0.0, "max_box_difference": 0.0}
-    found = zip(model.detect(images), exported.detect(images), strict=True)
-    for ours, theirs in found:
+    num_ours = num_alone = 0
+    differences: dict[str, list[float]] = {"scores": [0.0], "boxes": [0.0]}
+    for ours, theirs in zip(model.detect(images), exported.detect(images), strict=True):
         pairs = match(ours, theirs, tolerance)
-        figures["detections"] += len(ours["scores"])
-        figures["unmatched"] += count_unmatched(model, ours, pairs[:, 0], tolerance)
-        figures["unmatched"] += count_unmatched(model, theirs, pairs[:, 1], tolerance)
-        for key, name in (("scores", "score"), ("boxes", "box")):
-            difference = (ours[key][pairs[:, 0]] - theirs[key][pairs[:, 1]]).abs().flatten()
-            figures[f"max_{name}_difference"] = max([figures[f"max_{name}_difference"], *difference.tolist()])
-    return figures
+        num_ours += len(ours["scores"])
+        num_alone += count_unmatched(model, ours, pairs[:, 0], tolerance)
+        num_alone += count_unmatched(model, theirs, pairs[:, 1], tolerance)
+        for name, values in differences.items():
+            difference = ours[name][pairs[:, 0]] - theirs[name][pairs[:, 1]]
+            values += difference.abs().flatten().tolist()
+    return {
+        "detections": num_ours,
+        "unmatched": num_alone,
+        "max_score_difference": max(differences["scores"]),
+        "max_box_difference": max(differences["boxes"]),
+    }
 
 
 def match(ours: DetectionDict, theirs: DetectionDict, tolerance: Tolerance) -> Tensor:

@@ -1,22 +1,21 @@
 """Export: a detector as one file for ONNX Runtime, OpenVINO or torch.export."""
 
 import copy
-import os
+import json
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from sepc_zoo.export.check import compare
 from sepc_zoo.export.graph import DetectionGraph
 from sepc_zoo.export.loaded import FORMATS, ExportedModel, format_module
 from sepc_zoo.export.metadata import ExportError, describe, metadata_file
 from sepc_zoo.export.trace import check_request, trace
-from sepc_zoo.files import sync, write_json
-from sepc_zoo.inference.predictor import eval_mode
+from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.models.detector import Detector
 
 FIGURES_FILE = "export.json"
@@ -72,21 +71,28 @@ def export(
         metrics,
     )
     start = time.perf_counter()
-    program = trace(DetectionGraph(network.half() if half else network, raw), metadata)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+    # OpenVINO computes in the type of the processor, and only stores float16.
+    halved = copy.deepcopy(network).half() if half and format != "openvino" else network
+    program = trace(DetectionGraph(halved, raw), metadata)
+    with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / file.name
         module.write(program, draft, metadata)
         write_json(metadata_file(draft), metadata)
-        figures = {"seconds": round(time.perf_counter() - start, 1)}
-        figures |= compare(network, ExportedModel(module.Network(draft)))
-        figures["bytes"] = sum(f.stat().st_size for f in Path(folder).iterdir())
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part.suffix == file.suffix):
-            sync(part)
-            os.replace(part, file.parent / part.name)
-        sync(file.parent)
-    write_json(file.parent / FIGURES_FILE, {file.name: figures})
+        seconds = round(time.perf_counter() - start, 1)
+        figures = compare(network, ExportedModel(module.Network(draft)))
+        parts = sorted(Path(folder).iterdir(), key=lambda part: part.suffix == file.suffix)
+        figures |= {"seconds": seconds, "bytes": sum(part.stat().st_size for part in parts)}
+        for part in parts:  # the file itself is the last
+            write_atomically(file.with_name(part.name), partial(shutil.copyfile, part))
+    add_figures(file, figures)
     return file
+
+
+def add_figures(file: Path, figures: Mapping[str, Any]) -> None:
+    """Write the figures of a file to ``export.json``, beside those of other files."""
+    table = file.with_name(FIGURES_FILE)
+    old = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+    write_json(table, old | {file.name: figures})
 
 
 def file_of(path: str | Path, format: str, architecture: str) -> Path:

@@ -138,7 +138,8 @@ class DetectionGraph(nn.Module):
             post.iou_threshold,
             0.0,
         )
-        scores, index = top_with_padding(kept.flatten().view(images, num_classes * count), post.max_detections)
+        kept = kept.view(images, num_classes, count).flatten(1)
+        scores, index = top_with_padding(kept, post.max_detections)
         row, label = split_index(index, count)
         boxes = take(boxes.flatten(1, 2), label.clamp(max=num_classes - 1) * count + row)
         return finish(boxes, scores, label)
@@ -171,21 +172,18 @@ def pool(pyramid: Sequence[Tensor], regions: Tensor, model: TwoStageDetector) ->
     config, boxes = roi_head.config, regions.flatten(0, 1)
     image = torch.arange(regions.shape[0], device=boxes.device)[:, None]
     image = image.expand(-1, regions.shape[1]).flatten().to(boxes.dtype)
-    rows = torch.cat([image[:, None], boxes], dim=1).to(pyramid[0].dtype)
+    rows = torch.cat([image[:, None], boxes], dim=1)
     level = roi_head.level_of(boxes)[:, None, None, None]
     pooled: Tensor | None = None
     for i, number in enumerate(roi_head.levels):
-        x = roi_align(
-            pyramid[i], rows, config.size, 2.0**-number, config.sampling_ratio, config.aligned
-        )
+        x = pyramid[i].to(rows.dtype)
+        x = roi_align(x, rows, config.size, 2.0**-number, config.sampling_ratio, config.aligned)
         pooled = x if pooled is None else x.where(level == i, pooled)
     assert pooled is not None
-    return pooled
+    return pooled.to(pyramid[0].dtype)
 
 
-def top_of_levels(
-    scores: Tensor, lengths: Sequence[int], limit: int
-) -> tuple[Tensor, list[int]]:
+def top_of_levels(scores: Tensor, lengths: Sequence[int], limit: int) -> tuple[Tensor, list[Any]]:
     """Indices of the best anchors of each level ``(N, S)``, and how many of each level.
 
     Args:

@@ -74,31 +74,26 @@ class ExportedModel(nn.Module):
     def _detect_batch(
         self, images: Sequence[Tensor], shape: tuple[int, int]
     ) -> list[DetectionDict]:
-        factors = [min(1.0, *(s / side for s, side in zip(shape, x.shape[-2:], strict=True))) for x in images]
-        fitted = [
-            x if factor == 1 else self._shrink(x, factor)
-            for x, factor in zip(images, factors, strict=True)
-        ]
-        sizes = [tuple(x.shape[-2:]) for x in fitted]
-        outputs = self.run(batch_of(fitted, shape, self.rule), np.array(sizes, dtype=np.int64))
+        fitted = [self._fit(image, shape) for image in images]
+        sizes = np.array([image.shape[-2:] for image in fitted], dtype=np.int64)
+        outputs = self.run(batch_of(fitted, shape, self.rule), sizes)
         found = []
         for i, image in enumerate(images):
             boxes, scores, labels = (torch.from_numpy(values[i]) for values in outputs)
             count = int((labels >= 0).sum())
-            scale = boxes.new_tensor([image.shape[-1] / sizes[i][1], image.shape[-2] / sizes[i][0]] * 2)
-            found.append(
-                {
-                    "boxes": boxes[:count] * scale,
-                    "scores": scores[:count],
-                    "labels": labels[:count],
-                }
-            )
+            scale = boxes.new_tensor(image.shape[-2:]) / boxes.new_tensor(fitted[i].shape[-2:])
+            boxes = boxes[:count] * scale.flip(0).repeat(2)
+            found.append({"boxes": boxes, "scores": scores[:count], "labels": labels[:count]})
         return found
 
-    def _shrink(self, image: Tensor, factor: float) -> Tensor:
-        """An image that fits a fixed input; those of ``predict`` do, unless they stand upright."""
-        size = tuple(max(1, int(side * factor)) for side in image.shape[-2:])
-        return resize_image(image, (size[0], size[1]), self.rule["antialias"])
+    def _fit(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Shrink an image that is larger than a fixed input: of ``predict``, those that stand."""
+        height, width = image.shape[-2:]
+        factor = min(shape[0] / height, shape[1] / width)
+        if factor >= 1:
+            return image
+        size = max(1, int(height * factor)), max(1, int(width * factor))
+        return resize_image(image, size, self.rule["antialias"])
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
         """The outputs of the graph for a batch; a fixed batch is filled up with its first image.
@@ -113,9 +108,7 @@ class ExportedModel(nn.Module):
         return [values[:count] for values in self.network(images, sizes)]
 
 
-def batch_of(
-    images: Sequence[Tensor], shape: tuple[int, int], rule: dict[str, Any]
-) -> np.ndarray:
+def batch_of(images: Sequence[Tensor], shape: tuple[int, int], rule: dict[str, Any]) -> np.ndarray:
     """Images ``(C, h, w)`` in 0…255 as the input ``(N, H, W, C)`` of a graph."""
     batch = pad_and_stack(images, 1)
     missing = (0, shape[1] - batch.shape[-1], 0, shape[0] - batch.shape[-2])
@@ -125,12 +118,11 @@ def batch_of(
     return batch.to(getattr(torch, rule["dtype"])).contiguous().cpu().numpy()
 
 
-def load_exported(path: str | Path, device: str = "cpu") -> ExportedModel:
+def load_exported(path: str | Path) -> ExportedModel:
     """Load an exported detector, which has ``predict``, ``detect`` and ``config`` as a model has.
 
     Args:
         path: a file ``.onnx``, ``.xml`` or ``.pt2``, or a folder with one of them.
-        device: ``cuda`` runs ONNX files on the GPU, where onnxruntime-gpu is installed.
 
     Raises:
         ExportError: there is no such file, it cannot be loaded, or the package that runs it is
@@ -139,7 +131,7 @@ def load_exported(path: str | Path, device: str = "cpu") -> ExportedModel:
     file = find_exported(path)
     if file is None:
         raise ExportError(f"{path}: no exported file ({', '.join(SUFFIXES)}), and no folder of one")
-    return ExportedModel(format_module(SUFFIXES[file.suffix]).Network(file, device))
+    return ExportedModel(format_module(SUFFIXES[file.suffix]).Network(file))
 
 
 def find_exported(path: str | Path) -> Path | None:

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from sepc_zoo.export.metadata import INPUTS, KEY, ExportError, output_names, parse
 
 OPSET = 20  # the first whose DeformConv all exporters and runtimes know
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -26,7 +27,7 @@ def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> 
     """Write a graph with its weights and metadata in one file."""
     from torch.onnx import export
 
-    table = {torch.ops.sepc_zoo.keep_best.default: _keep_best}
+    table: dict[Any, Any] = {torch.ops.sepc_zoo.keep_best.default: _keep_best}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own code
         written = export(
@@ -43,12 +44,11 @@ def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> 
     written.save(path, external_data=False)
 
 
-def _keep_best(
-    boxes: Any, scores: Any, limit: int, iou_threshold: float, floor: float
-) -> Any:
+def _keep_best(boxes: Any, scores: Any, limit: int, iou_threshold: float, floor: float) -> Any:
     """``suppression.keep_best`` in operators of ONNX."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20
     kept = op.NonMaxSuppression(
         boxes,
         scores,
@@ -61,14 +61,13 @@ def _keep_best(
 
 
 class Network:
-    """An ONNX file that runs on the CPU, or on a GPU where onnxruntime-gpu finds one."""
+    """An ONNX file that runs on the CPU, or on a GPU where onnxruntime-gpu is installed."""
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    def __init__(self, path: Path) -> None:
         import onnxruntime
 
-        available = onnxruntime.get_available_providers()
-        wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
-        providers = [*(p for p in wanted if p in available), "CPUExecutionProvider"]
+        known = onnxruntime.get_available_providers()
+        providers = [name for name in PROVIDERS if name in known]
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers)
         except Exception as error:  # onnxruntime's errors have no common base

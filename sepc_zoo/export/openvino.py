@@ -62,7 +62,7 @@ def _keep_best(context: Any) -> Any:
 class Network:
     """An OpenVINO file that runs on the CPU."""
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:  # noqa: ARG002
+    def __init__(self, path: Path) -> None:
         import openvino as ov
 
         description = metadata_file(path)

@@ -27,7 +27,7 @@ def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> 
 class Network:
     """An archive of torch.export that runs."""
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:  # noqa: ARG002
+    def __init__(self, path: Path) -> None:
         extra = {KEY: ""}
         try:
             self.module = torch.export.load(path, extra_files=extra).module()

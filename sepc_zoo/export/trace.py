@@ -47,7 +47,8 @@ def example_input(metadata: Mapping[str, Any]) -> tuple[Tensor, Tensor, dict[str
     start = max(least, -(-EXAMPLE_SIDE // step), 2)
     open_dims: dict[int, Any] = {}
     # Different lengths, none of them 1, so that tracing takes no two of them for the same.
-    shape = [rule["batch"] or 2, rule["height"] or start * step, rule["width"] or start * step + step]
+    height, width = rule["height"] or start * step, rule["width"] or (start + 1) * step
+    shape = [rule["batch"] or 2, height, width]
     if rule["batch"] is None:
         open_dims[0] = Dim("batch", min=1, max=MAX_BATCH)
     for axis, name in ((1, "height"), (2, "width")):

@@ -28,8 +28,8 @@ _STANDARD: ContextVar[bool] = ContextVar("standard operators", default=False)
 def standard_operators() -> Iterator[None]:
     """Compute with operators that other runtimes have too, on every device.
 
-    On the CPU, deformable convolution and RoIAlign have faster forms of this library's own; ONNX and
-    OpenVINO only know those of torchvision.
+    On the CPU, deformable convolution and RoIAlign have faster forms of this library's own; ONNX
+    and OpenVINO only know those of torchvision.
     """
     token = _STANDARD.set(True)
     try:
