@@ -41,6 +41,12 @@ class ExportedModel(nn.Module):
         self.config = _config_of(self.metadata)
         self.eval()
 
+    def forward(self, images: Tensor) -> list[np.ndarray]:
+        """The outputs of the graph for a batch ``(N, C, H, W)`` in 0…255, which it fills."""
+        shape = images.shape[-2], images.shape[-1]
+        sizes = np.array([shape] * len(images), dtype=np.int64)
+        return self.run(batch_of([*images], shape, self.rule), sizes)
+
     def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
         """Find objects in each input ``(C, h, w)`` in 0…255, in its own pixels.
 
