@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sepc_zoo.export.check import compare
 from sepc_zoo.export.graph import DetectionGraph
+from sepc_zoo.export.int8 import Int8, quantize
 from sepc_zoo.export.loaded import FORMATS, ExportedModel, format_module
 from sepc_zoo.export.metadata import ExportError, describe, metadata_file
 from sepc_zoo.export.trace import check_request, trace
@@ -31,6 +32,7 @@ def export(
     batch_size: int | None = None,
     raw: bool = False,
     half: bool = False,
+    int8: Int8 | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a detector as one file that runs without this library, and compare it with the model.
@@ -46,6 +48,7 @@ def export(
         batch_size: fixed number of images; by default it stays open.
         raw: the outputs are what the head predicts for each anchor; dense detectors only.
         half: weights and maps in float16; the input, scores and boxes stay float32.
+        int8: convolutions in int8: images to calibrate on, and the AP that it may cost.
         metrics: figures of ``validate``, for the metadata.
 
     Returns:
@@ -53,12 +56,14 @@ def export(
 
     Raises:
         ExportError: the model cannot be exported so, the file does not find what the model finds,
-            or a package is missing; nothing is written then.
+            int8 costs more AP than allowed, or a package is missing; nothing is written then.
     """
     if format not in FORMATS:
         raise ExportError(f"--format {format}: there are {', '.join(FORMATS)}")
     module = format_module(format)
     check_request(model, image_size, batch_size, raw)
+    if int8 and (raw or half or not hasattr(module, "quantize")):
+        raise ExportError("--int8 is for the formats onnx and openvino, without --raw and --half")
     file = file_of(path, format, model.config.architecture)
     network = copy.deepcopy(model).cpu().float().eval()
     metadata = describe(
@@ -80,7 +85,11 @@ def export(
         write_json(metadata_file(draft), metadata)
         seconds = round(time.perf_counter() - start, 1)
         figures = compare(network, ExportedModel(module.Network(draft)))
-        parts = sorted(Path(folder).iterdir(), key=lambda part: part.suffix == file.suffix)
+        if int8:
+            draft, costs = quantize(module, draft, int8)
+            figures |= costs
+        written = [part for part in draft.parent.iterdir() if part.is_file()]
+        parts = sorted(written, key=lambda part: part.suffix == file.suffix)
         figures |= {"seconds": seconds, "bytes": sum(part.stat().st_size for part in parts)}
         for part in parts:  # the file itself is the last
             write_atomically(file.with_name(part.name), partial(shutil.copyfile, part))

@@ -80,7 +80,7 @@ class ExportedModel(nn.Module):
     def _detect_batch(
         self, images: Sequence[Tensor], shape: tuple[int, int]
     ) -> list[DetectionDict]:
-        fitted = [self._fit(image, shape) for image in images]
+        fitted = [self.fit(image, shape) for image in images]
         sizes = np.array([image.shape[-2:] for image in fitted], dtype=np.int64)
         outputs = self.run(batch_of(fitted, shape, self.rule), sizes)
         found = []
@@ -92,7 +92,7 @@ class ExportedModel(nn.Module):
             found.append({"boxes": boxes, "scores": scores[:count], "labels": labels[:count]})
         return found
 
-    def _fit(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
+    def fit(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
         """Shrink an image that is larger than a fixed input: of ``predict``, those that stand."""
         height, width = image.shape[-2:]
         factor = min(shape[0] / height, shape[1] / width)

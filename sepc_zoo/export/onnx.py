@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,37 @@ def _keep_best(boxes: Any, scores: Any, limit: int, iou_threshold: float, floor:
     )
     none = op.Expand(op.Constant(value_float=floor), op.Shape(scores))
     return op.ScatterND(none, kept, op.GatherND(scores, kept))
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    inputs: Iterator[dict[str, np.ndarray]],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write a file whose convolutions compute in int8; the deformable ones stay as they are.
+
+    Args:
+        inputs: of the graph, to find the range of each map.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(inputs, None)
+
+    quantize_static(
+        source,
+        target,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        per_channel=True,
+    )
+    model = onnx.load(target)
+    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
+    onnx.save(model, target)
 
 
 class Network:

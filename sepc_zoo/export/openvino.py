@@ -1,6 +1,6 @@
 """OpenVINO's files: a graph in XML, its weights beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,32 @@ def _keep_best(context: Any) -> Any:
     kept = found.output(0)  # rows of image, group and box
     none = op.broadcast(op.constant(np.float32(floor)), op.shape_of(scores))
     return op.scatter_nd_update(none, kept, op.gather_nd(scores, kept)).outputs()
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    inputs: Iterator[dict[str, np.ndarray]],
+    metadata: Mapping[str, Any],  # noqa: ARG001
+) -> None:
+    """Write a file whose convolutions compute in int8; the deformable ones stay as they are.
+
+    Args:
+        inputs: of the graph, to find the range of each map.
+    """
+    import nncf
+    import openvino as ov
+
+    model, items = ov.Core().read_model(source), [*inputs]
+    types = {node.get_type_name() for node in model.get_ops()} - {"Convolution", "GroupConvolution"}
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(items),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(items),
+        ignored_scope=nncf.IgnoredScope(types=sorted(types), validate=False),
+    )
+    ov.save_model(quantized, target, compress_to_fp16=False)
 
 
 class Network:

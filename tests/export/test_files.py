@@ -30,7 +30,6 @@ def folder(tmp_path_factory):
 
 
 def test_an_exported_file_describes_itself(folder):
-    import onnx
 
     properties = onnx.load(folder / "model.onnx").metadata_props
     [text] = [entry.value for entry in properties if entry.key == "sepc_zoo"]
