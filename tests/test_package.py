@@ -168,6 +168,7 @@ def public_functions():
             yield name, value
             continue
         for member in vars(value) if inspect.isclass(value) else value.__all__:
+            getattr(value, member)  # imports a lazy name
             function = inspect.getattr_static(value, member)
             function = getattr(function, "fget", getattr(function, "__func__", function))
             if not member.startswith("_") and inspect.isfunction(function):

@@ -14,7 +14,7 @@ from sepc_zoo.export.metadata import ExportError, metadata_file, output_names, p
 
 def packages() -> dict[str, Any]:
     """Versions of what writes the file."""
-    return {"openvino": version("openvino")}
+    return {name: version(name) for name in ("openvino", "nncf")}
 
 
 def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:

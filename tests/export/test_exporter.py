@@ -166,6 +166,11 @@ def test_soft_suppression_is_refused(tmp_path):
         export(model, tmp_path / "model.onnx")
 
 
+def test_the_file_of_figures_keeps_its_name(tmp_path, model):
+    with pytest.raises(ExportError, match=r"export\.json is a file of its own"):
+        export(model, tmp_path / "export.onnx")
+
+
 def test_the_suffix_of_another_format_is_refused(tmp_path, model):
     with pytest.raises(ExportError, match=r"format openvino ends in \.xml"):
         export(model, tmp_path / "model.onnx", "openvino")

@@ -88,6 +88,19 @@ def test_benchmark_takes_an_exported_file_but_does_not_train_it(folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_int8_is_written_with_the_ap_that_it_has(folder, shapes, tmp_path, format):
+    flags = ("--model", folder / "model", "--format", format, "--int8", "--calibrate", shapes)
+    assert call("export", *flags, "--output", tmp_path / "new", "--max-drop", 1) == 0
+    [file] = [f for f in (tmp_path / "new").iterdir() if f.suffix in (".onnx", ".xml")]
+    assert json.loads(file.with_suffix(".json").read_text())["precision"] == "int8"
+    figures = json.loads((tmp_path / "new" / "export.json").read_text())[file.name]
+    assert figures["calibration_images"] == 8
+    assert 0 <= figures["AP_int8"] <= 1
+    assert sepc_zoo.load_exported(file).metadata["precision"] == "int8"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["openvino", "pt2"])
 def test_a_file_of_every_format_is_the_model(tmp_path, format):
     file = sepc_zoo.export(tiny_detector("fsaf_sepc_lite", **SMALL), tmp_path, format)
