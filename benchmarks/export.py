@@ -24,7 +24,7 @@ import sepc_zoo
 from sepc_zoo.config import merge_entries
 from sepc_zoo.errors import UserError
 from sepc_zoo.evaluation.speed import scale_logits
-from sepc_zoo.export.exporter import export
+from sepc_zoo.export.exporter import export, read_figures
 from sepc_zoo.export.loaded import FORMATS
 from sepc_zoo.models.dense import DenseDetector
 from sepc_zoo.models.detector import Detector
@@ -103,7 +103,7 @@ def measure(case: Case, format: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = export(build(case), folder, format)  # type: ignore[arg-type]
-            figures = json.loads((Path(folder) / "export.json").read_text())[file.name]
+            figures = read_figures(file.parent)[file.name]
             problem = ""
         except UserError as error:
             figures, problem = {}, " ".join(str(error).split())[:300]

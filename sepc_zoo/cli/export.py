@@ -56,7 +56,7 @@ class Arguments(Options):
 def run(arguments: Arguments) -> int:
     """Export and compare."""
     from sepc_zoo.cli.runtime import model_name
-    from sepc_zoo.export.exporter import FIGURES_FILE, export
+    from sepc_zoo.export.exporter import FIGURES_FILE, export, read_figures
     from sepc_zoo.factory import create_model, read_metrics
 
     model = create_model(model_name(arguments.model), pretrained=True)
@@ -74,6 +74,8 @@ def run(arguments: Arguments) -> int:
     say(f"{file}: compared with the model, see {file.with_name(FIGURES_FILE)}")
     if not arguments.raw:
         say(f"use it: sepc-zoo predict IMAGE --model {file}")
+    if not read_figures(file.parent)[file.name]["detections"]:
+        say("the model finds nothing in the images of the comparison; compare by sepc-zoo validate")
     return 0
 
 

@@ -93,15 +93,14 @@ def export(
         figures |= {"seconds": seconds, "bytes": sum(part.stat().st_size for part in parts)}
         for part in parts:  # the file itself is the last
             write_atomically(file.with_name(part.name), partial(shutil.copyfile, part))
-    add_figures(file, figures)
+    write_json(file.with_name(FIGURES_FILE), read_figures(file.parent) | {file.name: figures})
     return file
 
 
-def add_figures(file: Path, figures: Mapping[str, Any]) -> None:
-    """Write the figures of a file to ``export.json``, beside those of other files."""
-    table = file.with_name(FIGURES_FILE)
-    old = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
-    write_json(table, old | {file.name: figures})
+def read_figures(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of all files of a folder, by name."""
+    table = folder / FIGURES_FILE
+    return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
 
 
 def file_of(path: str | Path, format: str, architecture: str) -> Path:

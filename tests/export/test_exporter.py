@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError
 import numpy as np
 import pytest
 import torch
+from commands import call
 from tiny_exports import LABELS, TorchFormat, tiny_detector
 
 import sepc_zoo
@@ -134,6 +135,16 @@ def test_the_model_stays_as_it_was(tmp_path, model):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     finally:
         model.eval()
+
+
+def test_a_comparison_without_detections_is_told(tmp_path, monkeypatch, capsys):
+    silent = tiny_detector("retinanet_fpn")
+    torch.nn.init.constant_(silent.head.cls.bias, -20)
+    folder = sepc_zoo.save_model(silent, tmp_path / "saved")
+    monkeypatch.setattr(exporter, "trace", lambda *_: None)
+    monkeypatch.setattr(exporter, "format_module", lambda _: TorchFormat(silent))
+    assert call("export", "--model", folder, "--output", tmp_path / "model.onnx") == 0
+    assert "finds nothing in the images of the comparison" in capsys.readouterr().out
 
 
 REFUSED = {
