@@ -22,9 +22,12 @@ class Tolerance(NamedTuple):
     score: float
     iou: float
     pixels: float = 0.5  # of each side of a box, for boxes without much area
+    # Share of the detections that may have no partner: where two boxes overlap by nearly the
+    # threshold, rounding decides which of them suppression keeps.
+    alone: float = 0.0
 
 
-TOLERANCES = {"float32": Tolerance(1e-3, 0.99), "float16": Tolerance(2e-2, 0.9, 2.0)}
+TOLERANCES = {"float32": Tolerance(1e-3, 0.99), "float16": Tolerance(2e-2, 0.9, 2.0, 0.02)}
 INSIDE = 9, 5  # pixels of padding at the right of the test images, and below
 
 
@@ -47,7 +50,8 @@ def compare(model: Detector, exported: ExportedModel) -> dict[str, Any]:
             known = figures.get(name, 0)
             figures[name] = max(known, value) if name.startswith("max") else known + value
         figures["images"] += len(images)
-    if figures["unmatched"]:
+    allowed = TOLERANCES[metadata["precision"]].alone * figures["detections"]
+    if figures["unmatched"] > allowed:
         raise ExportError(
             f"the exported file is not the model: {figures['unmatched']} of "
             f"{figures['detections']} outputs differ ({figures}); nothing was written"

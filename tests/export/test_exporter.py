@@ -117,6 +117,19 @@ def test_a_file_that_is_not_the_model_is_not_written(tmp_path, model, in_torch, 
     assert [*tmp_path.iterdir()] == []
 
 
+def with_one_label_changed(outputs):
+    boxes, scores, labels = (values.copy() for values in outputs)
+    labels[0, 0] = (labels[0, 0] + 1) % 4
+    return [boxes, scores, labels]
+
+
+def test_rounding_may_change_a_detection_in_float16_alone(tmp_path, model, in_torch):
+    in_torch(with_one_label_changed)
+    with pytest.raises(ExportError, match="is not the model"):
+        export(model, tmp_path / "model.onnx")
+    export(model, tmp_path / "model.onnx", half=True)
+
+
 def test_an_export_that_fails_keeps_the_older_file(tmp_path, model, in_torch):
     file = export(model, tmp_path / "model.onnx")
     content = file.read_bytes()
