@@ -62,7 +62,7 @@ class DetectionGraph(nn.Module):
         return self.dense(predictions, sizes)
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """``data.images.normalize`` for ``(N, H, W, C) -> (N, C, H, W)``."""
+        """``data.pixels.normalize`` for ``(N, H, W, C) -> (N, C, H, W)``."""
         x = images.permute(0, 3, 1, 2).to(torch.float32) / 255
         x = (x - self.mean) / self.std
         row = torch.arange(x.shape[2], device=x.device) < sizes[:, 0, None]  # N, H

@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sepc_zoo.config import DetectorConfig, config_from_json
-from sepc_zoo.data.images import pad_and_stack, resize_image
+from sepc_zoo.data.pixels import pad_and_stack, resize_image
 from sepc_zoo.export.metadata import ExportError
 from sepc_zoo.inference.detections import DetectionDict
-from sepc_zoo.inference.predictor import predict
+from sepc_zoo.inference.predictor import predict, stream
 
 # Formats by the suffix of their files: the module that writes and runs them.
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
@@ -32,6 +32,7 @@ class ExportedModel(nn.Module):
     """
 
     predict = predict
+    stream = stream
 
     def __init__(self, network: Any) -> None:
         super().__init__()
