@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sepc_zoo.checkpoints.folder import save_model
     from sepc_zoo.checkpoints.push import push_to_hub
     from sepc_zoo.errors import HubError
+    from sepc_zoo.export import export, load_exported
     from sepc_zoo.factory import ModelInfo, create_model, load_model, model_info
     from sepc_zoo.inference.detections import Detections
     from sepc_zoo.models.detector import Detector
@@ -42,9 +43,11 @@ __all__ = [
     "__version__",
     "convert",
     "create_model",
+    "export",
     "is_model",
     "list_backbones",
     "list_models",
+    "load_exported",
     "load_model",
     "model_info",
     "push_to_hub",
@@ -66,9 +69,11 @@ _HOMES = {
     "TrainResult": "sepc_zoo.api.train",
     "convert": "sepc_zoo.checkpoints",
     "create_model": "sepc_zoo.factory",
+    "export": "sepc_zoo.export",
     "is_model": "sepc_zoo.registry",
     "list_backbones": "sepc_zoo.registry",
     "list_models": "sepc_zoo.registry",
+    "load_exported": "sepc_zoo.export",
     "load_model": "sepc_zoo.factory",
     "model_info": "sepc_zoo.factory",
     "push_to_hub": "sepc_zoo.checkpoints.push",

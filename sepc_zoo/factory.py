@@ -237,7 +237,7 @@ def model_info(name: str) -> ModelInfo:
         source = _with_prefix(name)
         folder = Path(name) if Path(name).is_dir() else find_model(source, pretrained=False)
         assert folder is not None  # a prefix asks for weights
-        config, metrics = read_config(folder), _read_metrics(folder / METRICS_FILE)
+        config, metrics = read_config(folder), read_metrics(folder)
         wanted = f"{config.architecture}.{config.weights.tag}"
     else:
         config, wanted = model_config(name), name
@@ -274,7 +274,13 @@ def count_operations(config: DetectorConfig) -> tuple[int, float, tuple[int, int
     return parameters, counter.get_total_flops() / 2 / 1e9, (height, width)
 
 
-def _read_metrics(file: Path) -> Mapping[str, Any] | None:
+def read_metrics(folder: Path) -> Mapping[str, Any] | None:
+    """The metrics of a model folder, if it has any.
+
+    Raises:
+        HubError: the file is damaged.
+    """
+    file = folder / METRICS_FILE
     if not file.is_file():
         return None
     try:

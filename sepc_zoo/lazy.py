@@ -24,8 +24,8 @@ def lazy_names(
             value = getattr(home, name)
         except AttributeError:
             value = import_module(f"{homes[name]}.{name}")
-        setattr(sys.modules[package], name, value)
-        return value
+        # A subpackage that is called as its function is set by its import, and stays.
+        return vars(sys.modules[package]).setdefault(name, value)
 
     def list_names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *homes})

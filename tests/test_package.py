@@ -22,7 +22,8 @@ LAYERS = [
     {"cli", "__main__"},
     {"api"},
     {"training"},
-    {"evaluation", "export", "demo"},
+    {"evaluation", "demo"},
+    {"export"},
     {"factory", "torch_hub"},
     {"checkpoints"},
     {"models"},
@@ -171,6 +172,7 @@ def public_functions():
             yield name, value
             continue
         for member in vars(value) if inspect.isclass(value) else value.__all__:
+            getattr(value, member)  # imports a lazy name
             function = inspect.getattr_static(value, member)
             function = getattr(function, "fget", getattr(function, "__func__", function))
             if not member.startswith("_") and inspect.isfunction(function):

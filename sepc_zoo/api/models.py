@@ -6,24 +6,35 @@ from typing import Any
 
 from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
 from sepc_zoo.config import override
-from sepc_zoo.errors import HubError
+from sepc_zoo.errors import ConfigError, HubError
+from sepc_zoo.export.loaded import find_exported, load_exported
 from sepc_zoo.factory import create_model
 from sepc_zoo.models.detector import Detector
 
 
-def model_with_weights(source: str | os.PathLike[str]) -> Detector:
-    """Load the model of a folder, a hub id, or a name with published weights.
+def model_with_weights(source: str | os.PathLike[str]) -> Any:
+    """Load the model of a folder, a hub id, or a name with published weights, or an exported file.
 
     Raises:
         HubError: there are no such weights.
+        ExportError: the exported file cannot be loaded.
         UnknownModelError: there is no such name.
     """
+    source = os.fspath(source)
+    if find_exported(source):
+        return load_exported(source)
     return create_model(model_name(source), pretrained=True)
 
 
-def choose_postprocess(model: Detector, **entries: Any) -> None:
-    """Change entries of the model's ``postprocess``; None leaves one as it is."""
+def choose_postprocess(model: Any, **entries: Any) -> None:
+    """Change entries of the model's ``postprocess``; None leaves one as it is.
+
+    Raises:
+        ConfigError: soft-NMS for an exported file, whose suppression is part of it.
+    """
     changes = {name: value for name, value in entries.items() if value is not None}
+    if changes.get("soft_nms", "none") != "none" and not isinstance(model, Detector):
+        raise ConfigError("--soft-nms: an exported file has hard non-maximum suppression inside")
     model.config = override(model.config, {"postprocess": changes})
 
 

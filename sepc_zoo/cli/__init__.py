@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "compare two models on the same images",
     "predict": "detect objects in images",
     "demo": "show a model on a web page of this machine",
+    "export": "write a detector as one file for ONNX Runtime, OpenVINO or torch.export",
     "convert": "convert a checkpoint of the SEPC authors to a model folder",
     "import": "fetch and convert published weights, for pretrained=True",
     "push": "upload a model folder to the Hugging Face Hub, and a Space that shows it",

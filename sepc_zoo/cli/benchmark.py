@@ -15,7 +15,8 @@ class Arguments(Options):
     """Measurement."""
 
     model: tuple[str, ...] = option(
-        help="names of models, measured with random weights and compared with the first",
+        help="names of models, measured with random weights and compared with the first; or "
+        "exported files",
         metavar="NAME",
     )
     batch_size: tuple[int, ...] = option((1,), "images per batch", ge=1)

@@ -31,8 +31,8 @@ class PredictOptions(Options):
     recursive: bool = option(False, "also take what is in folders inside of folders")
     model: str | None = option(
         None,
-        "model folder, hf-hub:org/repo, or name of a model with published weights (default: the "
-        "recommended model)",
+        "model folder, hf-hub:org/repo, exported file, or name of a model with published weights "
+        "(default: the recommended model)",
         metavar="NAME_OR_DIR",
     )
     output: str = option("predictions", "folder to write", metavar="DIR")

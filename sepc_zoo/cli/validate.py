@@ -16,7 +16,7 @@ class ValidateOptions(Options):
 
     model: str | None = option(
         None,
-        "model folder, hf-hub:org/repo, or name of a model with published weights",
+        "model folder, hf-hub:org/repo, exported file, or name of a model with published weights",
         metavar="NAME_OR_DIR",
     )
     from_json: str | None = option(

@@ -15,6 +15,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.export.loaded import find_exported, load_exported
 from sepc_zoo.factory import create_model
 from sepc_zoo.inference.preprocess import plan_resize
 from sepc_zoo.models.dense import DenseDetector
@@ -96,12 +98,24 @@ def register_builder(prefix: str, builder: Builder) -> None:
 
 
 def builder_of(name: str) -> Builder:
+    if find_exported(name):
+        return load_to_measure
     prefix, colon, _ = name.partition(":")
     return BUILDERS.get(prefix, build_model) if colon else build_model
 
 
 def build_model(name: str, setting: Setting) -> BenchmarkModel:
     return finish(wrap(new_detector(name, setting), setting), setting)
+
+
+def load_to_measure(path: str, setting: Setting) -> BenchmarkModel:  # noqa: ARG001
+    """Load an exported file; its forward pass is all that it does, from normalisation to NMS."""
+
+    def refuse(*_: Any) -> Tensor:
+        raise ConfigError(f"{path}: an exported file cannot be trained")
+
+    exported = load_exported(path)
+    return BenchmarkModel(exported, lambda outputs: outputs, refuse, exported.config.num_classes)
 
 
 def new_detector(name: str, setting: Setting) -> Detector:
@@ -255,6 +269,8 @@ def _loss_and_gradient(
 
 def _training_step(model: BenchmarkModel, images: Tensor, setting: Setting) -> Callable[[], object]:
     targets = make_targets(setting, model.num_classes)
+    if not [*model.network.parameters()]:
+        model.loss(None, targets)
     optimizer = torch.optim.SGD(model.network.parameters(), lr=1e-6, momentum=0.9)
     scaler = torch.amp.GradScaler(setting.device, enabled=setting.precision == "fp16")
 

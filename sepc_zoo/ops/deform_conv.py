@@ -16,6 +16,8 @@ import torchvision
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sepc_zoo.ops.devices import uses_standard_operators
+
 TAPS = 9  # number of taps of a 3x3 kernel
 # Set to 1, selects the fused kernel on a GPU for models built afterwards. Not measured yet.
 FUSED_VARIABLE = "SEPC_ZOO_FUSED"
@@ -49,7 +51,9 @@ def deform_conv2d(
     if has_autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
-        if device == "cuda" and (dtype == torch.float64 or not fused):
+        if uses_standard_operators() or (
+            device == "cuda" and (dtype == torch.float64 or not fused)
+        ):
             out = _by_torchvision(maps, offsets, weight, bias, stride, padding)
         else:
             out = _by_levels(maps, offsets, weight, bias, stride, padding, dtype)
@@ -73,9 +77,13 @@ def _by_torchvision(
     weight, bias = weight.to(dtype), bias.to(dtype)
     out = []
     for x, offset in zip(maps, offsets, strict=True):
+        x, offset = x.to(dtype), offset.to(dtype)
+        if uses_standard_operators():
+            out.append(torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding))
+            continue
         # torchvision's operator reads outside of its memory where an offset is NaN.
-        no_place, place = offset.isnan().any(dim=1, keepdim=True), offset.to(dtype).nan_to_num()
-        y = torchvision.ops.deform_conv2d(x.to(dtype), place, weight, bias, stride, padding)
+        no_place, place = offset.isnan().any(dim=1, keepdim=True), offset.nan_to_num()
+        y = torchvision.ops.deform_conv2d(x, place, weight, bias, stride, padding)
         out.append(y.masked_fill(no_place, torch.nan))
     return out
 

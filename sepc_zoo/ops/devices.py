@@ -1,4 +1,8 @@
-"""Differences between devices: waits and asynchronous copies."""
+"""Differences between devices and other places where a model runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -15,3 +19,25 @@ def to_device(x: Tensor, device: torch.device | str, dtype: torch.dtype | None =
     CUDA keeps the host memory until the copy is done; Apple's Metal does not.
     """
     return x.to(device, dtype, non_blocking=torch.device(device).type == "cuda")
+
+
+_STANDARD: ContextVar[bool] = ContextVar("standard operators", default=False)
+
+
+@contextmanager
+def standard_operators() -> Iterator[None]:
+    """Compute with operators that other runtimes have too, on every device.
+
+    On the CPU, deformable convolution and RoIAlign have faster forms of this library's own; ONNX
+    and OpenVINO only know those of torchvision.
+    """
+    token = _STANDARD.set(True)
+    try:
+        yield
+    finally:
+        _STANDARD.reset(token)
+
+
+def uses_standard_operators() -> bool:
+    """Whether the caller is inside of ``standard_operators``."""
+    return _STANDARD.get()

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
 
+from sepc_zoo.ops.devices import uses_standard_operators
+
 
 def roi_align(
     x: Tensor, rows: Tensor, size: int, scale: float, sampling_ratio: int, aligned: bool
@@ -20,7 +22,7 @@ def roi_align(
         sampling_ratio: samples along a side of a pooled cell.
         aligned: whether cells have their values at their middles, not at their corners.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or uses_standard_operators():
         return torchvision.ops.roi_align(x, rows, size, scale, sampling_ratio, aligned)
     (_, channels, height, width), count = x.shape, len(rows)
     boxes = rows[:, 1:] * scale - (0.5 if aligned else 0.0)

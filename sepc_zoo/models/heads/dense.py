@@ -125,5 +125,5 @@ def _tower(channels: int, config: DenseHead) -> nn.Sequential:
 
 def _join(maps: list[Tensor], values: int) -> Tensor:
     """Maps ``(N, anchors * values, H, W)`` of all levels to ``(N, A, values)``."""
-    levels = [x.permute(0, 2, 3, 1).reshape(len(x), -1, values) for x in maps]
+    levels = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values) for x in maps]
     return torch.cat(levels, dim=1)

@@ -95,4 +95,4 @@ class RPN(nn.Module):
 
 def _by_anchor(x: Tensor, values: int) -> Tensor:
     """``(N, anchors * values, H, W) -> (N, H * W * anchors, values)``."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)

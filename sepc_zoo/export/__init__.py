@@ -1,0 +1,28 @@
+"""Detectors outside of PyTorch: exported files, and what runs them.
+
+The package can be called: ``sepc_zoo.export(model, path)`` is ``sepc_zoo.export.export``. Its names
+are imported when they are used, as ``sepc_zoo.export.runtime`` runs without PyTorch.
+"""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from sepc_zoo.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sepc_zoo.export.exporter import export
+    from sepc_zoo.export.loaded import load_exported
+
+__all__ = ["export", "load_exported"]
+_HOMES = {"export": "sepc_zoo.export.exporter", "load_exported": "sepc_zoo.export.loaded"}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+
+class _CallablePackage(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Path:
+        return self.export(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -1,0 +1,156 @@
+"""Whether an exported file finds what its model finds."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from sepc_zoo.export.graph import DetectionGraph
+from sepc_zoo.export.loaded import ExportedModel, batch_of
+from sepc_zoo.export.metadata import ExportError
+from sepc_zoo.inference.detections import DetectionDict
+from sepc_zoo.models.detector import Detector
+
+
+class Tolerance(NamedTuple):
+    """How far apart two detections of one object may be."""
+
+    score: float
+    iou: float
+    pixels: float = 0.5  # of each side of a box, for boxes without much area
+    # Share of the detections that may have no partner: where two boxes overlap by nearly the
+    # threshold, rounding decides which of them suppression keeps.
+    alone: float = 0.0
+
+
+TOLERANCES = {"float32": Tolerance(1e-3, 0.99), "float16": Tolerance(2e-2, 0.9, 2.0, 0.02)}
+INSIDE = 9, 5  # pixels of padding at the right of the test images, and below
+
+
+def compare(model: Detector, exported: ExportedModel) -> dict[str, Any]:
+    """Compare detections of a model and its exported file, at two sizes and two batches.
+
+    Where a size is fixed, it is the only one. The images are made up.
+
+    Returns:
+        Figures: numbers of images and detections, and the largest differences.
+
+    Raises:
+        ExportError: a detection of one has no partner in the other.
+    """
+    metadata = exported.metadata
+    figures: dict[str, Any] = {"images": 0, "detections": 0, "unmatched": 0}
+    compare_one = compare_raw if metadata["raw"] else compare_detections
+    for images in made_up_batches(exported.rule):
+        for name, value in compare_one(model, exported, images).items():
+            known = figures.get(name, 0)
+            figures[name] = max(known, value) if name.startswith("max") else known + value
+        figures["images"] += len(images)
+    allowed = TOLERANCES[metadata["precision"]].alone * figures["detections"]
+    if figures["unmatched"] > allowed:
+        raise ExportError(
+            f"the exported file is not the model: {figures['unmatched']} of "
+            f"{figures['detections']} outputs differ ({figures}); nothing was written"
+        )
+    return figures
+
+
+def made_up_batches(rule: dict[str, Any]) -> Iterator[list[Tensor]]:
+    """Batches of images ``(C, h, w)`` that fill the sizes which a file takes."""
+    generator = torch.Generator().manual_seed(0)
+    step, least = rule["pad_multiple"], rule["min_side"]
+    short = -(-max(least, 128) // step) * step
+    for batch, (height, width) in ((1, (short, short + step)), (3, (short + 2 * step, short))):
+        shape = rule["height"] or height, rule["width"] or width
+        yield [
+            made_up_image(rule["channels"], (shape[0] - down, shape[1] - right), generator)
+            for right, down in [(0, 0), INSIDE, INSIDE][: rule["batch"] or batch]
+        ]
+
+
+def made_up_image(channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Blots of many sizes, uint8 ``(C, h, w)``."""
+    image = torch.zeros(1, channels, *size)
+    for cells in (3, 7, 17, 41):
+        noise = torch.rand(1, channels, cells, cells, generator=generator)
+        image += F.interpolate(noise, size=size, mode="bilinear")
+    low, high = image.min(), image.max()
+    return ((image[0] - low) / (high - low) * 255).to(torch.uint8)
+
+
+def compare_detections(
+    model: Detector, exported: ExportedModel, images: Sequence[Tensor]
+) -> dict[str, float]:
+    """Match the detections of images, each ``(C, h, w)``."""
+    tolerance = TOLERANCES[exported.metadata["precision"]]
+    num_ours = num_alone = 0
+    differences: dict[str, list[float]] = {"scores": [0.0], "boxes": [0.0]}
+    for ours, theirs in zip(model.detect(images), exported.detect(images), strict=True):
+        pairs = match(ours, theirs, tolerance)
+        num_ours += len(ours["scores"])
+        num_alone += count_unmatched(model, ours, pairs[:, 0], tolerance)
+        num_alone += count_unmatched(model, theirs, pairs[:, 1], tolerance)
+        for name, values in differences.items():
+            difference = ours[name][pairs[:, 0]] - theirs[name][pairs[:, 1]]
+            values += difference.abs().flatten().tolist()
+    return {
+        "detections": num_ours,
+        "unmatched": num_alone,
+        "max_score_difference": max(differences["scores"]),
+        "max_box_difference": max(differences["boxes"]),
+    }
+
+
+def match(ours: DetectionDict, theirs: DetectionDict, tolerance: Tolerance) -> Tensor:
+    """Pairs ``(P, 2)`` of detections that stand for one object; each is in one pair at most."""
+    iou = box_iou(ours["boxes"], theirs["boxes"])
+    near = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(dim=2) <= tolerance.pixels
+    score = (ours["scores"][:, None] - theirs["scores"]).abs()
+    same = ours["labels"][:, None] == theirs["labels"]
+    allowed = same & ((iou >= tolerance.iou) | near) & (score <= tolerance.score)
+    cost = score.masked_fill(~allowed, torch.inf).tolist()
+    free, pairs = {*range(len(theirs["scores"]))}, []
+    for i, row in enumerate(cost):
+        partners = [j for j in free if row[j] < torch.inf]
+        if partners:
+            j = min(partners, key=row.__getitem__)
+            free.remove(j)
+            pairs.append((i, j))
+    return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+
+
+def count_unmatched(
+    model: Detector, detections: DetectionDict, matched: Tensor, tolerance: Tolerance
+) -> int:
+    """How many have no partner, without those at the edge of being found."""
+    post, scores = model.config.postprocess, detections["scores"]
+    full = len(scores) >= post.max_detections
+    edge = max(post.score_threshold, float(scores[-1]) if full else 0.0) + tolerance.score
+    alone = torch.ones(len(scores), dtype=torch.bool)
+    alone[matched] = False
+    return int((alone & (scores > edge)).sum())
+
+
+def compare_raw(
+    model: Detector, exported: ExportedModel, images: Sequence[Tensor]
+) -> dict[str, float]:
+    """Compare what the head predicts for images, each ``(C, h, w)``; an entry may differ."""
+    limit = TOLERANCES[exported.metadata["precision"]].score
+    sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
+    batch = batch_of(images, exported.padded_size(images[0]), exported.rule)
+    graph = DetectionGraph(model, raw=True)
+    with torch.no_grad():
+        ours = graph(torch.from_numpy(batch), torch.from_numpy(sizes))
+    differences = [
+        (y - torch.from_numpy(x)).abs() / y.abs().clamp(min=1)
+        for y, x in zip(ours, exported.run(batch, sizes), strict=True)
+    ]
+    return {
+        "detections": sum(d.numel() for d in differences),
+        "unmatched": sum(int((d > limit).sum()) for d in differences),
+        "max_relative_difference": max(float(d.max()) for d in differences),
+    }

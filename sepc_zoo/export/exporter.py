@@ -1,0 +1,119 @@
+"""Export: a detector as one file for ONNX Runtime, OpenVINO or torch.export."""
+
+import copy
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from sepc_zoo.export.check import compare
+from sepc_zoo.export.graph import DetectionGraph
+from sepc_zoo.export.int8 import Int8, quantize
+from sepc_zoo.export.loaded import FORMATS, ExportedModel, format_module
+from sepc_zoo.export.metadata import ExportError, describe, metadata_file
+from sepc_zoo.export.trace import check_request, trace
+from sepc_zoo.files import write_atomically, write_json
+from sepc_zoo.models.detector import Detector
+
+FIGURES_FILE = "export.json"
+Format = Literal["onnx", "openvino", "pt2"]
+
+
+def export(
+    model: Detector,
+    path: str | Path,
+    format: Format = "onnx",
+    *,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    raw: bool = False,
+    half: bool = False,
+    int8: Int8 | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a detector as one file that runs without this library, and compare it with the model.
+
+    Its graph has images and their sizes as inputs and detections as outputs, see docs/export.md.
+    Beside it are its metadata as JSON, and ``export.json`` with the figures of the comparison.
+
+    Args:
+        model: a detector with its weights.
+        path: file to write, or a folder, where the file is called as the model's architecture.
+        format: ``onnx``, ``openvino`` or ``pt2``.
+        image_size: fixed height and width of the input in pixels; by default both stay open.
+        batch_size: fixed number of images; by default it stays open.
+        raw: the outputs are what the head predicts for each anchor; dense detectors only.
+        half: weights and maps in float16; the input, scores and boxes stay float32.
+        int8: convolutions in int8: images to calibrate on, and the AP that it may cost.
+        metrics: figures of ``validate``, for the metadata.
+
+    Returns:
+        The file.
+
+    Raises:
+        ExportError: the model cannot be exported so, the file does not find what the model finds,
+            int8 costs more AP than allowed, or a package is missing; nothing is written then.
+    """
+    if format not in FORMATS:
+        raise ExportError(f"--format {format}: there are {', '.join(FORMATS)}")
+    module = format_module(format)
+    check_request(model, image_size, batch_size, raw)
+    if int8 and (raw or half or not hasattr(module, "quantize")):
+        raise ExportError("--int8 is for the formats onnx and openvino, without --raw and --half")
+    file = file_of(path, format, model.config.architecture)
+    network = copy.deepcopy(model).cpu().float().eval()
+    metadata = describe(
+        network,
+        image_size,
+        batch_size,
+        raw,
+        "float16" if half else "float32",
+        module.packages(),
+        metrics,
+    )
+    start = time.perf_counter()
+    # OpenVINO computes in the type of the processor, and only stores float16.
+    halved = copy.deepcopy(network).half() if half and format != "openvino" else network
+    program = trace(DetectionGraph(halved, raw), metadata)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / file.name
+        module.write(program, draft, metadata)
+        write_json(metadata_file(draft), metadata)
+        seconds = round(time.perf_counter() - start, 1)
+        figures = compare(network, ExportedModel(module.Network(draft)))
+        if int8:
+            draft, costs = quantize(module, draft, int8)
+            figures |= costs
+        written = [part for part in draft.parent.iterdir() if part.is_file()]
+        parts = sorted(written, key=lambda part: part.suffix == file.suffix)
+        figures |= {"seconds": seconds, "bytes": sum(part.stat().st_size for part in parts)}
+        for part in parts:  # the file itself is the last
+            write_atomically(file.with_name(part.name), partial(shutil.copyfile, part))
+    write_json(file.with_name(FIGURES_FILE), read_figures(file.parent) | {file.name: figures})
+    return file
+
+
+def read_figures(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of all files of a folder, by name."""
+    table = folder / FIGURES_FILE
+    return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+
+
+def file_of(path: str | Path, format: str, architecture: str) -> Path:
+    """The file to write; of a folder, or of a path without a suffix, one inside of it.
+
+    Raises:
+        ExportError: the suffix is of another format, or the name is taken.
+    """
+    path, suffix = Path(path).expanduser(), FORMATS[format]
+    if path.is_dir() or not path.suffix:
+        return path / f"{architecture}{suffix}"
+    if path.suffix != suffix:
+        raise ExportError(f"{path}: a file of format {format} ends in {suffix}")
+    if metadata_file(path).name == FIGURES_FILE:
+        raise ExportError(f"{path}: {FIGURES_FILE} is a file of its own; choose another name")
+    return path

@@ -1,0 +1,73 @@
+"""Convolutions of an exported file in eight bits, where that costs little AP."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sepc_zoo.data.images import read_image
+from sepc_zoo.export.loaded import ExportedModel, batch_of
+from sepc_zoo.export.metadata import ExportError, metadata_file
+from sepc_zoo.files import write_json
+from sepc_zoo.inference.tta import SINGLE_VIEW
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a file in int8 is calibrated, and what it may cost.
+
+    Attributes:
+        images: image files like those to come, such as 300 of the training split.
+        measure: function that gives the AP of an exported file on images with ground truth.
+        max_drop: largest loss of AP, which is a fraction: 0.01 is a point.
+    """
+
+    images: Sequence[Path]
+    measure: Callable[[ExportedModel], float]
+    max_drop: float = 0.01
+
+
+def quantize(module: Any, draft: Path, options: Int8) -> tuple[Path, dict[str, Any]]:
+    """Write the int8 form of a file into a folder beside it.
+
+    Args:
+        module: that of the file's format.
+
+    Returns:
+        The new file, and AP before and after.
+
+    Raises:
+        ExportError: the loss of AP is larger than allowed, or there are no images.
+    """
+    if not options.images:
+        raise ExportError("--calibrate: the data set has no images")
+    exported = ExportedModel(module.Network(draft))
+    metadata = exported.metadata | {"precision": "int8"}
+    file = draft.parent / "int8" / draft.name
+    file.parent.mkdir()
+    module.quantize(draft, file, calibration_inputs(exported, options.images), metadata)
+    write_json(metadata_file(file), metadata)
+    before = options.measure(exported)
+    after = options.measure(ExportedModel(module.Network(file)))
+    if before - after > options.max_drop:
+        raise ExportError(
+            f"int8 lowers AP from {before:.4f} to {after:.4f}, by more than --max-drop "
+            f"{options.max_drop}; nothing was written. Try more images to calibrate on, or --half"
+        )
+    return file, {"AP": before, "AP_int8": after, "calibration_images": len(options.images)}
+
+
+def calibration_inputs(
+    exported: ExportedModel, files: Sequence[Path]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The inputs of the graph for each image file."""
+    rule = exported.rule
+    for file in files:
+        pixels = read_image(file, channels=rule["channels"])
+        [view] = SINGLE_VIEW.of_image(pixels, exported.config)
+        shape = exported.padded_size(view.input)
+        images = [exported.fit(view.input, shape)] * (rule["batch"] or 1)
+        sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
+        yield {"images": batch_of(images, shape, rule), "sizes": sizes}

@@ -1,0 +1,175 @@
+"""Exported files with the interface of a model."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from sepc_zoo.config import DetectorConfig, config_from_json
+from sepc_zoo.data.pixels import pad_and_stack, resize_image
+from sepc_zoo.export.metadata import ExportError
+from sepc_zoo.inference.detections import DetectionDict
+from sepc_zoo.inference.predictor import predict, stream
+
+# Formats by the suffix of their files: the module that writes and runs them.
+SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
+FORMATS = {format: suffix for suffix, format in SUFFIXES.items()}
+
+
+class ExportedModel(nn.Module):
+    """A detector in an exported file, for ``predict``, ``validate`` and ``benchmark``.
+
+    Attributes:
+        config: that of the model; a fixed input size is its ``weights.image_size``.
+        metadata: what the file says about itself.
+        network: runs the graph on arrays.
+    """
+
+    predict = predict
+    stream = stream
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.metadata: dict[str, Any] = network.metadata
+        self.rule: dict[str, Any] = self.metadata["input"]
+        self.config = _config_of(self.metadata)
+        self.eval()
+
+    def forward(self, images: Tensor) -> list[np.ndarray]:
+        """The outputs of the graph for a batch ``(N, C, H, W)`` in 0…255, which it fills."""
+        shape = images.shape[-2], images.shape[-1]
+        sizes = np.array([shape] * len(images), dtype=np.int64)
+        return self.run(batch_of([*images], shape, self.rule), sizes)
+
+    def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
+        """Find objects in each input ``(C, h, w)`` in 0…255, in its own pixels.
+
+        Inputs of the same padded size go through the graph together, where it allows it.
+        """
+        if self.metadata["raw"]:
+            raise ExportError("a file of --raw gives no detections; export the model without it")
+        shapes = [self.padded_size(image) for image in images]
+        same_size = defaultdict(list)
+        for i, shape in enumerate(shapes):
+            same_size[shape].append(i)
+        detections: dict[int, DetectionDict] = {}
+        for shape, indices in same_size.items():
+            step = self.rule["batch"] or len(indices)
+            for start in range(0, len(indices), step):
+                part = indices[start : start + step]
+                found = self._detect_batch([images[i] for i in part], shape)
+                detections.update(zip(part, found, strict=True))
+        return [detections[i] for i in range(len(images))]
+
+    def padded_size(self, image: Tensor) -> tuple[int, int]:
+        """Height and width of the batch that an image ``(C, h, w)`` is part of."""
+        rule = self.rule
+        step = rule["pad_multiple"]
+        height, width = (
+            rule[name] or -(-max(side, rule["min_side"]) // step) * step
+            for name, side in zip(("height", "width"), image.shape[-2:], strict=True)
+        )
+        return height, width
+
+    def _detect_batch(
+        self, images: Sequence[Tensor], shape: tuple[int, int]
+    ) -> list[DetectionDict]:
+        fitted = [self.fit(image, shape) for image in images]
+        sizes = np.array([image.shape[-2:] for image in fitted], dtype=np.int64)
+        outputs = self.run(batch_of(fitted, shape, self.rule), sizes)
+        found = []
+        for i, image in enumerate(images):
+            boxes, scores, labels = (torch.from_numpy(values[i]) for values in outputs)
+            count = int((labels >= 0).sum())
+            scale = boxes.new_tensor(image.shape[-2:]) / boxes.new_tensor(fitted[i].shape[-2:])
+            boxes = boxes[:count] * scale.flip(0).repeat(2)
+            found.append({"boxes": boxes, "scores": scores[:count], "labels": labels[:count]})
+        return found
+
+    def fit(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Shrink an image that is larger than a fixed input: of ``predict``, those that stand."""
+        height, width = image.shape[-2:]
+        factor = min(shape[0] / height, shape[1] / width)
+        if factor >= 1:
+            return image
+        size = max(1, int(height * factor)), max(1, int(width * factor))
+        return resize_image(image, size, self.rule["antialias"])
+
+    def run(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        """The outputs of the graph for a batch; a fixed batch is filled up with its first image.
+
+        Args:
+            images: ``(N, H, W, C)``.
+            sizes: height and width of each image inside the batch ``(N, 2)``.
+        """
+        count, batch = len(images), self.rule["batch"] or len(images)
+        fill = [0] * (batch - count)
+        images, sizes = np.concatenate([images, images[fill]]), np.concatenate([sizes, sizes[fill]])
+        return [values[:count] for values in self.network(images, sizes)]
+
+
+def batch_of(images: Sequence[Tensor], shape: tuple[int, int], rule: dict[str, Any]) -> np.ndarray:
+    """Images ``(C, h, w)`` in 0…255 as the input ``(N, H, W, C)`` of a graph."""
+    batch = pad_and_stack(images, 1)
+    missing = (0, shape[1] - batch.shape[-1], 0, shape[0] - batch.shape[-2])
+    batch = nn.functional.pad(batch, missing).permute(0, 2, 3, 1)
+    if rule["dtype"] == "uint8":
+        batch = batch.round().to(torch.uint8) if batch.is_floating_point() else batch
+    return batch.to(getattr(torch, rule["dtype"])).contiguous().cpu().numpy()
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """Load an exported detector, which has ``predict``, ``detect`` and ``config`` as a model has.
+
+    Args:
+        path: a file ``.onnx``, ``.xml`` or ``.pt2``, or a folder with one of them.
+
+    Raises:
+        ExportError: there is no such file, it cannot be loaded, or the package that runs it is
+            not installed.
+    """
+    file = find_exported(path)
+    if file is None:
+        raise ExportError(f"{path}: no exported file ({', '.join(SUFFIXES)}), and no folder of one")
+    return ExportedModel(format_module(SUFFIXES[file.suffix]).Network(file))
+
+
+def find_exported(path: str | Path) -> Path | None:
+    """The exported file that a path names, if any: itself, or the only one in this folder."""
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix in SUFFIXES:
+        return path
+    files = [f for suffix in SUFFIXES for f in path.glob(f"*{suffix}")] if path.is_dir() else []
+    return files[0] if len(files) == 1 else None
+
+
+def format_module(format: str) -> Any:
+    """The module of a format.
+
+    Raises:
+        ExportError: a package that it needs is not installed.
+    """
+    module = import_module(f"sepc_zoo.export.{format}")
+    try:
+        module.packages()
+    except ImportError as error:
+        raise ExportError(
+            f'the format {format} needs more packages: pip install "sepc_zoo[export]" ({error})'
+        ) from error
+    return module
+
+
+def _config_of(metadata: dict[str, Any]) -> DetectorConfig:
+    """The config of a file, with a fixed input as image size."""
+    config, rule = config_from_json(metadata["config"]), metadata["input"]
+    if rule["height"] is None:
+        return config
+    size = min(rule["height"], rule["width"]), max(rule["height"], rule["width"])
+    return replace(config, weights=replace(config.weights, image_size=size))

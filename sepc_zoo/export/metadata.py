@@ -1,0 +1,127 @@
+"""What an exported file says about itself, so that nothing has to be guessed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from sepc_zoo import __version__
+from sepc_zoo.config import config_to_json
+from sepc_zoo.errors import UserError
+from sepc_zoo.models.detector import Detector
+
+KEY = "sepc_zoo"  # in the properties of an ONNX file, and of an archive of torch.export
+FORMAT = 1
+INPUTS = ("images", "sizes")
+OUTPUTS = ("boxes", "scores", "labels")
+RAW_OUTPUTS = ("logits", "deltas", "quality")
+
+
+class ExportError(UserError, RuntimeError):
+    """A model that cannot be exported as asked, or an exported file that cannot be used."""
+
+
+def describe(
+    model: Detector,
+    image_size: tuple[int, int] | None,
+    batch_size: int | None,
+    raw: bool,
+    precision: str,
+    packages: Mapping[str, str],
+    metrics: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The metadata of an exported file, in JSON types.
+
+    Args:
+        image_size: fixed height and width of the input in pixels, or None.
+        batch_size: fixed number of images, or None.
+        precision: number format of the network.
+        packages: versions of what wrote the file.
+        metrics: figures of ``validate``, of which the AP and AR are kept.
+    """
+    config = model.config
+    weights, post = config.weights, config.postprocess
+    height, width = image_size or (None, None)
+    return {
+        "format": FORMAT,
+        "architecture": config.architecture,
+        "label_names": list(config.label_names),
+        "category_ids": list(config.category_ids),
+        "input": {
+            "channels": len(weights.mean),
+            "dtype": input_type(model),
+            "image_size": list(weights.image_size),
+            "keep_ratio": weights.keep_ratio,
+            "round_sides": weights.round_sides,
+            "antialias": weights.antialias,
+            "resize_floats": weights.resize_floats,
+            "inclusive_boxes": config.inclusive_boxes,
+            "pad_multiple": weights.pad_multiple,
+            "min_side": model.min_side,
+            "batch": batch_size,
+            "height": height,
+            "width": width,
+        },
+        "score_threshold": post.score_threshold,
+        "max_detections": post.max_detections,
+        "raw": raw,
+        "precision": precision,
+        "config": config_to_json(config),
+        "weights_sha256": weights_hash(model),
+        "versions": {
+            "sepc_zoo": __version__,
+            **{name: version(name) for name in ("torch", "torchvision", "timm")},
+            **packages,
+        },
+        "metrics": {
+            name: value for name, value in (metrics or {}).items() if name.startswith(("AP", "AR"))
+        },
+    }
+
+
+def input_type(model: Detector) -> str:
+    """``uint8``, or ``float32`` where pixels have fractions of a grey level or are not RGB."""
+    weights = model.config.weights
+    return "float32" if weights.resize_floats or len(weights.mean) != 3 else "uint8"
+
+
+def weights_hash(model: Detector) -> str:
+    """SHA-256 of the file ``model.safetensors`` that ``save_model`` writes."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    return hashlib.sha256(save(state, {"format": "pt"})).hexdigest()
+
+
+def metadata_file(path: Path) -> Path:
+    """The JSON file beside an exported file."""
+    return path.with_suffix(".json")
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """Read the metadata of an exported file.
+
+    Raises:
+        ExportError: it is no metadata, or of a newer version.
+    """
+    try:
+        content = json.loads(text)
+        known = isinstance(content, dict) and content.get("format")
+    except ValueError as error:
+        raise ExportError(f"{path}: its metadata is no JSON: {error}") from error
+    if known != FORMAT:
+        raise ExportError(
+            f"{path}: metadata of format {known!r:.20}, but this version reads {FORMAT}; try "
+            "`pip install -U sepc_zoo`, or export the model again"
+        )
+    return content
+
+
+def output_names(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the outputs of a file."""
+    if not metadata["raw"]:
+        return OUTPUTS
+    has_quality = metadata["config"]["model_args"]["head"]["quality"] != "none"
+    return RAW_OUTPUTS if has_quality else RAW_OUTPUTS[:2]

@@ -1,0 +1,42 @@
+"""Archives of torch.export; to load one elsewhere, ``import sepc_zoo.export.suppression`` first."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision  # noqa: F401  # its operators are those of the archive
+from torch.export import ExportedProgram
+
+from sepc_zoo.export import suppression  # noqa: F401
+from sepc_zoo.export.metadata import KEY, ExportError, parse
+
+
+def packages() -> dict[str, Any]:
+    """Versions of what writes the file, beside those of all files."""
+    return {}
+
+
+def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a program with its weights and metadata in one file."""
+    torch.export.save(program, path, extra_files={KEY: json.dumps(metadata)})
+
+
+class Network:
+    """An archive of torch.export that runs."""
+
+    def __init__(self, path: Path) -> None:
+        extra = {KEY: ""}
+        try:
+            program = torch.export.load(path, extra_files=extra)
+            # Its guards also refuse sizes for which a memory format would only have another name.
+            self.module = program.module(check_guards=False)
+        except Exception as error:  # many types without a common base
+            raise ExportError(f"{path}: torch.export cannot load it: {error!s:.1000}") from error
+        self.metadata = parse(extra[KEY], path)
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        return [y.numpy() for y in self.module(torch.from_numpy(images), torch.from_numpy(sizes))]

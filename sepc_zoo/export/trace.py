@@ -1,0 +1,93 @@
+"""From a detector to a program of ``torch.export``, with sizes that are fixed or not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from sepc_zoo.export.graph import DetectionGraph
+from sepc_zoo.export.metadata import ExportError
+from sepc_zoo.models.detector import Detector
+from sepc_zoo.ops.devices import standard_operators
+
+MAX_BATCH, MAX_SIDE = 4096, 16384
+EXAMPLE_SIDE = 256  # pixels; each level of its pyramid has more than one cell, as tracing needs
+
+
+def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram:
+    """Record the operators of a graph.
+
+    Args:
+        metadata: of the file to be; a size that it does not fix stays open.
+
+    Raises:
+        ExportError: the model's code depends on a size or on values.
+    """
+    images, sizes, shapes = example_input(metadata)
+    try:
+        with torch.no_grad(), standard_operators():
+            return torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # of torch.export, many types without a common base
+        hint = "" if fixed_input(metadata) else "; try a fixed --image-size and --batch-size"
+        raise ExportError(f"torch.export cannot record the model{hint}: {error!s:.2000}") from error
+
+
+def fixed_input(metadata: Mapping[str, Any]) -> bool:
+    """Whether the batch has one shape only."""
+    return all(metadata["input"][name] is not None for name in ("batch", "height", "width"))
+
+
+def example_input(metadata: Mapping[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Images ``(N, H, W, C)``, their sizes ``(N, 2)``, and which of their dimensions are open."""
+    rule = metadata["input"]
+    step = rule["pad_multiple"]
+    least = -(-rule["min_side"] // step)
+    start = max(least, -(-EXAMPLE_SIDE // step), 2)
+    open_dims: dict[int, Any] = {}
+    # Different lengths, none of them 1, so that tracing takes no two of them for the same.
+    height, width = rule["height"] or start * step, rule["width"] or (start + 1) * step
+    shape = [rule["batch"] or 2, height, width]
+    if rule["batch"] is None:
+        open_dims[0] = Dim("batch", min=1, max=MAX_BATCH)
+    for axis, name in ((1, "height"), (2, "width")):
+        if rule[name] is None:
+            steps = Dim(f"{name}_steps", min=least, max=MAX_SIDE // step)
+            open_dims[axis] = step * steps if step > 1 else steps
+    dtype = getattr(torch, rule["dtype"])
+    images = torch.zeros(*shape, rule["channels"], dtype=dtype)
+    sizes = torch.tensor([shape[1:]] * shape[0])
+    sizes_dims = {0: open_dims[0]} if 0 in open_dims else {}
+    return images, sizes, {"images": open_dims, "sizes": sizes_dims}
+
+
+def check_request(
+    model: Detector,
+    image_size: tuple[int, int] | None,
+    batch_size: int | None,
+    raw: bool,
+) -> None:
+    """Refuse what cannot be exported, before minutes are spent on it.
+
+    Raises:
+        ExportError: says what to change.
+    """
+    config, step = model.config, model.config.weights.pad_multiple
+    if raw and config.method.head == "two_stage":
+        raise ExportError(
+            "--raw: a two-stage detector has no outputs for all anchors; export it without"
+        )
+    if config.postprocess.soft_nms != "none" and not raw:
+        raise ExportError(
+            "an exported file has hard non-maximum suppression only; set postprocess.soft_nms to "
+            '"none", or use --raw'
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ExportError(f"--batch-size {batch_size}: must be at least 1")
+    for side in image_size or ():
+        if side % step or not model.min_side <= side <= MAX_SIDE:
+            raise ExportError(
+                f"--image-size {side}: the model needs multiples of {step}, from "
+                f"{-(-model.min_side // step) * step} to {MAX_SIDE} pixels"
+            )
