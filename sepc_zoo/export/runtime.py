@@ -493,8 +493,10 @@ def _resize_first_axis(pixels: np.ndarray, length: int, antialias: bool) -> np.n
     if len(pixels) == length:
         return pixels
     lines = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
-    index, weights = _resize_weights(len(pixels), length, antialias)
-    is_bytes, bits = pixels.dtype == np.uint8, _precision(weights.max())
+    is_bytes = pixels.dtype == np.uint8
+    precision = np.float64 if is_bytes else np.float32  # of PyTorch's own places
+    index, weights = _resize_weights(len(pixels), length, antialias, precision)
+    bits = _precision(weights.max())
     weights = np.floor(weights * 2**bits + 0.5).astype(np.int32) if is_bytes else weights
     resized = np.empty((length, lines.shape[1]), pixels.dtype)
     for start in range(0, length, BLOCK):
@@ -505,12 +507,14 @@ def _resize_first_axis(pixels: np.ndarray, length: int, antialias: bool) -> np.n
     return resized.reshape(length, *pixels.shape[1:])
 
 
-def _resize_weights(old: int, new: int, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
+def _resize_weights(
+    old: int, new: int, antialias: bool, precision: type
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute indices and weights ``(new, taps)`` of the old pixels that make up each new one."""
-    scale = old / new
+    scale = float(precision(old) / precision(new))
+    center = scale * (np.arange(new) + 0.5)
     if antialias:  # a triangle around the new pixel's center, as wide as two new pixels
-        stretch = max(scale, 1.0)
-        center = scale * (np.arange(new) + 0.5)
+        center, stretch = center.astype(precision), max(scale, 1.0)
         first = np.maximum((center - stretch + 0.5).astype(np.int64), 0)
         last = np.minimum((center + stretch + 0.5).astype(np.int64), old)
         index = first[:, None] + np.arange(2 * math.ceil(stretch) + 1)
@@ -518,7 +522,7 @@ def _resize_weights(old: int, new: int, antialias: bool) -> tuple[np.ndarray, np
         weights[index >= last[:, None]] = 0
         weights /= weights.sum(axis=1, keepdims=True)
     else:
-        place = np.maximum(scale * (np.arange(new) + 0.5) - 0.5, 0)
+        place = np.maximum(center - 0.5, 0).astype(precision)
         before = np.minimum(place.astype(np.int64), old - 1)
         share = place - before
         index = np.stack([before, before + 1], axis=1)
