@@ -82,7 +82,7 @@ def is_up(client):
 
 @pytest.fixture(scope="module")
 def client(folder):
-    with running(folder, MAX_REQUESTS=str(MAX_REQUESTS), UPLOAD_SECONDS="4") as client:
+    with running(folder, MAX_REQUESTS=str(MAX_REQUESTS), UPLOAD_SECONDS="6") as client:
         yield client
 
 
@@ -211,10 +211,8 @@ def test_an_upload_of_100_megabytes_is_refused_without_being_kept(headers, clien
 def unfinished_upload(client):
     """A request whose body does not arrive; it takes one of the server's places."""
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
-        head = (
-            "POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\nExpect: 100-continue\r\n\r\n"
-        )
-        connection.sendall(head.encode())
+        head = ["POST /detect HTTP/1.1", "Host: x", "Content-Length: 50", "Expect: 100-continue"]
+        connection.sendall("\r\n".join([*head, "", ""]).encode())
         connection.settimeout(30)
         assert b" 100 " in connection.recv(4096)  # the server waits for the body
         yield connection
