@@ -480,3 +480,25 @@ def test_a_palette_with_transparency_gives_no_warning(image, tmp_path):
         warnings.simplefilter("error")
         found = runtime.read_image(tmp_path / "palette.png")
     assert np.array_equal(found, np.asarray(image.quantize(16).convert("RGB")))
+
+
+# Real files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet_sepc", "fasterrcnn_fpn"])
+def test_an_exported_model_finds_in_images_what_it_found_before(name, tmp_path):
+    from sepc_zoo.export.exporter import export
+    from tiny_exports import tiny_detector
+
+    trained = tiny_detector(name, weights={"image_size": (128, 192)})
+    exported = load(export(trained, tmp_path / "x.onnx"), threads=1)
+    for seed, size in enumerate([(150, 210), (300, 200), (97, 131)]):
+        small = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(tmp_path / "x.jpg")
+        expected = trained.predict(tmp_path / "x.jpg", 0.1)
+        found = exported.predict(tmp_path / "x.jpg", 0.1)
+        assert len(found) > 5
+        assert found.labels.tolist() == expected.labels.tolist()
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.1)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
