@@ -21,8 +21,10 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from exported_files import SHARES, input_rule, write_exported
+from tiny_exports import tiny_detector
 
 from sepc_zoo.export import runtime
+from sepc_zoo.export.exporter import export
 from sepc_zoo.export.runtime import FileError, load, main, resize, write_runtime
 
 CONFIG = override(model_config("retinanet_r18_fpn"), {"weights": {"image_size": [64, 96]}})
@@ -488,9 +490,6 @@ def test_a_palette_with_transparency_gives_no_warning(image, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet_sepc", "fasterrcnn_fpn"])
 def test_an_exported_model_finds_in_images_what_it_found_before(name, tmp_path):
-    from sepc_zoo.export.exporter import export
-    from tiny_exports import tiny_detector
-
     trained = tiny_detector(name, weights={"image_size": (128, 192)})
     exported = load(export(trained, tmp_path / "x.onnx"), threads=1)
     for seed, size in enumerate([(150, 210), (300, 200), (97, 131)]):
