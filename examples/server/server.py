@@ -72,20 +72,22 @@ async def read_body(request: Request) -> bytes:
 
 def detections_of(data: bytes, score_threshold: float) -> dict[str, Any]:
     """Decode an image, once its header is known to be harmless, and find its objects."""
+    too_large = HTTPException(413, f"an image of more than {MAX_PIXELS} pixels")
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
+            pixels = image.width * image.height
     except Image.DecompressionBombError:
-        raise HTTPException(413, f"an image of more than {MAX_PIXELS} pixels") from None
+        raise too_large from None
     except READ_ERRORS:
         formats = ", ".join(FORMATS)
         raise HTTPException(415, f"the body is no image file; expected {formats}") from None
-    if width * height > MAX_PIXELS:
-        raise HTTPException(413, f"{width} x {height}, more than {MAX_PIXELS} pixels")
+    if pixels > MAX_PIXELS:
+        raise too_large
     try:
         found = model.predict(data, score_threshold)
     except FileError as error:
         raise HTTPException(422, str(error)) from None
+    height, width = found.image.shape[:2]  # upright, as the boxes are
     return {
         "width": width,
         "height": height,

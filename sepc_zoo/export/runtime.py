@@ -252,26 +252,27 @@ def load(
     Raises:
         FileError: the file is missing, damaged, not an exported detector, or has no boxes.
     """
+    path = os.path.expanduser(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     onnxruntime.disable_telemetry_events()
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, [*providers])
+        session = onnxruntime.InferenceSession(path, options, [*providers])
     except Exception as error:  # onnxruntime's errors share no base
         reason = str(error).strip().splitlines()[0]
         hint = "; DeformConv needs onnxruntime 1.25 or newer" * ("DeformConv" in reason)
-        raise FileError(f"{os.fspath(path)}: onnxruntime cannot load it: {reason}{hint}") from error
+        raise FileError(f"{path}: onnxruntime cannot load it: {reason}{hint}") from error
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
-        raise FileError(f"{os.fspath(path)}: no detector that sepc-zoo export wrote")
+        raise FileError(f"{path}: no detector that sepc-zoo export wrote")
     metadata = json.loads(text)
     if metadata["format"] != METADATA_FORMAT:
         raise FileError(
-            f"{os.fspath(path)}: metadata of format {metadata['format']}, expected "
+            f"{path}: metadata of format {metadata['format']}, expected "
             f"{METADATA_FORMAT}; take the detect.py of the version that exported it"
         )
     if metadata["raw"]:
-        raise FileError(f"{os.fspath(path)}: has raw outputs; export it without --raw")
+        raise FileError(f"{path}: has raw outputs; export it without --raw")
     return Runtime(session, metadata)
 
 
@@ -419,14 +420,14 @@ def _high_byte(samples: np.ndarray) -> np.ndarray:
     return (samples >> 8).clip(0, 255).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Get the EXIF orientation 1...8; 1 (upright) where there is none or it cannot be read."""
+def _orientation(image: Image.Image) -> Any:
+    """Get the EXIF orientation, 1...8 where it is valid; 1 (upright) where it cannot be read."""
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif", b""))
     except (SyntaxError, struct.error):
         return 1
-    return int(exif.get(ExifTags.Base.Orientation, 1))
+    return exif.get(ExifTags.Base.Orientation, 1)
 
 
 @contextmanager
@@ -451,7 +452,7 @@ def plan_resize(image_size: tuple[int, int], rule: dict[str, Any]) -> tuple[floa
         image_size: height and width of the image.
         rule: the metadata's ``input``.
     """
-    short, long = bounds = rule["image_size"]
+    short, long = rule["image_size"]
     if rule["height"] and rule["width"]:
         bounds = (rule["height"], rule["width"])
         scale = min(bounds[0] / image_size[0], bounds[1] / image_size[1])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+import sepc_zoo
 from sepc_zoo.config import override
 from sepc_zoo.data.images import read_image, resize_image
 from sepc_zoo.inference import detections
@@ -20,11 +21,11 @@ from sepc_zoo.registry import authors_config, model_config
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from commands import assert_refused, call
 from exported_files import SHARES, input_rule, write_exported
 from tiny_exports import tiny_detector
 
 from sepc_zoo.export import runtime
-from sepc_zoo.export.exporter import export
 from sepc_zoo.export.runtime import FileError, load, main, resize, write_runtime
 
 CONFIG = override(model_config("retinanet_r18_fpn"), {"weights": {"image_size": [64, 96]}})
@@ -487,11 +488,20 @@ def test_a_palette_with_transparency_gives_no_warning(image, tmp_path):
 # Real files
 
 
+@pytest.mark.parametrize("other", [["--format", "pt2"], ["--raw"]])
+def test_files_that_it_cannot_run_get_no_runtime(other, capsys):
+    assert call("export", "--model", "x", "--output", "x", "--with-runtime", *other) == 2
+    assert_refused(capsys, "--with-runtime", "needs --format onnx, without --raw")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet_sepc", "fasterrcnn_fpn"])
 def test_an_exported_model_finds_in_images_what_it_found_before(name, tmp_path):
     trained = tiny_detector(name, weights={"image_size": (128, 192)})
-    exported = load(export(trained, tmp_path / "x.onnx"), threads=1)
+    model, file = sepc_zoo.save_model(trained, tmp_path / "model"), tmp_path / "x.onnx"
+    assert call("export", "--model", model, "--output", file, "--with-runtime") == 0
+    assert (tmp_path / "detect.py").read_bytes() == Path(runtime.__file__).read_bytes()
+    exported = load(file, threads=1)
     for seed, size in enumerate([(150, 210), (300, 200), (97, 131)]):
         small = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
         Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(tmp_path / "x.jpg")
