@@ -24,7 +24,8 @@ from benchmarks.yardsticks import TORCHVISION_NAME
 from sepc_zoo.data.images import list_images
 from sepc_zoo.evaluation.speed import Setting, builder_of, new_detector
 from sepc_zoo.export.exporter import export
-from sepc_zoo.export.int8 import Int8
+from sepc_zoo.export.int8 import Int8, quantize
+from sepc_zoo.export.loaded import FORMATS, format_module
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.training.csv_file import CsvFile
 
@@ -35,13 +36,12 @@ SIZES = {  # height and width
     "retinanet_r50_sepc": (640, 640),
     TORCHVISIONS: (640, 640),
 }
-FORMS = {  # exported files: format, whether int8
-    "onnxruntime": ("onnx", False),
-    "openvino": ("openvino", False),
-    "onnxruntime int8": ("onnx", True),
-    "openvino int8": ("openvino", True),
+FORMS = {  # exported files: format, folder inside that of the model
+    "onnxruntime": ("onnx", ""),
+    "openvino": ("openvino", ""),
+    "onnxruntime int8": ("onnx", "int8"),
+    "openvino int8": ("openvino", "int8"),
 }
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 Run = Callable[[], object]
 
 
@@ -67,7 +67,8 @@ def main() -> None:
         if args.export:
             for form, file in files.items():
                 if not file.exists():
-                    write(name, form, file, args.images)
+                    write(name, form, args.files, args.images)
+                    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", flush=True)
             continue
         for threads in args.threads:
             torch.set_num_threads(threads)
@@ -76,8 +77,8 @@ def main() -> None:
 
 
 def file_of(folder: Path, name: str, form: str) -> Path:
-    format, int8 = FORMS[form]
-    return folder / f"{format}{'-int8' * int8}" / f"{name}{SUFFIXES[format]}"
+    format, inner = FORMS[form]
+    return folder / name / format / inner / f"model{FORMATS[format]}"
 
 
 def detector_of(name: str) -> Detector:
@@ -85,13 +86,16 @@ def detector_of(name: str) -> Detector:
     return new_detector(name, Setting(height=height, width=width)).eval()
 
 
-def write(name: str, form: str, file: Path, images: Path | None) -> None:
-    format, is_int8 = FORMS[form]
-    if is_int8 and images is None:
-        raise SystemExit(f"{form}: --images calibrate it")
-    int8 = Int8(list_images(images)[:10], lambda _: 0.0) if is_int8 and images else None
-    export(detector_of(name), file, format, int8=int8)  # type: ignore[arg-type]
-    print(f"{file}: {file.stat().st_size / 1e6:.0f} MB", flush=True)
+def write(name: str, form: str, folder: Path, images: Path | None) -> None:
+    """Export a model, or quantize what is exported."""
+    format, int8 = FORMS[form]
+    file = file_of(folder, name, "onnxruntime" if format == "onnx" else "openvino")
+    if not file.exists():
+        export(detector_of(name), file, format)  # type: ignore[arg-type]
+    if int8:
+        if images is None:
+            raise SystemExit(f"{form}: --images calibrate it")
+        quantize(format_module(format), file, Int8(list_images(images)[:10], lambda _: 0.0))
 
 
 def make_runs(name: str, files: dict[str, Path], threads: int) -> dict[str, Run]:
