@@ -13,7 +13,8 @@ from PIL import Image, PngImagePlugin
 
 import sepc_zoo
 from sepc_zoo.config import override
-from sepc_zoo.data.images import read_image, resize_image
+from sepc_zoo.data.images import read_image
+from sepc_zoo.data.pixels import resize_image
 from sepc_zoo.inference import detections
 from sepc_zoo.inference.preprocess import open_image, plan_resize
 from sepc_zoo.registry import authors_config, model_config
