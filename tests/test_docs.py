@@ -23,7 +23,7 @@ FOREIGN = {"operator torchvision::nms does not exist", "sepc-zoo: command not fo
 
 FOREIGN_FLAGS = {
     *("--multi_gpu", "--num_processes", "--nproc_per_node", "--nnodes", "--rdzv-backend"),
-    *("--rdzv-endpoint", "--shm-size", "--upgrade"),
+    *("--rdzv-endpoint", "--shm-size", "--upgrade", "--data-binary", "--port", "--rm"),
 }
 
 

@@ -46,11 +46,18 @@ class Arguments(Options):
         metavar="DIR",
     )
     max_drop: float = option(0.01, "largest loss of AP by int8, as a fraction", ge=0, le=1)
+    with_runtime: bool = option(
+        False,
+        "also write detect.py beside an ONNX file: it runs the file on images with numpy, "
+        "onnxruntime and pillow alone",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.int8 != bool(self.calibrate):
             raise OptionError("calibrate", "and --int8 go together")
+        if self.with_runtime and (self.format != "onnx" or self.raw):
+            raise OptionError("with_runtime", "needs --format onnx, without --raw")
 
 
 def run(arguments: Arguments) -> int:
@@ -72,6 +79,11 @@ def run(arguments: Arguments) -> int:
         metrics=read_metrics(Path(arguments.model).expanduser()),
     )
     say(f"{file}: compared with the model, see {file.with_name(FIGURES_FILE)}")
+    if arguments.with_runtime:
+        from sepc_zoo.export.runtime import write_runtime
+
+        script = write_runtime(file.parent)
+        say(f"without this library: python {script} {file} IMAGES")
     if not arguments.raw:
         say(f"use it: sepc-zoo predict IMAGE --model {file}")
     if not read_figures(file.parent)[file.name]["detections"]:
