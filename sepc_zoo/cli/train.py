@@ -32,9 +32,9 @@ DEMO: dict[str, Any] = {
     "recipe": "small",
     "batch_size": 8,
     "lr": 2e-3,
-    "epochs": 10,
+    "epochs": 12,
     "scale": (1.0, 1.0),
-    "val_interval": 2,
+    "val_interval": 3,
 }
 NEXT_STEPS = """\
 next, your own images: sepc-zoo suggest FOLDER names a model and options that suit them"""

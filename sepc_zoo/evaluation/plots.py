@@ -177,6 +177,7 @@ def _plot_classes(
     axes.set(title="Classes" + (f" (and {more} more)" if more else ""), xlabel="boxes")
     axes.set_yticks(range(len(names)), map(plain, names), fontsize=8)
     axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=5)
     axes.legend(frameon=False, loc="lower right")
 
 
@@ -197,7 +198,8 @@ def _plot_histogram(
     if log:
         steps = np.geomspace(low * 0.98, high * 1.02, 41)
         axes.set_xscale("log", subs=[])
-        ticks = [part * 10.0**power for power in range(-3, 5) for part in (1, 2, 5)]
+        parts = (1, 2, 5) if steps[-1] < 1000 * steps[0] else (1,)
+        ticks = [part * 10.0**power for power in range(-3, 5) for part in parts]
         axes.set_xticks([tick for tick in ticks if steps[0] <= tick <= steps[-1]])
         axes.xaxis.set_major_formatter("{x:g}")
     else:
@@ -218,6 +220,7 @@ def _plot_sizes(axes: "Axes", columns: Mapping[str, "Columns"]) -> None:
         sizes, counts = np.unique(own.image_sizes, axis=0, return_counts=True)
         area = 12 + 400 * counts / max(1, counts.sum())
         axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=_split_color(i), alpha=0.35)
+    axes.margins(0.08)
     axes.set(xlim=(0, None), ylim=(0, None))
 
 
