@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
-import onnxruntime
 from PIL import ExifTags, Image, ImageColor, ImageDraw, ImageFont, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it reports to its maker from 1.29 on
+import onnxruntime
 
 METADATA_KEY = "sepc_zoo"
 METADATA_FORMAT = 1
@@ -50,11 +52,12 @@ READ_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-# Class colours, far apart for the first classes; repeated after twenty.
+# Class colours, repeated after twenty. Those of the first classes differ most, also to eyes with
+# protanopia, deuteranopia or tritanopia.
 PALETTE = (
-    "#ff3838", "#2f8cff", "#18c964", "#ffb000", "#b14cff", "#00c2d1", "#ff5fa2", "#9acd00",
-    "#ff7a1a", "#5b5bff", "#008f6b", "#d4a373", "#e056fd", "#7ed6df", "#a0522d", "#f6e05e",
-    "#c9a0ff", "#a3ffb0", "#00e5a0", "#ff9f9f",
+    "#2f8cff", "#ff4b3c", "#00ffa5", "#fff000", "#872d4b", "#691eff", "#ffa5f0", "#782d96",
+    "#f05a5a", "#4bc3a5", "#96e15a", "#2d7887", "#d200d2", "#ff9600", "#d25ac3", "#784b1e",
+    "#69870f", "#b496f0", "#c31e78", "#00964b",
 )  # fmt: skip
 MAX_NAMED = 5  # detections that are named in a text
 MAX_PRECISION = 22  # bits of the weights of a resize
@@ -255,7 +258,6 @@ def load(
     path = os.path.expanduser(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    onnxruntime.disable_telemetry_events()
     try:
         session = onnxruntime.InferenceSession(path, options, [*providers])
     except Exception as error:  # onnxruntime's errors share no base
@@ -549,6 +551,13 @@ def class_color(label: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def text_color(color: tuple[int, int, int]) -> str:
+    """Return black or white, the one with the higher contrast to a colour (WCAG 2.2)."""
+    linear = [((v / 255 + 0.055) / 1.055) ** 2.4 for v in color]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -603,16 +612,24 @@ def _draw_caption(
 ) -> None:
     """Draw a caption on a plate of the box's colour above the box, or inside it without room."""
     pad = max(2, round(font.size / 5))
+    caption = shorten(caption, font, size[0] - 2 * pad)
     ascent, descent = font.getmetrics()
     width = round(draw.textlength(caption, font)) + 2 * pad
     height = ascent + descent + pad
     left = max(0, min(corner[0], size[0] - width))
     top = corner[1] - height if corner[1] >= height else corner[1]
     top = max(0, min(top, size[1] - height))
-    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    ink = "black" if luminance > 130 else "white"
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
-    draw.text((left + pad, top + pad // 2), caption, fill=ink, font=font)
+    draw.text((left + pad, top + pad // 2), caption, fill=text_color(color), font=font)
+
+
+def shorten(text: str, font: Any, width: float, tail: int = 5) -> str:
+    """Leave out the middle of a text, but not the score at its end, until it is narrow enough."""
+    kept = len(text) - tail
+    while kept > 0 and font.getlength(text) > width:
+        kept -= 1
+        text = f"{text[:kept]}…{text[-tail:]}"
+    return text
 
 
 # Command line

@@ -513,3 +513,35 @@ def test_an_exported_model_finds_in_images_what_it_found_before(name, tmp_path):
         assert found.labels.tolist() == expected.labels.tolist()
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.1)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+FAKE = """
+import os
+
+print(os.environ.get("ORT_DISABLE_TELEMETRY"), end="")
+
+
+def __getattr__(name):
+    return object
+"""
+
+
+def test_the_maker_of_onnxruntime_gets_no_reports(tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text(FAKE)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    write_runtime(tmp_path)
+    for code in ("import sepc_zoo.export.onnx, onnxruntime", "import detect"):
+        command = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"
+        assert run_python(command) == "1"
+
+
+def test_the_maker_of_openvino_gets_no_reports():
+    code = (
+        "import sepc_zoo.export, openvino.tools.ovc.telemetry_utils as ovc; print(ovc.tm.__name__)"
+    )
+    assert run_python(code).endswith("telemetry_stub\n")
+
+
+def run_python(code):
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return run.stdout
