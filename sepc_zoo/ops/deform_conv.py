@@ -196,10 +196,16 @@ def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 # The fused kernel as an operator, which torch.compile and torch.export leave as it is. It has the
-# arguments of ``gather_and_multiply``, which computes it on the CPU.
+# arguments of ``gather_and_multiply``, which computes it on the CPU. The schemas are written out:
+# torch 2.6 cannot infer them from a Sequence.
+SIZES = "int[] sizes, int count, int stride, int padding"
+CONV_SCHEMA = f"(Tensor rows, Tensor offset, Tensor kernel, Tensor bias, {SIZES}) -> Tensor"
+GRADIENTS_SCHEMA = (
+    f"(Tensor rows, Tensor offset, Tensor kernel, Tensor grad, {SIZES}) -> (Tensor, Tensor, Tensor)"
+)
 
 
-@torch.library.custom_op("sepc_zoo::deform_conv", mutates_args=())
+@torch.library.custom_op("sepc_zoo::deform_conv", mutates_args=(), schema=CONV_SCHEMA)
 def fused_op(
     rows: Tensor,
     offset: Tensor,
@@ -215,7 +221,9 @@ def fused_op(
     return convolve(rows, offset, kernel, bias, sizes, count, stride, padding)
 
 
-@torch.library.custom_op("sepc_zoo::deform_conv_gradients", mutates_args=())
+@torch.library.custom_op(
+    "sepc_zoo::deform_conv_gradients", mutates_args=(), schema=GRADIENTS_SCHEMA
+)
 def fused_gradients_op(
     rows: Tensor,
     offset: Tensor,

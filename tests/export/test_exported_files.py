@@ -3,7 +3,6 @@
 import csv
 import json
 
-import onnx
 import pytest
 import torch
 from commands import SHAPES, assert_refused, call
@@ -13,6 +12,7 @@ import sepc_zoo
 from sepc_zoo.evaluation.speed import Setting, compare
 from sepc_zoo.registry import NECKS
 
+onnx = pytest.importorskip("onnx")
 SMALL = {"fpn": {"levels": (3, 5)}, "head": {"convs": 1}, "weights": {"image_size": (64, 96)}}
 
 
