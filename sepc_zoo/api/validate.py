@@ -33,8 +33,8 @@ def validate(
     """Measure the COCO mAP of a model on a data set; the figures of ``sepc-zoo validate``.
 
     Args:
-        model: a model folder, ``hf-hub:org/repo``, a name with published weights, or a detector,
-            which is set to eval mode and moved to the device that is used.
+        model: a model folder, ``hf-hub:org/repo``, a name with published weights, an exported file,
+            or a detector, which is set to eval mode and moved to the device that is used.
         data: data set, or several to join by class name.
         split: name of the split.
         output: folder to write ``metrics.json``, ``detections.json`` and ``report.html`` to;
@@ -102,12 +102,14 @@ def detect(arguments: SplitOptions, source: "Source | Detector") -> Detected | N
     from sepc_zoo.data.sharing import read_once
     from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.evaluation.validate import detect_split, validation_loader
-    from sepc_zoo.models.detector import Detector
     from sepc_zoo.training.accelerator import make_accelerator
 
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
     # A copy with the same weights: the config of a user's detector stays as it is.
-    model = copy(source.eval()) if isinstance(source, Detector) else model_with_weights(source)
+    if isinstance(source, str | PathLike):
+        model = model_with_weights(source)
+    else:
+        model = copy(source.eval())
     choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
     annotations = read_once(partial(read_split, arguments, model.config.label_names))
     loader = validation_loader(

@@ -49,8 +49,11 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.data.quality.fix import write_clean_copy
     from sepc_zoo.inference.labelling import add_labels
     from sepc_zoo.inference.progress import progress_bar
+    from sepc_zoo.training.accelerator import start_processes
 
     root, target = Path(arguments.data), Path(arguments.output)
+    if start_processes(cpu=arguments.device == "cpu").num_processes > 1:
+        raise ConfigError("label runs in one process; start it without a launcher")
     if target.exists():
         raise ConfigError(f"--output {target} exists already; choose a new folder")
     model = model_with_weights(arguments.model).to(best_device(arguments.device))

@@ -151,6 +151,7 @@ def report_images(
     """Write the detections of all images and say how many there are; the problem with that."""
     from sepc_zoo.files import write_json
     from sepc_zoo.inference.bulk import DETECTIONS_FILE
+    from sepc_zoo.inference.preprocess import without_password
 
     content, problems = coco_file(images, done, config), []
     try:
@@ -158,7 +159,7 @@ def report_images(
     except OSError as error:
         problems.append(f"{output / DETECTIONS_FILE}: cannot be written: {error.strerror}")
     if len(done) == 1 and done[0].text:
-        say(f"{images.files[0]}: {done[0].text}")
+        say(f"{without_password(str(images.files[0]))}: {done[0].text}")
     count, boxes = len(content["images"]), len(content["annotations"])
     say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
     return problems

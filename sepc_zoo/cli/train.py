@@ -47,7 +47,7 @@ class Arguments(StartOptions):
     passes_on: ClassVar[type[Options]] = TrainOptions
 
     dry_run: bool = option(
-        False, "only estimate memory and time, by two steps with the largest batch; write nothing"
+        False, "only estimate memory and time, by two steps with the largest batch; start no run"
     )
     push_to_hub: str | None = option(
         None, "repository on the hub for the best model", metavar="ORG/NAME"

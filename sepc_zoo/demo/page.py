@@ -1,6 +1,8 @@
 """A web page that shows what a model finds in an image."""
 
+import atexit
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -148,6 +150,7 @@ def example_images(folder: str | Path | None) -> Sequence[Path]:
     if folder is not None:
         return list_images(folder)[:MAX_EXAMPLES]
     root = Path(tempfile.mkdtemp(prefix="sepc_zoo_demo_"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     small = write_shapes(root / "small", train=0, val=3, size=(480, 640), sides=(40, 160))
     large = write_shapes(root / "large", train=0, val=1, size=(960, 1280), sides=(8, 60))
     return [*list_images(small / "val"), *list_images(large / "val")]

@@ -107,13 +107,11 @@ def file_of(path: str | Path, format: str, architecture: str) -> Path:
     """The file to write; of a folder, or of a path without a suffix, one inside of it.
 
     Raises:
-        ExportError: the suffix is of another format, or the name is taken.
+        ExportError: the suffix is of another format.
     """
     path, suffix = Path(path).expanduser(), FORMATS[format]
     if path.is_dir() or not path.suffix:
         return path / f"{architecture}{suffix}"
     if path.suffix != suffix:
         raise ExportError(f"{path}: a file of format {format} ends in {suffix}")
-    if metadata_file(path).name == FIGURES_FILE:
-        raise ExportError(f"{path}: {FIGURES_FILE} is a file of its own; choose another name")
     return path

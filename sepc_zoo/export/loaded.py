@@ -11,6 +11,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from sepc_zoo.checkpoints.folder import CONFIG_FILE
 from sepc_zoo.config import DetectorConfig, config_from_json
 from sepc_zoo.data.pixels import pad_and_stack, resize_image
 from sepc_zoo.export.metadata import ExportError
@@ -94,12 +95,14 @@ class ExportedModel(nn.Module):
         return found
 
     def fit(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Shrink an image that is larger than a fixed input: of ``predict``, those that stand."""
+        """Resize an image that does not fit a fixed input, such as a portrait in a landscape."""
         height, width = image.shape[-2:]
         factor = min(shape[0] / height, shape[1] / width)
         if factor >= 1:
             return image
-        size = max(1, int(height * factor)), max(1, int(width * factor))
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        if not self.rule["keep_ratio"]:
+            size = shape
         return resize_image(image, size, self.rule["antialias"])
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
@@ -146,7 +149,9 @@ def find_exported(path: str | Path) -> Path | None:
     path = Path(path).expanduser()
     if path.is_file() and path.suffix in SUFFIXES:
         return path
-    files = [f for suffix in SUFFIXES for f in path.glob(f"*{suffix}")] if path.is_dir() else []
+    if not path.is_dir() or (path / CONFIG_FILE).is_file():  # a model folder is its own model
+        return None
+    files = [file for suffix in SUFFIXES for file in path.glob(f"*{suffix}")]
     return files[0] if len(files) == 1 else None
 
 

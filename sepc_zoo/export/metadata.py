@@ -96,8 +96,8 @@ def weights_hash(model: Detector) -> str:
 
 
 def metadata_file(path: Path) -> Path:
-    """The JSON file beside an exported file."""
-    return path.with_suffix(".json")
+    """The JSON file beside an exported file, ``model.onnx.json``."""
+    return path.with_name(f"{path.name}.json")
 
 
 def parse(text: str, path: Path) -> dict[str, Any]:

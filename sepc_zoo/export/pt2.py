@@ -1,7 +1,9 @@
 """Archives of torch.export; to load one elsewhere, ``import sepc_zoo.export.suppression`` first."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ class Network:
     def __init__(self, path: Path) -> None:
         extra = {KEY: ""}
         try:
-            program = torch.export.load(path, extra_files=extra)
-            # Its guards also refuse sizes for which a memory format would only have another name.
+            with without_pickles():
+                program = torch.export.load(path, extra_files=extra)
+            # Its guards also refuse sizes at which only the reported memory format differs.
             self.module = program.module(check_guards=False)
         except Exception as error:  # many types without a common base
             raise ExportError(f"{path}: torch.export cannot load it: {error!s:.1000}") from error
@@ -40,3 +43,17 @@ class Network:
     @torch.no_grad()
     def __call__(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
         return [y.numpy() for y in self.module(torch.from_numpy(images), torch.from_numpy(sizes))]
+
+
+@contextmanager
+def without_pickles() -> Iterator[None]:
+    """Keep torch.export from running code in a file: it would load again what is not safe."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import struct
 import sys
 import warnings
@@ -279,9 +278,16 @@ def load(
 
 
 def write_runtime(folder: str | os.PathLike[str]) -> Path:
-    """Copy this module into a folder as ``detect.py``, which runs alone; return its path."""
-    path = Path(folder) / "detect.py"
-    shutil.copyfile(__file__, path)
+    """Copy this module into a folder as ``detect.py``, which runs alone; return its path.
+
+    Raises:
+        FileError: the folder has another file of this name.
+    """
+    path, text = Path(folder) / "detect.py", Path(__file__).read_bytes()
+    if path.exists() and path.read_bytes().splitlines()[:1] != text.splitlines()[:1]:
+        raise FileError(f"{path}: there is another file of this name; choose another folder")
+    with _new_file(path) as file:
+        file.write_bytes(text)
     return path
 
 

@@ -325,14 +325,16 @@ def rows(found: Detections) -> list[dict[str, Any]]:
 
 def video_path(output: Path, video: Path) -> Path:
     """Name the annotated video of a video; two never share one."""
-    name = video.stem if video.suffix == ".mp4" else video.name
+    is_plain = video.suffix == ".mp4" and Path(video.stem).suffix.lower() not in SUFFIXES
+    name = video.stem if is_plain else video.name
     return output / video.parent / f"{name}_boxes.mp4"
 
 
 def picture_path(output: Path, image: Path) -> Path:
     """Name the picture of an image in a folder of the output; two images never share one."""
-    suffix = image.suffix if image.suffix.lower() in IMAGE_SUFFIXES else ".png"
-    return output / image.parent / f"{image.stem}_boxes{suffix}"
+    if image.suffix.lower() not in IMAGE_SUFFIXES:
+        return output / image.parent / f"{image.name}_boxes.png"
+    return output / image.parent / f"{image.stem}_boxes{image.suffix}"
 
 
 def save_picture(detections: Detections, path: Path, image: Path | str) -> str:
@@ -341,7 +343,7 @@ def save_picture(detections: Detections, path: Path, image: Path | str) -> str:
         detections.save(path)
     except (OSError, ValueError) as error:  # ValueError: too large for its format
         reason = getattr(error, "strerror", None) or error
-        return f"{image}: its picture cannot be written to {path}: {reason}"
+        return f"{without_password(str(image))}: its picture cannot be written to {path}: {reason}"
     return ""
 
 

@@ -1,6 +1,7 @@
 """Images as users give them, their way to a network's input, and the way of boxes back."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,9 @@ def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], 
 def open_image(source: ImageSource, channels: int = 3) -> LoadedImage:
     """Open one image; arguments and errors as in ``open_images``."""
     if isinstance(source, str) and source.startswith(URL_START):
-        return LoadedImage(decode_image(download_image(source), source, channels=channels))
+        return LoadedImage(
+            decode_image(download_image(source), without_password(source), channels=channels)
+        )
     if isinstance(source, bytes):
         name = f"{len(source)} bytes"
         return LoadedImage(decode_image(source, name, channels=channels))
@@ -159,10 +162,15 @@ def download_image(url: str) -> bytes:
         with urlopen(url, timeout=TIMEOUT) as answer:
             data: bytes = answer.read(MAX_DOWNLOAD + 1)
     except (OSError, ValueError, OverflowError, HTTPException) as error:
-        raise ImageError(f"{url}: {error}") from error
+        raise ImageError(f"{without_password(url)}: {error}") from error
     if len(data) > MAX_DOWNLOAD:
-        raise ImageError(f"{url}: larger than {MAX_DOWNLOAD} bytes")
+        raise ImageError(f"{without_password(url)}: larger than {MAX_DOWNLOAD} bytes")
     return data
+
+
+def without_password(address: str) -> str:
+    """Leave the user and the password out of an address."""
+    return re.sub(r"(?<=://)[^/]*@", "", address)
 
 
 def _readable_images(files: list[Path], channels: int) -> Iterator[LoadedImage]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sepc_zoo.data.images import IMAGE_SUFFIXES
 from sepc_zoo.errors import UserError
-from sepc_zoo.inference.preprocess import URL_START, LoadedImage
+from sepc_zoo.inference.preprocess import URL_START, LoadedImage, without_password
 
 if TYPE_CHECKING:
     from av import AudioStream, Packet, VideoFrame, VideoStream
@@ -94,11 +94,6 @@ def _has_image_content(url: str) -> bool:
             return bool(answer.headers.get_content_maintype() == "image")
     except (OSError, ValueError, HTTPException):  # PyAV tells why
         return False
-
-
-def without_password(address: str) -> str:
-    """Leave the user and the password out of an address."""
-    return re.sub(r"(?<=://)[^/]*@", "", address)
 
 
 class Video:

@@ -1,11 +1,13 @@
 """A training run: its parts and its position."""
 
+import json
 import math
 import shutil
 from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import set_seed
@@ -25,7 +27,7 @@ from sepc_zoo.training.advice import advise
 from sepc_zoo.training.callback import Callback
 from sepc_zoo.training.checkpoint import Progress, ResumeError, Stateful, digest, load_state
 from sepc_zoo.training.logging import Log, list_dropped
-from sepc_zoo.training.options import TrainOptions, check_changes, write_options
+from sepc_zoo.training.options import TrainError, TrainOptions, check_changes, write_options
 from sepc_zoo.training.recipes import choose_recipe, fill_in, make_optimizer, make_scheduler
 from sepc_zoo.training.resilience.async_scalars import StepResult
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
@@ -121,6 +123,7 @@ class Run:
             transform="" if transform is None else name_of(transform),
         )
         self.saved_step: int | None = None
+        self.metrics: dict[str, Any] = {}  # those of the last validation
 
     @property
     def losses(self) -> dict[str, Tensor]:
@@ -139,7 +142,10 @@ class Run:
             "progress": self.progress,
         }
         stateful = [callback for callback in self.callbacks if isinstance(callback, Stateful)]
-        return parts | {type(callback).__name__: callback for callback in stateful}
+        own = {type(callback).__name__: callback for callback in stateful}
+        if len(own) < len(stateful):
+            raise TrainError("two callbacks of one class have a state; make a class for each")
+        return parts | own
 
     def load(self) -> str:
         """Load the last state of the run; return what is damaged, or "".
@@ -149,6 +155,8 @@ class Run:
         """
         damage, progress = load_state(self.stateful_parts(), self.output), self.progress
         self.saved_step = progress.step
+        if (metrics := self.output / "last" / "metrics.json").is_file():
+            self.metrics = json.loads(metrics.read_text(encoding="utf-8"))
         if progress.step > self.num_steps:
             raise ResumeError(
                 f"{self.output} has made {progress.step} steps, and is to make {self.num_steps}: "

@@ -96,7 +96,6 @@ def train(
 
 def fit(run: Run) -> dict[str, Any]:
     """Run the training loop from ``run.progress`` to the end."""
-    metrics: dict[str, Any] = {}
     options, progress = run.options, run.progress
     try:
         for epoch in range(progress.epoch, run.num_epochs):
@@ -114,7 +113,7 @@ def fit(run: Run) -> dict[str, Any]:
             is_validated = epoch + 1 == run.num_epochs or (epoch + 1) % options.val_interval == 0
             finish_step(run, log=True, save=is_validated and run.saved_step != progress.step)
             if is_validated:
-                metrics = validate(run, epoch + 1)
+                validate(run, epoch + 1)
             progress.epoch = epoch + 1
             finish_step(run, save=True)
             call(run, "after_epoch")
@@ -122,10 +121,12 @@ def fit(run: Run) -> dict[str, Any]:
         run.log.say(str(stop))
         if run.saved_step != progress.step:
             finish_step(run, log=True, save=True)
+        else:  # a validation may have changed the progress
+            save_run(run)
     except WaitEnded:  # by a signal, between two steps
         kill_workers()
         finish_step(run, log=True)
-    return metrics | {"best_AP": progress.best_ap}
+    return {**run.metrics, "best_AP": progress.best_ap}
 
 
 def train_step(run: Run, batches: Sequence[Batch]) -> None:
@@ -273,7 +274,7 @@ def how_to_go_on(run: Run) -> str:
     return f"saved after step {run.saved_step}; go on with --resume {run.output}"
 
 
-def validate(run: Run, epoch: int) -> dict[str, Any]:
+def validate(run: Run, epoch: int) -> None:
     """Validate the model after an epoch, and save it as the last and, if it is, the best one."""
     try:
         evaluation, results = validate_model(
@@ -299,9 +300,9 @@ def validate(run: Run, epoch: int) -> dict[str, Any]:
             save_model(run.evaluated, path, metrics=metrics, training=training_facts(run))
             write_json(path / "metrics.json", metrics)
             write_json(path / "detections.json", results, indent=None)
+    run.metrics = metrics
     call(run, "after_validation", metrics)
     run.accelerator.wait_for_everyone()
-    return metrics
 
 
 def training_facts(run: Run) -> dict[str, Any]:

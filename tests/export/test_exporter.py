@@ -51,10 +51,10 @@ def test_a_file_has_its_metadata_and_the_figures_of_the_comparison_beside_it(tmp
     file = export(model, tmp_path / "new" / "model.onnx", metrics=metrics)
     assert sorted(f.name for f in file.parent.iterdir()) == [
         "export.json",
-        "model.json",
         "model.onnx",
+        "model.onnx.json",
     ]
-    metadata = json.loads((file.parent / "model.json").read_text())
+    metadata = json.loads((file.parent / "model.onnx.json").read_text())
     assert metadata["label_names"] == list(LABELS)
     assert config_from_json(metadata["config"]) == model.config
     assert metadata["metrics"] == {"AP": 0.4, "AP50": 0.6}
@@ -69,7 +69,7 @@ def test_a_file_has_its_metadata_and_the_figures_of_the_comparison_beside_it(tmp
 def test_the_hash_is_that_of_the_saved_weights(tmp_path, model):
     folder = sepc_zoo.save_model(model, tmp_path / "saved")
     file = export(model, tmp_path)
-    metadata = json.loads(file.with_suffix(".json").read_text())
+    metadata = json.loads(file.with_name(f"{file.name}.json").read_text())
     content = (folder / "model.safetensors").read_bytes()
     assert metadata["weights_sha256"] == hashlib.sha256(content).hexdigest()
 
@@ -190,11 +190,6 @@ def test_soft_suppression_is_refused(tmp_path):
         export(model, tmp_path / "model.onnx")
 
 
-def test_the_file_of_figures_keeps_its_name(tmp_path, model):
-    with pytest.raises(ExportError, match=r"export\.json is a file of its own"):
-        export(model, tmp_path / "export.onnx")
-
-
 def test_the_suffix_of_another_format_is_refused(tmp_path, model):
     with pytest.raises(ExportError, match=r"format openvino ends in \.xml"):
         export(model, tmp_path / "model.onnx", "openvino")
@@ -227,4 +222,4 @@ def test_a_damaged_file_is_named(tmp_path):
 )
 def test_metadata_of_another_version_is_refused(tmp_path, text, message):
     with pytest.raises(ExportError, match=message):
-        parse(text, tmp_path / "model.json")
+        parse(text, tmp_path / "model.onnx.json")

@@ -55,7 +55,7 @@ def test_the_images_become_inputs_of_the_graph(draft, model, images):
     module = CopyFormat(model)
     file, figures = quantize(module, draft, Int8(images, ap_of, max_drop=0.03))
     assert figures == {"AP": 0.5, "AP_int8": 0.48, "calibration_images": 3}
-    assert json.loads(file.with_suffix(".json").read_text())["precision"] == "int8"
+    assert json.loads(file.with_name(f"{file.name}.json").read_text())["precision"] == "int8"
     assert [x["images"].shape for x in module.inputs] == [(2, 64, 64, 3)] * 3
     assert [x["sizes"].tolist() for x in module.inputs] == [[[64, 64]] * 2] * 3
 

@@ -1,10 +1,16 @@
 """Exported files with the interface of a model."""
 
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_exports import TorchNetwork, tiny_detector
 
-from sepc_zoo.export.loaded import ExportedModel
+from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.export.loaded import ExportedModel, find_exported
 from sepc_zoo.export.metadata import ExportError, describe
 
 
@@ -65,3 +71,45 @@ def test_an_upright_image_is_shrunk_to_a_fixed_input_that_lies(model):
 def test_a_file_of_raw_outputs_gives_no_detections(model):
     with pytest.raises(ExportError, match="--raw"):
         in_torch(model, raw=True).detect([picture()])
+
+
+@pytest.mark.parametrize("size", [(200, 90), (90, 200)])
+@pytest.mark.parametrize("keep_ratio", [True, False])
+def test_an_image_that_does_not_fit_a_fixed_input_is_resized_to_it(model, size, keep_ratio):
+    exported = in_torch(model, image_size=(64, 128))
+    exported.rule = exported.rule | {"keep_ratio": keep_ratio}
+    fitted = tuple(exported.fit(picture(*size), (64, 128)).shape[1:])
+    factor = min(64 / size[0], 128 / size[1])
+    kept = round(size[0] * factor), round(size[1] * factor)
+    assert fitted == (kept if keep_ratio else (64, 128))
+
+
+def test_a_model_folder_is_never_taken_for_an_export_in_it(model, tmp_path):
+    (tmp_path / "model.onnx").touch()
+    assert find_exported(tmp_path) == tmp_path / "model.onnx"
+    save_model(model, tmp_path)
+    assert find_exported(tmp_path) is None
+    assert find_exported(tmp_path / "model.onnx") == tmp_path / "model.onnx"
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_an_archive_with_code_in_it_is_refused(tmp_path, monkeypatch):
+    pt2 = pytest.importorskip("sepc_zoo.export.pt2")
+    monkeypatch.chdir(tmp_path)
+    program = torch.export.export(torch.nn.ReLU(), (torch.ones(2),))
+    torch.export.save(program, "good.pt2")
+    torch.save(Evil(), "evil.pt")
+    shutil.copy("good.pt2", "evil.pt2")
+    names = zipfile.ZipFile("good.pt2").namelist()
+    with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("evil.pt2", "w") as evil:
+        for name in names:
+            is_pickle = name.endswith(".pt")
+            evil.writestr(name, Path("evil.pt").read_bytes() if is_pickle else good.read(name))
+    assert any(name.endswith(".pt") for name in names)
+    with pytest.raises(ExportError, match="cannot load it"):
+        pt2.Network(tmp_path / "evil.pt2")
+    assert not (tmp_path / "harm").exists()

@@ -545,3 +545,11 @@ def test_the_maker_of_openvino_gets_no_reports():
 def run_python(code):
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return run.stdout
+
+
+def test_detect_py_of_another_project_is_not_overwritten(tmp_path):
+    write_runtime(tmp_path)
+    write_runtime(tmp_path)
+    (tmp_path / "detect.py").write_text("mine = 1")
+    with pytest.raises(FileError, match="another file of this name"):
+        write_runtime(tmp_path)

@@ -73,6 +73,7 @@ def test_an_image_keeps_its_id_where_another_cannot_be_read(model, files, tmp_pa
 
 def test_no_two_images_share_a_picture(tmp_path):
     names = ["a.jpg", "a.JPG", "a.jpeg", "a.png", "a.b.png", "a_boxes.jpg", "a_boxes.png", "b.jpg"]
+    names += ["a.dat", "example.com_photos_1", "example.com_photos_2"]
     paths = {picture_path(tmp_path, Path(name)) for name in (*names, "b/a.jpg", "b/c/a.jpg")}
     assert len(paths) == len(names) + 2
 
@@ -193,7 +194,7 @@ def test_videos_cameras_and_addresses_have_names_of_their_own(tree):
 
 
 def test_no_two_videos_share_a_result(tmp_path):
-    names = ["a.mp4", "a.mov", "a.MP4", "b/a.mp4", "host_554_live"]
+    names = ["a.mp4", "a.mov", "a.mov.mp4", "a.MP4", "b/a.mp4", "host_554_live"]
     assert len({video_path(tmp_path, Path(name)) for name in names}) == len(names)
 
 

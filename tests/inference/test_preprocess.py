@@ -257,3 +257,10 @@ def test_torchvisions_inputs_are_cut_to_whole_pixels_and_resized_in_floats():
     torch.testing.assert_close(found, expected)
     boxes = plan.to_image(torch.tensor([[0.0, 0, 1066, 800]]))
     torch.testing.assert_close(boxes, torch.tensor([[0.0, 0, 640, 480]]))
+
+
+def test_a_message_about_an_address_has_no_password():
+    with pytest.raises(ImageError) as error:
+        open_image("http://user:secret@127.0.0.1:9/a.jpg")
+    assert "secret" not in str(error.value)
+    assert "127.0.0.1:9/a.jpg" in str(error.value)

@@ -10,6 +10,7 @@ from tiny_runs import interrupt_at, options, read_log, read_losses, resume, stat
 
 from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callback import Callback, Stop
+from sepc_zoo.training.options import TrainError
 from sepc_zoo.training.resilience.signals import SIGNALS, Interrupt, Interrupted
 from sepc_zoo.training.trainer import train
 
@@ -69,6 +70,22 @@ def test_a_callback_stops_a_run_after_an_epoch_which_is_not_repeated(shapes, tmp
     metrics = train(options(shapes, tmp_path), callbacks=[StopAtEpoch()])
     assert metrics["AP"] >= 0
     assert state_of(tmp_path)["progress"]["epoch"] == 1
+
+
+class StopAtAP(Callback):
+    def after_validation(self, run, metrics):
+        raise Stop(f"epoch {run.progress.epoch + 1} has AP {metrics['AP']}")
+
+
+def test_a_run_that_stops_at_a_validation_keeps_its_figures(shapes, tmp_path):
+    metrics = train(options(shapes, tmp_path), callbacks=[StopAtAP()])
+    assert metrics["AP"] >= 0
+    assert metrics["best_AP"] == state_of(tmp_path)["progress"]["best_ap"] == metrics["AP"]
+
+
+def test_two_callbacks_of_one_class_with_a_state_are_refused(shapes, tmp_path):
+    with pytest.raises(TrainError, match="make a class for each"):
+        train(options(shapes, tmp_path), callbacks=[CountSteps(), CountSteps()])
 
 
 class CountSteps(Callback):
