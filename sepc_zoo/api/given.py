@@ -81,7 +81,8 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
     for name, hint in (("data", ""), ("model", "; `sepc-zoo list` names the models")):
         if name not in given:
             raise TrainError(f"--{name} is missing{hint}")
-    name = Path(given["model"]).name
+    folder = Path(given["model"])
+    name = folder.parent.name if folder.name in ("best", "last") else folder.name
     options = {**given, "model": model_name(given["model"])}
     if "output" not in options:
         TrainOptions(**options, output=name)  # a wrong option is reported before processes start

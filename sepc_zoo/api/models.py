@@ -42,11 +42,13 @@ def model_name(source: str | os.PathLike[str]) -> str:
     """The name by which ``create_model`` knows a model folder, a hub id or a name.
 
     Raises:
-        HubError: the source looks like a path, and there is no such folder.
+        HubError: the source is a file, or looks like a path and there is no such folder.
     """
     source = os.fspath(source)
     if Path(source).expanduser().is_dir():
         return f"{LOCAL_PREFIX}{source}"
+    if Path(source).expanduser().is_file():
+        raise HubError(f"{source} is a file, but neither a model folder nor an exported model")
     if "/" in source and ":" not in source:
-        raise HubError(f"{source}: no such folder; a model on the hub is hf-hub:org/name")
+        raise HubError(f"{source}: no such folder or file; a model on the hub is hf-hub:org/name")
     return source

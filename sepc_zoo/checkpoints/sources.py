@@ -49,7 +49,8 @@ def find_model(name: str, pretrained: bool, **download: Any) -> Path | None:
         folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser()
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / file).is_file():
-                raise HubError(f"{folder} is no model folder: it has no {file}")
+                hint = "; did you mean its folder best?" * (folder / "best" / file).is_file()
+                raise HubError(f"{folder} is no model folder: it has no {file}{hint}")
         return folder
     if name.startswith(HUB_PREFIX):
         repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")

@@ -67,6 +67,7 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.factory import create_model, read_metrics
 
     model = create_model(model_name(arguments.model), pretrained=True)
+    say(f"exporting {arguments.model}, and comparing the file with it; this takes a while")
     file = export(
         model,
         arguments.output,

@@ -5,15 +5,19 @@ that is fine-tuned on the copy learns the new classes and keeps the old ones. Th
 never changed; what is wrong with it is left out of the copy, as by check-data --fix.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sepc_zoo.api.options import LoaderOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import option
 from sepc_zoo.terminal import say
 from sepc_zoo.training.options import FormatOptions
+
+if TYPE_CHECKING:
+    from sepc_zoo.data.listing import Listing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +65,20 @@ def run(arguments: Arguments) -> int:
     if arguments.split not in check.listings:
         splits = ", ".join(check.listings)
         raise ConfigError(f"--split {arguments.split}: {root} has the splits {splits}")
-    label = partial(
-        add_labels,
-        model,
-        split=arguments.split,
-        score_threshold=arguments.score_threshold,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-    )
+    split, added = arguments.split, Counter[str]()
+
+    def label(listings: "dict[str, Listing]") -> "dict[str, Listing]":
+        threshold, how = arguments.score_threshold, (arguments.batch_size, arguments.workers)
+        labelled = add_labels(model, listings, split, threshold, *how)
+        for after, before in zip(labelled[split].images, listings[split].images, strict=True):
+            new = after.boxes[len(before.boxes) :]
+            added.update(labelled[split].label_names[box.label or 0] for box in new)
+        return labelled
+
     changes = write_clean_copy(check, target, arguments.link, progress_bar, label)
-    say(f"{target} is the labelled copy; its changes.csv lists {len(changes)} changes")
+    counts = ", ".join(f"{count} of {name}" for name, count in added.most_common())
+    say(
+        f"{target} is the copy; boxes added to {split}: {counts or 'none'}; its changes.csv lists "
+        f"{len(changes)} other changes"
+    )
     return 0

@@ -69,7 +69,7 @@ def test_category_ids_stay_unique(listings):
     assert after.category_ids[: len(own.category_ids)] == list(own.category_ids)
 
 
-def test_the_command_writes_a_data_set_to_train_on(tmp_path, monkeypatch):
+def test_the_command_writes_a_data_set_to_train_on(tmp_path, monkeypatch, capsys):
     data, copy = write_good_data(tmp_path / "data"), tmp_path / "copy"
     model = Fixed(["zebra"], [(BOX, 0.9, 0)])
     model.to = lambda _: model
@@ -77,6 +77,7 @@ def test_the_command_writes_a_data_set_to_train_on(tmp_path, monkeypatch):
     arguments = ["--model", "old", "--output", str(copy), "--workers", "0"]
     assert main(["label", str(data), *arguments]) == 0
     after = read_data(copy, "train")
+    assert f"boxes added to train: {len(after.records)} of zebra" in capsys.readouterr().out
     label = after.label_names.index("zebra")
     for record in after.records:
         assert (record.labels == label).sum() == 1
