@@ -137,7 +137,7 @@ def test_a_image_of_an_uncommon_format_gives_a_png(model, shapes, tmp_path):
     assert (
         call("predict", tmp_path / "image.ppm", "--model", model, "--output", tmp_path / "o") == 0
     )
-    assert (tmp_path / "o" / "image_boxes.png").exists()
+    assert (tmp_path / "o" / "image.ppm_boxes.png").exists()
 
 
 def test_pictures_are_not_written_among_the_images(model, images, capsys):
