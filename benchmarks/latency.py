@@ -48,7 +48,7 @@ Run = Callable[[], object]
 class Times(NamedTuple):
     """Seconds of each round."""
 
-    cpu: list[float]  # of the process
+    cpu: list[float]  # seconds that the process took
     wall: list[float]
 
 

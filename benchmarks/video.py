@@ -115,7 +115,7 @@ def make_video(path: Path, images: list[Path], frames: int) -> Path:
 
 
 def describe(path: Path) -> str:
-    """What is found in a video when it is decoded."""
+    """Count what a video has when it is decoded."""
     with av.open(str(path)) as video:
         frames = [frame.time for frame in video.decode(video=0)]
         codec, rate = video.streams.video[0].codec_context.name, video.streams.video[0].average_rate

@@ -17,11 +17,11 @@ from starlette.requests import ClientDisconnect
 
 MODEL = os.environ.get("MODEL", "model.onnx")
 WORKERS = int(os.environ.get("WORKERS", "2"))  # images at once; WORKERS x THREADS is the cores
-THREADS = int(os.environ.get("THREADS", "1"))  # of one image
+THREADS = int(os.environ.get("THREADS", "1"))  # that work on one image
 MAX_REQUESTS = int(os.environ.get("MAX_REQUESTS", "16"))  # at once, waiting ones too
-MAX_BYTES = int(os.environ.get("MAX_BYTES", "20_000_000"))  # of an image file
-MAX_PIXELS = int(os.environ.get("MAX_PIXELS", "50_000_000"))  # of a decoded image
-UPLOAD_SECONDS = float(os.environ.get("UPLOAD_SECONDS", "30"))  # for the whole file
+MAX_BYTES = int(os.environ.get("MAX_BYTES", "20_000_000"))  # a larger file is refused
+MAX_PIXELS = int(os.environ.get("MAX_PIXELS", "50_000_000"))  # a larger image is refused
+UPLOAD_SECONDS = float(os.environ.get("UPLOAD_SECONDS", "30"))  # a slower upload is ended
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 model = load(MODEL, THREADS)

@@ -105,10 +105,9 @@ def detect(arguments: SplitOptions, source: "Source | Detector") -> Detected | N
     from sepc_zoo.training.accelerator import make_accelerator
 
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
-    # A copy with the same weights: the config of a user's detector stays as it is.
     if isinstance(source, str | PathLike):
         model = model_with_weights(source)
-    else:
+    else:  # a copy with the same weights: the config of a user's detector stays as it is
         model = copy(source.eval())
     choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
     annotations = read_once(partial(read_split, arguments, model.config.label_names))

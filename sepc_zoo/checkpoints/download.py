@@ -206,7 +206,7 @@ def hash_of(path: Path) -> str:
 
 
 def is_page(start: bytes) -> bool:
-    """Whether a web page came in place of a file: a captive portal, a used-up quota, a login."""
+    """Tell if a web page came in place of a file: a captive portal, a used-up quota, a login."""
     return start.lstrip()[:20].lower().startswith(PAGE_STARTS)
 
 

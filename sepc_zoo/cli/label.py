@@ -7,17 +7,14 @@ never changed; what is wrong with it is left out of the copy, as by check-data -
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sepc_zoo.api.options import LoaderOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import option
 from sepc_zoo.terminal import say
 from sepc_zoo.training.options import FormatOptions
-
-if TYPE_CHECKING:
-    from sepc_zoo.data.listing import Listing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,37 +45,37 @@ class Arguments(LabelOptions, LoaderOptions):
 def run(arguments: Arguments) -> int:
     """Label the split and write the copy; what is left out is listed in its changes.csv."""
     from sepc_zoo.api.models import model_with_weights
-    from sepc_zoo.cli.runtime import best_device
+    from sepc_zoo.cli.runtime import start_on_device
     from sepc_zoo.data.quality.check import check_data
     from sepc_zoo.data.quality.fix import write_clean_copy
     from sepc_zoo.inference.labelling import add_labels
     from sepc_zoo.inference.progress import progress_bar
-    from sepc_zoo.training.accelerator import start_processes
 
     root, target = Path(arguments.data), Path(arguments.output)
-    if start_processes(cpu=arguments.device == "cpu").num_processes > 1:
+    processes, device = start_on_device(arguments.device)
+    if processes.num_processes > 1:
         raise ConfigError("label runs in one process; start it without a launcher")
     if target.exists():
         raise ConfigError(f"--output {target} exists already; choose a new folder")
-    model = model_with_weights(arguments.model).to(best_device(arguments.device))
+    model = model_with_weights(arguments.model).to(device)
     check = check_data(root, None, progress_bar, arguments.format)
     if arguments.split not in check.listings:
         splits = ", ".join(check.listings)
         raise ConfigError(f"--split {arguments.split}: {root} has the splits {splits}")
-    split, added = arguments.split, Counter[str]()
-
-    def label(listings: "dict[str, Listing]") -> "dict[str, Listing]":
-        threshold, how = arguments.score_threshold, (arguments.batch_size, arguments.workers)
-        labelled = add_labels(model, listings, split, threshold, *how)
-        for after, before in zip(labelled[split].images, listings[split].images, strict=True):
-            new = after.boxes[len(before.boxes) :]
-            added.update(labelled[split].label_names[box.label or 0] for box in new)
-        return labelled
-
+    added = Counter[str]()
+    label = partial(
+        add_labels,
+        model,
+        split=arguments.split,
+        score_threshold=arguments.score_threshold,
+        added=added,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
     changes = write_clean_copy(check, target, arguments.link, progress_bar, label)
     counts = ", ".join(f"{count} of {name}" for name, count in added.most_common())
     say(
-        f"{target} is the copy; boxes added to {split}: {counts or 'none'}; its changes.csv lists "
-        f"{len(changes)} other changes"
+        f"{target} is the copy; boxes added to {arguments.split}: {counts or 'none'}; its "
+        f"changes.csv lists {len(changes)} other changes"
     )
     return 0

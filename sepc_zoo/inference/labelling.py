@@ -1,6 +1,7 @@
 """Labels that a model gives to a data set."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from sepc_zoo.data.listing import ListedBox, Listing, unique_ids
 from sepc_zoo.inference.detections import DetectionDict
@@ -16,6 +17,7 @@ def add_labels(
     listings: Mapping[str, Listing],
     split: str,
     score_threshold: float,
+    added: Counter[str],
     batch_size: int = 4,
     workers: int = 2,
 ) -> dict[str, Listing]:
@@ -27,6 +29,7 @@ def add_labels(
         listings: splits of the same classes, whose images can be read.
         split: the split to label.
         score_threshold: lowest score of a detection that becomes a box.
+        added: gets the number of new boxes of each class.
     """
     config, own = model.config, listings[split]
     theirs = dict(zip(config.label_names, config.category_ids, strict=True))
@@ -43,8 +46,9 @@ def add_labels(
             for file, found in detect_files(model, batch):
                 image = images[file.position]
                 if found is not None:
-                    boxes = [*image.boxes, *new_boxes(found, score_threshold, new_label)]
-                    images[file.position] = image._replace(boxes=boxes)
+                    new = new_boxes(found, score_threshold, new_label, names)
+                    added.update(box.category for box in new)
+                    images[file.position] = image._replace(boxes=[*image.boxes, *new])
     labelled = {**listings, split: own._replace(images=images)}
     return {
         name: listing._replace(label_names=names, category_ids=[*ids.values()])
@@ -53,7 +57,10 @@ def add_labels(
 
 
 def new_boxes(
-    found: DetectionDict, score_threshold: float, new_label: Mapping[int, int]
+    found: DetectionDict,
+    score_threshold: float,
+    new_label: Mapping[int, int],
+    names: Sequence[str],
 ) -> list[ListedBox]:
     """The boxes that a model adds to an image.
 
@@ -61,12 +68,13 @@ def new_boxes(
         found: ``boxes (D, 4)``, ``scores (D,)``, ``labels (D,)`` of the model.
         score_threshold: lowest score of a box.
         new_label: the data set's label of each of the model's that is to be added.
+        names: the data set's classes.
     """
     boxes = []
     rows = zip(*(found[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
     for (x1, y1, x2, y2), score, label in rows:
         area = (x2 - x1) * (y2 - y1)
         if score >= score_threshold and label in new_label and area >= MIN_AREA:
-            where = f"detection with score {score:.2f}"
-            boxes.append(ListedBox(where, (x1, y1, x2, y2), new_label[label], "", 0, area))
+            where, new = f"detection with score {score:.2f}", new_label[label]
+            boxes.append(ListedBox(where, (x1, y1, x2, y2), new, names[new], 0, area))
     return boxes

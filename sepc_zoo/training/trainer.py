@@ -119,10 +119,7 @@ def fit(run: Run) -> dict[str, Any]:
             call(run, "after_epoch")
     except Stop as stop:
         run.log.say(str(stop))
-        if run.saved_step != progress.step:
-            finish_step(run, log=True, save=True)
-        else:  # a validation may have changed the progress
-            save_run(run)
+        finish_step(run, save=True)
     except WaitEnded:  # by a signal, between two steps
         kill_workers()
         finish_step(run, log=True)

@@ -1,5 +1,6 @@
 """Boxes that a model adds to a data set."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,7 @@ def listings(tmp_path):
 
 
 def labelled(listings, names, found, **kwargs):
-    return add_labels(Fixed(names, found), listings, "train", 0.5, workers=0, **kwargs)
+    return add_labels(Fixed(names, found), listings, "train", 0.5, Counter(), workers=0, **kwargs)
 
 
 def test_only_classes_without_boxes_in_the_split_are_added(listings):
@@ -96,3 +97,10 @@ def test_wrong_places_are_refused(changes, text, tmp_path, monkeypatch, capsys):
     assert main(["label", str(data), *rest]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
+    several = SimpleNamespace(num_processes=2), torch.device("cpu")
+    monkeypatch.setattr("sepc_zoo.cli.runtime.start_on_device", lambda _: several)
+    assert main(["label", "data", "--model", "old", "--output", str(tmp_path / "new")]) == 2
+    assert "label runs in one process" in capsys.readouterr().err
