@@ -1,4 +1,4 @@
-"""Update the tables of README.md from the CSV files of `sepc-zoo benchmark`.
+"""Update the tables of README.md from the CSV files of `sepc-zoo benchmark` and `export.py`.
 
 A table stands between `<!-- table FILE.csv -->` and `<!-- end of FILE.csv -->`.
 """
@@ -6,11 +6,19 @@ A table stands between `<!-- table FILE.csv -->` and `<!-- end of FILE.csv -->`.
 import csv
 import re
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 HERE = Path(__file__).parent
 TABLE = re.compile(r"(<!-- table (\S+\.csv) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 MAX_RATIO = 100  # higher ones mean that the first model lacks the part
+EXPORT_COLUMNS = ("model", "conventions", "format", "sets equal", "detections")
+EXPORT_FIGURES = {  # further columns: from where, unit, and how it is written
+    "score": ("max_score_difference", 1, ".0e"),
+    "box, pixels": ("max_box_difference", 1, ".0e"),
+    "MB": ("bytes", 1e6, ".1f"),
+    "CPU s": ("cpu_seconds", 1, ".0f"),
+}
 SETTING = ("batch_size", "height", "width", "precision", "compile", "channels_last", "device")
 
 
@@ -21,9 +29,11 @@ def main() -> None:
 
 
 def tables(path: Path) -> str:
-    """Make a table for each setting in a CSV file."""
+    """Make the table of exports, or one for each setting in a CSV file."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    if "sets_equal" in rows[0]:
+        return f"\n{export_table(rows)}\n"
     parts = []
     for setting, group in groupby(rows, key=lambda row: [row[name] for name in SETTING]):
         parts.append(
@@ -47,9 +57,8 @@ def table(rows: list[dict[str, str]]) -> str:
     parts = list(dict.fromkeys(row["part"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
     cells = {(row["model"], row["part"]): cell(row) for row in rows}
-    lines = [["model", *parts], ["---"] * (len(parts) + 1)]
-    lines += [[f"`{model}`", *(cells.get((model, part), "") for part in parts)] for model in models]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [[f"`{model}`", *(cells.get((model, part), "") for part in parts)] for model in models]
+    return as_markdown(["model", *parts], lines)
 
 
 def cell(row: dict[str, str]) -> str:
@@ -59,6 +68,25 @@ def cell(row: dict[str, str]) -> str:
     notes += [f"{row['peak_mib']} MiB"] if row["peak_mib"] else []
     milliseconds = f"{float(row['median_ms']):.0f}"
     return f"{milliseconds} ({', '.join(notes)})" if notes else milliseconds
+
+
+def export_table(rows: list[dict[str, str]]) -> str:
+    """Make a table with a row per exported file, sorted by format, conventions and model."""
+    lines = []
+    for row in sorted(rows, key=itemgetter("format", "conventions", "model")):
+        names = [f"`{row[name]}`" if row[name] else "" for name in ("model", "conventions")]
+        equal = f"no: {row['problem']}" if row["problem"] else row["sets_equal"]
+        figures = [
+            f"{float(row[name]) / unit:{style}}" if row[name] else ""
+            for name, unit, style in EXPORT_FIGURES.values()
+        ]
+        lines.append([*names, row["format"], equal, row["detections"], *figures])
+    return as_markdown([*EXPORT_COLUMNS, *EXPORT_FIGURES], lines)
+
+
+def as_markdown(columns: list[str], lines: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from sepc_zoo.evaluation.speed import (
     prepare,
 )
 from sepc_zoo.registry import register_model
+from sepc_zoo.training.csv_file import CsvFile
 
 SMALL = Setting(height=64, width=64)
 
@@ -96,6 +97,20 @@ def test_the_command_writes_a_row_per_measurement(names, tmp_path, capsys):
     assert "Batch of 1, 64x96 pixels" in text
     assert f"| `{names[1]}` | " in text
     assert names[0] in capsys.readouterr().out
+
+
+def test_the_table_of_exports_shows_why_one_failed(tmp_path):
+    key = {"model": "fcos_r18_fpn", "conventions": "", "format": "onnx"}
+    good = {"problem": "", "detections": 4, "max_score_difference": 3.4e-7}
+    more = {"sets_equal": "yes", "max_box_difference": 0, "bytes": 2_250_000, "cpu_seconds": 7.6}
+    bad = dict.fromkeys(good | more, "") | {"sets_equal": "no", "problem": "too large"}
+    path = tmp_path / "export.csv"
+    CsvFile(path).append(key | {"format": "pt2"} | bad)
+    CsvFile(path).append(key | good | more)
+    assert tables(path).strip().splitlines()[2:] == [
+        "| `fcos_r18_fpn` |  | onnx | yes | 4 | 3e-07 | 0e+00 | 2.2 | 8 |",
+        "| `fcos_r18_fpn` |  | pt2 | no: too large |  |  |  |  |  |",
+    ]
 
 
 def test_a_malformed_size_is_refused(capsys):
