@@ -313,6 +313,7 @@ class WeightsConfig(Entry, frozen=True):
     std: ChannelValues = IMAGENET_STD
     image_size: tuple[int, int] = (800, 1333)  # short side, largest long side; pixels
     keep_ratio: bool = True  # False: an image is stretched to image_size
+    upright: bool | None = None  # whether inputs are higher than wide; by default as the image is
     pad_multiple: Annotated[int, Meta(ge=1, le=4096)] = 32  # both sides of a batch, pixels
     antialias: bool = True  # when an image is made smaller; the SEPC authors resize without
     resize_floats: bool = False  # resized pixels are not rounded to whole grey levels

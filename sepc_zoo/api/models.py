@@ -21,8 +21,8 @@ def model_with_weights(source: str | os.PathLike[str]) -> Any:
         UnknownModelError: there is no such name.
     """
     source = os.fspath(source)
-    if find_exported(source):
-        return load_exported(source)
+    if file := find_exported(source):
+        return load_exported(file)
     return create_model(model_name(source), pretrained=True)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sepc_zoo.checkpoints.folder import CONFIG_FILE
 from sepc_zoo.config import DetectorConfig, config_from_json
-from sepc_zoo.data.pixels import pad_and_stack, resize_image
+from sepc_zoo.data.pixels import pad_and_stack
 from sepc_zoo.export.metadata import ExportError
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.predictor import predict, stream
@@ -70,40 +70,35 @@ class ExportedModel(nn.Module):
         return [detections[i] for i in range(len(images))]
 
     def padded_size(self, image: Tensor) -> tuple[int, int]:
-        """Height and width of the batch that an image ``(C, h, w)`` is part of."""
+        """Height and width of the batch that an image ``(C, h, w)`` is part of.
+
+        Raises:
+            ExportError: it is larger than a fixed input.
+        """
         rule = self.rule
         step = rule["pad_multiple"]
         height, width = (
             rule[name] or -(-max(side, rule["min_side"]) // step) * step
             for name, side in zip(("height", "width"), image.shape[-2:], strict=True)
         )
+        if height < image.shape[-2] or width < image.shape[-1]:
+            raise ExportError(
+                f"an input of {image.shape[-2]} x {image.shape[-1]} pixels is larger than the "
+                f"file's fixed {height} x {width}; leave out scales over 1, or export the model "
+                "without --image-size"
+            )
         return height, width
 
     def _detect_batch(
         self, images: Sequence[Tensor], shape: tuple[int, int]
     ) -> list[DetectionDict]:
-        fitted = [self.fit(image, shape) for image in images]
-        sizes = np.array([image.shape[-2:] for image in fitted], dtype=np.int64)
-        outputs = self.run(batch_of(fitted, shape, self.rule), sizes)
+        sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
+        outputs = self.run(batch_of(images, shape, self.rule), sizes)
         found = []
-        for i, image in enumerate(images):
-            boxes, scores, labels = (torch.from_numpy(values[i]) for values in outputs)
-            count = int((labels >= 0).sum())
-            scale = boxes.new_tensor(image.shape[-2:]) / boxes.new_tensor(fitted[i].shape[-2:])
-            boxes = boxes[:count] * scale.flip(0).repeat(2)
-            found.append({"boxes": boxes, "scores": scores[:count], "labels": labels[:count]})
+        for rows in zip(*map(torch.from_numpy, outputs), strict=True):
+            boxes, scores, labels = (values[: int((rows[2] >= 0).sum())] for values in rows)
+            found.append({"boxes": boxes, "scores": scores, "labels": labels})
         return found
-
-    def fit(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Resize an image that does not fit a fixed input, such as a portrait in a landscape."""
-        height, width = image.shape[-2:]
-        factor = min(shape[0] / height, shape[1] / width)
-        if factor >= 1:
-            return image
-        size = max(1, round(height * factor)), max(1, round(width * factor))
-        if not self.rule["keep_ratio"]:
-            size = shape
-        return resize_image(image, size, self.rule["antialias"])
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
         """The outputs of the graph for a batch; a fixed batch is filled up with its first image.
@@ -151,7 +146,7 @@ def find_exported(path: str | Path) -> Path | None:
         return path
     if not path.is_dir() or (path / CONFIG_FILE).is_file():  # a model folder is its own model
         return None
-    files = [file for suffix in SUFFIXES for file in path.glob(f"*{suffix}")]
+    files = [file for file in path.iterdir() if file.suffix in SUFFIXES]
     return files[0] if len(files) == 1 else None
 
 
@@ -172,9 +167,12 @@ def format_module(format: str) -> Any:
 
 
 def _config_of(metadata: dict[str, Any]) -> DetectorConfig:
-    """The config of a file, with a fixed input as image size."""
     config, rule = config_from_json(metadata["config"]), metadata["input"]
-    if rule["height"] is None:
-        return config
-    size = min(rule["height"], rule["width"]), max(rule["height"], rule["width"])
-    return replace(config, weights=replace(config.weights, image_size=size))
+    return with_fixed_input(config, rule["height"], rule["width"]) if rule["height"] else config
+
+
+def with_fixed_input(config: DetectorConfig, height: int, width: int) -> DetectorConfig:
+    """The config of a model whose input has one height and width."""
+    size = min(height, width), max(height, width)
+    weights = replace(config.weights, image_size=size, upright=height > width)
+    return replace(config, weights=weights)

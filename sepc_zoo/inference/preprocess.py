@@ -90,6 +90,8 @@ def plan_resize(
     """
     weights = config.weights
     short, long = bounds or weights.image_size
+    if weights.upright not in (None, image_size[0] > image_size[1]):
+        short, long = long, short
     size = resized_size(*image_size, short, long, rounded=weights.round_sides)
     if not weights.keep_ratio:
         size = (short, long) if image_size[0] <= image_size[1] else (long, short)

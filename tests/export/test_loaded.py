@@ -10,8 +10,10 @@ import torch
 from tiny_exports import TorchNetwork, tiny_detector
 
 from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.config import override
 from sepc_zoo.export.loaded import ExportedModel, find_exported
 from sepc_zoo.export.metadata import ExportError, describe
+from sepc_zoo.inference.preprocess import plan_resize
 
 
 @pytest.fixture(scope="module")
@@ -61,27 +63,32 @@ def test_a_fixed_input_is_the_size_that_images_are_resized_to(model):
     assert exported.network.shapes == [(1, 128, 160, 3)]
 
 
-def test_an_upright_image_is_shrunk_to_a_fixed_input_that_lies(model):
+@pytest.mark.parametrize("fixed", [(64, 128), (128, 64), (64, 64)])
+@pytest.mark.parametrize("size", [(200, 90), (90, 200), (150, 150)])
+def test_an_image_is_resized_as_large_as_a_fixed_input_allows(model, size, fixed):
+    config = in_torch(model, image_size=fixed).config
+    scale = min(fixed[0] / size[0], fixed[1] / size[1])
+    expected = tuple(int(side * scale + 0.5) for side in size)
+    assert plan_resize(size, config).input_size == expected
+    stretching = override(config, {"weights": {"keep_ratio": False}})
+    assert plan_resize(size, stretching).input_size == fixed
+
+
+def test_boxes_of_an_upright_image_in_a_fixed_input_that_lies_are_in_its_pixels(model):
     exported = in_torch(model, image_size=(128, 160))
-    [found] = exported.detect([picture(160, 128)])
+    found = exported.predict(picture(320, 256), score_threshold=0.06)
     assert exported.network.shapes == [(1, 128, 160, 3)]
-    assert found["boxes"][:, 3].max() > 128  # pixels of the image, not of the input
+    assert found.boxes[:, 3].max() > 160
+
+
+def test_an_input_larger_than_a_fixed_one_is_refused(model):
+    with pytest.raises(ExportError, match=r"160 x 128 .* fixed 128 x 160"):
+        in_torch(model, image_size=(128, 160)).detect([picture(160, 128)])
 
 
 def test_a_file_of_raw_outputs_gives_no_detections(model):
     with pytest.raises(ExportError, match="--raw"):
         in_torch(model, raw=True).detect([picture()])
-
-
-@pytest.mark.parametrize("size", [(200, 90), (90, 200)])
-@pytest.mark.parametrize("keep_ratio", [True, False])
-def test_an_image_that_does_not_fit_a_fixed_input_is_resized_to_it(model, size, keep_ratio):
-    exported = in_torch(model, image_size=(64, 128))
-    exported.rule = exported.rule | {"keep_ratio": keep_ratio}
-    fitted = tuple(exported.fit(picture(*size), (64, 128)).shape[1:])
-    factor = min(64 / size[0], 128 / size[1])
-    kept = round(size[0] * factor), round(size[1] * factor)
-    assert fitted == (kept if keep_ratio else (64, 128))
 
 
 def test_a_model_folder_is_never_taken_for_an_export_in_it(model, tmp_path):

@@ -27,6 +27,7 @@ from exported_files import SHARES, input_rule, write_exported
 from tiny_exports import tiny_detector
 
 from sepc_zoo.export import runtime
+from sepc_zoo.export.loaded import with_fixed_input
 from sepc_zoo.export.runtime import FileError, load, main, resize, write_runtime
 
 CONFIG = override(model_config("retinanet_r18_fpn"), {"weights": {"image_size": [64, 96]}})
@@ -96,13 +97,17 @@ def test_images_of_usual_sizes_are_resized_alike(size, smooth):
     assert np.array_equal(resize(image, size, smooth), channels_last(expected))
 
 
+@pytest.mark.parametrize("fixed", [None, (480, 640), (640, 480)])
 @pytest.mark.parametrize("name", CONFIGS)
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000))
-def test_the_size_of_an_input_is_the_models(name, height, width):
-    config = CONFIGS[name]
+def test_the_size_of_an_input_is_the_models(name, fixed, height, width):
+    config, rule = CONFIGS[name], input_rule(CONFIGS[name])
+    if fixed:
+        config = with_fixed_input(config, *fixed)
+        rule |= dict(zip(("height", "width"), fixed, strict=True))
     plan = plan_resize((height, width), config)
-    scale, size = runtime.plan_resize((height, width), input_rule(config))
+    scale, size = runtime.plan_resize((height, width), rule)
     assert size == plan.input_size
     assert plan.inclusive_scale in (None, scale)
 
