@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument(
         "--necks", nargs="*", default=["fpn", "pconv", "ibn_pconv", "sepc_lite", "sepc"]
     )
-    parser.add_argument("--peers", nargs="*", default=[], choices=[*PEERS], help="of torchvision")
+    parser.add_argument("--peers", nargs="*", default=[], choices=[*PEERS], help="other libraries")
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 300, 1000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--backbone-checkpoint", help="timm's weights of MobileNetV2")

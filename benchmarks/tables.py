@@ -1,45 +1,60 @@
-"""Update the tables of README.md from the CSV files of `sepc-zoo benchmark` and `export.py`.
+"""Update the tables of README.md from the CSV files beside it.
 
-A table stands between `<!-- table FILE.csv -->` and `<!-- end of FILE.csv -->`.
+A table stands between `<!-- table FILE.csv -->` and `<!-- end of FILE.csv -->`: those of `sepc-zoo
+benchmark` have a column per part of a model, others the columns of their file, or those that the
+first mark names: `<!-- table FILE.csv: column, column -->`.
 """
 
 import csv
 import re
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TABLE = re.compile(r"(<!-- table (\S+\.csv) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+TABLE = re.compile(
+    r"(<!-- table (?P<file>\S+\.csv)(?:: (?P<columns>.+?))? -->\n).*?(<!-- end of (?P=file) -->)",
+    re.DOTALL,
+)
 MAX_RATIO = 100  # higher ones mean that the first model lacks the part
-EXPORT_COLUMNS = ("model", "conventions", "format", "sets equal", "detections")
-EXPORT_FIGURES = {  # further columns: from where, unit, and how it is written
-    "score": ("max_score_difference", 1, ".0e"),
-    "box, pixels": ("max_box_difference", 1, ".0e"),
-    "MB": ("bytes", 1e6, ".1f"),
-    "CPU s": ("cpu_seconds", 1, ".0f"),
-}
+FRACTION = re.compile(r"-?\d+\.\d+(e-?\d+)?")
+MAX_DIGITS = 1000  # larger numbers are rounded to whole ones
 SETTING = ("batch_size", "height", "width", "precision", "compile", "channels_last", "device")
 
 
 def main() -> None:
     readme = HERE / "README.md"
     text = readme.read_text()
-    readme.write_text(TABLE.sub(lambda found: found[1] + tables(HERE / found[2]) + found[3], text))
+    readme.write_text(TABLE.sub(write, text))
 
 
-def tables(path: Path) -> str:
-    """Make the table of exports, or one for each setting in a CSV file."""
-    with path.open(newline="") as file:
+def write(found: re.Match[str]) -> str:
+    """Make what stands between two marks anew."""
+    with (HERE / found["file"]).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    if "sets_equal" in rows[0]:
-        return f"\n{export_table(rows)}\n"
+    columns = found["columns"].split(", ") if found["columns"] else [*rows[0]]
+    if "part" in rows[0]:
+        text = tables(rows)
+    else:
+        text = as_markdown(columns, [[plain(row[name]) for name in columns] for row in rows])
+    return f"{found[1]}\n{text}\n{found[4]}"
+
+
+def plain(cell: str) -> str:
+    """A cell in Markdown; fractions have three digits."""
+    if not FRACTION.fullmatch(cell):
+        return cell.replace("|", "\\|")
+    number = float(cell)
+    return f"{number:.3g}" if abs(number) < MAX_DIGITS else f"{number:.0f}"
+
+
+def tables(rows: list[dict[str, str]]) -> str:
+    """Make a table for each setting."""
     parts = []
     for setting, group in groupby(rows, key=lambda row: [row[name] for name in SETTING]):
         parts.append(
             f"{describe(dict(zip(SETTING, setting, strict=True)))}\n\n{table(list(group))}"
         )
-    return "\n" + "\n".join(parts) + "\n"
+    return "\n".join(parts)
 
 
 def describe(setting: dict[str, str]) -> str:
@@ -68,20 +83,6 @@ def cell(row: dict[str, str]) -> str:
     notes += [f"{row['peak_mib']} MiB"] if row["peak_mib"] else []
     milliseconds = f"{float(row['median_ms']):.0f}"
     return f"{milliseconds} ({', '.join(notes)})" if notes else milliseconds
-
-
-def export_table(rows: list[dict[str, str]]) -> str:
-    """Make a table with a row per exported file, sorted by format, conventions and model."""
-    lines = []
-    for row in sorted(rows, key=itemgetter("format", "conventions", "model")):
-        names = [f"`{row[name]}`" if row[name] else "" for name in ("model", "conventions")]
-        equal = f"no: {row['problem']}" if row["problem"] else row["sets_equal"]
-        figures = [
-            f"{float(row[name]) / unit:{style}}" if row[name] else ""
-            for name, unit, style in EXPORT_FIGURES.values()
-        ]
-        lines.append([*names, row["format"], equal, row["detections"], *figures])
-    return as_markdown([*EXPORT_COLUMNS, *EXPORT_FIGURES], lines)
 
 
 def as_markdown(columns: list[str], lines: list[list[str]]) -> str:
