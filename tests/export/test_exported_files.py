@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sepc_zoo.evaluation.speed import Setting, compare
 from sepc_zoo.registry import NECKS
 
 onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 SMALL = {"fpn": {"levels": (3, 5)}, "head": {"convs": 1}, "weights": {"image_size": (64, 96)}}
 
 
@@ -30,7 +32,6 @@ def folder(tmp_path_factory):
 
 
 def test_an_exported_file_describes_itself(folder):
-
     properties = onnx.load(folder / "model.onnx").metadata_props
     [text] = [entry.value for entry in properties if entry.key == "sepc_zoo"]
     metadata = json.loads(text)
@@ -101,6 +102,18 @@ def test_int8_is_written_with_the_ap_that_it_has(folder, shapes, tmp_path, forma
     assert figures["calibration_images"] == 8
     assert 0 <= figures["AP_int8"] <= 1
     assert sepc_zoo.load_exported(file).metadata["precision"] == "int8"
+    if format == "onnx":
+        kinds = kinds_of_optimized_nodes(file, tmp_path / "optimized.onnx")
+        assert "QLinearConv" in kinds
+        assert "Conv" not in kinds  # onnxruntime computes none of them in float32
+
+
+def kinds_of_optimized_nodes(file: Path, optimized: Path) -> set[str]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(optimized)
+    onnxruntime.InferenceSession(file, options)
+    return {node.op_type for node in onnx.load(optimized).graph.node}
 
 
 @pytest.mark.slow
