@@ -45,9 +45,9 @@ class Comparison:
 
     ``content`` is that of ``compare.json``: ``figures`` by the names of ``AP_METRICS`` and
     ``per_class`` by class (its AP), each with ``a``, ``b``, ``difference`` (b - a), ``interval`` of
-    the difference and ``b_better``, the share of resamples where b has the higher figure;
-    ``errors`` with the ``dAP`` of each kind; ``images``, those that differ most. -1 is undefined,
-    for differences None.
+    the difference and ``b_better``, the share of the resamples with a difference where b has the
+    higher figure; ``errors`` with the ``dAP`` of each kind; ``images``, those that differ most. -1
+    is undefined, for differences None.
     """
 
     content: dict[str, Any]
@@ -115,7 +115,8 @@ def row_texts(row: dict[str, Any]) -> list[str]:
         return [*both, "-", "-", "-"]
     low, high = row["interval"]
     spread = f"{low:+.3f} to {high:+.3f}"
-    return [*both, f"{row['difference']:+.3f}", spread, f"{100 * row['b_better']:.1f}%"]
+    share = "-" if row["b_better"] is None else f"{100 * row['b_better']:.1f}%"
+    return [*both, f"{row['difference']:+.3f}", spread, share]
 
 
 def _rows(figures: Floats, samples: Floats) -> list[dict[str, Any]]:
@@ -127,7 +128,8 @@ def _rows(figures: Floats, samples: Floats) -> list[dict[str, Any]]:
         known = column[~np.isnan(column)]
         if a >= 0 and len(known):
             row |= {"difference": b - a, "interval": interval(known)}
-            row["b_better"] = float((known > 0).mean())
+            decided = known[known != 0]
+            row["b_better"] = float((decided > 0).mean()) if len(decided) else None
         rows.append(row)
     return rows
 

@@ -56,7 +56,7 @@ ERROR_KINDS = {
     "missed": ErrorKind(
         "Miss",
         "No detection is near the object.",
-        "Look at the worst misses: enlarge the images if the objects are small, and add examples "
+        "Look at the objects not found: enlarge the images if they are small, and add examples "
         "of them.",
     ),
     "false_positives": ErrorKind(

@@ -39,6 +39,16 @@ def test_a_model_and_saved_detections_are_compared(model, perfect, shapes, tmp_p
     assert "<perfect>" not in page
 
 
+def test_a_figure_that_is_0_for_both_makes_neither_better(shapes, tmp_path, capsys):
+    (tmp_path / "none.json").write_text("[]")
+    both, flags = [tmp_path / "none.json"] * 2, ("--bootstrap", 5, "--output", tmp_path)
+    assert call("compare", *both, "--data", shapes, *flags) == 0
+    figures = json.loads((tmp_path / "compare.json").read_text())["figures"]
+    assert (figures["AP"]["difference"], figures["AP"]["b_better"]) == (0, None)
+    assert "%" not in capsys.readouterr().out.partition("images;")[0].replace("95%", "")
+    assert "--share" not in (tmp_path / "compare.html").read_text().partition("<body>")[2]
+
+
 def test_the_page_can_be_left_out_and_the_seed_decides(perfect, shapes, tmp_path):
     rows = json.loads(perfect.read_text())
     (tmp_path / "some.json").write_text(json.dumps(rows[::2]))

@@ -33,7 +33,7 @@ def test_validate_writes_metrics_detections_and_a_page_named_after_the_model(val
     assert {row["category_id"] for row in results} <= {1, 2, 3, 4}
     page = (validated / "report.html").read_text()
     assert f"<h1>{model}</h1>" in page
-    assert "Worst misses" in page
+    assert "Objects not found" in page
 
 
 def test_saved_detections_give_the_same_files(validated, shapes, tmp_path, capsys):

@@ -29,7 +29,7 @@ def test_a_model_does_not_differ_from_itself():
     content = compare(annotations, rows, rows).content
     for row in (*content["figures"].values(), *content["per_class"].values()):
         assert row["a"] == row["b"]
-        assert (row["difference"], row["interval"], row["b_better"]) == (0, [0, 0], 0)
+        assert (row["difference"], row["interval"], row["b_better"]) == (0, [0, 0], None)
     assert content["images"] == []
 
 
@@ -52,6 +52,7 @@ def test_swapping_the_models_turns_the_signs():
     forth = compare(annotations, worse(rows), rows).content["figures"]["AP"]
     back = compare(annotations, rows, worse(rows)).content["figures"]["AP"]
     assert back["difference"] == -forth["difference"]
+    assert back["b_better"] == pytest.approx(1 - forth["b_better"])
     assert back["interval"] == pytest.approx([-value for value in reversed(forth["interval"])])
 
 

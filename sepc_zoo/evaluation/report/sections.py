@@ -28,13 +28,13 @@ MAX_CONFUSIONS = 12  # rows of the list beside the matrix
 
 
 def outcomes(context: ReportContext) -> dict[str, Any]:
-    """Count what the detections over the score threshold are, and the objects they miss."""
+    """Count what the detections over the score threshold are, and the objects not found."""
     kind = context.diagnosis.kind[context.detections.scores >= context.min_score]
     missed = (context.diagnosis.matched_by(context.min_score) < 0) & ~context.targets.iscrowd
     names = {CORRECT: "correct", **MISTAKES}
     return {
         "total": int((kind != IGNORED).sum()),
-        "missed": int(missed.sum()),
+        "not_found": int(missed.sum()),
         "counts": {name: int((kind == number).sum()) for number, name in names.items()},
     }
 
@@ -98,9 +98,9 @@ def curves(context: ReportContext) -> dict[str, Any]:
 def confusion(context: ReportContext) -> dict[str, Any]:
     """Count objects (rows) against the classes that they are detected as (columns).
 
-    The last row is the background, the last column the missed objects. Of many classes, only those
-    that are confused most often have rows of their own. ``pairs`` are (annotated class, detected
-    class, number).
+    The last row is the background, the last column the objects without a detection. Of many
+    classes, only those that are confused most often have rows of their own. ``pairs`` are
+    (annotated class, detected class, number).
     """
     names, num_classes = context.names, len(context.names)
     matrix = confusion_matrix(context.diagnosis, num_classes, context.min_score)

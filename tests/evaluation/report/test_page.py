@@ -15,8 +15,9 @@ from sepc_zoo.data import Annotations, Record, read_data
 from sepc_zoo.evaluation.diagnosis import diagnose_split
 from sepc_zoo.evaluation.errors import ERROR_KINDS, ErrorCosts
 from sepc_zoo.evaluation.metrics import evaluate
-from sepc_zoo.evaluation.report import write_report
+from sepc_zoo.evaluation.report import sections, write_report
 from sepc_zoo.evaluation.report.charts import ap_by_iou, style
+from sepc_zoo.evaluation.report.context import ReportContext
 from sepc_zoo.evaluation.results import collect_detections
 
 FACTS = {"model": "a model", "data": "some data"}
@@ -145,6 +146,16 @@ def test_each_kind_of_error_has_its_cost_and_an_advice(page):
     assert "AP50 that each kind of error costs" in [a.get("aria-label") for a in page.all("svg")]
     for kind in ERROR_KINDS.values():
         assert f"{kind.meaning} {kind.advice}" in page.text
+
+
+def test_each_count_of_lost_objects_has_a_name_of_its_own(split, page):
+    found = collect_detections(make_results(split), split)
+    context = ReportContext(split, evaluate(found, split), diagnose_split(found, split))
+    count = sections.outcomes(context)["not_found"]
+    assert f"Of 9 objects {count} are not found" in page.text
+    for name in ("Miss", "no detection", "Objects not found"):
+        assert name in page.texts
+    assert "missed" not in page.text
 
 
 def test_charts_use_the_colors_of_the_page(page):
