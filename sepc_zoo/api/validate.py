@@ -1,13 +1,14 @@
 """Validation of a model, or of saved detections, on a split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sepc_zoo.api.options import EvaluationOptions, SplitOptions
+from sepc_zoo.errors import UserError
 from sepc_zoo.options import check_names, takes_options
 from sepc_zoo.terminal import say
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sepc_zoo.evaluation.metrics import Evaluation
     from sepc_zoo.evaluation.results import SplitDetections
     from sepc_zoo.models.detector import Detector
+
+T = TypeVar("T")
 
 
 @takes_options(EvaluationOptions)
@@ -50,26 +53,48 @@ def validate(
         DataError: the data set does not fit, with all that is wrong.
         HubError: weights are missing or unreachable.
         ImageError: too many images cannot be read.
+        OSError: the output cannot be written; a UserError in other processes than the main one.
     """
-    from accelerate.utils import broadcast_object_list
-
     from sepc_zoo.training.logging import list_dropped
 
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     check_names(EvaluationOptions, given, "sepc_zoo.validate")
     asked = EvaluationOptions(**{"data": data, "split": split, **given})
-    metrics: list[dict[str, Any]] = [{}]
-    detected = detect(asked, model)
-    if detected is not None:
+
+    def finish(detected: Detected) -> dict[str, Any]:
         evaluation = evaluate_figures(asked, detected)
         for line in list_dropped(detected.annotations):
             say(line)
         if output is not None:
             name = str(model) if isinstance(model, str | PathLike) else model.config.architecture
             write_results(Path(output).expanduser(), asked, detected, evaluation, name)
-        metrics = [evaluation.metrics]
-    broadcast_object_list(metrics)
-    return metrics[0]
+        return evaluation.metrics
+
+    return on_main_process(finish, detect(asked, model))
+
+
+def on_main_process(work: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in the main process, and return its result in all of them.
+
+    Raises:
+        UserError: it failed, in the other processes; the main one raises the error itself.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    is_main = PartialState().is_main_process
+    answer: list[Any] = [None, "the main process failed"]
+    try:
+        if is_main:
+            answer = [work(*arguments), ""]
+    except Exception as error:
+        answer[1] = str(error) or repr(error)
+        raise
+    finally:
+        broadcast_object_list(answer)
+    if answer[1]:
+        raise UserError(answer[1])
+    return answer[0]
 
 
 class Detected(NamedTuple):

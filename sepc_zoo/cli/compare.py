@@ -1,13 +1,18 @@
 """Compare two models, or their saved detections, on the same images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sepc_zoo.api.options import SplitOptions
-from sepc_zoo.api.validate import detect, read_detections, read_split
+from sepc_zoo.api.validate import Detected, detect, on_main_process, read_detections, read_split
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
+
+if TYPE_CHECKING:
+    from sepc_zoo.data import Annotations
 
 SOURCE = "model folder, hf-hub:org/repo, name of a published model, or detections (.json)"
 
@@ -31,22 +36,28 @@ class Arguments(CompareOptions, SplitOptions):
 
 def run(arguments: Arguments) -> int:
     """Compare, write ``compare.json`` and ``compare.html``, print tables."""
+    annotations = read_split(arguments, None)
+    if not annotations.records:
+        raise ConfigError(f"the split {arguments.split} has no images")
+    both = [
+        (read_detections if source.endswith(".json") else detect)(arguments, source)
+        for source in (arguments.first, arguments.second)
+    ]
+    return on_main_process(finish, arguments, annotations, both)
 
+
+def finish(arguments: Arguments, annotations: "Annotations", found: Sequence[Detected]) -> int:
+    """Compare the detections of both, write and print the results."""
     from sepc_zoo.evaluation.comparison import compare_detections, comparison_tables
     from sepc_zoo.evaluation.report.comparison import write_comparison
     from sepc_zoo.evaluation.results import collect_detections
     from sepc_zoo.files import write_json
 
-    annotations = read_split(arguments, None)
-    if not annotations.records:
-        raise ConfigError(f"the split {arguments.split} has no images")
-    both = []
-    for source in (arguments.first, arguments.second):
-        is_file = source.endswith(".json")
-        detected = read_detections(arguments, source) if is_file else detect(arguments, source)
-        if detected is None:  # not the main process
-            return 0
-        both.append(collect_detections(detected.results, annotations, source))
+    sources = arguments.first, arguments.second
+    both = [
+        collect_detections(own.results, annotations, source)
+        for own, source in zip(found, sources, strict=True)
+    ]
     comparison = compare_detections(both, annotations, arguments.bootstrap, arguments.seed)
     facts = {"a": arguments.first, "b": arguments.second, "split": arguments.split}
     output = Path(arguments.output)

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepc_zoo.api.options import EvaluationOptions
-from sepc_zoo.api.validate import Detected, detect, evaluate_figures, read_detections, write_results
+from sepc_zoo.api.validate import (
+    Detected,
+    detect,
+    evaluate_figures,
+    on_main_process,
+    read_detections,
+    write_results,
+)
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
@@ -34,24 +41,24 @@ class Arguments(ValidateOptions, EvaluationOptions):
 
 def run(arguments: Arguments) -> int:
     """Validate, write ``metrics.json``, ``detections.json`` and the report, print a table."""
+    file, model = arguments.from_json, arguments.model
+    if file is not None:
+        detected, source = read_detections(arguments, file), f"Detections of {Path(file).name}"
+        return on_main_process(finish, arguments, detected, source)
+    if model is not None:
+        return on_main_process(finish, arguments, detect(arguments, model), model)
+    raise ConfigError("--model or --from-json is missing")
+
+
+def finish(arguments: Arguments, detected: Detected, source: str) -> int:
+    """Evaluate detections, write and print the results."""
     from sepc_zoo.evaluation.errors import errors_line
     from sepc_zoo.evaluation.metrics import metrics_table
     from sepc_zoo.training.logging import list_dropped
 
-    file = arguments.from_json
-    detected: Detected | None
-    if file is not None:
-        detected, source = read_detections(arguments, file), f"Detections of {Path(file).name}"
-    elif arguments.model is not None:
-        detected, source = detect(arguments, arguments.model), arguments.model
-    else:
-        raise ConfigError("--model or --from-json is missing")
-    if detected is None:
-        return 0
     evaluation = evaluate_figures(arguments, detected)
-    written = write_results(
-        Path(arguments.output), arguments, detected, evaluation, source, source_file=file
-    )
+    output, file = Path(arguments.output), arguments.from_json
+    written = write_results(output, arguments, detected, evaluation, source, source_file=file)
     for line in list_dropped(detected.annotations):
         say(line)
     make_console().print(metrics_table(evaluation.metrics))

@@ -13,6 +13,7 @@ import tiny_runs
 import torch
 from accelerate import PartialState
 from gradients_of_runs import batches_of, exactly, gradient, ready
+from made_up_models import finds_everywhere
 from process_pair import ProcessPair
 from tiny_runs import before_step, read_log, state_of
 from torch import nn
@@ -20,6 +21,7 @@ from torch import nn
 import sepc_zoo
 from sepc_zoo.cli import main
 from sepc_zoo.data import write_shapes
+from sepc_zoo.errors import UserError
 from sepc_zoo.evaluation import validate
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
@@ -385,3 +387,22 @@ def test_the_functions_return_the_same_in_all_processes(pair, shapes, tmp_path):
     output, metrics, measured = first
     assert output == "runs/retinanet_mnv4s_pconv"
     assert measured == {name: metrics[name] for name in measured}
+
+
+def validate_into(output, model, data):
+    small = ("--workers", "0", "--cpu", "--no-report", "--output", output)
+    statuses = [
+        main(["validate", "--model", model, "--data", data, *small]),
+        main(["compare", model, model, "--data", data, *small, "--bootstrap", "1"]),
+    ]
+    with pytest.raises((OSError, UserError), match="file"):
+        sepc_zoo.validate(model, data, output=output, cpu=True, workers=0)
+    return statuses
+
+
+@pytest.mark.slow
+def test_outputs_that_cannot_be_written_end_all_processes(pair, shapes, tmp_path):
+    (tmp_path / "file.txt").touch()
+    model = sepc_zoo.save_model(finds_everywhere(), tmp_path / "model")
+    asked = str(tmp_path / "file.txt"), str(model), str(shapes)
+    assert pair(validate_into, *asked) == [[2, 2]] * 2
