@@ -121,7 +121,7 @@ def run(arguments: Arguments) -> int:
                 stop_on_signal()
             problems += [result.problem for result in done if result.problem]
             if processes.is_main_process:
-                problems += report_images(images, done, model.config, output)
+                problems += report_images(images, done, model.config, arguments)
         if videos.files:
             results = predict_videos(
                 model,
@@ -146,14 +146,18 @@ def run(arguments: Arguments) -> int:
 
 
 def report_images(
-    images: "FileList", done: Sequence["FileResult"], config: "DetectorConfig", output: Path
+    images: "FileList",
+    done: Sequence["FileResult"],
+    config: "DetectorConfig",
+    arguments: Arguments,
 ) -> list[str]:
     """Write the detections of all images and say how many there are; the problem with that."""
     from sepc_zoo.files import write_json
     from sepc_zoo.inference.bulk import DETECTIONS_FILE
     from sepc_zoo.inference.preprocess import without_password
 
-    content, problems = coco_file(images, done, config), []
+    output, problems = Path(arguments.output), []
+    content = coco_file(images, done, config)
     try:
         write_json(output / DETECTIONS_FILE, content)
     except OSError as error:
@@ -162,6 +166,9 @@ def report_images(
         say(f"{without_password(str(images.files[0]))}: {done[0].text}")
     count, boxes = len(content["images"]), len(content["annotations"])
     say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
+    if count and not boxes:
+        best, limit = max(result.best_score for result in done), arguments.score_threshold
+        say(f"no score reaches {limit:g}, the highest is {best:.3f}: try a lower --score-threshold")
     return problems
 
 

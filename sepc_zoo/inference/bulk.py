@@ -56,6 +56,7 @@ class FileResult(NamedTuple):
     rows: list[dict[str, Any]] | None  # COCO results; None: the file cannot be read
     text: str  # the detections with the highest scores
     problem: str = ""  # why the file cannot be read, or its picture not be written; names it
+    best_score: float = 0.0  # the highest score, perhaps under the threshold
 
 
 class VideoResult(NamedTuple):
@@ -76,8 +77,12 @@ class FileList(NamedTuple):
         file = self.files[position]
         if isinstance(file, Path):
             return file.relative_to(self.base).as_posix()
-        text = f"camera_{file}" if isinstance(file, int) else without_password(file)
-        return re.sub(r"[^\w.-]+", "_", text.partition("://")[2] or text)[-MAX_NAME:].strip("_.")
+        if isinstance(file, int):
+            return f"camera_{file}"
+        text = without_password(file)
+        name = re.sub(r"[^\w.-]+", "_", text.partition("://")[2] or text)[-MAX_NAME:].strip("_.")
+        is_shared = [without_password(str(other)) for other in self.files].count(text) > 1
+        return f"{position + 1}_{name}" if is_shared else name
 
     def split(self) -> "tuple[FileList, FileList]":
         """Those that are images, and those that are videos, cameras or streams."""
@@ -198,7 +203,9 @@ def predict_files(
                 path = picture_path(output, Path(images.name(image.position)))
                 pictures[len(done)] = threads.submit(save_picture, detections, path, file)
                 rows = detections.to_coco(image.position + 1)
-                done.append(FileResult(image.position, rows, detections.summary()))
+                best = max(objects["scores"].tolist(), default=0.0)
+                result = FileResult(image.position, rows, detections.summary(), best_score=best)
+                done.append(result)
             after_batch(len(done))
         _wait(pictures, done)
     return sorted(gather_object(done))

@@ -171,8 +171,8 @@ def download_image(url: str) -> bytes:
 
 
 def without_password(address: str) -> str:
-    """Leave the user and the password out of an address."""
-    return re.sub(r"(?<=://)[^/]*@", "", address)
+    """Leave user, password and query, which may be a token, out of an address."""
+    return re.sub(r"(://)([^/]*@)?([^?]*)(\?.*)?", r"\1\3", address)
 
 
 def _readable_images(files: list[Path], channels: int) -> Iterator[LoadedImage]:

@@ -6,9 +6,11 @@ import signal
 from unittest.mock import Mock
 
 import pytest
+import torch
 from commands import SHAPES, assert_refused, call
 from PIL import Image
 
+from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.factory import load_model
 from sepc_zoo.inference.detections import Detections
 from sepc_zoo.inference.tiles import Tiles
@@ -29,6 +31,17 @@ def test_predict_draws_an_image_and_writes_its_boxes(model, images, tmp_path, ca
     assert content["annotations"] == found.to_coco(1)
     assert len(found) > 0
     assert f"a.jpg: {len(found)}: " in capsys.readouterr().out
+
+
+def test_images_without_a_box_are_told_with_the_highest_score(model, images, tmp_path, capsys):
+    unsure = load_model(model)
+    torch.nn.init.zeros_(unsure.head.cls.bias)
+    torch.nn.init.normal_(unsure.head.cls.weight, std=1e-3)
+    flags = ("--output", tmp_path / "out", "--score-threshold", 0.9, "--device", "cpu")
+    assert call("predict", images, "--model", save_model(unsure, tmp_path / "unsure"), *flags) == 0
+    best = max(found.scores.max() for found in unsure.predict(images, 0.0))
+    said = f"no score reaches 0.9, the highest is {best:.3f}: try a lower --score-threshold"
+    assert said in capsys.readouterr().out
 
 
 def test_without_a_model_the_recommended_one_is_taken_and_named(

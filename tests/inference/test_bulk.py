@@ -177,13 +177,16 @@ def test_results_inside_of_the_images_are_no_images(tree):
 def test_videos_cameras_and_addresses_have_names_of_their_own(tree):
     (tree / "0").mkdir()
     (tree / "clip.MOV").touch()
-    addresses = ["rtsp://me:secret@host:554/live", "https://host/a/b.jpg?id=1"]
+    addresses = ["rtsp://me:secret@host:554/live", "https://host/a/b.jpg?token=secret"]
+    addresses += ["https://host/c.jpg?id=1", "https://host/c.jpg?id=2"]
     found = find_files([str(tree), "7", "/dev/video3", *addresses])
     images, videos = found.split()
     assert [images.name(i) for i in range(len(images.files))] == [
         "[f]*.jpg",
         "a.jpg",
-        "host_a_b.jpg_id_1",
+        "host_a_b.jpg",
+        "4_host_c.jpg",
+        "5_host_c.jpg",
     ]
     assert [videos.name(i) for i in range(len(videos.files))] == [
         "clip.MOV",

@@ -181,7 +181,8 @@ def test_an_address_that_stalls_ends_in_bounded_time_after_what_came(server, mon
 def test_an_address_without_an_answer_is_named_without_its_password():
     with pytest.raises(VideoError, match=r"^rtsp://127\.0\.0\.1:1/live: Connection refused$"):
         Video("rtsp://me:secret@127.0.0.1:1/live")
-    assert without_password("rtsp://me:p@ss@host/a@b") == "rtsp://host/a@b"
+    assert without_password("rtsp://me:p@ss@host/a@b?t=/x@y") == "rtsp://host/a@b"
+    assert without_password("b@c?.jpg") == "b@c?.jpg"
 
 
 def test_frames_of_a_live_stream_are_left_out_where_reading_is_slower(tmp_path, monkeypatch):
