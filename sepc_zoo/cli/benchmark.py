@@ -15,9 +15,9 @@ class Arguments(Options):
     """Measurement."""
 
     model: tuple[str, ...] = option(
-        help="names of models, measured with random weights and compared with the first; or "
-        "exported files",
-        metavar="NAME",
+        help="names of models, measured with random weights, model folders, or exported files; all "
+        "are compared with the first",
+        metavar="NAME_OR_DIR",
     )
     batch_size: tuple[int, ...] = option((1,), "images per batch", ge=1)
     image_size: tuple[str, ...] = option(
@@ -67,8 +67,10 @@ def run(arguments: Arguments) -> int:
 
     import torch
 
+    from sepc_zoo.api.models import model_name
     from sepc_zoo.cli.speed_table import show, write_results
     from sepc_zoo.evaluation.speed import PARTS, WHOLE, Setting, compare
+    from sepc_zoo.export.loaded import find_exported
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -77,6 +79,7 @@ def run(arguments: Arguments) -> int:
         torch.set_num_threads(arguments.threads)
     parts = [*WHOLE[:2], *["step"] * arguments.train, *PARTS * arguments.parts]
     sizes = map(parse_size, arguments.image_size)
+    models = [name if find_exported(name) else model_name(name) for name in arguments.model]
     results: list[Result] = []
     cases = itertools.product(arguments.batch_size, sizes, arguments.precision)
     for batch_size, (height, width), precision in cases:
@@ -89,7 +92,7 @@ def run(arguments: Arguments) -> int:
             channels_last=arguments.channels_last,
             device=device,
         )
-        new = compare(arguments.model, setting, parts, arguments.rounds, arguments.memory)
+        new = compare(models, setting, parts, arguments.rounds, arguments.memory)
         show(new, setting)
         results += new
         if arguments.output:  # after each setting, because the next may run out of memory

@@ -22,6 +22,7 @@ from sepc_zoo.inference.preprocess import plan_resize
 from sepc_zoo.models.dense import DenseDetector
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import LevelConv2d
+from sepc_zoo.registry import HUB_PREFIX, LOCAL_PREFIX
 
 WHOLE = ("forward", "detect", "step")
 MODULES = ("backbone", "fpn", "neck", "head")
@@ -61,11 +62,12 @@ class Setting:
 class BenchmarkModel(NamedTuple):
     """A model to measure."""
 
-    network: nn.Module  # images (N, 3, H, W) -> predictions, as the two functions take them
+    network: nn.Module  # images (N, C, H, W) -> predictions, as the two functions take them
     postprocess: Callable[[Any], Any]
     loss: Callable[[Any, list[dict[str, Tensor]]], Tensor]
     num_classes: int
     detector: DenseDetector | None = None  # the model whose parts are measured, if any
+    channels: int = 3  # of its images
 
 
 Builder = Callable[[str, Setting], BenchmarkModel]
@@ -115,22 +117,31 @@ def load_to_measure(path: str, setting: Setting) -> BenchmarkModel:  # noqa: ARG
         raise ConfigError(f"{path}: an exported file cannot be trained")
 
     exported = load_exported(path)
-    return BenchmarkModel(exported, lambda outputs: outputs, refuse, exported.config.num_classes)
+    config = exported.config
+    return BenchmarkModel(
+        exported,
+        lambda outputs: outputs,
+        refuse,
+        config.num_classes,
+        channels=config.backbone.in_chans,
+    )
 
 
 def new_detector(name: str, setting: Setting) -> Detector:
-    """Build a detector with random weights that compute as much as trained ones.
+    """Build a detector with random weights that compute as much as trained ones, or load one.
 
     Raises:
         ConfigError: the name is unknown.
     """
     torch.manual_seed(0)
     detector = create_model(name).to(setting.device)
+    if name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
+        return detector
     for module in detector.modules():
         if isinstance(module, LevelConv2d) and module.offset is not None:
             nn.init.normal_(module.offset.bias, std=OFFSET_STD)  # type: ignore[arg-type]
     if isinstance(detector, DenseDetector):
-        scale_logits(detector.head.cls, detector)
+        scale_logits(detector.head.cls, detector, detector.config.backbone.in_chans)
     return detector
 
 
@@ -141,6 +152,7 @@ def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
         lambda predictions, targets: sum_terms(detector.loss(predictions, targets)),
         detector.config.num_classes,
         detector if isinstance(detector, DenseDetector) else None,
+        detector.config.backbone.in_chans,
     )
 
 
@@ -211,7 +223,7 @@ def _timing(seconds: Sequence[float], first: Sequence[float]) -> Timing:
 
 def prepare(model: BenchmarkModel, part: str, setting: Setting) -> Callable[[], object]:
     """Return the function to time, with its inputs bound."""
-    images = make_images(setting)
+    images = make_images(setting, model.channels)
     if part == "step":
         return _training_step(model, images, setting)
     model.network.eval()
@@ -246,7 +258,7 @@ def _inference(
 def _preprocess(model: BenchmarkModel, setting: Setting) -> Callable[[], object]:
     """Resize and normalise decoded images of twice the side lengths."""
     height, width = 2 * setting.height, 2 * setting.width
-    pixels = torch.full((3, height, width), 99, dtype=torch.uint8)
+    pixels = torch.full((model.channels, height, width), 99, dtype=torch.uint8)
     bounds = (min(setting.image_sizes[0]), max(setting.image_sizes[0]))
     config = model.detector.config  # type: ignore[union-attr]
 
@@ -288,8 +300,8 @@ def _training_step(model: BenchmarkModel, images: Tensor, setting: Setting) -> C
     return step
 
 
-def make_images(setting: Setting) -> Tensor:
-    shape = (setting.batch_size, 3, setting.height, setting.width)
+def make_images(setting: Setting, channels: int) -> Tensor:
+    shape = (setting.batch_size, channels, setting.height, setting.width)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
     memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
     return images.contiguous(memory_format=memory_format)
@@ -310,11 +322,11 @@ def make_targets(setting: Setting, num_classes: int) -> list[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def scale_logits(last: nn.Conv2d, network: nn.Module) -> None:
+def scale_logits(last: nn.Conv2d, network: nn.Module, channels: int = 3) -> None:
     """Scale the last convolution to a standard deviation of ``LOGIT_STD`` of the logits."""
     outputs: list[Tensor] = []
     hook = last.register_forward_hook(lambda *call: outputs.append(call[-1].flatten()))
-    network.eval()(torch.randn(1, 3, 320, 320, device=last.weight.device))
+    network.eval()(torch.randn(1, channels, 320, 320, device=last.weight.device))
     hook.remove()
     last.weight.mul_(LOGIT_STD / torch.cat(outputs).std())
 

@@ -7,6 +7,7 @@ import torch
 from benchmarks.tables import tables
 from benchmarks.yardsticks import TORCHVISION_NAME
 from sepc_zoo import registry
+from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.cli import main
 from sepc_zoo.config import ConfigError
 from sepc_zoo.evaluation.speed import (
@@ -19,6 +20,7 @@ from sepc_zoo.evaluation.speed import (
     peak_memory,
     prepare,
 )
+from sepc_zoo.factory import create_model
 from sepc_zoo.registry import register_model
 from sepc_zoo.training.csv_file import CsvFile
 
@@ -84,6 +86,18 @@ def test_peak_memory_is_that_of_the_model_alone():
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ConfigError, match=name.removeprefix("plain:")):
         builder_of(name)(name, SMALL)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_model_gets_images_of_its_own_number_of_channels(is_folder, monkeypatch, tmp_path):
+    small = {"channels": 16, "num_classes": 3}
+    model = create_model("retinanet_resnet10t_sepc", backbone_kwargs={"in_chans": 5}, **small)
+    name = str(save_model(model, tmp_path / "five"))
+    if not is_folder:
+        name = "five"
+        monkeypatch.setitem(registry._registered, name, model.config)
+    flags = ("--image-size", "64x64", "--rounds", "1", "--train", "--parts", "--device", "cpu")
+    assert main(["benchmark", "--model", name, *flags]) == 0
 
 
 def test_the_command_writes_a_row_per_measurement(names, tmp_path, capsys):
