@@ -255,6 +255,8 @@ def load(
         FileError: the file is missing, damaged, not an exported detector, or has no boxes.
     """
     path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise FileError(f"{path}: no such file; `sepc-zoo export` writes one")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:

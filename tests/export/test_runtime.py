@@ -356,7 +356,7 @@ def test_a_file_that_cannot_be_run_says_why(changes, says, tmp_path):
         load(path)
 
 
-def test_a_file_that_is_no_model_is_named(file, tmp_path):
+def test_a_file_that_is_no_model_is_named(file, tmp_path, capsys):
     import onnx
 
     (tmp_path / "text.onnx").write_text("no model")
@@ -367,6 +367,10 @@ def test_a_file_that_is_no_model_is_named(file, tmp_path):
     for name in ("text.onnx", "cut.onnx", "stranger.onnx", "missing.onnx"):
         with pytest.raises(FileError, match=name):
             load(tmp_path / name)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "missing.onnx"), "a.jpg"])
+    said = capsys.readouterr().err
+    assert "missing.onnx: no such file; `sepc-zoo export` writes one" in said
 
 
 @pytest.mark.parametrize("batch", [None, 3])
