@@ -199,6 +199,11 @@ class Run:
         news = setup.class_changes(self.options, names) if self.saved_step is None else []
         if self.saved_step is None:
             news += advise(self.options, self.detector.config, self.train_data)
+        if self.saved_step == self.num_steps and progress.epoch == self.num_epochs:
+            news.append(
+                f"the run is complete, with all of its {self.num_steps} steps; to train on, give "
+                "more --epochs or --max-steps"
+            )
         told = [line for own in (self.train_data, self.val_data) for line in list_dropped(own)]
         for line in (*([damage] if damage else []), *self.inputs.notes, *told, *news):
             self.log.say(line)
