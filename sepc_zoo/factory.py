@@ -22,7 +22,7 @@ from sepc_zoo.checkpoints.folder import (
     read_weights,
     refuse_misfits,
 )
-from sepc_zoo.checkpoints.hub import HUB_PREFIX, LOCAL_PREFIX, fetch_backbone
+from sepc_zoo.checkpoints.hub import fetch_backbone
 from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import MAX_NUMBER, BackboneConfig, DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError
@@ -30,7 +30,13 @@ from sepc_zoo.models.build import build
 from sepc_zoo.models.deform import offset_names
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.published import PUBLISHED, Published
-from sepc_zoo.registry import model_config, neck_name, with_classes
+from sepc_zoo.registry import (
+    HUB_PREFIX,
+    LOCAL_PREFIX,
+    model_config,
+    neck_name,
+    with_classes,
+)
 
 CLASSES = ("num_classes", "label_names", "category_ids")
 
@@ -234,8 +240,7 @@ def model_info(name: str) -> ModelInfo:
     """
     metrics = None
     if Path(name).is_dir() or "/" in name or ":" in name:
-        source = _with_prefix(name)
-        folder = Path(name) if Path(name).is_dir() else find_model(source, pretrained=False)
+        folder = find_model(_with_prefix(name), pretrained=False)
         assert folder is not None  # a prefix asks for weights
         config, metrics = read_config(folder), read_metrics(folder)
         wanted = f"{config.architecture}.{config.weights.tag}"

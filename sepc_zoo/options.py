@@ -9,9 +9,10 @@ import difflib
 import inspect
 import math
 import os
+import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
@@ -23,7 +24,7 @@ T = TypeVar("T", bound="Options")
 P = ParamSpec("P")
 R = TypeVar("R")
 # Placeholders of values that may be paths, in which ``~`` is the home folder.
-PATHS = {"DIR", "FILE", "MODEL", "NAME_OR_DIR", "OUT", "RUN", "SOURCE"}
+PATHS = {"CHECKPOINT", "DATA", "DIR", "FILE", "MODEL", "NAME_OR_DIR", "OUT", "RUN", "SOURCE"}
 
 
 class OptionError(ConfigError):
@@ -204,12 +205,28 @@ def check_names(cls: type[Options], content: Any, where: str) -> None:
     """
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: expected a mapping of options, got {content!r:.80}")
-    known = [entry.name for entry in option_fields(cls)]
+    entries = option_fields(cls)
+    known = {entry.name for entry in entries}
     for name in content:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest_option(str(name), entries)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(f"{where}: unknown option {name!r:.80}{hint}")
+
+
+def nearest_option(name: str, entries: Iterable[dataclasses.Field]) -> str | None:
+    """The option that a misspelled name or flag is most like: its name, alias or first words."""
+    known: dict[str, str] = {}
+    for entry in entries:
+        info: OptionInfo = entry.metadata["option"]
+        first_words = re.split(r",| \(", info.help)[0].removeprefix("number of ")
+        known |= dict.fromkeys(map(_in_words, (first_words, *info.aliases, entry.name)), entry.name)
+    near = difflib.get_close_matches(_in_words(name), known, 1)
+    return known[near[0]] if near else None
+
+
+def _in_words(name: str) -> str:
+    return re.sub("[-_]+", " ", name).strip()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

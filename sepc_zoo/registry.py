@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from sepc_zoo.catalog import curated_names
 from sepc_zoo.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -36,6 +37,8 @@ from sepc_zoo.config import (
 )
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.published import PUBLISHED, PUBLISHERS, find_row
+
+HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"  # of names of repositories and of folders
 
 # Short names of curated backbones. Any other timm model goes by its own name.
 BACKBONES = {
@@ -87,11 +90,7 @@ def model_config(name: str) -> DetectorConfig:
     """
     if name in _registered:
         return _registered[name]
-    pattern = rf"({'|'.join(METHOD_TYPES)})_(.+?)_({'|'.join(NECKS)})(?:\.(\w+))?"
-    match = re.fullmatch(pattern, name)
-    if match is None:
-        raise _unknown(name)
-    method, backbone, neck, tag = match.groups()
+    method, backbone, neck, tag = _split(name)
     timm_name = BACKBONES.get(backbone, backbone)
     if not _is_timm_model(timm_name):
         raise _unknown(name)
@@ -117,6 +116,25 @@ def model_config(name: str) -> DetectorConfig:
     }
     config = from_plain(DetectorConfig, merge_entries(entries, method_type.defaults), "config")
     return config if tag is None else _as_published(config, name)
+
+
+def check_name(name: str) -> None:
+    """Check a name as far as that goes without timm, whose import takes seconds.
+
+    Raises:
+        UnknownModelError: the name has an unknown method, neck or tag.
+    """
+    if name not in _registered:
+        _split(name)
+
+
+def _split(name: str) -> Sequence[Any]:
+    """Method, backbone, neck and tag of a name; without a tag None."""
+    pattern = rf"({'|'.join(METHOD_TYPES)})_(.+?)_({'|'.join(NECKS)})(?:\.(\w+))?"
+    match = re.fullmatch(pattern, name)
+    if match is None or (match[4] and name not in PUBLISHED):
+        raise _unknown(name)
+    return match.groups()
 
 
 def authors_config(name: str) -> DetectorConfig:
@@ -147,9 +165,7 @@ def neck_name(neck: NeckConfig) -> str:
 
 def _as_published(config: DetectorConfig, name: str) -> DetectorConfig:
     """A config with the conventions of published weights and the credit to their publisher."""
-    row = PUBLISHED.get(name)
-    if row is None:
-        raise _unknown(name)
+    row = PUBLISHED[name]
     credit = {
         **{"tag": row.tag, "source": row.url, "authors_ap": row.ap},
         "license": PUBLISHERS[row.publisher].license,
@@ -359,7 +375,7 @@ def with_classes(
 
 
 def _unknown(name: str) -> UnknownModelError:
-    known = list_models() + list_models(pretrained=True)
+    known = [*curated_names(), *_registered, *PUBLISHED]
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "list_models() names them all"
     return UnknownModelError(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from sepc_zoo.api.models import model_name
 from sepc_zoo.api.options import StartOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import check_names, option_fields
@@ -75,7 +76,6 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
     """The options of a new run."""
     from accelerate.utils import broadcast_object_list
 
-    from sepc_zoo.api.models import model_name
     from sepc_zoo.training.accelerator import start_processes
 
     for name, hint in (("data", ""), ("model", "; `sepc-zoo list` names the models")):
@@ -99,7 +99,6 @@ def free_folder(path: Path) -> Path:
 
 def resumed_options(run: str, given: Mapping[str, Any]) -> TrainOptions:
     """The options of a run to resume, with those that are given."""
-    from sepc_zoo.api.models import model_name
 
     options = dict(given)
     for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):

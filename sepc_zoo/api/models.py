@@ -1,15 +1,14 @@
-"""Models that users name: by a name, a folder or an id of the hub."""
+"""Models that users name: by a name, a folder or an id of the hub; heavy imports come late."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
 from sepc_zoo.config import override
 from sepc_zoo.errors import ConfigError, HubError
-from sepc_zoo.export.loaded import find_exported, load_exported
-from sepc_zoo.factory import create_model
-from sepc_zoo.models.detector import Detector
+from sepc_zoo.registry import LOCAL_PREFIX
+
+FILE_SUFFIXES = (".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".xml")
 
 
 def model_with_weights(source: str | os.PathLike[str]) -> Any:
@@ -20,6 +19,9 @@ def model_with_weights(source: str | os.PathLike[str]) -> Any:
         ExportError: the exported file cannot be loaded.
         UnknownModelError: there is no such name.
     """
+    from sepc_zoo.export.loaded import find_exported, load_exported
+    from sepc_zoo.factory import create_model
+
     source = os.fspath(source)
     if file := find_exported(source):
         return load_exported(file)
@@ -32,6 +34,8 @@ def choose_postprocess(model: Any, **entries: Any) -> None:
     Raises:
         ConfigError: soft-NMS for an exported file, whose suppression is part of it.
     """
+    from sepc_zoo.models.detector import Detector
+
     changes = {name: value for name, value in entries.items() if value is not None}
     if changes.get("soft_nms", "none") != "none" and not isinstance(model, Detector):
         raise ConfigError("--soft-nms: an exported file has hard non-maximum suppression inside")
@@ -45,10 +49,13 @@ def model_name(source: str | os.PathLike[str]) -> str:
         HubError: the source is a file, or looks like a path and there is no such folder.
     """
     source = os.fspath(source)
-    if Path(source).expanduser().is_dir():
+    path = Path(source).expanduser()
+    if path.is_dir():
         return f"{LOCAL_PREFIX}{source}"
-    if Path(source).expanduser().is_file():
+    if path.is_file():
         raise HubError(f"{source} is a file, but neither a model folder nor an exported model")
-    if "/" in source and ":" not in source:
+    if ":" not in source and path.suffix in FILE_SUFFIXES:
+        raise HubError(f"{source}: no such file; `sepc-zoo export` writes models as files")
+    if ":" not in source and "/" in source:
         raise HubError(f"{source}: no such folder or file; a model on the hub is hf-hub:org/name")
     return source

@@ -27,7 +27,6 @@ from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from sepc_zoo.errors import HubError
 from sepc_zoo.files import write_atomically
 
-HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 NAME_IN_CACHE = re.compile(r"\w[\w.-]{0,127}")  # ETags and commits become names of files
 TIMEOUT = 10.0  # seconds to wait until the hub says where a file is

@@ -17,8 +17,6 @@ from sepc_zoo.checkpoints.convert.pickles import CheckpointError, read_state_dic
 from sepc_zoo.checkpoints.download import DownloadError, cannot_write, download, hash_of
 from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, read_model, save_model
 from sepc_zoo.checkpoints.hub import (
-    HUB_PREFIX,
-    LOCAL_PREFIX,
     NotCachedError,
     NotOnHubError,
     Request,
@@ -28,7 +26,7 @@ from sepc_zoo.config import config_to_json
 from sepc_zoo.errors import HubError
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.published import PUBLISHERS, Published, find_row
-from sepc_zoo.registry import model_config
+from sepc_zoo.registry import HUB_PREFIX, LOCAL_PREFIX, model_config
 from sepc_zoo.terminal import say
 
 DEFAULT_ORGANISATION = "sepc-zoo"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import sepc_zoo
 from sepc_zoo.cli.arguments import flag_of, make_parser, parse
+from sepc_zoo.cli.inputs import check_inputs
 from sepc_zoo.errors import UserError
 from sepc_zoo.options import OptionError
 from sepc_zoo.terminal import say
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptionError as error:
         parser.error(f"{flag_of(error.name)} {error.text}")
     try:
+        check_inputs(options)
         return command.run(options)
     except OptionError as error:
         problem = f"{flag_of(error.name)} {error.text}"

@@ -3,9 +3,11 @@
 import argparse
 import ast
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from sepc_zoo.options import (
@@ -16,15 +18,23 @@ from sepc_zoo.options import (
     flatten,
     help_of,
     is_union,
+    nearest_option,
     option_fields,
     option_groups,
     strip_none,
 )
 
+FLAG = re.compile(r"--?[A-Za-z][\w-]*")  # negative numbers are values
+
 
 def flag_of(name: str) -> str:
     """``--batch-size`` of ``batch_size``."""
     return "--" + name.replace("_", "-")
+
+
+def classes_of(cls: type[Options]) -> list[type[Options]]:
+    """The classes of options that a command takes: those that it passes on, and its own."""
+    return [*filter(None, [getattr(cls, "passes_on", None)]), cls]
 
 
 def make_parser(program: str, description: str, cls: type[Options]) -> argparse.ArgumentParser:
@@ -33,10 +43,10 @@ def make_parser(program: str, description: str, cls: type[Options]) -> argparse.
     An option that is not given is absent from the result. Where ``cls`` has ``passes_on``, another
     class of options, its options are on the command line too, none of them required.
     """
-    parser = argparse.ArgumentParser(program, description=description)
+    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
     exclusive: dict[str, Any] = {}
     required: list[str] = []
-    for source in filter(None, (getattr(cls, "passes_on", None), cls)):
+    for source in classes_of(cls):
         for title, entries in option_groups(source):
             group = parser.add_argument_group(title)
             for entry in entries:
@@ -61,7 +71,9 @@ def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[s
 
     Raises:
         OptionError: a value does not fit.
+        SystemExit: an argument is missing, unknown or cannot be read.
     """
+    refuse_unknown(parser, cls, texts)
     values = vars(parser.parse_args(texts))
     for name, value in values.items():
         if isinstance(value, list) and any(isinstance(item, KeyValue) for item in value):
@@ -70,6 +82,20 @@ def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[s
         return cls(**values)
     own = {name: values.pop(name) for name in typing.get_type_hints(cls) if name in values}
     return cls(**own, given=values)  # type: ignore[call-arg]
+
+
+def refuse_unknown(
+    parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[str]
+) -> None:
+    """End with the nearest flag where one is unknown, before argparse misses another."""
+    known = [entry for source in classes_of(cls) for entry in option_fields(source)]
+    flags = [entry for entry in known if not entry.metadata["option"].positional]
+    for text in takewhile(lambda text: text != "--", texts):
+        flag = text.partition("=")[0]
+        if FLAG.fullmatch(flag) and flag not in parser._option_string_actions:
+            near = nearest_option(flag, flags)
+            hint = f"did you mean {flag_of(near)}?" if near else f"{parser.prog} --help lists all"
+            parser.error(f"unknown option {flag}; {hint}")
 
 
 def command_line(options: Options) -> list[str]:

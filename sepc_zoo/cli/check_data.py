@@ -19,7 +19,7 @@ class Arguments(FormatOptions):
     """Check."""
 
     data: str = option(
-        help="data set, in any layout that train reads", metavar="DIR", positional=True
+        help="data set, in any layout that train reads", metavar="DATA", positional=True
     )
     split: tuple[str, ...] | None = option(
         None, "names of the splits to check (default: all)", metavar="NAME"

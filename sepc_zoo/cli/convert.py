@@ -11,7 +11,7 @@ class Arguments(Options):
     """Conversion."""
 
     checkpoint: str = option(
-        help="checkpoint as its authors published it", metavar="CHECKPOINT.pth", positional=True
+        help="checkpoint as its authors published it", metavar="CHECKPOINT", positional=True
     )
     model: str = option(
         help="name of its model, such as fsaf_r50_sepc, or the publisher's own name of it",

@@ -43,7 +43,7 @@ class Arguments(Options):
         (),
         "data set whose training images calibrate int8, and whose validation images measure AP "
         "before and after",
-        metavar="DIR",
+        metavar="DATA",
     )
     max_drop: float = option(0.01, "largest loss of AP by int8, as a fraction", ge=0, le=1)
     with_runtime: bool = option(

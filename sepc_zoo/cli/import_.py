@@ -17,9 +17,7 @@ class Arguments(Options):
     source: str | None = option(
         None, "whose weights: sepc, openmmlab, universenet or torchvision", metavar="PUBLISHER"
     )
-    file: str | None = option(
-        None, "checkpoint that was downloaded before", metavar="CHECKPOINT.pth"
-    )
+    file: str | None = option(None, "checkpoint that was downloaded before", metavar="CHECKPOINT")
     url: str | None = option(
         None,
         "address to download from, with {file}, {name} or {id} in it (default: SEPC_ZOO_MIRROR, or "

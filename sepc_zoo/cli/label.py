@@ -22,7 +22,7 @@ class LabelOptions(FormatOptions):
     """Labels."""
 
     data: str = option(
-        help="data set, in any layout that train reads", metavar="DIR", positional=True
+        help="data set, in any layout that train reads", metavar="DATA", positional=True
     )
     model: str = option(
         help="model folder, hf-hub:org/repo, or name of a model with published weights",

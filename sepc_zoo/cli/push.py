@@ -13,7 +13,7 @@ class Arguments(Options):
     """Upload."""
 
     model: str = option(
-        help="model folder, such as runs/cells/best", metavar="DIR", positional=True
+        help="model folder, such as runs/cells/best", metavar="MODEL", positional=True
     )
     repo_id: str = option(
         help="repository, created if it does not exist", metavar="ORG/NAME", positional=True

@@ -3,6 +3,7 @@
 import importlib
 
 from sepc_zoo.cli import COMMANDS, module_of
+from sepc_zoo.cli.arguments import classes_of
 from sepc_zoo.options import markdown_tables
 from sepc_zoo.terminal import say
 
@@ -18,7 +19,7 @@ def reference() -> str:
     for name in COMMANDS:
         command = importlib.import_module(module_of(name))
         sections += [f"## sepc-zoo {name}", (command.__doc__ or "").strip()]
-        for cls in filter(None, (getattr(command.Arguments, "passes_on", None), command.Arguments)):
+        for cls in classes_of(command.Arguments):
             sections += [f"### {title}\n\n{table}" for title, table in markdown_tables(cls)]
     return "\n\n".join(sections) + "\n"
 

@@ -30,7 +30,7 @@ class Arguments(FormatOptions, InputOptions):
     """Data."""
 
     data: tuple[str, ...] = option(
-        help="data set, or several to join by class name", metavar="DIR", positional=True
+        help="data set, or several to join by class name", metavar="DATA", positional=True
     )
     model: str | None = option(
         None, "name of a model (default: one that fits the device)", metavar="NAME"

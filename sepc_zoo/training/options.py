@@ -45,7 +45,9 @@ class FormatOptions(Options):
 class SourceOptions(FormatOptions):
     """Data."""
 
-    data: tuple[str, ...] = option(help="data set, or several to join by class name", metavar="DIR")
+    data: tuple[str, ...] = option(
+        help="data set, or several to join by class name", metavar="DATA"
+    )
     drop_bad_boxes: bool = option(False, "leave out and list boxes without area (default: refuse)")
     skip_bad_images: bool = option(
         False, "leave out and list images that cannot be decoded (default: refuse)"
@@ -259,7 +261,7 @@ class SpeedOptions(Options):
 class RunOptions(Options):
     """Run folder, validation and logging."""
 
-    output: str = option(help="run folder to write (default: a new folder in runs/)", metavar="RUN")
+    output: str = option(help="run folder to write (default: a new folder in runs/)", metavar="DIR")
     val_interval: int = option(1, "epochs between validations", ge=1)
     log_interval: int = option(10, "steps between rows of log.csv", ge=1)
     save_interval: int = option(500, "steps between saved states to resume from", ge=1)
@@ -336,6 +338,11 @@ def read_options(run: str | Path) -> TrainOptions:
         TrainError: the folder holds no run, or an entry of its ``config.yaml`` does not fit.
     """
     path = Path(run) / OPTIONS_FILE
+    if not path.is_file():
+        parent = Path(run).parent
+        hint = f"; did you mean {parent}?" * (parent / OPTIONS_FILE).is_file()
+        reason = f"it has no {OPTIONS_FILE}" if Path(run).is_dir() else "there is no such folder"
+        raise TrainError(f"{run} is no run folder to resume: {reason}{hint}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):

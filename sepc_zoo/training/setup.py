@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sepc_zoo.checkpoints.folder import read_config
-from sepc_zoo.checkpoints.hub import LOCAL_PREFIX
 from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import DetectorConfig, config_from_json, override
 from sepc_zoo.data import (
@@ -38,6 +37,7 @@ from sepc_zoo.files import TEMPORARY_NAME
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.options import OptionError
+from sepc_zoo.registry import LOCAL_PREFIX
 from sepc_zoo.training.accelerator import RunAccelerator
 from sepc_zoo.training.advice import fitted_anchors
 from sepc_zoo.training.callback import Callback

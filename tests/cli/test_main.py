@@ -1,6 +1,7 @@
 """The command line itself: commands by name, help, errors, exit status, start-up."""
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from commands import assert_refused, call
 
 from sepc_zoo import __version__
 from sepc_zoo.cli import COMMANDS, main, module_of
+from sepc_zoo.cli.arguments import classes_of, flag_of
+from sepc_zoo.cli.inputs import CHECKS, check_inputs
+from sepc_zoo.cli.predict import Arguments as PredictArguments
 from sepc_zoo.cli.reference import reference
 from sepc_zoo.errors import UserError
-from sepc_zoo.options import option_fields
+from sepc_zoo.options import MISSING, default_of, nearest_option, option_fields
 from sepc_zoo.training.options import TrainOptions
 
 REPO = Path(__file__).parents[2]
@@ -70,6 +74,91 @@ def test_every_command_has_a_help_and_refuses_unknown_flags(command, capsys):
         main([command, "--bogus"])
     assert end.value.code == 2
     assert_refused(capsys, f"usage: sepc-zoo {command}")
+
+
+def arguments_of(command):
+    return importlib.import_module(module_of(command)).Arguments
+
+
+def all_options(command):
+    return [e for cls in classes_of(arguments_of(command)) for e in option_fields(cls)]
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "nearest"),
+    [
+        ("train", "--learnrate=0.1", "--lr"),
+        ("train", "--epoch", "--epochs"),
+        ("train", "--img-size", "--image-size"),
+        ("train", "--init-frm", "--backbone-checkpoint"),
+        ("train", "--no-freezebn", "--freeze-bn"),
+        ("validate", "--modle", "--model"),  # rather than that --data is missing
+    ],
+)
+def test_a_mistyped_flag_is_named_with_the_nearest_one(command, typed, nearest, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, typed, "3"])
+    assert end.value.code == 2
+    assert_refused(capsys, f"unknown option {typed.split('=')[0]}; did you mean {nearest}?")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_found_with_a_letter_too_many(command):
+    options = all_options(command)
+    assert {e.name: nearest_option(f"{flag_of(e.name)}x", options) for e in options} == {
+        entry.name: entry.name for entry in options
+    }
+
+
+def test_a_flag_like_no_other_is_refused_without_a_guess(capsys):
+    with pytest.raises(SystemExit):
+        main(["list", "-q"])
+    assert_refused(capsys, "unknown option -q; sepc-zoo list --help lists all")
+
+
+# Paths and names
+
+
+def wrong_inputs():
+    """A command line for each option that names something to read, which is not there."""
+    others = {"DIR": "x", "OUT": "x", "NAME": "x", "ORG": "x", "ORG/NAME": "a/b"}
+    for command in COMMANDS:
+        own = option_fields(arguments_of(command))
+        for tested in all_options(command):
+            if tested.metadata["option"].metavar not in CHECKS:
+                continue
+            words = ["--int8"] if tested.name == "calibrate" else []
+            for entry in own if tested in own else [tested]:
+                info = entry.metadata["option"]
+                value = "no/such" if entry is tested else others.get(info.metavar, ".")
+                if entry is tested or default_of(entry) is MISSING:
+                    words += [value] if info.positional else [flag_of(entry.name), value]
+            yield [command, *words]
+
+
+def test_what_is_not_there_is_named_before_torch_is_imported():
+    code = """
+import json, sys
+from sepc_zoo.cli import main
+print(*[main(words) for words in json.loads(sys.argv[1])])
+print(*sys.modules)
+"""
+    cases = [*wrong_inputs(), ["info", "fsaf_r50_spec"], ["predict", ".", "--model", "nope.onnx"]]
+    command = [sys.executable, "-c", code, json.dumps(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    statuses, modules = done.stdout.splitlines()
+    assert statuses.split() == ["2"] * len(cases)
+    assert {"torch", "timm", "accelerate"} & {*modules.split()} == set()
+    for (name, *_), line in zip(cases, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"sepc-zoo {name}: ")
+        assert any(text in line for text in ("no/such", "nope.onnx: no such file", "fsaf_r50_sepc"))
+
+
+def test_what_may_be_elsewhere_is_not_refused(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    sources = ["0", "/dev/video9", "rtsp://host/live", str(tmp_path / "*.jpg"), str(tmp_path)]
+    for model in (None, "hf-hub:org/name", "fsaf_convnext_tiny_sepc", str(tmp_path)):
+        check_inputs(PredictArguments(source=sources, model=model))
 
 
 def test_help_of_train_comes_in_groups_and_has_every_flag(capsys):

@@ -168,6 +168,14 @@ def test_info_of_a_folder_that_is_not_there_says_so(capsys):
     assert_refused(capsys, "runs/none/best", "no such folder")
 
 
+def test_info_of_a_run_names_the_folder_of_its_model(model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "run" / "best")
+    assert call("info", tmp_path / "run") == 2
+    assert_refused(
+        capsys, "is no model folder: it has no config.json; did you mean its folder best"
+    )
+
+
 def test_info_of_an_unknown_name_suggests_the_nearest(capsys):
     assert call("info", "fsaf_r50_spec") == 2
     assert_refused(capsys, "fsaf_r50_sepc")

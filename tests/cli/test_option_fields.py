@@ -109,6 +109,7 @@ def test_a_dict_of_options_reads_back_strictly():
     )
     for wrong, text in (
         (content | {"flour": "oat"}, "f: unknown option 'flour'; did you mean 'flours'?"),
+        (content | {"degree": 7}, "f: unknown option 'degree'; did you mean 'heat'?"),
         (content | {7: 1}, "f: unknown option 7"),
         ({"fan": True}, r"f: missing options \['heat'\]"),
         (content | {"heat": "x"}, "f: heat is 'x'; it must be int"),

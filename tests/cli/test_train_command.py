@@ -24,6 +24,7 @@ def options_of(monkeypatch, tmp_path):
     trained = Mock(return_value={"best_AP": 0.5})
     monkeypatch.setattr("sepc_zoo.training.trainer.train", trained)
     monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
 
     def options(*flags):
         assert call("train", *flags) == 0
@@ -94,7 +95,7 @@ def test_a_run_without_a_folder_of_its_own_gets_a_new_one(options_of):
 
 @pytest.mark.parametrize(("flag", "value"), [("--freeze-bn", True), ("--no-freeze-bn", False)])
 def test_frozen_batch_norm_is_a_choice(flag, value, options_of):
-    options = options_of("--data", "d", "--model", "m", flag)
+    options = options_of("--data", "d", "--model", "fsaf_r18_sepc", flag)
     assert options.freeze_bn is value
 
 
@@ -176,11 +177,11 @@ def test_a_file_of_options_that_does_not_fit_is_refused(text, named, tmp_path, c
     assert call("train", "--config", tmp_path / "x.yaml") == 2
     assert_refused(capsys, named)
     assert call("train", "--config", tmp_path / "missing.yaml") == 2
-    assert_refused(capsys, "missing.yaml cannot be read")
+    assert_refused(capsys, "missing.yaml: no such file")
 
 
 def test_data_without_a_model_is_refused(capsys):
-    assert call("train", "--data", "d") == 2
+    assert call("train", "--data", ".") == 2
     assert_refused(capsys, "--model is missing", "sepc-zoo list")
 
 
@@ -240,20 +241,35 @@ def test_train_runs_and_resumes(shapes, tmp_path, capsys):
     assert call(*flags) == 2
     assert_refused(capsys, "holds a run", f"--resume {tmp_path / 'run'}")
     assert call("train", "--resume", tmp_path / "run") == 0
-    assert call(*flags, "--resume", tmp_path / "run") == 0
-    capsys.readouterr()
+    said = "the run is complete, with all of its 1 steps; to train on, give more --epochs or"
+    assert said in capsys.readouterr().out
+    assert call(*flags, "--resume", tmp_path / "run", "--max-steps", 2) == 0
+    assert "is complete" not in capsys.readouterr().out
     assert call("train", "--resume", tmp_path / "run", "--lr", 0.1, "--no-freeze-bn") == 2
     assert_refused(capsys, "its numbers depend on them, but --lr would change")
     assert read_options(tmp_path / "run").freeze_bn is False
 
 
 def test_options_beside_resume_may_repeat_those_of_the_run(options_of, tmp_path):
-    flags = ("--data", "d", "--model", "m", "--model-kwargs", "anchors.ratios=(1.0,2.0)")
+    flags = ("--data", "d", "--model", "fsaf_r18_sepc", "--model-kwargs", "anchors.octaves=2")
     options = options_of(*flags, "--output", tmp_path)
     write_options(options)
     assert as_dict(options_of(*flags, "--resume", tmp_path)) == as_dict(options)
 
 
-def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, capsys):
-    assert call("train", "--resume", tmp_path) == 2
-    assert_refused(capsys, f"{tmp_path} is no run folder to resume")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nope", "there is no such folder"),
+        ("empty", "it has no config.yaml"),
+        ("run/last", "it has no config.yaml; did you mean {}/run?"),
+    ],
+)
+def test_a_folder_without_a_run_cannot_be_resumed(name, reason, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    assert call("train", "--resume", tmp_path / name) == 2
+    assert_refused(
+        capsys, f"{tmp_path / name} is no run folder to resume: {reason.format(tmp_path)}\n"
+    )

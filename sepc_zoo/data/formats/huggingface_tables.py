@@ -26,8 +26,8 @@ from sepc_zoo.data.formats.layout import ONLY_SPLIT, Source
 from sepc_zoo.data.formats.parsing import read_class_names
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 from sepc_zoo.files import write_atomically
+from sepc_zoo.registry import HUB_PREFIX
 
-HUB_PREFIX = "hf-hub:"
 PARQUET_PATTERNS = ("*.parquet", "*/*.parquet")
 SAVED_FILE = "state.json"  # written by save_to_disk into each folder
 CACHE_FOLDER = "sepc_zoo"  # folder for images in the cache of ``datasets``

@@ -1,0 +1,77 @@
+"""Paths and names on a command line, checked before PyTorch is imported, which takes seconds."""
+
+import glob
+import os
+from collections.abc import Callable
+
+from sepc_zoo.api.models import model_name
+from sepc_zoo.cli.arguments import classes_of
+from sepc_zoo.data.problems import unreadable
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.options import Options, option_fields
+from sepc_zoo.registry import HUB_PREFIX, check_name
+
+
+def check_inputs(options: Options) -> None:
+    """Check what options name to be read, by the placeholders of their values.
+
+    Raises:
+        UserError: there is no such file, folder or model.
+    """
+    values = vars(options) | getattr(options, "given", {})
+    for cls in classes_of(type(options)):
+        for entry in option_fields(cls):
+            if check := CHECKS.get(entry.metadata["option"].metavar):
+                value = values.get(entry.name) or ()
+                for text in (value,) if isinstance(value, str) else value:
+                    check(os.path.expanduser(text))
+
+
+def check_data(text: str) -> None:
+    """Check that a data set is there, or on the hub."""
+    if not text.startswith(HUB_PREFIX) and not os.path.exists(text):
+        raise unreadable(text, "no such folder")
+
+
+def check_file(text: str) -> None:
+    """Check that a file is there."""
+    if not os.path.exists(text):
+        raise ConfigError(f"{text}: no such file")
+
+
+def check_model(text: str) -> None:
+    """Check that a model has a possible name, or is there; files are checked as they are read."""
+    if not os.path.isfile(text) and ":" not in model_name(text):
+        check_name(text)
+
+
+def check_compared(text: str) -> None:
+    """Check that a model or a file of detections is there."""
+    (check_file if text.endswith(".json") else check_model)(text)
+
+
+def check_run(text: str) -> None:
+    """Check that a folder holds a run to resume."""
+    from sepc_zoo.training.options import read_options
+
+    read_options(text)
+
+
+def check_source(text: str) -> None:
+    """Check that images are there, where they are neither of a camera nor at an address."""
+    is_elsewhere = text.isdecimal() or "://" in text or text.startswith("/dev/")
+    if not (is_elsewhere or os.path.lexists(text) or any(glob.iglob(text, recursive=True))):
+        raise ConfigError(f"{text}: no such file or folder")
+
+
+CHECKS: dict[object, Callable[[str], None]] = {
+    "A": check_compared,
+    "B": check_compared,
+    "CHECKPOINT": check_file,
+    "DATA": check_data,
+    "FILE": check_file,
+    "MODEL": check_model,
+    "NAME_OR_DIR": check_model,
+    "RUN": check_run,
+    "SOURCE": check_source,
+}
