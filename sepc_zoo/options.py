@@ -137,10 +137,13 @@ def default_of(entry: dataclasses.Field) -> Any:
 
 
 def help_of(entry: dataclasses.Field) -> str:
-    """The help of an option, with its default where that is neither empty nor a switch."""
+    """The help of an option, with its default where that is neither empty, a switch nor said."""
     default, text = default_of(entry), entry.metadata["option"].help
-    shown = "" if default is MISSING or isinstance(default, bool) else default_text(default)
-    return f"{text} (default {shown})" if shown else text
+    is_said = default is MISSING or isinstance(default, bool) or "default" in text
+    shown = "" if is_said else default_text(default)
+    if not shown:
+        return text
+    return f"{text[:-1]}; default {shown})" if text.endswith(")") else f"{text} (default {shown})"
 
 
 def takes_options(cls: type[Options]) -> Callable[[Callable[P, R]], Callable[P, R]]:

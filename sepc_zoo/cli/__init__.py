@@ -28,7 +28,7 @@ COMMANDS = {
     "predict": "detect objects in images",
     "demo": "show a model on a web page of this machine",
     "export": "write a detector as one file for ONNX Runtime, OpenVINO or torch.export",
-    "convert": "convert a checkpoint of the SEPC authors to a model folder",
+    "convert": "convert a checkpoint of another project to a model folder",
     "import": "fetch and convert published weights, for pretrained=True",
     "push": "upload a model folder to the Hugging Face Hub, and a Space that shows it",
     "publish": "upload model folders and a page that lists them",

@@ -45,7 +45,7 @@ def make_parser(program: str, description: str, cls: type[Options]) -> argparse.
     """
     parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
     exclusive: dict[str, Any] = {}
-    required: list[str] = []
+    words: list[str] = []
     for source in classes_of(cls):
         for title, entries in option_groups(source):
             group = parser.add_argument_group(title)
@@ -59,10 +59,13 @@ def make_parser(program: str, description: str, cls: type[Options]) -> argparse.
                 if source is not cls:
                     arguments.pop("required", None)
                 action = target.add_argument(*names, default=argparse.SUPPRESS, **arguments)
+                is_positional = entry.metadata["option"].positional
+                text = f"{action.metavar}{' ...' * (action.nargs in ('+', '*'))}"
                 if action.required:
-                    flag = [] if entry.metadata["option"].positional else names[:1]
-                    required.append(" ".join([*flag, str(action.metavar)]))
-    parser.usage = " ".join(["%(prog)s", *required, "[OPTION ...]"])
+                    words.append(text if is_positional else f"{names[0]} {text}")
+                elif is_positional:
+                    words.append(f"[{text}]")
+    parser.usage = " ".join(["%(prog)s", *words, "[OPTION ...]"])
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Download published weights, convert them, and keep them for ``pretrained=True``."""
+"""Download published weights, convert them, and keep them for predict, validate and train."""
 
 from dataclasses import dataclass
 

@@ -20,7 +20,9 @@ class Arguments(Options):
     """Model."""
 
     model: str = option(
-        help="name of a model, or a model folder", metavar="NAME_OR_DIR", positional=True
+        help="name of a model, model folder or hf-hub:org/repo",
+        metavar="NAME_OR_DIR",
+        positional=True,
     )
 
 

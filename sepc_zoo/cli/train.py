@@ -1,4 +1,7 @@
-"""Train a model on your own data. Without --data, run a small demonstration on synthetic shapes."""
+"""Train a model on your own data, as in: sepc-zoo train --data FOLDER --model retinanet_r50_sepc.
+
+Without --data, run a small demonstration on synthetic shapes.
+"""
 
 import zlib
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""Search for the options of `sepc-zoo train` with the highest AP; repeat a command to go on."""
+"""Search for the options of `sepc-zoo train` with the highest AP.
+
+It needs --data, --model and --output; the same command again goes on with the search.
+"""
 
 import dataclasses
 import shlex

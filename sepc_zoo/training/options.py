@@ -59,7 +59,7 @@ class SourceOptions(FormatOptions):
         gt=0,
         le=0.9,
     )
-    split_seed: int = option(0, "seed of the choice of these images", ge=0)
+    split_seed: int = option(0, "seed of the choice of the images to hold out", ge=0)
     split_by: str | None = option(
         None, "file with a line for each image, its name and its split", metavar="FILE"
     )

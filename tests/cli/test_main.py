@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import assert_refused, call
 
-from sepc_zoo import __version__
+from sepc_zoo import __version__, options
 from sepc_zoo.cli import COMMANDS, main, module_of
 from sepc_zoo.cli.arguments import classes_of, flag_of
 from sepc_zoo.cli.inputs import CHECKS, check_inputs
@@ -169,6 +170,21 @@ def test_help_of_train_comes_in_groups_and_has_every_flag(capsys):
     options = [f"--{entry.name.replace('_', '-')}" for entry in option_fields(TrainOptions)]
     assert [flag for flag in (*TRAIN_FLAGS, *options) if f" {flag}" not in text] == []
     assert "number of epochs (default: the recipe's)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_says_each_default_once_and_names_no_markup(command, capsys):
+    for entry in all_options(command):
+        assert len(re.findall(r"[(;] ?default", options.help_of(entry))) <= 1
+    assert "``" not in help_of(command, capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [("list", "[PATTERN ...]"), ("predict", "SOURCE ..."), ("compare", "A B --data DATA ...")],
+)
+def test_the_usage_has_what_stands_without_a_flag_and_what_is_required(command, usage, capsys):
+    assert f"usage: sepc-zoo {command} {usage} [OPTION ...]\n" in help_of(command, capsys)
 
 
 def test_the_reference_has_every_command_and_option():
