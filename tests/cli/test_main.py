@@ -217,15 +217,21 @@ def test_the_package_runs_as_a_module():
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt(), 130), (UserError("so"), 2), (OSError("so"), 2)]
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (UserError("so"), 2, "sepc-zoo list: so\n"),
+        (OSError("so"), 2, "sepc-zoo list: so\n"),
+        (PermissionError(13, "not allowed", "file"), 2, "sepc-zoo list: file: not allowed\n"),
+    ],
 )
-def test_the_exit_status_says_how_a_command_ended(error, status, monkeypatch, capsys):
+def test_the_exit_status_says_how_a_command_ended(error, status, said, monkeypatch, capsys):
     def fail(_):
         raise error
 
     monkeypatch.setattr("sepc_zoo.cli.list.run", fail)
     assert main(["list"]) == status
-    assert capsys.readouterr().err == ("sepc-zoo list: so\n" if status == 2 else "")
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
