@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sepc_zoo.checkpoints.folder import (
-    METRICS_FILE,
     load_weights,
     read_config,
     read_model,
@@ -23,6 +22,7 @@ from sepc_zoo.checkpoints.folder import (
     refuse_misfits,
 )
 from sepc_zoo.checkpoints.hub import fetch_backbone
+from sepc_zoo.checkpoints.layout import METRICS_FILE
 from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import MAX_NUMBER, BackboneConfig, DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError

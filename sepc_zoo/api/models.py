@@ -8,7 +8,8 @@ from sepc_zoo.config import override
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.registry import LOCAL_PREFIX
 
-FILE_SUFFIXES = (".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".xml")
+EXPORTED = (".onnx", ".pt2", ".xml")
+OTHER_FILES = (".pt", ".pth", ".safetensors")
 
 
 def model_with_weights(source: str | os.PathLike[str]) -> Any:
@@ -54,7 +55,7 @@ def model_name(source: str | os.PathLike[str]) -> str:
         return f"{LOCAL_PREFIX}{source}"
     if path.is_file():
         raise HubError(f"{source} is a file, but neither a model folder nor an exported model")
-    if ":" not in source and path.suffix in FILE_SUFFIXES:
+    if ":" not in source and path.suffix in EXPORTED + OTHER_FILES:
         raise HubError(f"{source}: no such file; `sepc-zoo export` writes models as files")
     if ":" not in source and "/" in source:
         raise HubError(f"{source}: no such folder or file; a model on the hub is hf-hub:org/name")

@@ -13,16 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from sepc_zoo import __version__
 from sepc_zoo.checkpoints.card import model_card
+from sepc_zoo.checkpoints.layout import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from sepc_zoo.config import DetectorConfig, UnknownEntriesError, config_from_json, config_to_json
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "README.md"
-METRICS_FILE = "metrics.json"
 # Names in safetensors of types that no weight has; all others are floating-point numbers.
 DTYPES = {f"{sign}{bits}": torch.int64 for sign in "IU" for bits in (8, 16, 32, 64)}
 DTYPES |= {"BOOL": torch.bool, "C64": torch.complex64}

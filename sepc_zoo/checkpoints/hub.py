@@ -23,7 +23,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from sepc_zoo.checkpoints.download import MAX_BYTES, too_large
-from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+from sepc_zoo.checkpoints.folder import read_config
+from sepc_zoo.checkpoints.layout import CONFIG_FILE, WEIGHTS_FILE
 from sepc_zoo.errors import HubError
 from sepc_zoo.files import write_atomically
 

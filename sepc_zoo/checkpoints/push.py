@@ -8,14 +8,9 @@ from typing import Any
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
-from sepc_zoo.checkpoints.folder import (
-    CARD_FILE,
-    CONFIG_FILE,
-    METRICS_FILE,
-    WEIGHTS_FILE,
-    save_model,
-)
+from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.checkpoints.hub import first_line, invalid_name, status_of
+from sepc_zoo.checkpoints.layout import CARD_FILE, CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
 from sepc_zoo.errors import HubError
 from sepc_zoo.models.detector import Detector
 

@@ -15,13 +15,14 @@ from huggingface_hub import constants
 from sepc_zoo.checkpoints.convert import CONVERTERS
 from sepc_zoo.checkpoints.convert.pickles import CheckpointError, read_state_dict
 from sepc_zoo.checkpoints.download import DownloadError, cannot_write, download, hash_of
-from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, read_model, save_model
+from sepc_zoo.checkpoints.folder import read_model, save_model
 from sepc_zoo.checkpoints.hub import (
     NotCachedError,
     NotOnHubError,
     Request,
     fetch_model,
 )
+from sepc_zoo.checkpoints.layout import WEIGHTS_FILE, check_folder
 from sepc_zoo.config import config_to_json
 from sepc_zoo.errors import HubError
 from sepc_zoo.models.detector import Detector
@@ -45,10 +46,7 @@ def find_model(name: str, pretrained: bool, **download: Any) -> Path | None:
     """
     if name.startswith(LOCAL_PREFIX):
         folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser()
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / file).is_file():
-                hint = "; did you mean its folder best?" * (folder / "best" / file).is_file()
-                raise HubError(f"{folder} is no model folder: it has no {file}{hint}")
+        check_folder(folder)
         return folder
     if name.startswith(HUB_PREFIX):
         repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")

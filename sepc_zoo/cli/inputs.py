@@ -3,8 +3,10 @@
 import glob
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-from sepc_zoo.api.models import model_name
+from sepc_zoo.api.models import EXPORTED, model_name
+from sepc_zoo.checkpoints.layout import check_folder
 from sepc_zoo.cli.arguments import classes_of
 from sepc_zoo.data.problems import unreadable
 from sepc_zoo.errors import ConfigError
@@ -41,7 +43,10 @@ def check_file(text: str) -> None:
 
 def check_model(text: str) -> None:
     """Check that a model has a possible name, or is there; files are checked as they are read."""
-    if not os.path.isfile(text) and ":" not in model_name(text):
+    if os.path.isdir(text):
+        if not any(name.endswith(EXPORTED) for name in os.listdir(text)):
+            check_folder(Path(text))
+    elif not os.path.isfile(text) and ":" not in model_name(text):
         check_name(text)
 
 

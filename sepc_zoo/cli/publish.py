@@ -24,7 +24,7 @@ class Arguments(Options):
 
 def run(arguments: Arguments) -> int:
     """Upload the folders, then the page of the organisation and its collection."""
-    from sepc_zoo.checkpoints.folder import CARD_FILE
+    from sepc_zoo.checkpoints.layout import CARD_FILE
     from sepc_zoo.checkpoints.push import add_to_collection, push_folder
     from sepc_zoo.cli.publishing import organisation_page, push, repository_name
 

@@ -12,7 +12,8 @@ from typing import Any
 from huggingface_hub import ModelCard, constants
 
 from sepc_zoo.checkpoints.card import LOCAL_SOURCE
-from sepc_zoo.checkpoints.folder import CARD_FILE, METRICS_FILE, read_config, save_model
+from sepc_zoo.checkpoints.folder import read_config, save_model
+from sepc_zoo.checkpoints.layout import CARD_FILE, METRICS_FILE
 from sepc_zoo.checkpoints.push import push_folder
 from sepc_zoo.demo.space import write_handler, write_space
 from sepc_zoo.errors import HubError

@@ -11,7 +11,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from sepc_zoo.checkpoints.folder import CONFIG_FILE
+from sepc_zoo.checkpoints.layout import CONFIG_FILE
 from sepc_zoo.config import DetectorConfig, config_from_json
 from sepc_zoo.data.pixels import pad_and_stack
 from sepc_zoo.export.metadata import ExportError

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_a_flag_like_no_other_is_refused_without_a_guess(capsys):
 # Paths and names
 
 
-def wrong_inputs():
+def wrong_inputs(there):
     """A command line for each option that names something to read, which is not there."""
     others = {"DIR": "x", "OUT": "x", "NAME": "x", "ORG": "x", "ORG/NAME": "a/b"}
     for command in COMMANDS:
@@ -131,35 +132,39 @@ def wrong_inputs():
             words = ["--int8"] if tested.name == "calibrate" else []
             for entry in own if tested in own else [tested]:
                 info = entry.metadata["option"]
-                value = "no/such" if entry is tested else others.get(info.metavar, ".")
+                value = "no/such" if entry is tested else others.get(info.metavar, there)
                 if entry is tested or default_of(entry) is MISSING:
                     words += [value] if info.positional else [flag_of(entry.name), value]
             yield [command, *words]
 
 
-def test_what_is_not_there_is_named_before_torch_is_imported():
+def test_what_is_not_there_is_named_before_torch_is_imported(model, tmp_path):
     code = """
 import json, sys
 from sepc_zoo.cli import main
 print(*[main(words) for words in json.loads(sys.argv[1])])
 print(*sys.modules)
 """
-    cases = [*wrong_inputs(), ["info", "fsaf_r50_spec"], ["predict", ".", "--model", "nope.onnx"]]
+    shutil.copytree(model, tmp_path / "run" / "best")
+    cases = [*wrong_inputs(str(model)), ["predict", ".", "--model", "nope.onnx"]]
+    cases += [["info", "fsaf_r50_spec"], ["predict", ".", "--model", str(tmp_path / "run")]]
     command = [sys.executable, "-c", code, json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     statuses, modules = done.stdout.splitlines()
     assert statuses.split() == ["2"] * len(cases)
     assert {"torch", "timm", "accelerate"} & {*modules.split()} == set()
+    known = "nope.onnx: no such file", "fsaf_r50_sepc", "did you mean its folder best?"
     for (name, *_), line in zip(cases, done.stderr.splitlines(), strict=True):
         assert line.startswith(f"sepc-zoo {name}: ")
-        assert any(text in line for text in ("no/such", "nope.onnx: no such file", "fsaf_r50_sepc"))
+        assert any(text in line for text in ("no/such", *known))
 
 
-def test_what_may_be_elsewhere_is_not_refused(tmp_path):
+def test_what_may_be_elsewhere_is_not_refused(model, tmp_path):
     (tmp_path / "a.jpg").touch()
+    (tmp_path / "model.onnx").touch()
     sources = ["0", "/dev/video9", "rtsp://host/live", str(tmp_path / "*.jpg"), str(tmp_path)]
-    for model in (None, "hf-hub:org/name", "fsaf_convnext_tiny_sepc", str(tmp_path)):
-        check_inputs(PredictArguments(source=sources, model=model))
+    for name in (None, "hf-hub:org/name", "fsaf_convnext_tiny_sepc", str(tmp_path), str(model)):
+        check_inputs(PredictArguments(source=sources, model=name))
 
 
 def test_help_of_train_comes_in_groups_and_has_every_flag(capsys):

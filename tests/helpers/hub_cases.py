@@ -14,7 +14,8 @@ from hub_server import HubServer, forget_connections
 from huggingface_hub import constants
 
 from sepc_zoo import create_model, push_to_hub
-from sepc_zoo.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, save_model
+from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.checkpoints.layout import CONFIG_FILE, WEIGHTS_FILE
 from sepc_zoo.checkpoints.push import add_to_collection
 
 TINY = {"channels": 8, "num_classes": 3, "neck": {"blocks": 1}}
