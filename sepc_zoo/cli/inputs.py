@@ -37,7 +37,7 @@ def check_data(text: str) -> None:
 
 def check_file(text: str) -> None:
     """Check that a file is there."""
-    if not os.path.exists(text):
+    if not os.path.exists(text) or os.path.isdir(text):
         raise ConfigError(f"{text}: no such file")
 
 

@@ -168,7 +168,11 @@ def report_images(
     say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
     if count and not boxes:
         best, limit = max(result.best_score for result in done), arguments.score_threshold
-        say(f"no score reaches {limit:g}, the highest is {best:.3f}: try a lower --score-threshold")
+        reason = f"the highest is {best:.3f}: try a lower --score-threshold"
+        if not best:
+            own = config.postprocess.score_threshold
+            reason = f"nor the model's own limit of {own:g} (postprocess.score_threshold)"
+        say(f"no score reaches {limit:g}, {reason}")
     return problems
 
 

@@ -30,8 +30,8 @@ def describe(run: Run) -> dict[str, str]:
     return {
         "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
         f"{trained:.1f} M trained",
-        "backbone": f"{origin}, frozen stages {recipe.freeze_stages}, frozen batch norm "
-        f"{recipe.freeze_bn}",
+        "backbone": f"{origin}, {recipe.freeze_stages} stages frozen, batch norm "
+        f"{'frozen' if recipe.freeze_bn else 'trained'}",
         "train": _contents(run.train_data),
         "repeated": repeated_classes(run),
         "validate": _contents(run.val_data),
@@ -40,7 +40,8 @@ def describe(run: Run) -> dict[str, str]:
         f"{', channels-last' * options.channels_last}{', compiled' * options.compile}",
         "step": f"{recipe.batch_size} images: {options.images_per_pass} x {processes} processes x "
         f"{options.grad_accum_steps} accumulated",
-        "length": f"{run.num_steps} steps, {run.num_epochs} epochs of {run.steps_per_epoch}",
+        "length": f"{run.num_steps} steps, {run.num_steps / run.steps_per_epoch:.3g} epochs of "
+        f"{run.steps_per_epoch}",
         "recipe": f"{recipe.name} ({recipe.reason}); --recipe NAME takes another",
         "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g}, warm-up "
         f"{warmup_steps(recipe, run.num_steps)} steps, gradient norm at most {recipe.clip_grad:g}",
