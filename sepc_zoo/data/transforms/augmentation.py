@@ -18,30 +18,16 @@ class Augmentation(Options):
     color_jitter: bool | None = option(
         None, "change brightness, contrast, saturation and hue (default: the recipe's)"
     )
-    hue: float = option(
-        0.0,
-        "largest shift of the hue, as a fraction of the colour circle (HSV jitter)",
-        ge=0,
-        le=0.5,
-    )
-    saturation: float = option(
-        0.0, "largest change of the saturation, as a fraction (HSV jitter)", ge=0, le=1
-    )
-    brightness: float = option(
-        0.0, "largest change of the brightness, as a fraction (HSV jitter)", ge=0, le=1
-    )
+    hue: float = option(0.0, "largest shift of the hue, in colour circles (HSV)", ge=0, le=0.5)
+    saturation: float = option(0.0, "largest change of the saturation, relative (HSV)", ge=0, le=1)
+    brightness: float = option(0.0, "largest change of the brightness, relative (HSV)", ge=0, le=1)
     blur: float = option(0.0, "probability of a Gaussian blur of 0.1 to 2 pixels", ge=0, le=1)
-    jpeg: float = option(
-        0.0, "probability of JPEG compression with a quality of 30 to 95", ge=0, le=1
-    )
+    jpeg: float = option(0.0, "probability of JPEG compression of quality 30 to 95", ge=0, le=1)
     degrees: float = option(0.0, "largest rotation, in degrees", ge=0, le=180)
     shear: float = option(0.0, "largest shear along each axis, in degrees", ge=0, le=30)
     translate: float = option(0.0, "largest shift, as a fraction of width and height", ge=0, le=0.5)
     perspective: float = option(
-        0.0,
-        "largest change of scale in perspective from middle to border, as a fraction",
-        ge=0,
-        le=0.4,
+        0.0, "largest change of scale from middle to border, relative", ge=0, le=0.4
     )
     scale: tuple[float, float] | None = option(
         None,
@@ -56,10 +42,7 @@ class Augmentation(Options):
         metavar="PIXELS",
     )
     crop: float = option(
-        0.0,
-        "probability of a random crop, which keeps the boxes whose centres are inside",
-        ge=0,
-        le=1,
+        0.0, "probability of a random crop; boxes with their centres inside stay", ge=0, le=1
     )
     mosaic: float | None = option(
         None, "probability of a mosaic of four images (YOLOv4; default: the recipe's)", ge=0, le=1

@@ -80,26 +80,22 @@ class OwnTransform:
         if not isinstance(result, tuple) or len(result) != 2:
             raise self.error(f"returned {type(result).__name__}; it must return (image, target)")
         new_image = self.checked_image(result[0], len(image))
-        columns = self.checked_columns(result[1], new_image.shape[-2:])
+        columns = self.checked_columns(result[1], *new_image.shape[-2:])
         return new_image, target | columns | {"area": box_area(columns["boxes"])}
 
     def checked_image(self, image: Any, channels: int) -> Tensor:
         """A plain uint8 image of as many channels as before."""
-        wanted = f"a uint8 tensor ({channels}, H, W) in 0..255"
-        if not isinstance(image, Tensor):
-            raise self.error(f"returned a {type(image).__name__} as image; it must be {wanted}")
-        fits = image.ndim == 3 and len(image) == channels and image.numel() > 0
-        if image.dtype != torch.uint8 or not fits:
-            shape = tuple(image.shape)
-            raise self.error(f"returned an image {image.dtype} {shape}; it must be {wanted}")
+        found = f"a {type(image).__name__} as image"
+        if isinstance(image, Tensor):
+            found = f"an image {image.dtype} {tuple(image.shape)}"
+            fits = image.ndim == 3 and len(image) == channels and image.numel() > 0
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or not fits:
+            wanted = f"a uint8 tensor ({channels}, H, W) in 0..255"
+            raise self.error(f"returned {found}; it must be {wanted}")
         return image.as_subclass(Tensor).contiguous()
 
-    def checked_columns(self, target: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
-        """``boxes (G, 4)``, ``labels (G,)`` and ``iscrowd (G,)`` that fit each other and the image.
-
-        Args:
-            size: height and width of the image, pixels.
-        """
+    def checked_columns(self, target: Any, height: int, width: int) -> dict[str, Tensor]:
+        """``boxes (G, 4)``, ``labels (G,)`` and ``iscrowd (G,)`` that fit the image."""
         for name in ("boxes", "labels"):
             if not isinstance(target, Mapping) or not isinstance(target.get(name), Tensor):
                 raise self.error(f"returned a target without a tensor {name!r}")
@@ -114,7 +110,6 @@ class OwnTransform:
                 "there must be one whole number for each box"
             )
         boxes, labels = boxes.float(), labels.long()
-        height, width = size
         limit = boxes.new_tensor([width, height, width, height]) + MAX_OUTSIDE
         is_bad = ~((boxes >= -MAX_OUTSIDE) & (boxes <= limit)).all(dim=1)  # also where it is NaN
         is_bad |= (boxes[:, 2:] < boxes[:, :2]).any(dim=1)
@@ -124,23 +119,17 @@ class OwnTransform:
                 "boxes must be xyxy in pixels, inside the image it returns"
             )
         if not ((labels >= 0) & (labels < self.num_classes)).all():
-            raise self.error(
-                f"returned the labels {labels.unique().tolist()}; the classes are 0 to "
-                f"{self.num_classes - 1}"
-            )
-        return {"boxes": boxes, "labels": labels, "iscrowd": self.crowds(target, labels)}
-
-    def crowds(self, target: Mapping[str, Any], labels: Tensor) -> Tensor:
-        """``iscrowd (G,)``, which a transform may leave as it was where there are no crowds."""
+            found, last = labels.unique().tolist(), self.num_classes - 1
+            raise self.error(f"returned the labels {found}; the classes are 0 to {last}")
         crowds = torch.as_tensor(target.get("iscrowd", torch.zeros_like(labels))).long()
-        if crowds.shape == labels.shape:
-            return crowds.as_subclass(Tensor)
-        if crowds.any():
-            raise self.error(
-                f"returned iscrowd {tuple(crowds.shape)} for {len(labels)} boxes; it must drop "
-                "their crowd flags with the boxes"
-            )
-        return torch.zeros_like(labels)
+        if crowds.shape != labels.shape:
+            if crowds.any():
+                raise self.error(
+                    f"returned iscrowd {tuple(crowds.shape)} for {len(labels)} boxes; it must drop "
+                    "their crowd flags with the boxes"
+                )
+            crowds = torch.zeros_like(labels)  # may be left as it was where there are none
+        return {"boxes": boxes, "labels": labels, "iscrowd": crowds.as_subclass(Tensor)}
 
     def error(self, text: str) -> TransformError:
         return TransformError(f"transform {name_of(self.function)} {text}")

@@ -1,7 +1,6 @@
 """The transform of training images and their boxes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -41,7 +40,7 @@ def train_transform(
     asked = augmentation
     steps: list[Transform | v2.Transform] = [
         partial(crop_at_random, asked.crop),
-        ResizeWithBoxes(short, long, asked.factors(short), asked.scale_range, antialias),
+        partial(resize_at_random, short, long, antialias, asked),
         v2.RandomHorizontalFlip(asked.hflip),
     ]
     if asked.vflip:
@@ -49,35 +48,17 @@ def train_transform(
     if asked.warps:
         steps.append(Warp(asked.degrees, asked.shear, asked.translate, asked.perspective))
     if asked.color_jitter:
-        steps.append(OnPixels(v2.RandomPhotometricDistort()))
+        steps.append(partial(change_pixels, v2.RandomPhotometricDistort()))
     if asked.hue or asked.saturation or asked.brightness:
         jitter = v2.ColorJitter(asked.brightness, 0, asked.saturation, asked.hue)
-        steps.append(OnPixels(jitter))
+        steps.append(partial(change_pixels, jitter))
     if asked.blur:
         blur = v2.RandomApply([v2.GaussianBlur(BLUR_KERNEL, BLUR_PIXELS)], asked.blur)
-        steps.append(OnPixels(blur, min_side=BLUR_KERNEL))
+        steps.append(partial(change_pixels, blur, min_side=BLUR_KERNEL))
     if asked.jpeg:
-        steps.append(OnPixels(v2.RandomApply([v2.JPEG(JPEG_QUALITY)], asked.jpeg)))
+        jpeg = v2.RandomApply([v2.JPEG(JPEG_QUALITY)], asked.jpeg)
+        steps.append(partial(change_pixels, jpeg))
     return v2.Compose([*filter(None, [first]), *steps, clean_boxes])
-
-
-@dataclass(frozen=True)
-class OnPixels:
-    """Applies a transform to the pixels alone.
-
-    Channels other than RGB are transformed as grey images: their brightness and contrast change
-    together, while hue and saturation have no meaning.
-    """
-
-    transform: v2.Transform
-    min_side: int = 1  # pixels; smaller images stay as they are
-
-    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        if min(image.shape[-2:]) < self.min_side:
-            return image, target
-        if len(image) == 3:
-            return self.transform(image), target
-        return tv_tensors.Image(self.transform(image[:, None])[:, 0]), target
 
 
 def crop_at_random(probability: float, image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -86,27 +67,34 @@ def crop_at_random(probability: float, image: Tensor, target: Target) -> tuple[T
     return random_crop(sample) if chance(probability) else sample
 
 
-@dataclass(frozen=True)
-class ResizeWithBoxes:
-    """Resizes image, boxes and areas by a random factor, and returns them as tv_tensors."""
+def resize_at_random(
+    short: int, long: int, antialias: bool, asked: Augmentation, image: Tensor, target: Target
+) -> tuple[Tensor, Target]:
+    """Resize image, boxes and areas by random factors, and return them as tv_tensors."""
+    height, width = image.shape[-2:]
+    factors = asked.factors(short)
+    factor = factors[int(torch.randint(len(factors), ()))] * uniform(*asked.scale_range)
+    size = resized_size(height, width, short * factor, long * factor)
+    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width))
+    area = target["area"] * (size[0] * size[1] / (height * width))
+    resized = {**target, "boxes": TF.resize(boxes, list(size)), "area": area}
+    return tv_tensors.Image(resize_image(image, size, antialias)), resized
 
-    short: int
-    long: int
-    factors: tuple[float, ...]  # one is drawn
-    scale: tuple[float, float]  # range of a second factor
-    antialias: bool
 
-    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        height, width = image.shape[-2:]
-        drawn = self.factors[int(torch.randint(len(self.factors), ()))]
-        factor = drawn * uniform(*self.scale)
-        size = resized_size(height, width, self.short * factor, self.long * factor)
-        boxes = tv_tensors.BoundingBoxes(
-            target["boxes"], format="XYXY", canvas_size=(height, width)
-        )
-        area = target["area"] * (size[0] * size[1] / (height * width))
-        resized = {**target, "boxes": TF.resize(boxes, list(size)), "area": area}
-        return tv_tensors.Image(resize_image(image, size, self.antialias)), resized
+def change_pixels(
+    transform: v2.Transform, image: Tensor, target: Target, min_side: int = 1
+) -> tuple[Tensor, Target]:
+    """Apply a transform to the pixels alone.
+
+    Channels other than RGB are transformed as grey images: their brightness and contrast change
+    together, while hue and saturation have no meaning. Images with a side of less than
+    ``min_side`` pixels stay as they are.
+    """
+    if min(image.shape[-2:]) < min_side:
+        return image, target
+    if len(image) == 3:
+        return transform(image), target
+    return tv_tensors.Image(transform(image[:, None])[:, 0]), target
 
 
 def clean_boxes(image: Tensor, target: Target) -> tuple[Tensor, Target]:
