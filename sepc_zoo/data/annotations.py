@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -78,7 +77,8 @@ def build_annotations(
     listing = relabel(listing, label_names)
     images = ListedImages.of(listing.images)
     checks = check_files(images)
-    is_good, found = check_boxes(images, [size for size, _ in checks], len(listing.label_names))
+    sizes, num_classes = [size for size, _ in checks], len(listing.label_names)
+    clipped, is_good, found = check_boxes(images, sizes, num_classes)
     found += [(i, -1, problem) for i, (_, problem) in enumerate(checks) if problem]
     problems = listing.problems + [p for _, _, p in sorted(found, key=itemgetter(0, 1))]
     dropped, refused, hints = [], [p for p in problems if p.kind not in DROPPABLE | CORRECTED], []
@@ -92,14 +92,24 @@ def build_annotations(
         hints += [hint] if own and not is_asked else []
     if refused:
         raise DataError(refused, "\n".join(hints))
-    corrected = tuple(problem for problem in problems if problem.kind in CORRECTED)
-    records = make_records(images, [size or (0, 0) for size, _ in checks], is_good)
+    records = Records.make(
+        [file.image_id for file in images.files],
+        [size or (0, 0) for size in sizes],
+        [file.path for file in images.files],
+        np.bincount(images.image[is_good], minlength=len(images)),
+        *images.boxes._replace(xyxy=clipped).only(is_good),
+    )
     is_whole = [problem is None or problem.kind in CORRECTED for _, problem in checks]
     if not all(is_whole):
         records = records.take(np.flatnonzero(is_whole))
-    names, ids = tuple(listing.label_names), tuple(listing.category_ids)
-    listed = tuple(dropped), corrected
-    return Annotations(records, names, ids, *listed, federation=listing.federation)
+    return Annotations(
+        records,
+        tuple(listing.label_names),
+        tuple(listing.category_ids),
+        tuple(dropped),
+        tuple(problem for problem in problems if problem.kind in CORRECTED),
+        listing.federation,
+    )
 
 
 def image_problem(path: Path, error: Exception) -> Problem:
@@ -114,71 +124,62 @@ def size_text(size: Size | None) -> str:
 def clip_box(box: ListedBox, size: Size | None) -> ListedBox | Problem:
     """Clip a box to its image and fill in ``bbox``; a box with nothing inside is a problem."""
     height, width = size or (math.inf, math.inf)
+    kind: Kind
     x1, y1, x2, y2 = box.xyxy
-    if not all(map(math.isfinite, box.xyxy)):
-        text = f"box {box.xyxy} has coordinates that are not finite"
-        return Problem("box not finite", box.where, text)
-    if x2 <= x1 or y2 <= y1:
-        text = f"box {box.xyxy} has no positive width and height"
-        return Problem("box without area", box.where, text)
     clipped = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        text = f"box {box.xyxy} lies outside the {width}x{height} image"
-        return Problem("box outside the image", box.where, text)
-    if clipped == box.xyxy and box.bbox:
-        return box
-    # x + width - x is not exactly the width, and metrics compare overlaps with a threshold
-    return box._replace(xyxy=clipped, bbox=box.bbox or xywh(*box.xyxy))
+    if not all(map(math.isfinite, box.xyxy)):
+        kind, reason = "box not finite", "has coordinates that are not finite"
+    elif x2 <= x1 or y2 <= y1:
+        kind, reason = "box without area", "has no positive width and height"
+    elif clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        kind, reason = "box outside the image", f"lies outside the {width}x{height} image"
+    else:
+        # x + width - x is not exactly the width, and metrics compare overlaps with a threshold
+        return box._replace(xyxy=clipped, bbox=box.bbox or xywh(*box.xyxy))
+    return Problem(kind, box.where, f"box {box.xyxy} {reason}")
 
 
 def check_boxes(
     images: ListedImages, sizes: Sequence[Size | None], num_classes: int
-) -> tuple[NDArray[np.bool_], list[tuple[int, int, Problem]]]:
-    """Find the boxes ``(G,)`` that have a part inside their image, and the problems of all.
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[tuple[int, int, Problem]]]:
+    """Clip boxes ``(G, 4)``, tell which ``(G,)`` have a part inside their image, and the problems.
 
     The problems are those of ``clip_box`` and unknown categories, each with its image and row.
     """
     limits = np.array([size or (np.inf, np.inf) for size in sizes]).reshape(-1, 2)[images.image]
-    top_left, bottom_right = images.xyxy[:, :2], images.xyxy[:, 2:]
-    clipped = np.minimum(bottom_right, limits[:, ::-1]) - np.maximum(top_left, 0)
-    parts = np.isfinite(images.xyxy).all(axis=1), bottom_right > top_left, clipped > 0
-    is_good = parts[0] & parts[1].all(axis=1) & parts[2].all(axis=1)
+    clipped = np.clip(images.boxes.xyxy, 0, limits[:, [1, 0, 1, 0]])
+    both = np.stack([images.boxes.xyxy, clipped])  # 2, G, 4
+    is_good = np.isfinite(both).all(axis=(0, 2)) & (both[..., 2:] > both[..., :2]).all(axis=(0, 2))
     found: list[tuple[int, int, Problem]] = []
-    for row in np.flatnonzero((images.labels < 0) | ~is_good).tolist():
+    for row in np.flatnonzero((images.boxes.labels < 0) | ~is_good).tolist():
         box, i = images.box(row), int(images.image[row])
         if box.label is None:
             text = f"category {box.category} is not among the {num_classes} classes"
             found.append((i, row, Problem("unknown category", box.where, text)))
         if isinstance(problem := clip_box(box, sizes[i]), Problem):
             found.append((i, row, problem))
-    return is_good, found
+    return clipped, is_good, found
 
 
 def check_files(images: ListedImages) -> list[tuple[Size | None, Problem | None]]:
     """Compare image files with their annotations; return the size of each and what is wrong."""
-    checks: list[tuple[Size | None, Problem | None]] = []
-    check = partial(_check_file, images)
-    while len(checks) < len(images):
-        rest = range(len(checks), len(images))
-        start = time.perf_counter()
-        checks += map(check, rest[:NUM_PROBED])
-        if time.perf_counter() - start > SLOW_FILE * NUM_PROBED:
-            # Threads shorten the wait for slow files; with fast ones they wait for each other.
-            with ThreadPoolExecutor() as pool:
-                return checks + list(pool.map(check, rest[NUM_PROBED:]))
-    return checks
 
+    def check(i: int) -> tuple[Size | None, Problem | None]:
+        image = images.files[i]
+        try:
+            size = check_image(image.path)
+            if image.size in (None, size):
+                return size, None
+            return size, size_problem(images[i], size, read_size(image.path, upright=False))
+        except ImageError as error:
+            return image.size, image_problem(image.path, error)
 
-def _check_file(images: ListedImages, i: int) -> tuple[Size | None, Problem | None]:
-    """Compare an image file with its annotation; return its size and what is wrong."""
-    image = images.files[i]
-    try:
-        size = check_image(image.path)
-        if image.size in (None, size):
-            return size, None
-        return size, size_problem(images[i], size, read_size(image.path, upright=False))
-    except ImageError as error:
-        return image.size, image_problem(image.path, error)
+    start, numbers = time.perf_counter(), range(len(images))
+    checks = [check(i) for i in numbers[:NUM_PROBED]]
+    if time.perf_counter() - start < SLOW_FILE * NUM_PROBED:
+        return checks + [check(i) for i in numbers[NUM_PROBED:]]
+    with ThreadPoolExecutor() as pool:  # shortens the wait for slow files, but not for fast ones
+        return checks + list(pool.map(check, numbers[NUM_PROBED:]))
 
 
 def size_problem(image: ListedImage, size: Size, stored: Size) -> Problem:
@@ -197,18 +198,3 @@ def size_problem(image: ListedImage, size: Size, stored: Size) -> Problem:
 def fit(boxes: Sequence[ListedBox], size: Size) -> bool:
     """Whether boxes end inside an image, or not more than a pixel beyond."""
     return all(box.xyxy[2] <= size[1] + 1 and box.xyxy[3] <= size[0] + 1 for box in boxes)
-
-
-def make_records(
-    images: ListedImages, sizes: Sequence[Size], is_good: NDArray[np.bool_]
-) -> Records:
-    image = images.image[is_good]
-    limits = np.array(sizes, dtype=np.float64).reshape(-1, 2)[image][:, [1, 0, 1, 0]]
-    return Records.make(
-        [file.image_id for file in images.files],
-        sizes,
-        [file.path for file in images.files],
-        np.bincount(image, minlength=len(sizes)),
-        np.minimum(np.maximum(images.xyxy[is_good], 0), limits),
-        *(column[is_good] for column in (images.labels, images.iscrowd, images.area, images.bbox)),
-    )

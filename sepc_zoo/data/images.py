@@ -106,7 +106,7 @@ def decode_image(
                     image.draft(None, (image.width // reduction, image.height // reduction))
                 return pixels_of_pil(_upright(image), channels)
         except READ_ERRORS as error:
-            return _decode_if_tiff(file, channels, error)
+            return _decode_tiff(file, channels, error)
 
 
 def fitting_reduction(size: tuple[int, int], min_size: tuple[int, int]) -> int:
@@ -167,7 +167,7 @@ def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
                     rgb_of_pil(image)
                 return _upright_size(image)
         except READ_ERRORS as error:
-            height, width = _decode_if_tiff(file, None, error).shape[-2:]
+            height, width = _decode_tiff(file, None, error).shape[-2:]
             return height, width
 
 
@@ -236,15 +236,11 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ImageError(f"{os.fspath(path)}: {reason}") from error
 
 
-def _decode_if_tiff(file: BinaryIO, channels: int | None, error: Exception) -> Tensor:
-    """Decode a TIFF with channels that PIL has no mode for; raise PIL's error for another file."""
+def _decode_tiff(file: BinaryIO, channels: int | None, error: Exception | None = None) -> Tensor:
+    """Decode a TIFF, after PIL's ``error`` only one with channels that PIL has no mode for."""
     is_beyond_pil = isinstance(error, Image.UnidentifiedImageError) or "raw mode" in str(error)
-    if not (is_beyond_pil and is_tiff(file)):
+    if error and not (is_beyond_pil and is_tiff(file)):
         raise error
-    return _decode_tiff(file, channels)
-
-
-def _decode_tiff(file: BinaryIO, channels: int | None) -> Tensor:
     samples, orientation = read_tiff(file)
     if channels not in (None, len(samples)):
         raise ValueError(f"has {len(samples)} channels, but the model takes {channels}")
@@ -268,12 +264,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    if _orientation(image) < 5:  # no quarter turn
-        return image.height, image.width
-    if image.format == "TIFF":  # some versions of PIL turn the size at opening, some do not
-        image = ImageOps.exif_transpose(image)
-        return image.height, image.width
-    return image.width, image.height
+    is_turned = _orientation(image) >= 5
+    if is_turned and image.format == "TIFF":  # some versions of PIL turn the size at opening
+        image, is_turned = ImageOps.exif_transpose(image), False
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def _orientation(image: Image.Image) -> int:

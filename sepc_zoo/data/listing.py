@@ -33,7 +33,7 @@ class ListedBox(NamedTuple):
     """An unchecked box of an annotation file."""
 
     where: str  # file and entry, for messages
-    xyxy: tuple[float, float, float, float]
+    xyxy: tuple[float, ...]
     label: int | None  # None: its category is not among the classes
     category: str  # name or id as in the file, for messages
     iscrowd: int
@@ -50,18 +50,27 @@ class ListedImage(NamedTuple):
     boxes: list[ListedBox]
 
 
-@dataclass(frozen=True, eq=False)
-class ListedImages(Sequence[ListedImage]):
-    """Listed images whose G boxes are columns, image by image; each is made when asked for."""
+class BoxColumns(NamedTuple):
+    """G unchecked boxes as columns."""
 
-    files: Sequence[ListedImage]  # the images; their own boxes do not count
-    counts: NDArray[np.int64]  # (N,) numbers of boxes
     xyxy: NDArray[np.float64]  # (G, 4)
     labels: NDArray[np.int64]  # (G,), -1: the category is not among the classes
     iscrowd: NDArray[np.int64]  # (G,)
     area: NDArray[np.float64]  # (G,)
     bbox: NDArray[np.float64]  # (G, 4)
-    make_box: Callable[[int], ListedBox]  # from a row, whatever its label
+
+    def only(self, rows: NDArray[Any]) -> "BoxColumns":
+        return BoxColumns._make(column[rows] for column in self)
+
+
+@dataclass(frozen=True, eq=False)
+class ListedImages(Sequence[ListedImage]):
+    """Listed images whose boxes are columns, image by image; each is made when asked for."""
+
+    files: Sequence[ListedImage]  # the images; their own boxes do not count
+    counts: NDArray[np.int64]  # (N,) numbers of boxes
+    boxes: BoxColumns
+    describe: Callable[[int], tuple[str, str]]  # place and category of a row, for messages
 
     @classmethod
     def of(cls, images: Sequence[ListedImage]) -> "ListedImages":
@@ -69,17 +78,15 @@ class ListedImages(Sequence[ListedImage]):
         if isinstance(images, ListedImages):
             return images
         boxes = [box for image in images for box in image.boxes]
-        bbox = [box.bbox or xywh(*box.xyxy) for box in boxes]
-        return cls(
-            images,
-            np.array([len(image.boxes) for image in images], dtype=np.int64),
+        columns = BoxColumns(
             np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4),
             np.array([-1 if box.label is None else box.label for box in boxes], dtype=np.int64),
             np.array([box.iscrowd for box in boxes], dtype=np.int64),
             np.array([box.area for box in boxes], dtype=np.float64),
-            np.array(bbox, dtype=np.float64).reshape(-1, 4),
-            boxes.__getitem__,
+            np.array([b.bbox or xywh(*b.xyxy) for b in boxes], dtype=np.float64).reshape(-1, 4),
         )
+        counts = np.array([len(image.boxes) for image in images], dtype=np.int64)
+        return cls(images, counts, columns, lambda row: (boxes[row].where, boxes[row].category))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,28 +99,36 @@ class ListedImages(Sequence[ListedImage]):
         return self.files[index]._replace(boxes=[self.box(row) for row in rows])
 
     def box(self, row: int) -> ListedBox:
-        label = int(self.labels[row])
-        return self.make_box(row)._replace(label=None if label < 0 else label)
+        where, category = self.describe(row)
+        xyxy, label, iscrowd, area, bbox = (column[row].tolist() for column in self.boxes)
+        label = None if label < 0 else label
+        return ListedBox(where, tuple(xyxy), label, category, iscrowd, area, tuple(bbox))
 
     def take(self, indices: Sequence[int]) -> "ListedImages":
         """Choose the images at ``indices``, in this order."""
-        chosen, make_box = np.array(indices, dtype=np.int64), self.make_box
+        chosen = np.array(indices, dtype=np.int64)
         rows, _ = rows_of(np.append(0, self.ends), chosen)
         return ListedImages(
             [self.files[i] for i in indices],
             self.counts[chosen],
-            self.xyxy[rows],
-            self.labels[rows],
-            self.iscrowd[rows],
-            self.area[rows],
-            self.bbox[rows],
-            lambda row: make_box(int(rows[row])),
+            self.boxes.only(rows),
+            lambda row: self.describe(int(rows[row])),
         )
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Row after the last box of each image ``(N,)``."""
         return np.cumsum(self.counts)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Height and width ``(N, 2)`` of images whose sizes are known, pixels."""
+        return np.array([file.size for file in self.files], dtype=np.int64).reshape(-1, 2)
+
+    @cached_property
+    def box_sizes(self) -> NDArray[np.float64]:
+        """Height and width ``(G, 2)`` of the boxes, pixels."""
+        return (self.boxes.xyxy[:, 2:] - self.boxes.xyxy[:, :2])[:, ::-1]
 
     @cached_property
     def image(self) -> NDArray[np.int64]:
@@ -130,6 +145,9 @@ class Listing(NamedTuple):
     problems: list[Problem]  # one for each file or entry that cannot be listed
     source: str = ""  # the file that names the classes, for messages
     federation: Federation | None = None
+
+
+Splits = Mapping[str, Callable[[], Listing]]  # how each split of a data set is listed
 
 
 def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
@@ -149,9 +167,9 @@ def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
     label_of = {name: label for label, name in enumerate(names)}
     new_label = [label_of.get(name, -1) for name in listing.label_names]
     images = ListedImages.of(listing.images)
-    labels = np.array([*new_label, -1])[images.labels]  # the last is that of -1
+    labels = np.array([*new_label, -1])[images.boxes.labels]  # the last is that of -1
     return listing._replace(
-        images=replace(images, labels=labels),
+        images=replace(images, boxes=images.boxes._replace(labels=labels)),
         label_names=names,
         category_ids=[id_of.get(name) for name in names],
         problems=problems,

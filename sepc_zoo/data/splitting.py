@@ -86,7 +86,7 @@ def _select(listing: Listing, indices: Sequence[int]) -> Listing:
 
 def has_split(data: Source | Sequence[Source], split: str, format: str | None = None) -> bool:
     sources = (find_data(source, format) for source in as_sources(data))
-    return any(matching_splits(split, source.splits()) for source in sources)
+    return any(matching_splits(split, [*source.splits]) for source in sources)
 
 
 def hold_out(images: Sequence[ListedImage], fraction: float, seed: int) -> set[int]:
@@ -98,13 +98,14 @@ def hold_out(images: Sequence[ListedImage], fraction: float, seed: int) -> set[i
     images = ListedImages.of(images)
     groups = group_equal([file.path for file in images.files])
     labels: dict[int, set[Hashable]] = defaultdict(set)
-    is_object = images.iscrowd == 0
-    owners, own = images.image[is_object].tolist(), images.labels[is_object].tolist()
+    is_object = images.boxes.iscrowd == 0
+    owners, own = images.image[is_object].tolist(), images.boxes.labels[is_object].tolist()
     for i, label in zip(owners, own, strict=True):
         labels[i].add(label)
     classes = [set[Hashable]().union(*(labels[i] for i in group)) or {None} for group in groups]
-    keys = [min(images.files[i].path.name for i in group) for group in groups]
-    order = sorted(range(len(groups)), key=lambda g: _stable_hash(f"{seed}:{keys[g]}"))
+    names = [min(os.fsencode(images.files[i].path.name) for i in group) for group in groups]
+    keys = [hashlib.sha256(f"{seed}:".encode() + name).digest() for name in names]
+    order = sorted(range(len(groups)), key=keys.__getitem__)
     chosen = stratify([(classes[g], len(groups[g])) for g in order], fraction)
     return {i for place in chosen for i in groups[order[place]]}
 
@@ -139,7 +140,7 @@ def stratify(groups: Sequence[tuple[Iterable[Hashable], int]], fraction: float) 
 
 def group_equal(paths: Sequence[Path]) -> list[list[int]]:
     """Group the indices of equal files; only files of one length are read."""
-    lengths = [_length(path) for path in paths]
+    lengths = [path.stat().st_size if path.exists() else -1 for path in paths]
     several = {length for length, count in Counter(lengths).items() if count > 1}
     group_of: dict[Hashable, list[int]] = {}
     groups: list[list[int]] = []
@@ -156,17 +157,6 @@ def group_equal(paths: Sequence[Path]) -> list[list[int]]:
         for key in keys:
             group_of.setdefault(key, group)
     return groups
-
-
-def _length(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # reported by the checks
-        return -1
-
-
-def _stable_hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 # --------------------------------------------------------------------------------- user's lists
@@ -208,7 +198,7 @@ def read_assignment(path: Path) -> list[tuple[str, str]]:
 def _divide_by_file(listing: Listing, splits: Sequence[str], file: Path) -> Division:
     pairs = read_assignment(file)
     names = sorted({split for _, split in pairs})
-    chosen = [choose_split(split, names, file, "the split {}") for split in splits]
+    chosen = [choose_split(split, names, file) for split in splits]
     split_of, problems = _assign(pairs, ListedImages.of(listing.images).files, file)
     if problems:
         raise DataError(problems)
@@ -224,7 +214,7 @@ def _list_all(data: Source | Sequence[Source], format: str | None) -> Listing:
     listings, sources = [], []
     for source in as_sources(data):
         found = find_data(source, format)
-        for split in found.splits():
+        for split in found.splits:
             listings.append(found.list(split))
             sources.append(source)
     if len(listings) == 1:

@@ -56,7 +56,7 @@ def test_a_share_that_is_asked_for_is_held_out_of_the_training_images(tmp_path):
 
 
 def test_a_split_asked_for_by_another_name_must_exist(root):
-    with pytest.raises(DataError, match=r"file of minival\* does not exist"):
+    with pytest.raises(DataError, match=r"the split minival\* does not exist"):
         divide(root, val="minival")
 
 

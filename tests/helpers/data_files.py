@@ -58,7 +58,7 @@ def write_tree(root, files):
 def boxes_by_split(root):
     """The boxes of each image of each split of a data set, images by their paths."""
     found = {}
-    for split in find_data(root).splits():
+    for split in find_data(root).splits:
         records = read_data(root, split).records
         paths = [os.path.relpath(record.path, root) for record in records]
         found[split] = {p: r.boxes.tolist() for p, r in zip(paths, records, strict=True)}

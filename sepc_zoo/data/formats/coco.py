@@ -2,17 +2,16 @@
 
 import mmap
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sepc_zoo.data.annotations import Annotations
-from sepc_zoo.data.formats.coco_file import KEYS, CocoFile
+from sepc_zoo.data.annotations import Annotations, Size
+from sepc_zoo.data.formats.coco_file import KEYS, CocoFile, Id
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
     Finder,
-    Source,
-    choose_split,
     fold,
     is_image,
     split_of,
@@ -20,7 +19,7 @@ from sepc_zoo.data.formats.layout import (
     walk,
 )
 from sepc_zoo.data.formats.parsing import number_ids, parse_size
-from sepc_zoo.data.listing import Federation, ListedImage, Listing
+from sepc_zoo.data.listing import Federation, ListedImage, Listing, Splits
 from sepc_zoo.data.problems import Problem
 from sepc_zoo.files import write_json
 
@@ -32,36 +31,21 @@ PLACES = (f"{ANNOTATION_FOLDER}/*.json", "*.json", "*/*.json", f"{ANNOTATION_FOL
 MAX_FILES = 50  # JSON files of a folder, above which each is of an image
 
 
-def coco_splits(root: Source) -> list[str]:
-    """List the splits of a folder, such as ``train2017``; none for another layout."""
-    return sorted(_find_files(Path(root)))
-
-
-def list_coco(root: Source, split: str) -> Listing:
-    """List one split of a folder, unchecked; "train" finds ``train2017`` if there is no ``train``.
+def coco_splits(root: Path) -> Splits:
+    """Find the splits of a folder, such as ``train2017``; none for another layout.
 
     The files are ``annotations/instances_<split>.json``, or others with the tables of COCO: in
     ``annotations``, in the folder itself (or ``root`` is the file), or in a folder of each split.
     The images are in a folder named by the split, beside the file, or anywhere below the folder.
-
-    Raises:
-        DataError: no such split, or more than one that could be meant.
     """
-    root, files = Path(root), _find_files(Path(root))
-    name = choose_split(split, list(files), root, "an annotation file of {}")
+    return {
+        name: partial(_list_split, root, file, name) for name, file in _find_files(root).items()
+    }
+
+
+def _list_split(root: Path, file: Path, name: str) -> Listing:
     folder = root if root.is_dir() else root.parent
-    return _list_file(files[name], Finder(_image_folders(folder, files[name], name)))
-
-
-def list_coco_file(json_path: Source, image_folder: Source) -> Listing:
-    """List a COCO instances file whose ``file_name`` are relative to ``image_folder``, unchecked.
-
-    Labels follow the rising category ids. Crowds and images without boxes are kept.
-
-    Raises:
-        DataError: the file is no COCO instances file.
-    """
-    return _list_file(Path(json_path), Finder([Path(image_folder)]))
+    return list_coco_file(file, *_image_folders(folder, file, name))
 
 
 def _find_files(root: Path) -> dict[str, Path]:
@@ -105,52 +89,51 @@ def _image_folders(root: Path, file: Path, split: str) -> list[Path]:
     return [*beside, *(exact or alike or others), root]
 
 
-def _list_file(json_path: Path, finder: Finder) -> Listing:
-    problems: list[Problem] = []
-    file = CocoFile(json_path, problems)
-    listed: dict[int | str, list[ListedImage]] = {}  # images of each id, every file once
-    federation = Federation({}, {}, {})
+def list_coco_file(json_path: Path, *image_folders: Path) -> Listing:
+    """List a COCO instances file, unchecked; its ``file_name`` are relative to one of the folders.
+
+    Labels follow the rising category ids. Crowds and images without boxes are kept.
+
+    Raises:
+        DataError: the file is no COCO instances file.
+    """
+    file, finder = CocoFile(json_path), Finder(image_folders)
+    listed: dict[tuple[Id, Path], Size | None] = {}  # by id, every file once
+    facts: dict[str, dict[Id, Any]] = {"absent": {}, "not_exhaustive": {}}  # of LVIS
     for where, entry in file.entries("images"):
-        name = entry["file_name"]
+        name, image_id = entry["file_name"], entry["id"]
         path = finder.find(name) or finder.bases[0] / name
-        size = parse_size(entry.get("height"), entry.get("width"))
-        same_id = listed.setdefault(entry["id"], [])
-        if all(image.path != path for image in same_id):
-            same_id.append(ListedImage(entry["id"], path, size, []))
-        _read_federation(where, entry, federation, problems)
-    numbers = number_ids(listed)
-    if others := [i for i, number in numbers.items() if i != number]:
-        text = f"an id is {others[0]!r}, no whole number of 63 bits; images are numbered from 1"
-        problems.append(Problem("ids given anew", f"{json_path.name}: images", text))
-        for i, same_id in listed.items():
-            listed[i] = [image._replace(image_id=numbers[i]) for image in same_id]
-        renumbered = [{numbers[i]: ids for i, ids in own.items()} for own in federation[1:]]
-        federation = Federation({}, *renumbered)
+        listed.setdefault((image_id, path), parse_size(entry.get("height"), entry.get("width")))
+        for key in FEDERATION.keys() & entry:
+            facts[FEDERATION[key]][image_id] = entry[key]
+            if not isinstance(entry[key], list) or not all(isinstance(i, int) for i in entry[key]):
+                text = f"{key!r} is no list of category ids"
+                file.problems["images"].append(Problem("broken entry", where, text))
+    number_of = number_ids(i for i, _ in listed)
+    if odd := [i for i, number in number_of.items() if i != number]:
+        text = f"an id is {odd[0]!r}, no whole number of 63 bits; images are numbered from 1"
+        problem = Problem("ids given anew", f"{json_path.name}: images", text)
+        file.problems["images"].append(problem)
+    images = [ListedImage(number_of[i], path, size, []) for (i, path), size in listed.items()]
     categories = [entry for _, entry in file.entries("categories")]
-    categories = _drop_root(categories, file.used_categories())
-    number_of = number_ids(category["id"] for category in categories)
-    categories.sort(key=lambda category: number_of[category["id"]])
+    categories = _drop_root(categories, file.category_ids)
+    id_of = number_ids(category["id"] for category in categories)
+    categories.sort(key=lambda category: id_of[category["id"]])
     frequency = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
-    federation.frequency.update(frequency)
-    names = [category["name"] for category in categories]
-    ids = [number_of[category["id"]] for category in categories]
-    images = file.boxes(listed, categories)
-    known = federation if any(federation) else None
-    return Listing(images, names, ids, problems, json_path.name, known)
+    numbered = {name: {number_of[i]: ids for i, ids in own.items()} for name, own in facts.items()}
+    federation = Federation(frequency, **numbered)
+    with_boxes = file.give_boxes([i for i, _ in listed], images, categories)
+    return Listing(
+        with_boxes,
+        [category["name"] for category in categories],
+        [id_of[category["id"]] for category in categories],
+        [problem for own in file.problems.values() for problem in own],
+        json_path.name,
+        federation if any(federation) else None,
+    )
 
 
-def _read_federation(
-    where: str, image: Mapping[str, Any], federation: Federation, problems: list[Problem]
-) -> None:
-    """Read what an image of LVIS says about classes."""
-    for key in FEDERATION.keys() & image:
-        ids = getattr(federation, FEDERATION[key])[image["id"]] = image[key]
-        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-            text = f"{key!r} is no list of category ids"
-            problems.append(Problem("broken entry", where, text))
-
-
-def _drop_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
+def _drop_root(categories: list[dict[str, Any]], used: Container[Any]) -> list[dict[str, Any]]:
     """Leave out categories without boxes that only group others, as Roboflow writes."""
     groups = [category.get("supercategory") for category in categories]  # of any type
     return [

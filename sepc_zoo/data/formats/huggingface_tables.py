@@ -4,26 +4,16 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from sepc_zoo.data.formats.huggingface_rows import (
-    CATEGORY_KEYS,
-    CLASS_FILE,
-    Classes,
-    Row,
-    first_of,
-    gather_classes,
-    named_classes,
-)
 from sepc_zoo.data.formats.layout import ONLY_SPLIT, Source
-from sepc_zoo.data.formats.parsing import read_class_names
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 from sepc_zoo.files import write_atomically
 from sepc_zoo.registry import HUB_PREFIX
@@ -31,8 +21,18 @@ from sepc_zoo.registry import HUB_PREFIX
 PARQUET_PATTERNS = ("*.parquet", "*/*.parquet")
 SAVED_FILE = "state.json"  # written by save_to_disk into each folder
 CACHE_FOLDER = "sepc_zoo"  # folder for images in the cache of ``datasets``
+CATEGORY_KEYS = ("category", "categories", "category_id", "label", "labels")
 KEYS = ("image_id", "width", "height", "objects")
 SHARD = re.compile(r"(.+?)-[0-9]+-of-[0-9]+")  # train-00000-of-00002.parquet
+
+
+class Table(NamedTuple):
+    """A split with its boxes as they are written, and what tells the classes of the data set."""
+
+    rows: Sequence[tuple[str, Path, Mapping[str, Any]]]  # place, for messages; image; columns
+    names: Sequence[str] | None  # of the classes by number; None: the table does not say
+    objects: Iterable[Any]  # those of all splits, which else tell the classes
+    source: str  # holds them, for messages
 
 
 def is_hub_name(root: Source) -> bool:
@@ -65,10 +65,12 @@ def _parquet_split(file: Path) -> str:
     return file.parent.name if file.stem.isdecimal() else file.stem
 
 
-def read_tables(root: Source, split: str, problems: list[Problem]) -> tuple[list[Row], Classes]:
-    """Read the rows of a split and its classes with the ``datasets`` library."""
+def read_table(
+    root: Source, tables: Mapping[str, Any], split: str, problems: list[Problem]
+) -> Table:
+    """Read a split with the ``datasets`` library; ``tables`` as ``table_splits`` returns them."""
     with _library(root) as datasets:
-        dataset = _load(datasets, root, split)
+        dataset = _load(datasets, tables[split])
         features = dataset.features
         images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
         image_key = "image" if "image" in features else next(iter(images), None)
@@ -84,15 +86,34 @@ def read_tables(root: Source, split: str, problems: list[Problem]) -> tuple[list
         for i, columns in enumerate(dataset):
             path = _image_path(columns.pop(image_key), Path(root), cache / f"{split}-{i:06d}")
             if path is not None:
-                rows.append(Row(f"{split}: row {i}", path, columns))
+                rows.append((f"{split}: row {i}", path, columns))
             else:
                 problems.append(Problem("broken entry", f"{split}: row {i}", "has no image"))
-        return rows, _table_classes(datasets, root, features["objects"])
+    names = _class_names(features["objects"])
+    return Table(rows, names, _read_objects(root, tables), os.fspath(root))
 
 
-def _load(datasets: ModuleType, root: Source, split: str) -> Any:
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """Find the names of classes in the feature of ``objects``; None where it has none."""
+    inner = getattr(feature, "feature", feature)  # the feature inside a list of objects
+    category = first_of(inner, CATEGORY_KEYS) if isinstance(inner, Mapping) else None
+    category = getattr(category, "feature", category)  # the feature inside a list of categories
+    return getattr(category, "names", None)
+
+
+def _read_objects(root: Source, tables: Mapping[str, Any]) -> Iterator[Any]:
+    with _library(root) as datasets:
+        for table in tables.values():
+            for row in _load(datasets, table).select_columns(["objects"]):
+                yield row["objects"]
+
+
+def first_of(entry: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((entry[key] for key in keys if key in entry), None)
+
+
+def _load(datasets: ModuleType, files: Any) -> Any:
     """Load a split as an iterable of rows with ``features``; only the hub's is copied."""
-    files = table_splits(root)[split]
     if not isinstance(files, list):
         return files
     if files[0].is_dir():
@@ -129,20 +150,6 @@ def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
             write_atomically(file, lambda path: path.write_bytes(content))
         return file
     return root / name if isinstance(name, str) else None
-
-
-def _table_classes(datasets: ModuleType, root: Source, feature: Any) -> Classes:
-    """Find the classes of a table whose ``objects`` are of this feature."""
-    inner = getattr(feature, "feature", feature)  # the feature inside a list of objects
-    category = first_of(inner, CATEGORY_KEYS) if isinstance(inner, Mapping) else None
-    category = getattr(category, "feature", category)  # the feature inside a list of categories
-    if (names := getattr(category, "names", None)) is not None:
-        return named_classes(names, f"{os.fspath(root)}: the feature of objects")
-    if not is_hub_name(root) and (file := Path(root) / CLASS_FILE).is_file():
-        return named_classes(read_class_names(file), CLASS_FILE)
-    tables = (_load(datasets, root, other) for other in table_splits(root))
-    rows = (row for table in tables for row in table.select_columns(["objects"]))
-    return gather_classes(rows, os.fspath(root))
 
 
 @contextmanager

@@ -170,19 +170,18 @@ def matching_splits(split: str, names: Sequence[str]) -> list[str]:
     return same or longer or [name for name in names if split_word(name) == word]
 
 
-def choose_split(split: str, names: Sequence[str], where: object, pattern: str = "{}") -> str:
+def choose_split(split: str, names: Sequence[str], where: object) -> str:
     """Choose the one of ``names`` that may be meant by ``split``; DataError if none or several may.
 
-    Its message names ``where``, a file or folder, and what a name is part of, ``pattern``.
+    Its message names ``where``, a file or folder.
     """
     matches = matching_splits(split, names)
     if len(matches) == 1:
         return matches[0]
-    asked = pattern.format(f"{split}*")
     if matches:
-        raise unreadable(where, f"{asked} could be any of: {', '.join(matches)}")
+        raise unreadable(where, f"the split {split}* could be any of: {', '.join(matches)}")
     present = ", ".join(sorted(names)) or "none"
-    raise unreadable(where, f"{asked} does not exist; there are: {present}")
+    raise unreadable(where, f"the split {split}* does not exist; there are: {present}")
 
 
 def report_duplicates(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sepc_zoo.data.listing import ListedBox
-from sepc_zoo.data.problems import Problem, unreadable
+from sepc_zoo.data.problems import Kind, Problem, unreadable
 
 FALSE = ("", "0", "0.0", "false", "no", "none")  # as tools write it; all else is true
 
@@ -75,32 +75,35 @@ def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
 
 
 def parse_box(
-    where: str, annotation: Mapping[str, Any], label: int | None, category: str
-) -> ListedBox | Problem:
-    """Parse an annotation with COCO's keys.
+    where: str,
+    annotation: Mapping[str, Any],
+    problems: list[Problem],
+    label: int | None = None,
+    category: str = "",
+) -> ListedBox | None:
+    """Parse an annotation with COCO's keys; None where it is broken, which is a problem then.
 
     It has ``bbox`` (x, y, width, height in pixels) or ``segmentation`` (polygons), and perhaps
     ``area``, by default width times height, and ``iscrowd``.
     """
     bbox, area = annotation.get("bbox") or _polygon_box(annotation), annotation.get("area")
+    kind: Kind = "broken entry"
     if not bbox and "bbox" in annotation:
-        return Problem("box missing", where, f"'bbox' is {annotation['bbox']!r}")
-    if not isinstance(bbox, list):
-        return Problem("broken entry", where, "has no 'bbox'")
-    if len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return Problem("broken entry", where, f"'bbox' {bbox} is not four numbers")
-    if area is not None and not (_is_number(area) and math.isfinite(area)):
-        return Problem("broken entry", where, f"'area' {area!r} is not a finite number")
-    x, y, width, height = map(float, bbox)
-    return ListedBox(
-        where,
-        (x, y, x + width, y + height),
-        label,
-        category,
-        iscrowd=int(str(annotation.get("iscrowd")).strip().lower() not in FALSE),
-        area=width * height if area is None else float(area),
-        bbox=(x, y, width, height),
-    )
+        kind, text = "box missing", f"'bbox' is {annotation['bbox']!r}"
+    elif not isinstance(bbox, list):
+        text = "has no 'bbox'"
+    elif len(bbox) != 4 or not all(map(_is_number, bbox)):
+        text = f"'bbox' {bbox} is not four numbers"
+    elif area is not None and not (_is_number(area) and math.isfinite(area)):
+        text = f"'area' {area!r} is not a finite number"
+    else:
+        x, y, width, height = map(float, bbox)
+        area = width * height if area is None else float(area)
+        iscrowd = int(str(annotation.get("iscrowd")).strip().lower() not in FALSE)
+        corners = x, y, x + width, y + height
+        return ListedBox(where, corners, label, category, iscrowd, area, (x, y, width, height))
+    problems.append(Problem(kind, where, text))
+    return None
 
 
 def _polygon_box(annotation: Mapping[str, Any]) -> list[float] | None:

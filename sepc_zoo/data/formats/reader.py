@@ -4,18 +4,20 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sepc_zoo.data.annotations import Annotations, build_annotations
-from sepc_zoo.data.formats.coco import coco_splits, list_coco
-from sepc_zoo.data.formats.huggingface import huggingface_splits, list_huggingface
+from sepc_zoo.data.formats.coco import coco_splits
+from sepc_zoo.data.formats.huggingface import huggingface_splits
 from sepc_zoo.data.formats.huggingface_tables import is_hub_name
-from sepc_zoo.data.formats.layout import Source, is_visible
-from sepc_zoo.data.formats.voc import list_voc, voc_splits
-from sepc_zoo.data.formats.yolo import list_yolo, yolo_splits
-from sepc_zoo.data.listing import ListedImage, Listing, relabel, unite_classes
+from sepc_zoo.data.formats.layout import Source, choose_split, is_visible
+from sepc_zoo.data.formats.voc import voc_splits
+from sepc_zoo.data.formats.yolo import yolo_splits
+from sepc_zoo.data.listing import ListedBox, ListedImage, Listing, Splits, relabel, unite_classes
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 from sepc_zoo.files import encodable
+
+Placed = TypeVar("Placed", ListedBox, Problem)
 
 MAX_NAMES = 20  # files of a folder that an error lists
 MAX_ABOVE = 2  # folders above a data set that may be given in its place
@@ -26,22 +28,21 @@ class DataFormat(NamedTuple):
     """A layout of data sets: a folder has it if ``splits`` finds any."""
 
     layout: Sequence[str]  # the lines of a small tree of its files, for messages
-    splits: Callable[[Source], list[str]]
-    list: Callable[[Source, str], Listing]
+    splits: Callable[[Path], Splits]
 
 
 class DataSource(NamedTuple):
-    """A data set that was found: its format, and its folder, file or name on the hub."""
+    """A data set that was found: its folder, file or name on the hub, and its splits."""
 
-    format: DataFormat
     root: Source
-
-    def splits(self) -> list[str]:
-        return self.format.splits(self.root)
+    splits: Splits
 
     def list(self, split: str) -> Listing:
-        """List a split, unchecked, with names of classes that every file can hold."""
-        listing = self.format.list(self.root, split)
+        """List a split, unchecked, with names of classes that every file can hold.
+
+        "train" finds ``train2017`` if there is no ``train``, "val" finds ``valid`` too.
+        """
+        listing = self.splits[choose_split(split, [*self.splits], self.root)]()
         return listing._replace(label_names=[*map(encodable, listing.label_names)])
 
 
@@ -52,7 +53,6 @@ FORMATS = {
             "train/1.jpg                       (or images/train/1.jpg)",
         ),
         coco_splits,
-        list_coco,
     ),
     "voc": DataFormat(
         (
@@ -61,7 +61,6 @@ FORMATS = {
             "ImageSets/Main/train.txt          (or folders named by their split)",
         ),
         voc_splits,
-        list_voc,
     ),
     "yolo": DataFormat(
         (
@@ -70,7 +69,6 @@ FORMATS = {
             "labels/train/1.txt                (or beside the images)",
         ),
         yolo_splits,
-        list_yolo,
     ),
     "hf": DataFormat(
         (
@@ -78,7 +76,6 @@ FORMATS = {
             "train/1.jpg",
         ),
         huggingface_splits,
-        list_huggingface,
     ),
 }
 
@@ -99,11 +96,8 @@ def read_data(
         roots: A folder, the ``data.yaml`` of one, ``hf-hub:org/name`` of a data set of the hub, or
             several of these.
         split: For example "train" or "val".
-        label_names: The classes in the order of their labels; by default the data set's own order.
-        drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, instead
-            of refusing the data set.
+        label_names: As in ``build_annotations``, with ``drop_bad_boxes`` and ``skip_bad_images``.
         format: "coco", "voc", "yolo" or "hf"; by default the layout of each folder decides.
-        skip_bad_images: Leave out images that cannot be decoded, instead of refusing the data set.
 
     Raises:
         DataError: an unknown layout, a missing split, or all broken files and entries.
@@ -129,7 +123,7 @@ def list_data(roots: Source | Sequence[Source], split: str, format: str | None =
             listings.append(find_data(source, format).list(split))
         except DataError as error:
             hint = error.hint
-            problems += [_name_source(source, problem) for problem in error.problems]
+            problems += _name_source(source, error.problems)
     if problems:
         raise DataError(problems, hint)
     return join_listings(listings, sources)
@@ -149,20 +143,22 @@ def find_data(root: Source, format: str | None = None) -> DataSource:
     if format is not None and format not in FORMATS:
         raise unreadable("", f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
     if is_hub_name(root):
-        return DataSource(FORMATS["hf"], root)
+        return DataSource(root, huggingface_splits(root))
     if not Path(root).exists():
         raise unreadable(root, "no such folder")
     asked = [*FORMATS] if format is None else [format]
     places = [Path(root)]
     for _ in range(MAX_ABOVE + 1):
-        found = [(name, p) for p in places for name in asked if FORMATS[name].splits(p)]
+        found = {(place, n): FORMATS[n].splits(place) for place in places for n in asked}
+        found = {key: dict(sorted(splits.items())) for key, splits in found.items() if splits}
         if len(found) == 1:
-            return DataSource(FORMATS[found[0][0]], found[0][1])
+            (((place, _), splits),) = found.items()
+            return DataSource(place, splits)
         if found:
-            names = [name for name, _ in found]
-            several = len({place for _, place in found}) > 1
-            say = "Give one of these folders" if several else f"Say --format {' or '.join(names)}"
-            text = ", ".join(f"{place} ({name})" for name, place in found)
+            several = len({place for place, _ in found}) > 1
+            names = " or ".join(name for _, name in found)
+            say = "Give one of these folders" if several else f"Say --format {names}"
+            text = ", ".join(f"{place} ({name})" for place, name in found)
             raise unreadable(root, f"could be any of: {text}. {say}")
         places = [p for place in places for p in _inner_folders(place)][:MAX_FOLDERS]
     known = "no known layout" if format is None else f"not in the layout of {format}"
@@ -187,21 +183,21 @@ def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Lis
     images: list[ListedImage] = []
     for source, listing in zip(sources, listings, strict=True):
         listing = relabel(listing, list(id_of))
-        problems += [_name_source(source, problem) for problem in listing.problems]
+        problems += _name_source(source, listing.problems)
         for image in listing.images:
-            boxes = [box._replace(where=_with_source(source, box.where)) for box in image.boxes]
+            boxes = _name_source(source, image.boxes)
             images.append(image._replace(image_id=len(images) + 1, boxes=boxes))
     together = ", ".join(os.fspath(source) for source in sources)
     return Listing(images, list(id_of), list(id_of.values()), problems, together)
 
 
-def _with_source(source: Source, where: str) -> str:
+def _name_source(source: Source, found: Sequence[Placed]) -> list[Placed]:
+    """Let the places of problems or boxes begin with their data set."""
     name = os.fspath(source)
-    return where if where.startswith(name) else f"{name}: {where}".removesuffix(": ")
-
-
-def _name_source(source: Source, problem: Problem) -> Problem:
-    return problem._replace(where=_with_source(source, problem.where))
+    return [
+        f if f.where.startswith(name) else f._replace(where=f"{name}: {f.where}".removesuffix(": "))
+        for f in found
+    ]
 
 
 def _case_problems(listings: Sequence[Listing], sources: Sequence[Source]) -> list[Problem]:

@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,8 +11,6 @@ from sepc_zoo.data.annotations import Size
 from sepc_zoo.data.formats.layout import (
     ONLY_SPLIT,
     Finder,
-    Source,
-    choose_split,
     common_end,
     fold,
     index_stems,
@@ -23,7 +22,7 @@ from sepc_zoo.data.formats.layout import (
     walk,
 )
 from sepc_zoo.data.formats.parsing import read_paths
-from sepc_zoo.data.listing import ListedBox, ListedImage, Listing
+from sepc_zoo.data.listing import ListedBox, ListedImage, Listing, Splits
 from sepc_zoo.data.problems import Problem
 
 LIST_FOLDERS = ("ImageSets/Main", "ImageSets", ".")
@@ -34,43 +33,30 @@ DECLARATION = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"'][^>]*
 IMAGE_FOLDERS = ("jpegimages", "images", "image", "img", "imgs")
 
 
-def voc_splits(root: Source) -> list[str]:
-    """List the splits of a folder; none for another layout.
+def voc_splits(root: Path) -> Splits:
+    """Find the splits of a folder: lists of images, else folders of XML files; none elsewhere.
 
     VOC's own lists for single classes (``cat_train.txt`` beside ``train.txt``) are no splits.
     """
-    files = _find_xml(root := Path(root))
-    return sorted(_find_lists(root, files) or _group_by_folder(root, files))
+    files = _find_xml(root)
+    found = _find_lists(root, files) or _group_by_folder(root, files)
+    return {name: partial(_list_split, root, files, paths) for name, paths in found.items()}
 
 
-def list_voc(root: Source, split: str) -> Listing:
-    """List one split of a folder, unchecked.
-
-    A split is a list of images, ``ImageSets/Main/<split>.txt``. Without lists, an XML file belongs
-    to the split that its folders are named by, else to "train". The image of ``<stem>.xml`` is
-    ``<stem>.*`` in the folder nearest to it: beside it, or in ``JPEGImages``, ``images`` ... An
-    image without an XML file is not taken.
+def _list_split(root: Path, files: Sequence[Path], paths: Path | Sequence[Path]) -> Listing:
+    """List the images of XML files or of a list of them.
 
     The classes are the sorted names in all XML files, so that all splits agree, and their category
     ids count from 1. VOC's pixel indices count from 1 and include the last, so a box becomes
     ``(xmin - 1, ymin - 1, xmax, ymax)``. Objects marked ``difficult`` become crowds: VOC's
     evaluation neither rewards nor punishes finding them. An image's id is its position in the
     split, from 1.
-
-    Raises:
-        DataError: no such split.
     """
-    root, problems = Path(root), []
-    files = _find_xml(root)
-    if lists := _find_lists(root, files):
-        name = choose_split(split, sorted(lists), root, "the split {}")
-        paths = _read_list(lists[name], root, files)
-        where = str(lists[name].relative_to(root))
+    problems: list[Problem] = []
+    if isinstance(paths, Path):
+        where, paths = str(paths.relative_to(root)), _read_list(paths, root, files)
         stems = [path.stem for path in paths]
         problems += report_duplicates(stems, "image listed twice", where)
-    else:
-        groups = _group_by_folder(root, files)
-        paths = groups[choose_split(split, sorted(groups), root, "the split {}")]
     by_stem = index_stems(root)
     parsed = {path: _parse(path, problems) for path in sorted({*paths, *files})}
     trees = {path: tree for path, tree in parsed.items() if tree is not None}
@@ -79,10 +65,9 @@ def list_voc(root: Source, split: str) -> Listing:
     label_of = {name: label for label, name in enumerate(names)}
     listed = []
     for image_id, path in enumerate(paths, start=1):
-        if path not in trees:
+        if (tree := trees.get(path)) is None:
             continue  # among the problems already
         where = str(path.relative_to(root))
-        tree = trees[path]
         image = _choose_image(path, tree, by_stem.get(fold(path.stem), []), root)
         if isinstance(image, Problem):
             problems.append(image)
@@ -108,6 +93,13 @@ def _find_lists(root: Path, files: Sequence[Path]) -> dict[str, Path]:
                 if stem.rpartition("_")[2] not in lists.keys() - {stem} or not _has_flags(file)
             }
     return {}
+
+
+def _group_by_folder(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        groups[split_of(file.relative_to(root).parent.parts) or ONLY_SPLIT].append(file)
+    return groups
 
 
 def _has_flags(file: Path) -> bool:
@@ -144,13 +136,6 @@ def _find_xml(root: Path) -> list[Path]:
 def _is_annotation(file: Path) -> bool:
     with file.open("rb") as opened:
         return ROOT_TAG.search(opened.read(HEAD).replace(b"\0", b"")) is not None
-
-
-def _group_by_folder(root: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        groups[split_of(file.relative_to(root).parent.parts) or ONLY_SPLIT].append(file)
-    return groups
 
 
 def _choose_image(
@@ -223,15 +208,13 @@ def _list_boxes(
     for i, entry in enumerate(tree.findall("object"), start=1):
         place = f"{where}: object {i}"
         name = _text(entry, "name")
-        if entry.find("bndbox") is None and entry.find("robndbox") is not None:
-            text = "a rotated box (robndbox), which is not read; draw an upright one (bndbox)"
-            problems.append(Problem("broken entry", place, text))
-            continue
         corners = [_text(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
         try:
             xmin, ymin, xmax, ymax = map(float, corners)
         except ValueError:
             text = f"bndbox {corners} is not four numbers"
+            if entry.find("bndbox") is None and entry.find("robndbox") is not None:
+                text = "a rotated box (robndbox), which is not read; draw an upright one (bndbox)"
             problems.append(Problem("broken entry", place, text))
             continue
         if xmax < xmin or ymax < ymin:
@@ -239,7 +222,7 @@ def _list_boxes(
             problems.append(Problem("corners swapped", place, text))
         (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))
         box = xmin - 1, ymin - 1, xmax, ymax
-        area = (box[2] - box[0]) * (box[3] - box[1])
+        area = (xmax - (xmin - 1)) * (ymax - (ymin - 1))
         difficult = int(_text(entry, "difficult") == "1")
         boxes.append(ListedBox(place, box, label_of.get(name), repr(name), difficult, area))
     return boxes

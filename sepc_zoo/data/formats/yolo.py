@@ -5,13 +5,12 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from sepc_zoo.data.annotations import Size
 from sepc_zoo.data.formats.layout import (
     Finder,
-    Source,
-    choose_split,
     fold,
     index_stems,
     is_image,
@@ -25,45 +24,32 @@ from sepc_zoo.data.formats.yolo_labels import (
     is_label_file,
     keypoint_problems,
     label_places,
-    make_box,
+    list_boxes,
     may_be_labels,
-    parse_lines,
     read_label_file,
 )
 from sepc_zoo.data.images import ImageError, read_size
-from sepc_zoo.data.listing import ListedImage, Listing
+from sepc_zoo.data.listing import ListedImage, Listing, Splits
 from sepc_zoo.data.problems import Problem, unreadable
 
 
-def yolo_splits(root: Source) -> list[str]:
-    """List the splits of a folder (or a ``data.yaml``); none for another layout.
+def yolo_splits(root: Path) -> Splits:
+    """Find the splits of a folder (or a ``data.yaml``); none for another layout.
 
     Raises:
         DataError: a broken ``data.yaml`` or ``classes.txt``.
     """
-    folder = describe(Path(root))
-    return sorted(folder.splits) if folder else []
+    folder = describe(root)
+    return {split: partial(_list_split, folder, split) for split in folder.splits} if folder else {}
 
 
-def list_yolo(root: Source, split: str) -> Listing:
-    """List one split of a folder, with boxes in pixels, unchecked; "val" finds ``valid`` too.
+def _list_split(folder: YoloFolder, split: str) -> Listing:
+    """List one split of a folder, with boxes in pixels.
 
-    The folder has a ``data.yaml`` (or is that file), or Darknet's ``obj.data``, or a
-    ``classes.txt`` beside ``images/<split>`` and ``labels/<split>``, ``<split>/images`` and
-    ``<split>/labels``, or images and text files side by side. Without splits all is "train".
-    Labels are in ``labels/`` where the image's path has ``images/``, or beside the image; an image
-    without a label file has no boxes, and labels that would lie elsewhere are a problem. Paths are
-    found by their end, whatever their case. A polygon becomes its bounding box. The category ids
-    are the class numbers, the area is width times height. An image's id is its position from 1, by
-    sorted path or in the list of images.
-
-    Raises:
-        DataError: no such split, or a broken ``data.yaml``, ``classes.txt`` or list of images.
+    An image without a label file has no boxes; labels that would not be read are a problem. The
+    category ids are the class numbers, the area is width times height. An image's id is its
+    position from 1, by sorted path or in the list of images.
     """
-    folder = describe(Path(root))
-    if folder is None:
-        raise unreadable(root, "no YOLO data set: it has no data.yaml and no classes.txt")
-    split = choose_split(split, list(folder.splits), folder.file, "split {}")
     problems: list[Problem] = []
     paths, has_all = _find_images(folder, split, problems)
     label_files = _find_labels(folder, paths, has_all, problems)
@@ -78,13 +64,12 @@ def list_yolo(root: Source, split: str) -> Listing:
     classes = {i: (label, f"{i} ({names[label]!r})") for label, i in enumerate(ids)}
     images: list[ListedImage] = []
     files = zip(paths, label_files, sizes, contents, strict=True)
-    for path, label_file, size, (lines, broken) in files:
+    for i, (path, label_file, size, (lines, broken)) in enumerate(files, start=1):
         problems += broken
         where = _shorten(label_file, folder.bases)
-        places = parse_lines(lines, where, folder.has_keypoints, problems)
         # An image that cannot be read is found by the checks; until then its boxes have no pixels.
-        boxes = [make_box(place, line, size, classes) for line, place in places.items() if size]
-        images.append(ListedImage(len(images) + 1, path, size, boxes))
+        boxes = list_boxes(lines, where, size or (1, 1), classes, folder.has_keypoints, problems)
+        images.append(ListedImage(i, path, size, boxes if size else []))
     return Listing(images, names, ids, problems, folder.file.name)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +34,10 @@ def describe(root: Path) -> YoloFolder | None:
     """Describe a folder, or a YAML file in its place; None for another layout."""
     is_yaml = root.is_file() and root.suffix.lower() in YAML_SUFFIXES
     if file := root if is_yaml else _find_yaml(root):
-        return _describe_yaml(file)
-    if (root / DARKNET_FILE).is_file():
-        return _describe_darknet(root / DARKNET_FILE)
+        return _describe_file(file, _read_yaml(file))
+    if (file := root / DARKNET_FILE).is_file():
+        pairs = (line.partition("=") for line in read_lines(file))
+        return _describe_file(file, {key.strip(): value.strip() for key, _, value in pairs})
     return _describe_folders(root)
 
 
@@ -56,8 +57,7 @@ def _find_yaml(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _describe_yaml(path: Path) -> YoloFolder:
-    content = _read_yaml(path)
+def _describe_file(path: Path, content: Mapping[str, Any]) -> YoloFolder:
     root = path.parent
     # Ultralytics looks for ``path`` in a folder of its settings; the data set may have been moved.
     bases = [root / str(content.get("path") or "."), root]
@@ -74,14 +74,6 @@ def _describe_yaml(path: Path) -> YoloFolder:
     if number is not None and number != len(names):
         raise unreadable(path, f"nc is {number}, but there are {len(names)} names")
     return YoloFolder(path, names, splits, bases, "kpt_shape" in content)
-
-
-def _describe_darknet(path: Path) -> YoloFolder:
-    pairs = (line.partition("=") for line in read_lines(path))
-    content = {key.strip(): value.strip() for key, _, value in pairs if value.strip()}
-    bases = [path.parent]
-    splits = {split: [content[split]] for split in SPLITS if split in content}
-    return YoloFolder(path, _parse_names(content.get("names"), None, path, bases), splits, bases)
 
 
 def _describe_folders(root: Path) -> YoloFolder | None:

@@ -13,12 +13,13 @@ from itertools import combinations, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from sepc_zoo.data.annotations import Size, build_annotations, clip_box, size_problem
 from sepc_zoo.data.formats.reader import find_data
 from sepc_zoo.data.images import list_images
-from sepc_zoo.data.listing import ListedBox, Listing, find_duplicates
+from sepc_zoo.data.listing import ListedBox, ListedImages, Listing, find_duplicates
 from sepc_zoo.data.problems import (
     CORRECTED,
     SEVERITIES,
@@ -83,7 +84,18 @@ def check_data(
     Raises:
         DataError: an unknown layout, or no such split.
     """
-    listings, findings = _read_listings(root, splits, format)
+    source = find_data(root, format)
+    present = [*source.splits]
+    for split in splits or ():
+        if not any(name.startswith(split) for name in present):
+            raise unreadable(root, f"no split {split!r}; there are: {', '.join(present)}")
+    listings: dict[str, Listing] = {}
+    findings: list[Finding] = []
+    for split in dict.fromkeys(splits or present):
+        try:
+            listings[split] = source.list(split)
+        except DataError as error:
+            findings += [_finding(split, problem) for problem in error.problems]
     paths = list(dict.fromkeys(i.path for listing in listings.values() for i in listing.images))
     with ThreadPoolExecutor() as pool:
         results = progress(
@@ -130,16 +142,15 @@ def names_alike(listings: Iterable[Listing]) -> list[Counter[str]]:
     """Group class names that differ in case or spaces only, with their numbers of boxes."""
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for listing in listings:
-        counts = count_boxes(listing)
-        for label, name in enumerate(listing.label_names):
-            groups[" ".join(name.split()).casefold()][name] += counts[label]
+        for name, number in zip(listing.label_names, count_boxes(listing), strict=True):
+            groups[" ".join(name.split()).casefold()][name] += number
     return [group for group in groups.values() if len(group) > 1]
 
 
-def count_boxes(listing: Listing) -> Counter[int]:
-    return Counter(
-        box.label for image in listing.images for box in image.boxes if box.label is not None
-    )
+def count_boxes(listing: Listing) -> Sequence[int]:
+    """Number of boxes ``(K,)`` of each class."""
+    labels = ListedImages.of(listing.images).boxes.labels
+    return np.bincount(labels[labels >= 0], minlength=len(listing.label_names)).tolist()
 
 
 def format_box(xyxy: Sequence[float]) -> str:
@@ -149,24 +160,6 @@ def format_box(xyxy: Sequence[float]) -> str:
 def _finding(split: str, problem: Problem, severity: Severity | None = None) -> Finding:
     kind, where, text = problem
     return Finding(severity or SEVERITY_OF[kind], kind, split, where, text)
-
-
-def _read_listings(
-    root: Path, splits: Sequence[str] | None, format: str | None
-) -> tuple[dict[str, Listing], list[Finding]]:
-    source = find_data(root, format)
-    present = source.splits()
-    for split in splits or ():
-        if not any(name.startswith(split) for name in present):
-            raise unreadable(root, f"no split {split!r}; there are: {', '.join(present)}")
-    listings: dict[str, Listing] = {}
-    findings: list[Finding] = []
-    for split in dict.fromkeys(splits or present):
-        try:
-            listings[split] = source.list(split)
-        except DataError as error:
-            findings += [_finding(split, problem) for problem in error.problems]
-    return listings, findings
 
 
 def _refused(listing: Listing, files: Mapping[Path, ImageFile]) -> list[Problem]:
@@ -186,7 +179,7 @@ def _check_split(
     """List what training accepts; some of it may be among the kinds that it refuses already."""
     if not listing.images and "no images" not in refused:
         yield Problem("no images", listing.source, f"split {split!r} has no images")
-    elif not any(box.iscrowd == 0 for image in listing.images for box in image.boxes):
+    elif ListedImages.of(listing.images).boxes.iscrowd.all():
         yield Problem("no boxes", listing.source, f"no box of {split!r} is learned or counted")
     yield from (problem for problem in listing.problems if problem.kind in CORRECTED)
     if "image listed twice" not in refused:
@@ -203,9 +196,8 @@ def _check_split(
             yield from [found] if found.kind in CORRECTED else []
         for _, _, problems in review_boxes(image.boxes, file.size):
             yield from problems
-    counts = count_boxes(listing)
-    for label, name in enumerate(listing.label_names):
-        if not counts[label]:
+    for name, number in zip(listing.label_names, count_boxes(listing), strict=True):
+        if not number:
             text = f"class {name!r} has no boxes in {split}"
             yield Problem("class without boxes", listing.source, text)
 
@@ -256,8 +248,8 @@ def _check_across(
         yield "", Problem("class names alike", " and ".join(sources), text)
     if train := find_train(listings):
         for split, listing in listings.items():
-            for label, number in sorted(count_boxes(listing).items()):
-                if (name := listing.label_names[label]) not in listings[train].label_names:
+            for name, number in zip(listing.label_names, count_boxes(listing), strict=True):
+                if number and name not in listings[train].label_names:
                     text = f"{number} boxes are of class {name!r}, which {train} does not have"
                     yield split, Problem("class unknown to train", listing.source, text)
     parts = {split: listing for split, listing in listings.items() if split not in joint}

@@ -17,7 +17,6 @@ from sepc_zoo.data.listing import (
     ListedBox,
     ListedImage,
     Listing,
-    find_duplicates,
     relabel,
     unique_ids,
     unite_classes,
@@ -46,7 +45,10 @@ RESOLVED: dict[Kind, str] = {  # without leaving anything out
     "shared label file": "both images kept the boxes",
 }
 LEFT_OUT: frozenset[Kind] = BAD_BOXES | {"box of a pixel or less"}
-
+LOST: dict[Kind, str] = {
+    "unreadable annotations": "split left out",
+    "unused image": "file not taken over",
+}
 
 Note = Callable[[object, str], None]  # place and text of a change
 
@@ -68,12 +70,11 @@ def write_clean_copy(
 ) -> list[Change]:
     """Write what is usable of a checked data set as COCO; return the changes of ``changes.csv``.
 
-    Left out are broken images and entries, boxes without area or of a pixel or less, and
-    duplicates; boxes are clipped to their images. Where the annotation has an image's size from
-    before its EXIF rotation, the boxes are turned with the image; an image of another size than
-    annotated is left out. A picture in two splits stays with the one to test or validate on. Class
-    names that differ in case or spaces only become the most frequent of them. All splits have the
-    same classes. Masks, keypoints and licences are not taken over.
+    Broken images, boxes and entries are left out, boxes are clipped to their images, and turned
+    with images that are annotated as before their EXIF rotation. A picture in two splits stays with
+    the one to test or validate on. Class names that differ in case or spaces only become the most
+    frequent of them. All splits have the same classes. Masks, keypoints and licences are not taken
+    over.
 
     Args:
         check: The result of ``check_data``, of all splits that the copy shall have.
@@ -95,8 +96,7 @@ def write_clean_copy(
     listings = edit(listings)
     with new_folder(target) as folder:
         for split, listing in listings.items():
-            note = _noting(split, changes)
-            copied = _copy_images(listing, folder / split, link, progress, note)
+            copied = _copy_images(listing, folder / split, link, progress, _noting(split, changes))
             annotations = build_annotations(copied)  # runs the checks of training
             write_coco(annotations, folder / "annotations" / f"instances_{split}.json")
         write_csv(folder / "changes.csv", Change._fields, changes)
@@ -111,10 +111,9 @@ def is_inside(path: Path, root: Path) -> bool:
 
 def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing]:
     """Clean all splits; the differences go to ``changes``."""
-    lost = {"unreadable annotations": "split left out", "unused image": "file not taken over"}
     for _, kind, split, where, text in check.findings:
-        if kind in lost:
-            changes.append(Change(split, where, f"{lost[kind]}: {text}"))
+        if kind in LOST:
+            changes.append(Change(split, where, f"{LOST[kind]}: {text}"))
     notes = {split: _noting(split, changes) for split in check.listings}
     listings = {}
     for split, listing in check.listings.items():
@@ -137,18 +136,17 @@ def clean_listing(
     listing: Listing, files: Mapping[Path, ImageFile], note: Note = lambda *_: None
 ) -> Listing:
     """Clean one split; ``note`` gets place and text of each difference."""
-    twice = find_duplicates(image.path for image in listing.images)
-    for kind, where, text in listing.problems:
-        if kind != "image listed twice" or not twice:  # noted below, with the boxes
-            note(where, f"{RESOLVED.get(kind, 'not taken over')}: {text}")
-    by_path: dict[Path, ListedImage] = {}
+    images: dict[Path, ListedImage] = {}
     for image in listing.images:
-        first = by_path.setdefault(image.path, image)
+        first = images.setdefault(image.path, image)
         if first is not image:
             text = f"listed again: its {len(image.boxes)} boxes joined those of the first time"
             note(image.path, text)
-            by_path[image.path] = first._replace(boxes=first.boxes + image.boxes)
-    cleaned = (_clean_image(image, files[path], note) for path, image in by_path.items())
+            images[image.path] = first._replace(boxes=first.boxes + image.boxes)
+    for kind, where, text in listing.problems:
+        if kind != "image listed twice" or len(images) == len(listing.images):  # noted above
+            note(where, f"{RESOLVED.get(kind, 'not taken over')}: {text}")
+    cleaned = (_clean_image(image, files[path], note) for path, image in images.items())
     return listing._replace(images=[image for image in cleaned if image], problems=[])
 
 
@@ -175,21 +173,15 @@ def _turn_boxes(image: ListedImage, stored: Size, upright: Size) -> list[ListedB
 
     Annotations are taken to agree with themselves, unless boxes fit into the upright image alone.
     """
-    if image.size != stored or (fit(image.boxes, upright) and not fit(image.boxes, stored)):
-        return image.boxes
+    boxes = image.boxes
+    if image.size != stored or (fit(boxes, upright) and not fit(boxes, stored)):
+        return boxes
     orientation = read_orientation(image.path)
-    return [
-        box._replace(xyxy=turn_box(box.xyxy, orientation, stored), bbox=None) for box in image.boxes
-    ]
+    return [b._replace(xyxy=turn_box(b.xyxy, orientation, stored), bbox=None) for b in boxes]
 
 
-def turn_box(
-    xyxy: Sequence[float], orientation: int, stored: Size
-) -> tuple[float, float, float, float]:
-    """Turn a box of an image as stored into the upright image.
-
-    ``orientation`` is EXIF's, 5...8: those that exchange height and width.
-    """
+def turn_box(xyxy: Sequence[float], orientation: int, stored: Size) -> tuple[float, ...]:
+    """Turn a box of an image as stored into the upright image; ``orientation`` is EXIF's 5...8."""
     x1, y1, x2, y2 = xyxy
     height, width = stored
     if orientation in (6, 7):
@@ -203,11 +195,11 @@ def _clean_boxes(boxes: Sequence[ListedBox], size: Size, note: Note) -> list[Lis
     kept = []
     for box, clipped, problems in review_boxes(boxes, size):
         texts = {problem.kind: problem.text for problem in problems}
-        reasons = [text for kind, text in texts.items() if kind in LEFT_OUT]
+        reason = next((text for kind, text in texts.items() if kind in LEFT_OUT), "")
         if box.label is None:
-            reasons = [f"there is no category {box.category}"]
-        if reasons:
-            note(box.where, f"box left out: {reasons[0]}")
+            reason = f"there is no category {box.category}"
+        if reason:
+            note(box.where, f"box left out: {reason}")
             continue
         if "box over the border" in texts:
             text = f"box {format_box(box.xyxy)} clipped to its image: {format_box(clipped.xyxy)}"
@@ -230,20 +222,18 @@ def _separate_splits(
         return not split.startswith("test"), not split.startswith("val"), split.startswith(train)
 
     keeper: dict[Hashable, tuple[str, Path]] = {}
+    separated = dict(listings)
     for split in sorted(listings, key=rank):
-        for image in listings[split].images:
-            keeper.setdefault(picture_key(image.path, files), (split, image.path))
-    separated = {}
-    for split, listing in listings.items():
         images = []
-        for image in listing.images:
-            other, path = keeper[picture_key(image.path, files)]
+        for image in listings[split].images:
+            own = split, image.path
+            other, path = keeper.setdefault(picture_key(image.path, files), own)
             if other == split:
                 images.append(image)
             else:
                 text = f"image with {len(image.boxes)} boxes left out: it is in {other} too"
                 notes[split](image.path, text + (f", as {path}" if path != image.path else ""))
-        separated[split] = listing._replace(images=images)
+        separated[split] = separated[split]._replace(images=images)
     return separated
 
 
@@ -255,11 +245,10 @@ def _share_classes(
     spelling = {name: group.most_common(1)[0][0] for group in groups for name in group}
     renamed = {}
     for split, listing in listings.items():
-        numbers = count_boxes(listing)
         names = [spelling.get(name, name) for name in listing.label_names]
-        for label, (name, new) in enumerate(zip(listing.label_names, names, strict=True)):
+        for name, new, number in zip(listing.label_names, names, count_boxes(listing), strict=True):
             if new != name:
-                text = f"class {name!r} of {numbers[label]} boxes became {new!r}"
+                text = f"class {name!r} of {number} boxes became {new!r}"
                 notes[split](listing.source, text)
         renamed[split] = listing._replace(label_names=names)
     id_of = unite_classes(renamed.values())

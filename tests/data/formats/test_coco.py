@@ -8,7 +8,7 @@ from PIL import Image
 
 from sepc_zoo.data import DataError, read_data
 from sepc_zoo.data.annotations import build_annotations
-from sepc_zoo.data.formats import coco_columns
+from sepc_zoo.data.formats import coco_windows
 from sepc_zoo.data.formats.coco import list_coco_file, write_coco
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "owl"}]
@@ -118,7 +118,7 @@ def test_the_images_may_be_in_a_folder_of_the_short_name(tmp_path):
 def test_a_missing_split_says_which_exist(tmp_path):
     write_data(tmp_path, split="train2017")
     (problem,) = problems_of(tmp_path, "test")
-    assert "an annotation file of test* does not exist; there are: train2017" in problem
+    assert "the split test* does not exist; there are: train2017" in problem
 
 
 def test_every_broken_entry_is_listed_at_once(tmp_path):
@@ -247,7 +247,7 @@ def test_a_file_is_read_in_windows_of_any_size(order, indent, tmp_path, monkeypa
     whole = list_coco_file(path, tmp_path / "train")
     assert [len(image.boxes) for image in whole.images] == [14 + 1, 15]
     for window in (1, 50, 999):
-        monkeypatch.setattr(coco_columns, "WINDOW", window)
+        monkeypatch.setattr(coco_windows, "WINDOW", window)
         again = list_coco_file(path, tmp_path / "train")
         assert list(again.images) == list(whole.images)
         assert again._replace(images=[]) == whole._replace(images=[])

@@ -77,7 +77,7 @@ def test_a_copy_of_real_voc_gives_the_same_targets(layout, shared_data, tmp_path
     needs(layout)
     data = {split: plain(read_data(shared_data / "bccd", split)) for split in ("val", "test")}
     write_copy(data, layout, tmp_path / layout)
-    assert sorted(find_data(tmp_path / layout).splits()) == ["test", "val"]
+    assert [*find_data(tmp_path / layout).splits] == ["test", "val"]
     for split, expected in data.items():
         assert_same(read_data(tmp_path / layout, split), expected)
 

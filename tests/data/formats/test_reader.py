@@ -62,7 +62,7 @@ def test_a_missing_split_says_which_exist(tmp_path):
     write_shapes(tmp_path / "shapes", train=1, val=1, size=(48, 64))
     with pytest.raises(DataError, match="there are: train, val"):
         read_data(tmp_path / "shapes", "test")
-    assert find_data(tmp_path / "shapes").splits() == ["train", "val"]
+    assert [*find_data(tmp_path / "shapes").splits] == ["train", "val"]
 
 
 def test_a_folder_of_two_layouts_asks_for_the_format(tmp_path):
