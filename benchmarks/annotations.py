@@ -208,14 +208,14 @@ def own_memory() -> float:
 
 def draw(root: Path, picture: Path) -> None:
     """Draw what ``check-data`` draws of a data set's boxes."""
-    from sepc_zoo.data.formats.coco import list_coco
-    from sepc_zoo.data.quality.statistics import class_counts, describe, gather_columns
+    from sepc_zoo.data.formats.coco import coco_splits
+    from sepc_zoo.data.listing import ListedImages
+    from sepc_zoo.data.quality.statistics import class_counts, describe
     from sepc_zoo.evaluation.plots import plot_statistics
 
-    listing = list_coco(root, "train")
-    columns = gather_columns(listing)
-    counts = class_counts([describe(columns, listing)])
-    plot_statistics({"train": columns}, counts, picture)
+    listing = coco_splits(root)["train2017"]()
+    counts = class_counts([describe(listing)])
+    plot_statistics({"train": ListedImages.of(listing.images)}, counts, picture)
 
 
 if __name__ == "__main__":

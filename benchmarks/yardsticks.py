@@ -17,11 +17,11 @@ from benchmarks.plain import PlainSEPC, plain_loss, plain_postprocess
 from sepc_zoo.config import SEPCNeck
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.evaluation.speed import (
+    BUILDERS,
     BenchmarkModel,
     Setting,
     finish,
     new_detector,
-    register_builder,
     scale_logits,
     sum_terms,
     wrap,
@@ -62,7 +62,7 @@ def build_fused(name: str, setting: Setting) -> BenchmarkModel:
     for module in detector.modules():
         if isinstance(module, LevelConv2d):
             module.fused = True
-    return finish(wrap(detector, setting), setting)
+    return wrap(detector, setting)
 
 
 def build_torchvision(name: str, setting: Setting) -> BenchmarkModel:
@@ -101,6 +101,4 @@ class TorchvisionNetwork(nn.Module):
         return maps, ImageList(images, sizes), self.model.head(maps)
 
 
-register_builder("plain", build_plain)
-register_builder("fused", build_fused)
-register_builder("torchvision", build_torchvision)
+BUILDERS |= {"plain": build_plain, "fused": build_fused, "torchvision": build_torchvision}

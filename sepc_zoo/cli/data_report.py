@@ -13,9 +13,9 @@ from rich.table import Table
 
 from sepc_zoo.config import WeightsConfig
 from sepc_zoo.data.images import read_image
-from sepc_zoo.data.listing import ListedImage, Listing
+from sepc_zoo.data.listing import ListedImage, ListedImages, Listing
 from sepc_zoo.data.quality.check import SEVERITIES, DataCheck, find_train
-from sepc_zoo.data.quality.statistics import anchor_reaches, class_counts, describe, gather_columns
+from sepc_zoo.data.quality.statistics import anchor_reaches, class_counts, describe
 from sepc_zoo.evaluation.plots import plot_statistics
 from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.inference.drawing import class_color, contact_sheet, draw_boxes, fit
@@ -31,10 +31,10 @@ MIN_GAIN = 0.02  # gain in that share for which other anchors are proposed
 
 def write_statistics(clean: Mapping[str, Listing], output: Path, console: Any) -> list[str]:
     """Print the figures, write ``statistics.json`` and ``.png``, and return the files' names."""
-    columns = {split: gather_columns(listing) for split, listing in clean.items()}
-    figures: dict[str, Any] = {split: describe(own, clean[split]) for split, own in columns.items()}
-    train = find_train(columns)
-    reaches = anchor_reaches(columns[train], IMAGE_SIZE) if train else {}
+    splits = {split: ListedImages.of(listing.images) for split, listing in clean.items()}
+    figures: dict[str, Any] = {split: describe(listing) for split, listing in clean.items()}
+    train = find_train(splits)
+    reaches = anchor_reaches(splits[train], IMAGE_SIZE) if train else {}
     content = {"splits": figures, "anchor_reach": {"image_size": IMAGE_SIZE, **reaches}}
     write_json(output / "statistics.json", content)
     console.print(splits_table(figures))
@@ -43,7 +43,7 @@ def write_statistics(clean: Mapping[str, Listing], output: Path, console: Any) -
     for line in describe_reach(reaches):
         console.print(line, markup=False, highlight=False)
     try:
-        plot_statistics(columns, counts, output / "statistics.png")
+        plot_statistics(splits, counts, output / "statistics.png")
     except ImportError as error:
         say(f"no statistics.png: {error}")
         return ["statistics.json"]

@@ -21,7 +21,6 @@ from sepc_zoo.evaluation.results import (
     SplitDetections,
     collect_targets,
     max_per_class,
-    rank_by_score,
 )
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.metric_names import AP_METRICS
@@ -45,11 +44,10 @@ class Resampler:
         targets, num_classes = collect_targets(annotations), len(annotations.label_names)
         self.num_images = len(annotations.records)
         self.shape = len(AREAS), len(IOU_THRESHOLDS), num_classes
-        rank = rank_by_score(detections)
-        evaluated = within_limit(detections, rank, max_per_class(annotations))
+        evaluated = within_limit(detections, max_per_class(annotations))
         pairs = find_pairs(detections, targets, self.num_images)
         pairs = pairs.only(pairs.same_class & evaluated[pairs.detection])
-        order = np.lexsort((rank, detections.labels))
+        order = np.lexsort((detections.rank, detections.labels))
         order = order[evaluated[order]]
         labels, image = detections.labels[order], detections.image[order]
         areas = detections.bbox[order, 2:].prod(axis=1)
@@ -62,7 +60,7 @@ class Resampler:
             end = np.cumsum(in_size)
             for i, threshold in enumerate(IOU_THRESHOLDS):
                 near = pairs.only(pairs.iou >= threshold)
-                match = greedy_match(near, rank, ignored, targets.iscrowd)[order]
+                match = greedy_match(near, detections.rank, ignored, targets.iscrowd)[order]
                 correct = ~np.append(ignored, True)[match]  # -1 takes the last
                 at = np.flatnonzero(correct | ((match >= 0) & in_size))
                 curves.append((size * len(IOU_THRESHOLDS) + i) * num_classes + labels[at])

@@ -1,6 +1,5 @@
 """Comparison of two models on the same images."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,33 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from sepc_zoo.data import Annotations
-from sepc_zoo.evaluation.average_precision import Bools, Floats, Ints
+from sepc_zoo.evaluation.average_precision import Floats, Ints
 from sepc_zoo.evaluation.bootstrap import LEVEL, Resampler, bootstrap, interval
-from sepc_zoo.evaluation.diagnosis import MISTAKES, Diagnosis, diagnose_split, sweep_scores
+from sepc_zoo.evaluation.diagnosis import Diagnosis, diagnose_split
 from sepc_zoo.evaluation.errors import ErrorCosts
-from sepc_zoo.evaluation.metrics import evaluate, format_figure
+from sepc_zoo.evaluation.metrics import evaluate, format_figure, plain_table
 from sepc_zoo.evaluation.results import SplitDetections
 from sepc_zoo.metric_names import AP_METRICS
 
 MAX_IMAGES = 12  # images that are shown, those that differ most
-
-
-@dataclass(frozen=True, eq=False)
-class ModelErrors:
-    """Detections and objects that count as errors at the score threshold of the best F1."""
-
-    diagnosis: Diagnosis
-    min_score: float
-    wrong: Bools  # (D,), incorrect detections
-    missed: Bools  # (G,), objects without a correct detection
-
-    def per_image(self, num_images: int) -> Ints:
-        """Number of errors in each image ``(N,)``."""
-        images = (
-            self.diagnosis.detections.image[self.wrong],
-            self.diagnosis.targets.image[self.missed],
-        )
-        return np.bincount(np.concatenate(images), minlength=num_images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +32,7 @@ class Comparison:
     """
 
     content: dict[str, Any]
-    errors: tuple[ModelErrors, ModelErrors]
+    diagnoses: Sequence[Diagnosis]
     images: list[int]  # indices of the records that differ most
 
 
@@ -70,8 +51,7 @@ def compare_detections(
     diagnoses = [diagnose_split(own, annotations) for own in both]
     names = annotations.label_names
     costs = [ErrorCosts(own, len(names)).costs() for own in diagnoses]
-    errors = _errors(diagnoses[0]), _errors(diagnoses[1])
-    per_image = np.stack([own.per_image(num_images) for own in errors], axis=1)
+    per_image = np.stack([_errors_per_image(own, num_images) for own in diagnoses], axis=1)
     difference = np.abs(per_image[:, 0] - per_image[:, 1])
     order = np.argsort(-difference, kind="stable")[:MAX_IMAGES]
     images = order[difference[order] > 0].tolist()
@@ -92,20 +72,16 @@ def compare_detections(
             for i in images
         ],
     }
-    return Comparison(content, errors, images)
+    return Comparison(content, diagnoses, images)
 
 
 def comparison_tables(content: dict[str, Any]) -> list[Table]:
     """Lay out ``Comparison.content`` for the terminal: figures, then classes."""
-    tables = []
-    for title, rows in (("", content["figures"]), ("class", content["per_class"])):
-        table = Table(box=None, pad_edge=False)
-        for i, head in enumerate((title, "A", "B", "B - A", "95% interval", "B better")):
-            table.add_column(head, justify="right" if i else "left", min_width=5)
-        for name, row in rows.items():
-            table.add_row(escape(name), *row_texts(row))
-        tables.append(table)
-    return tables
+    head = "A", "B", "B - A", "95% interval", "B better"
+    return [
+        plain_table((title, *head), [(escape(name), *row_texts(row)) for name, row in rows.items()])
+        for title, rows in (("", content["figures"]), ("class", content["per_class"]))
+    ]
 
 
 def row_texts(row: dict[str, Any]) -> list[str]:
@@ -123,21 +99,19 @@ def _rows(figures: Floats, samples: Floats) -> list[dict[str, Any]]:
     """Rows of F figures, from those of both models ``(2, F)`` and samples ``(count, 2, F)``."""
     rows = []
     for (a, b), column in zip(figures.T.tolist(), (samples[:, 1] - samples[:, 0]).T, strict=True):
-        row: dict[str, Any] = {"a": a, "b": b, "difference": None, "interval": None}
-        row["b_better"] = None
+        row = {"a": a, "b": b, **dict.fromkeys(("difference", "interval", "b_better"))}
         known = column[~np.isnan(column)]
         if a >= 0 and len(known):
             row |= {"difference": b - a, "interval": interval(known)}
             decided = known[known != 0]
-            row["b_better"] = float((decided > 0).mean()) if len(decided) else None
+            row |= {"b_better": float((decided > 0).mean()) if len(decided) else None}
         rows.append(row)
     return rows
 
 
-def _errors(diagnosis: Diagnosis) -> ModelErrors:
-    best = sweep_scores(diagnosis).best()
-    min_score = best.score if best else -math.inf
-    kept = diagnosis.detections.scores >= min_score
-    wrong = kept & np.isin(diagnosis.kind, list(MISTAKES))
-    missed = (diagnosis.matched_by(min_score) < 0) & ~diagnosis.targets.iscrowd
-    return ModelErrors(diagnosis, min_score, wrong, missed)
+def _errors_per_image(diagnosis: Diagnosis, num_images: int) -> Ints:
+    """Number of mistakes and missed objects ``(N,)`` at the score threshold of the best F1."""
+    min_score = diagnosis.min_score
+    wrong = diagnosis.detections.image[diagnosis.wrong(min_score)]
+    missed = diagnosis.targets.image[diagnosis.missed(min_score)]
+    return np.bincount(np.concatenate([wrong, missed]), minlength=num_images)

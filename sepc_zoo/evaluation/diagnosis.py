@@ -5,8 +5,9 @@ after the 100 highest scores of a class in an image. Kinds of mistakes are those
 al., ECCV 2020).
 """
 
-from collections import Counter
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +27,16 @@ from sepc_zoo.evaluation.matching import (
 )
 from sepc_zoo.evaluation.results import (
     MAX_PER_CLASS,
+    SplitBoxes,
     SplitDetections,
     SplitTargets,
+    best_of_groups,
     collect_targets,
     max_per_class,
-    rank_by_score,
 )
 
+WORST_PER_IMAGE = 2  # mistakes of an image among the worst
+BINS = 10  # of a calibration
 CORRECT, LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH, IGNORED = range(7)
 MISTAKES = {
     CLASSIFICATION: "classification",
@@ -68,6 +72,25 @@ class Diagnosis:
         matched_by[self.match[chosen]] = chosen
         return matched_by
 
+    def wrong(self, min_score: float = -math.inf) -> Bools:
+        """Which detections ``(D,)`` with this score are mistakes."""
+        return np.isin(self.kind, list(MISTAKES)) & (self.detections.scores >= min_score)
+
+    def missed(self, min_score: float = -math.inf) -> Bools:
+        """Which objects ``(G,)`` have no correct detection with this score."""
+        return (self.matched_by(min_score) < 0) & ~self.targets.iscrowd
+
+    @cached_property
+    def sweep(self) -> "Sweep":
+        """Score thresholds of all classes together."""
+        return sweep_scores(self)
+
+    @property
+    def min_score(self) -> float:
+        """The threshold of the highest F1, applied wherever single boxes are counted."""
+        best = self.sweep.best()
+        return best.score if best else -math.inf
+
 
 def diagnose(
     detections: SplitDetections,
@@ -76,10 +99,10 @@ def diagnose(
     max_per_class: int = MAX_PER_CLASS,
 ) -> Diagnosis:
     """Match the detections of a split to its objects, and classify the unmatched ones."""
-    count, rank = len(detections), rank_by_score(detections)
+    count, rank = len(detections), detections.rank
     pairs = find_pairs(detections, targets, num_images)
     is_crowd = targets.iscrowd[pairs.target]
-    ignored = ~within_limit(detections, rank, max_per_class)
+    ignored = ~within_limit(detections, max_per_class)
     in_crowd = pairs.detection[is_crowd & pairs.same_class & (pairs.iou >= MIN_IOU)]
     pairs = pairs.only(~is_crowd & ~ignored[pairs.detection])
     ignored[in_crowd] = True
@@ -123,8 +146,7 @@ def confusion_matrix(diagnosis: Diagnosis, num_classes: int, min_score: float) -
     mistaken = kept & (diagnosis.kind != CORRECT)
     left = (pairs.iou >= MIN_IOU) & mistaken[pairs.detection] & (matched_by[pairs.target] < 0)
     match = np.where(kept, diagnosis.match, -1)
-    rank = rank_by_score(detections)
-    confused = _match(pairs, left & ~pairs.same_class, rank, targets)
+    confused = _match(pairs, left & ~pairs.same_class, detections.rank, targets)
     match = np.where(confused >= 0, confused, match)
 
     detected = np.full(len(targets), num_classes)
@@ -193,33 +215,35 @@ class Calibration(NamedTuple):
         return float(np.sum(weight * np.abs(self.score - self.correct)))
 
 
-def calibrate(diagnosis: Diagnosis, bins: int = 10) -> Calibration | None:
+def calibrate(diagnosis: Diagnosis) -> Calibration | None:
     """Compare scores with the share of correct detections; None if a score is outside 0…1."""
     chosen = diagnosis.kind != IGNORED
     scores = diagnosis.detections.scores[chosen]
     if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
         return None
     correct = diagnosis.kind[chosen] == CORRECT
-    where = np.minimum((scores * bins).astype(int), bins - 1)
-    count = np.bincount(where, minlength=bins)
-    sums = [np.bincount(where, weights, minlength=bins) for weights in (scores, correct)]
+    where = np.minimum((scores * BINS).astype(int), BINS - 1)
+    count = np.bincount(where, minlength=BINS)
+    sums = [np.bincount(where, weights, minlength=BINS) for weights in (scores, correct)]
     return Calibration(count, *(total / np.maximum(count, 1) for total in sums))
 
 
-def worst_false_positives(diagnosis: Diagnosis, count: int, per_image: int = 2) -> list[int]:
-    """Mistakes by falling score, at most ``per_image`` from one image."""
-    wrong = np.flatnonzero(np.isin(diagnosis.kind, list(MISTAKES)))
-    order = wrong[np.argsort(-diagnosis.detections.scores[wrong], kind="stable")]
-    return _limit_per_image(order, diagnosis.detections.image, count, per_image)
+def worst_false_positives(diagnosis: Diagnosis, count: int) -> list[int]:
+    """Mistakes by falling score, a few of each image."""
+    return _worst(diagnosis.wrong(), diagnosis.detections, diagnosis.detections.scores, count)
 
 
-def worst_misses(
-    diagnosis: Diagnosis, min_score: float, count: int, per_image: int = 2
-) -> list[int]:
-    """Objects without a detection of this score, by falling area."""
-    missed = np.flatnonzero((diagnosis.matched_by(min_score) < 0) & ~diagnosis.targets.iscrowd)
-    order = missed[np.argsort(-diagnosis.targets.area[missed], kind="stable")]
-    return _limit_per_image(order, diagnosis.targets.image, count, per_image)
+def worst_misses(diagnosis: Diagnosis, min_score: float, count: int) -> list[int]:
+    """Objects without a detection of this score, by falling area, a few of each image."""
+    targets = diagnosis.targets
+    return _worst(diagnosis.missed(min_score), targets, targets.area, count)
+
+
+def _worst(chosen: Bools, boxes: SplitBoxes, badness: Floats, count: int) -> list[int]:
+    order = np.flatnonzero(chosen)
+    order = order[np.argsort(-badness[order], kind="stable")]
+    kept = best_of_groups(boxes.image[order], np.arange(len(order)), WORST_PER_IMAGE)
+    return order[kept][:count].tolist()
 
 
 def explain_miss(diagnosis: Diagnosis, missed: int, min_score: float) -> tuple[int, float]:
@@ -242,13 +266,3 @@ def explain_miss(diagnosis: Diagnosis, missed: int, min_score: float) -> tuple[i
 
 def _match(pairs: Pairs, chosen: Bools, rank: Ints, targets: SplitTargets) -> Ints:
     return greedy_match(pairs.only(chosen), rank, targets.iscrowd, targets.iscrowd)
-
-
-def _limit_per_image(order: Ints, image: Ints, count: int, per_image: int) -> list[int]:
-    chosen: list[int] = []
-    seen: Counter[int] = Counter()
-    for i in order.tolist():
-        seen[image[i]] += 1
-        if seen[image[i]] <= per_image:
-            chosen.append(i)
-    return chosen[:count]

@@ -14,7 +14,6 @@ from sepc_zoo.evaluation.diagnosis import (
     MISTAKES,
     Diagnosis,
 )
-from sepc_zoo.evaluation.results import rank_by_score
 
 
 class ErrorKind(NamedTuple):
@@ -88,12 +87,11 @@ class ErrorCosts:
 
     def __init__(self, diagnosis: Diagnosis, num_classes: int) -> None:
         self.kind, self.num_classes = diagnosis.kind, num_classes
-        self.labels, self.rank = diagnosis.detections.labels, rank_by_score(diagnosis.detections)
+        self.labels, self.rank = diagnosis.detections.labels, diagnosis.detections.rank
         self.order = np.lexsort((self.rank, self.labels))
         self.target_labels, objects = diagnosis.targets.labels, ~diagnosis.targets.iscrowd
         self.num_objects = self._count_classes(objects)
-        # objects (G,) without a correct detection
-        self.lost = objects & (diagnosis.matched_by(-np.inf) < 0)
+        self.lost = diagnosis.missed()
 
         # detections that would find a lost object with another class or box, by falling score
         near = np.flatnonzero(np.isin(self.kind, [CLASSIFICATION, LOCALISATION]))

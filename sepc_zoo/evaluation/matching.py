@@ -58,7 +58,7 @@ def greedy_match(pairs: Pairs, rank: Ints, ignored: Bools, crowd: Bools) -> Ints
 
     Args:
         pairs: those that may match.
-        rank: ``(D,)``, see ``rank_by_score``.
+        rank: ``(D,)``, of ``SplitDetections``.
         ignored: ``(G,)`` targets that do not count, crowds among them.
         crowd: ``(G,)``.
     """
@@ -75,10 +75,11 @@ def greedy_match(pairs: Pairs, rank: Ints, ignored: Bools, crowd: Bools) -> Ints
     return np.array(match, dtype=np.int64)
 
 
-def within_limit(detections: SplitDetections, rank: Ints, limit: int) -> Bools:
+def within_limit(detections: SplitDetections, limit: int) -> Bools:
     """Whether each detection ``(D,)`` is among the ``limit`` best of its class and image."""
     num_classes = detections.labels.max(initial=0) + 1
-    return best_of_groups(detections.image * num_classes + detections.labels, rank, limit)
+    group = detections.image * num_classes + detections.labels
+    return best_of_groups(group, detections.rank, limit)
 
 
 def closest(pairs: Pairs, chosen: Bools, count: int) -> tuple[Ints, Floats]:

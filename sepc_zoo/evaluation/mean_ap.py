@@ -81,7 +81,7 @@ class ColumnBackend(CocoBackend):
             _join(labels),
             bbox,
             bbox[:, 2:].prod(dim=1) if area is None else _join(area),
-            torch.zeros(len(bbox), dtype=torch.int64) if crowds is None else _join(crowds),
+            torch.zeros(len(bbox), dtype=torch.int64) if crowds is None else _join(crowds).long(),
             torch.zeros(len(bbox)) if scores is None else _join(scores),
         )
         rows = zip(*(column.tolist() for column in columns), strict=True)

@@ -1,7 +1,7 @@
 """COCO's average precision and recall: torchmetrics' evaluation, pycocotools' figures."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -96,9 +96,9 @@ def frequency_metrics(
 
 def count_frequencies(annotations: Annotations) -> list[str]:
     """Whether each label is rare, common or frequent in a training split: r, c or f."""
-    counts = np.zeros(len(annotations.label_names), dtype=int)
-    for record in annotations.records:
-        counts[record.labels.unique().numpy()] += 1
+    records, num_classes = annotations.records, len(annotations.label_names)
+    pairs = np.unique(records.image * num_classes + records.labels)
+    counts = np.bincount(pairs % num_classes, minlength=num_classes)
     return [next((f for f, most in MAX_IMAGES.items() if n <= most), "f") for n in counts.tolist()]
 
 
@@ -107,15 +107,24 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     grid = Table.grid(padding=(0, 0, 1, 0), collapse_padding=False)
     names = tuple(METRICS)
     for keys in (names[:6], names[6:], tuple(name for name in FREQUENCIES if name in metrics)):
-        if not keys:
-            continue
-        grid.add_row(_table(*keys, rows=[[format_figure(metrics[key]) for key in keys]]))
+        if keys:
+            grid.add_row(plain_table(keys, [[format_figure(metrics[key]) for key in keys]]))
     rows = [
         [escape(name), *(format_figure(figures[key]) for key in CLASS_METRICS)]
         for name, figures in metrics["per_class"].items()
     ]
-    grid.add_row(_table("class", *CLASS_METRICS, rows=rows))
+    grid.add_row(plain_table(("class", *CLASS_METRICS), rows))
     return grid
+
+
+def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines; figures are to the right, a column of names to the left."""
+    table = Table(box=None, pad_edge=False)
+    for name in header:
+        table.add_column(name, justify="left" if name in ("", "class") else "right", min_width=5)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def format_figure(value: float) -> str:
@@ -133,16 +142,10 @@ def _per_image(
     boxes: SplitDetections | SplitTargets, order: NDArray[np.int64]
 ) -> list[dict[str, torch.Tensor]]:
     """One dict per image, as ``MeanAveragePrecision.update`` takes them."""
-    columns = {"boxes": boxes.bbox, "labels": boxes.labels}
-    if isinstance(boxes, SplitDetections):
-        columns |= {"scores": boxes.scores}
-    else:
-        columns |= {"iscrowd": boxes.iscrowd.astype(np.int64), "area": boxes.area}
+    columns = {f.name: torch.from_numpy(getattr(boxes, f.name)) for f in fields(boxes)}
+    columns["boxes"] = columns.pop("bbox")
     indices = indices_by_image(boxes.image, len(order))
-    return [
-        {key: torch.from_numpy(column[indices[i]]) for key, column in columns.items()}
-        for i in order.tolist()
-    ]
+    return [{key: column[indices[i]] for key, column in columns.items()} for i in order.tolist()]
 
 
 def _class_metrics(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:
@@ -151,12 +154,3 @@ def _class_metrics(precision: NDArray[np.float64], recall: NDArray[np.float64]) 
     overall = precision[:, :, 0]
     figures = mean(overall), mean(overall[0]), mean(overall[5]), small, medium, large
     return dict(zip(CLASS_METRICS, (*figures, mean(recall[:, 0])), strict=True))
-
-
-def _table(*header: str, rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in header:
-        table.add_column(name, justify="left" if name == "class" else "right", min_width=5)
-    for row in rows:
-        table.add_row(*row)
-    return table

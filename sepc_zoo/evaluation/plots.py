@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sepc_zoo.data.quality.statistics import Columns
+    from sepc_zoo.data.listing import ListedImages
 
 INK = "#222222"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+MAX_CLASSES = 16  # bars
+SPLIT_COLORS = ("#2f6fbf", "#e08a1e", "#3a9d5d", "#9c5bb5", "#6b6b6b")
 Row = Mapping[str, str]
 
 
@@ -53,12 +56,14 @@ def draw_curves(log: str | Path) -> "Figure":
 
 
 def plot_statistics(
-    columns: Mapping[str, "Columns"], class_counts: Mapping[str, Sequence[int]], path: str | Path
+    splits: Mapping[str, "ListedImages"],
+    class_counts: Mapping[str, Sequence[int]],
+    path: str | Path,
 ) -> None:
     """Draw the figures of a data set: its classes, sizes and shapes, split by split.
 
     Args:
-        columns: boxes and images by split.
+        splits: images and boxes by split.
         class_counts: boxes of each class in each of these splits, the most frequent class first.
         path: the picture to write; its suffix is one that matplotlib knows.
 
@@ -67,24 +72,24 @@ def plot_statistics(
     """
     figure = _new_figure(13, 7.4)
     axes = figure.subplots(2, 3).flatten()
-    shapes = {split: own for split, own in columns.items() if len(own.labels)}
+    shapes = {split: own for split, own in splits.items() if len(own.image)}
     sides = {split: np.sqrt(own.box_sizes.prod(axis=1)) for split, own in shapes.items()}
     shares = {
-        split: 100 * sides[split] / np.sqrt(own.image_sizes[own.image].prod(axis=1))
+        split: 100 * sides[split] / np.sqrt(own.sizes[own.image].prod(axis=1))
         for split, own in shapes.items()
     }
-    _plot_classes(axes[0], list(columns), class_counts)
+    _plot_classes(axes[0], list(splits), class_counts)
     _plot_histogram(axes[1], sides, "Box side", "pixels, square root of width x height", log=True)
     for limit, name in ((32, "medium"), (96, "large")):
         axes[1].axvline(limit, color=INK, linewidth=0.8, alpha=0.5)
         top = axes[1].get_xaxis_transform()
         axes[1].text(limit * 1.04, 0.97, name, transform=top, va="top", fontsize=8, alpha=0.7)
     _plot_histogram(axes[2], shares, "Box side in its image", "% of the image's side", log=True)
-    aspects = {split: own.box_aspects for split, own in shapes.items()}
-    _plot_histogram(axes[3], aspects, "Box shape", "height / width", log=True)
-    crowding = {split: own.boxes_per_image for split, own in columns.items()}
+    shape = {split: own.box_sizes[:, 0] / own.box_sizes[:, 1] for split, own in shapes.items()}
+    _plot_histogram(axes[3], shape, "Box shape", "height / width", log=True)
+    crowding = {split: own.counts for split, own in splits.items()}
     _plot_histogram(axes[4], crowding, "Boxes per image", "boxes", unit="images")
-    _plot_sizes(axes[5], columns)
+    _plot_sizes(axes[5], splits)
     _style(figure)
     write_atomically(path, figure.savefig)
 
@@ -164,14 +169,14 @@ def plain(text: str) -> str:
 
 
 def _plot_classes(
-    axes: "Axes", splits: Sequence[str], class_counts: Mapping[str, Sequence[int]], shown: int = 16
+    axes: "Axes", splits: Sequence[str], class_counts: Mapping[str, Sequence[int]]
 ) -> None:
     """Plot bars of the most frequent classes, with the splits side by side."""
-    names = list(class_counts)[:shown]
+    names = list(class_counts)[:MAX_CLASSES]
     left = np.zeros(len(names))
-    for i, split in enumerate(splits):
+    for i, (split, color) in enumerate(zip(splits, cycle(SPLIT_COLORS), strict=False)):
         widths = np.array([class_counts[name][i] for name in names], dtype=float)
-        axes.barh(range(len(names)), widths, 0.7, left, color=_split_color(i), label=plain(split))
+        axes.barh(range(len(names)), widths, 0.7, left, color=color, label=plain(split))
         left += widths
     more = len(class_counts) - len(names)
     axes.set(title="Classes" + (f" (and {more} more)" if more else ""), xlabel="boxes")
@@ -205,24 +210,20 @@ def _plot_histogram(
     else:
         width = max(1, -(-int(high - low + 1) // 40))  # whole numbers, as many to each step
         steps = np.arange(low, high + 2 * width, width) - 0.5
-    for i, own in enumerate(values.values()):
+    for own, color in zip(values.values(), cycle(SPLIT_COLORS), strict=False):
         if len(own):
             heights = 100 * np.histogram(own, steps)[0] / len(own)
-            axes.stairs(heights, steps, color=_split_color(i), linewidth=1.6)
-            axes.stairs(heights, steps, color=_split_color(i), fill=True, alpha=0.12)
+            axes.stairs(heights, steps, color=color, linewidth=1.6)
+            axes.stairs(heights, steps, color=color, fill=True, alpha=0.12)
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
 
 
-def _plot_sizes(axes: "Axes", columns: Mapping[str, "Columns"]) -> None:
+def _plot_sizes(axes: "Axes", splits: Mapping[str, "ListedImages"]) -> None:
     """Plot a disc for each image size; its area shows how many images have it."""
     axes.set(title="Image size", xlabel="width, pixels", ylabel="height, pixels")
-    for i, own in enumerate(columns.values()):
-        sizes, counts = np.unique(own.image_sizes, axis=0, return_counts=True)
+    for own, color in zip(splits.values(), cycle(SPLIT_COLORS), strict=False):
+        sizes, counts = np.unique(own.sizes, axis=0, return_counts=True)
         area = 12 + 400 * counts / max(1, counts.sum())
-        axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=_split_color(i), alpha=0.35)
+        axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=color, alpha=0.35)
     axes.margins(0.08)
     axes.set(xlim=(0, None), ylim=(0, None))
-
-
-def _split_color(i: int) -> str:
-    return ("#2f6fbf", "#e08a1e", "#3a9d5d", "#9c5bb5", "#6b6b6b")[i % 5]

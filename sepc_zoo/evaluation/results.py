@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from sepc_zoo.data.annotations import Annotations
 from sepc_zoo.data.listing import Federation, find_duplicates
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 
+Boxes = TypeVar("Boxes", bound="SplitBoxes")
 CocoResult = dict[str, Any]  # image_id, category_id, bbox (x, y, width, height), score
 MAX_PER_CLASS = 100  # detections of a class in an image that COCO evaluates
 MAX_PER_IMAGE = 300  # detections in an image that LVIS evaluates
@@ -32,6 +34,10 @@ class SplitBoxes:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def only(self: Boxes, chosen: NDArray[Any]) -> Boxes:
+        """Choose boxes by a mask or by indices."""
+        return type(self)(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +57,11 @@ class SplitDetections(SplitBoxes):
 
     scores: NDArray[np.float64]  # (B,)
 
+    @cached_property
+    def rank(self) -> NDArray[np.int64]:
+        """Rank ``(B,)`` by falling score; equal scores keep their order."""
+        return np.argsort(np.argsort(-self.scores, kind="stable"), kind="stable")
+
 
 def collect_targets(annotations: Annotations) -> SplitTargets:
     """Join the boxes of all images, in float64 as annotated."""
@@ -63,9 +74,7 @@ def collect_targets(annotations: Annotations) -> SplitTargets:
         records.area,
     )
     federation = federation_of(annotations)
-    if federation is None:
-        return targets
-    return _add_crowds(targets, _places(annotations, federation.not_exhaustive))
+    return _add_crowds(targets, annotations, federation) if federation else targets
 
 
 def collect_detections(
@@ -98,9 +107,7 @@ def collect_detections(
         np.array([result["score"] for result in results], dtype=np.float64),
     )
     federation = federation_of(annotations)
-    if federation is None:
-        return detections
-    return _drop_unknown(detections, annotations, _places(annotations, federation.absent))
+    return _drop_unknown(detections, annotations, federation) if federation else detections
 
 
 def max_per_class(annotations: Annotations) -> int:
@@ -112,13 +119,6 @@ def federation_of(annotations: Annotations) -> Federation | None:
     """What classes are annotated in each image; None: all of them."""
     federation = annotations.federation
     return federation if federation is not None and federation.absent else None
-
-
-def rank_by_score(detections: SplitDetections) -> NDArray[np.int64]:
-    """Rank ``(B,)`` of each detection by falling score; equal scores keep their order."""
-    ranks = np.empty(len(detections), dtype=np.int64)
-    ranks[np.argsort(-detections.scores, kind="stable")] = np.arange(len(detections))
-    return ranks
 
 
 def best_of_groups(
@@ -172,40 +172,43 @@ def indices_by_image(image: NDArray[np.int64], num_images: int) -> list[NDArray[
     return np.split(order, np.searchsorted(image[order], np.arange(1, num_images)))[:num_images]
 
 
-def _add_crowds(targets: SplitTargets, places: Sequence[tuple[int, int]]) -> SplitTargets:
-    """Let unmatched detections be ignored in these images (index, label)."""
-    image, labels = np.array(places, dtype=np.int64).reshape(-1, 2).T
-    box, area = np.tile(EVERYWHERE, (len(places), 1)), np.full(len(places), np.inf)
-    crowds = SplitTargets(image, box, labels, np.ones(len(places), dtype=bool), area)
-    both = {key: np.concatenate([own, vars(crowds)[key]]) for key, own in vars(targets).items()}
-    order = np.argsort(both["image"], kind="stable")
-    return SplitTargets(**{key: column[order] for key, column in both.items()})
+def _add_crowds(
+    targets: SplitTargets, annotations: Annotations, federation: Federation
+) -> SplitTargets:
+    """Let unmatched detections be ignored where a class is not annotated exhaustively."""
+    image, labels = _places(annotations, federation.not_exhaustive)
+    count = len(image)
+    box, area = np.tile(EVERYWHERE, (count, 1)), np.full(count, np.inf)
+    crowds = SplitTargets(image, box, labels, np.ones(count, dtype=bool), area)
+    columns = zip(vars(targets).values(), vars(crowds).values(), strict=True)
+    both = SplitTargets(*map(np.concatenate, columns))
+    return both.only(np.argsort(both.image, kind="stable"))
 
 
 def _drop_unknown(
-    detections: SplitDetections, annotations: Annotations, absent: Sequence[tuple[int, int]]
+    detections: SplitDetections, annotations: Annotations, federation: Federation
 ) -> SplitDetections:
     """Keep the best detections of an image, and of those the classes that are annotated in it."""
     known = np.zeros((len(annotations.records), len(annotations.label_names)), dtype=bool)
-    for i, label in absent:
-        known[i, label] = True
+    known[_places(annotations, federation.absent)] = True
     known[annotations.records.image, annotations.records.labels] = True
-    best = best_of_groups(detections.image, rank_by_score(detections), MAX_PER_IMAGE)
-    kept = best & known[detections.image, detections.labels]
-    return SplitDetections(**{key: column[kept] for key, column in vars(detections).items()})
+    best = best_of_groups(detections.image, detections.rank, MAX_PER_IMAGE)
+    return detections.only(best & known[detections.image, detections.labels])
 
 
 def _places(
     annotations: Annotations, categories: Mapping[int, Sequence[int]]
-) -> list[tuple[int, int]]:
-    """Index of the record and label of the categories of each image."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of records ``(P,)`` and labels ``(P,)`` of the categories of each image."""
     label_of = {category: label for label, category in enumerate(annotations.category_ids)}
-    return [
+    places = [
         (i, label_of[category])
         for i, image_id in enumerate(annotations.records.image_ids.tolist())
         for category in categories.get(image_id, ())
         if category in label_of
     ]
+    image, labels = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    return image, labels
 
 
 def _own_ids(

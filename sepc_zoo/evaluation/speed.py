@@ -94,11 +94,6 @@ class Result:
     peak_mib: float | None  # None: not measured
 
 
-def register_builder(prefix: str, builder: Builder) -> None:
-    """Let ``builder(name, setting)`` build the models whose names start with ``prefix:``."""
-    BUILDERS[prefix] = builder
-
-
 def builder_of(name: str) -> Builder:
     if find_exported(name):
         return load_to_measure
@@ -107,7 +102,7 @@ def builder_of(name: str) -> Builder:
 
 
 def build_model(name: str, setting: Setting) -> BenchmarkModel:
-    return finish(wrap(new_detector(name, setting), setting), setting)
+    return wrap(new_detector(name, setting), setting)
 
 
 def load_to_measure(path: str, setting: Setting) -> BenchmarkModel:  # noqa: ARG001
@@ -146,7 +141,7 @@ def new_detector(name: str, setting: Setting) -> Detector:
 
 
 def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
-    return BenchmarkModel(
+    model = BenchmarkModel(
         detector,
         lambda predictions: detector.postprocess(predictions, setting.image_sizes),
         lambda predictions, targets: sum_terms(detector.loss(predictions, targets)),
@@ -154,6 +149,7 @@ def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
         detector if isinstance(detector, DenseDetector) else None,
         detector.config.backbone.in_chans,
     )
+    return finish(model, setting)
 
 
 def finish(model: BenchmarkModel, setting: Setting) -> BenchmarkModel:
@@ -175,7 +171,7 @@ def compare(
     """Time parts of models, one model after the other in each round.
 
     Args:
-        names: names of models; ``register_builder`` adds others than ``create_model``'s.
+        names: names of models; ``BUILDERS`` adds others than ``create_model``'s.
         parts: of ``WHOLE`` and ``PARTS``. ``forward`` is the network, ``detect`` the network and
             its post-processing, ``step`` a training step with SGD, ``loss`` the loss of given
             predictions and its gradient.
@@ -211,19 +207,20 @@ def alternate(
                 torch.cuda.synchronize()
             if i >= NUM_WARM_UPS:
                 seconds[key].append(time.perf_counter() - start)
-    first = next(iter(seconds.values()), [])
-    return {key: _timing(own, first) for key, own in seconds.items()}
-
-
-def _timing(seconds: Sequence[float], first: Sequence[float]) -> Timing:
-    low, median, high = torch.tensor(seconds).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    ratio = statistics.median(s / f for s, f in zip(seconds, first, strict=True))
-    return Timing(median, low, high, ratio)
+    timings, first = {}, next(iter(seconds.values()), [])
+    for key, own in seconds.items():
+        low, median, high = torch.tensor(own).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        ratio = statistics.median(s / f for s, f in zip(own, first, strict=True))
+        timings[key] = Timing(median, low, high, ratio)
+    return timings
 
 
 def prepare(model: BenchmarkModel, part: str, setting: Setting) -> Callable[[], object]:
     """Return the function to time, with its inputs bound."""
-    images = make_images(setting, model.channels)
+    shape = (setting.batch_size, model.channels, setting.height, setting.width)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
+    if setting.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
     if part == "step":
         return _training_step(model, images, setting)
     model.network.eval()
@@ -282,7 +279,7 @@ def _loss_and_gradient(
 def _training_step(model: BenchmarkModel, images: Tensor, setting: Setting) -> Callable[[], object]:
     targets = make_targets(setting, model.num_classes)
     if not [*model.network.parameters()]:
-        model.loss(None, targets)
+        model.loss(None, targets)  # an exported file refuses
     optimizer = torch.optim.SGD(model.network.parameters(), lr=1e-6, momentum=0.9)
     scaler = torch.amp.GradScaler(setting.device, enabled=setting.precision == "fp16")
 
@@ -298,13 +295,6 @@ def _training_step(model: BenchmarkModel, images: Tensor, setting: Setting) -> C
         optimizer.zero_grad()
 
     return step
-
-
-def make_images(setting: Setting, channels: int) -> Tensor:
-    shape = (setting.batch_size, channels, setting.height, setting.width)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
-    memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
-    return images.contiguous(memory_format=memory_format)
 
 
 def make_targets(setting: Setting, num_classes: int) -> list[dict[str, Tensor]]:

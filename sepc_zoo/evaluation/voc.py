@@ -8,7 +8,7 @@ import numpy as np
 from sepc_zoo.data import Annotations
 from sepc_zoo.evaluation.average_precision import class_ap, nan_mean
 from sepc_zoo.evaluation.matching import MIN_IOU, closest, find_pairs
-from sepc_zoo.evaluation.results import SplitDetections, collect_targets, rank_by_score
+from sepc_zoo.evaluation.results import SplitDetections, collect_targets
 
 # Recalls of the figure until 2009 (11 points); the one of later years is the area under the curve.
 RECALLS = {"AP": None, "AP_11_points": np.linspace(0, 1, 11)}
@@ -26,7 +26,7 @@ def voc_ap(detections: SplitDetections, annotations: Annotations) -> dict[str, A
     pairs = find_pairs(detections, plain, len(annotations.records))
     near = pairs.same_class & (pairs.iou >= MIN_IOU)
     target, _ = closest(pairs, near, len(detections))
-    order = np.lexsort((rank_by_score(detections), detections.labels))
+    order = np.lexsort((detections.rank, detections.labels))
     target = target[order]
     kept = ~np.append(targets.iscrowd, False)[target]  # -1 takes the last
     correct = np.zeros(len(order), dtype=bool)
@@ -38,9 +38,7 @@ def voc_ap(detections: SplitDetections, annotations: Annotations) -> dict[str, A
         name: class_ap(labels[kept], correct[kept], objects, recalls)
         for name, recalls in RECALLS.items()
     }
-    per_class = {
-        class_name: {name: float(np.nan_to_num(ap[label], nan=-1)) for name, ap in aps.items()}
-        for label, class_name in enumerate(annotations.label_names)
-    }
     means = {name: float(np.nan_to_num(nan_mean(ap), nan=-1)) for name, ap in aps.items()}
-    return {**means, "per_class": per_class}
+    rows = np.nan_to_num(np.stack([*aps.values()], axis=1), nan=-1).tolist()  # K, 2
+    per_class = [dict(zip(aps, row, strict=True)) for row in rows]
+    return {**means, "per_class": dict(zip(annotations.label_names, per_class, strict=True))}

@@ -290,7 +290,7 @@ def test_scores_outside_0_to_1_have_no_calibration(score):
 def test_the_worst_false_positives_have_the_highest_scores_and_few_share_an_image():
     detections = [(0, CAT, FAR, 0.9)] * 3 + [(1, CAT, FAR, 0.5), (1, CAT, BOX, 1.0)]
     diagnosis = diagnose(make_detections(*detections), make_targets((1, CAT, BOX)), 2)
-    assert worst_false_positives(diagnosis, 9, per_image=2) == [0, 1, 3]
+    assert worst_false_positives(diagnosis, 9) == [0, 1, 3]
     assert worst_false_positives(diagnosis, 1) == [0]
 
 

@@ -3,8 +3,7 @@ import sys
 
 import pytest
 
-from sepc_zoo.data.listing import ListedBox, ListedImage, Listing
-from sepc_zoo.data.quality.statistics import gather_columns
+from sepc_zoo.data.listing import ListedBox, ListedImage, ListedImages
 from sepc_zoo.evaluation.plots import plot_curves, plot_statistics
 
 COLUMNS = ("step", "epoch", "loss", "loss_cls", "AP", "AP50")
@@ -60,6 +59,6 @@ def test_a_class_name_with_dollar_signs_is_no_formula(name, tmp_path):
     pytest.importorskip("matplotlib")
     box = ListedBox("", (1, 2, 30, 40), 0, name, 0, 1102.0)
     images = [ListedImage(1, tmp_path / "a.jpg", (48, 64), [box] * 3)]
-    columns = {name: gather_columns(Listing(images, [name], [1], []))}
+    columns = {name: ListedImages.of(images)}
     plot_statistics(columns, {name: [3]}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 0

@@ -1,7 +1,7 @@
 """Statistics of a data set: numbers of images and boxes, by class, size and shape."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,53 +21,25 @@ OTHER_ANCHORS = {
 }
 
 
-class Columns(NamedTuple):
-    """The boxes of a split as arrays: G boxes in N images."""
+def describe(listing: Listing) -> dict[str, Any]:
+    """Compute the statistics of a clean split for JSON. Crowds count as boxes, and by themselves.
 
-    image_sizes: np.ndarray  # (N, 2) height, width; pixels
-    image: np.ndarray  # (G,) index of a box's image
-    box_sizes: np.ndarray  # (G, 2) height, width; pixels
-    area: np.ndarray  # (G,) as annotated, pixels
-    labels: np.ndarray  # (G,)
-    iscrowd: np.ndarray  # (G,) bool
-
-    @property
-    def box_aspects(self) -> np.ndarray:
-        """Height over width ``(G,)``, like the ratios of anchors."""
-        return self.box_sizes[:, 0] / self.box_sizes[:, 1]
-
-    @property
-    def image_aspects(self) -> np.ndarray:
-        return self.image_sizes[:, 0] / self.image_sizes[:, 1]
-
-    @property
-    def boxes_per_image(self) -> np.ndarray:
-        return np.bincount(self.image, minlength=len(self.image_sizes))
-
-
-def gather_columns(listing: Listing) -> Columns:
-    """Make arrays of a clean listing: all images have a size, all boxes a label."""
-    boxes = ListedImages.of(listing.images)
-    sizes = np.array([image.size for image in listing.images], dtype=np.int64).reshape(-1, 2)
-    box_sizes = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2])[:, ::-1]
-    return Columns(sizes, boxes.image, box_sizes, boxes.area, boxes.labels, boxes.iscrowd > 0)
-
-
-def describe(columns: Columns, listing: Listing) -> dict[str, Any]:
-    """Compute the statistics of a split for JSON. Crowds count as boxes, and by themselves."""
-    sides = {"height": columns.image_sizes[:, 0], "width": columns.image_sizes[:, 1]}
+    All images have a size, all boxes a label.
+    """
+    images = ListedImages.of(listing.images)
+    (height, width), (box_height, box_width) = images.sizes.T, images.box_sizes.T
     return {
-        "images": len(columns.image_sizes),
-        "images_without_boxes": int((columns.boxes_per_image == 0).sum()),
-        "boxes": len(columns.labels),
-        "crowds": int(columns.iscrowd.sum()),
-        **count_sizes(columns.area),
-        "boxes_per_image": quantiles(columns.boxes_per_image),
-        "image_sizes": {name: quantiles(side) for name, side in sides.items()},
-        "image_aspects": quantiles(columns.image_aspects),
-        "box_sides": quantiles(np.sqrt(columns.box_sizes.prod(axis=1))),
-        "box_aspects": quantiles(columns.box_aspects),
-        "classes": _describe_classes(columns, listing),
+        "images": len(images),
+        "images_without_boxes": int((images.counts == 0).sum()),
+        "boxes": len(images.image),
+        "crowds": int((images.boxes.iscrowd > 0).sum()),
+        **count_sizes(images.boxes.area),
+        "boxes_per_image": quantiles(images.counts),
+        "image_sizes": {"height": quantiles(height), "width": quantiles(width)},
+        "image_aspects": quantiles(height / width),
+        "box_sides": quantiles(np.sqrt(box_height * box_width)),
+        "box_aspects": quantiles(box_height / box_width),
+        "classes": _describe_classes(images, listing),
     }
 
 
@@ -80,19 +52,19 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in pairs}
 
 
-def anchor_reach(columns: Columns, image_size: tuple[int, int], anchors: AnchorConfig) -> float:
+def anchor_reach(images: ListedImages, image_size: tuple[int, int], anchors: AnchorConfig) -> float:
     """Compute the share of boxes that some anchor of the same centre overlaps by ``MIN_IOU``.
 
     RetinaNet learns the others from their best anchor only, wherever they lie. ``image_size`` is
     the (short, long) side that images are resized to. Of many boxes, ``MAX_SAMPLE`` are taken,
     evenly spread.
     """
-    chosen = np.flatnonzero(~columns.iscrowd)
+    chosen = np.flatnonzero(images.boxes.iscrowd == 0)
     chosen = chosen[:: -(-len(chosen) // MAX_SAMPLE) or 1]
     if not len(chosen):
         return 1.0
-    factors = resize_factors(columns.image_sizes[columns.image[chosen]], image_size)
-    boxes = columns.box_sizes[chosen] * factors[:, None]
+    factors = resize_factors(images.sizes[images.image[chosen]], image_size)
+    boxes = images.box_sizes[chosen] * factors[:, None]
     return float((best_ious(boxes, anchors, FPNConfig().strides) >= MIN_IOU).mean())
 
 
@@ -122,12 +94,11 @@ def best_ious(
     return best
 
 
-def anchor_reaches(columns: Columns, image_size: tuple[int, int]) -> dict[str, float]:
+def anchor_reaches(images: ListedImages, image_size: tuple[int, int]) -> dict[str, float]:
     """Compute ``anchor_reach`` of the default anchors and of alternatives."""
     configs = {"default": AnchorConfig(), **OTHER_ANCHORS}
     return {
-        name: round(anchor_reach(columns, image_size, config), 4)
-        for name, config in configs.items()
+        name: round(anchor_reach(images, image_size, config), 4) for name, config in configs.items()
     }
 
 
@@ -137,19 +108,20 @@ def count_sizes(area: np.ndarray) -> dict[str, int]:
     return dict(zip(("small", "medium", "large"), counts.tolist(), strict=True))
 
 
-def _describe_classes(columns: Columns, listing: Listing) -> dict[str, dict[str, Any]]:
-    classes: dict[str, dict[str, Any]] = {}
-    order = np.argsort(columns.labels, kind="stable")
-    bounds = np.searchsorted(columns.labels[order], np.arange(len(listing.label_names) + 1))
-    for label, name in enumerate(listing.label_names):
-        own = order[bounds[label] : bounds[label + 1]]
-        classes[name] = {
-            "category_id": listing.category_ids[label],
+def _describe_classes(images: ListedImages, listing: Listing) -> dict[str, dict[str, Any]]:
+    labels = images.boxes.labels
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, np.searchsorted(labels[order], np.arange(1, len(listing.label_names))))
+    classes = zip(listing.label_names, listing.category_ids, parts, strict=False)
+    return {
+        name: {
+            "category_id": category_id,
             "boxes": len(own),
-            "images": len(np.unique(columns.image[own])),
-            **count_sizes(columns.area[own]),
+            "images": len(np.unique(images.image[own])),
+            **count_sizes(images.boxes.area[own]),
         }
-    return classes
+        for name, category_id, own in classes
+    }
 
 
 def class_counts(described: Sequence[dict[str, Any]]) -> dict[str, list[int]]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from torchvision.ops import box_convert
 from sepc_zoo import __version__
 from sepc_zoo.data import Annotations
 from sepc_zoo.data.images import ImageError, read_image
-from sepc_zoo.evaluation.comparison import Comparison, ModelErrors, row_texts
-from sepc_zoo.evaluation.diagnosis import CORRECT
+from sepc_zoo.evaluation.comparison import Comparison
+from sepc_zoo.evaluation.diagnosis import CORRECT, Diagnosis
 from sepc_zoo.evaluation.errors import ERROR_KINDS
 from sepc_zoo.evaluation.report.gallery import ANNOTATED, DETECTED, data_uri
 from sepc_zoo.evaluation.report.page import template, write_page
@@ -40,36 +39,32 @@ def write_comparison(
         | {"date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M}", "sepc_zoo": __version__},
         METRICS=METRICS,
         ERROR_KINDS=ERROR_KINDS,
-        row_texts=row_texts,
         images=[
-            {**entry, "pictures": [_picture(annotations, own, i) for own in comparison.errors]}
+            {**entry, "pictures": [_picture(annotations, own, i) for own in comparison.diagnoses]}
             for i, entry in zip(comparison.images, content["images"], strict=True)
         ],
     )
     write_page(path, html)
 
 
-def _picture(annotations: Annotations, errors: ModelErrors, image: int) -> str:
+def _picture(annotations: Annotations, diagnosis: Diagnosis, image: int) -> str:
     """Draw what a model does on an image, as a data URI; empty if the image is unreadable."""
-    diagnosis, names = errors.diagnosis, annotations.label_names
+    names, min_score = annotations.label_names, diagnosis.min_score
     detections, targets = diagnosis.detections, diagnosis.targets
-    here = detections.image == image
-    found = np.flatnonzero(
-        here & (diagnosis.kind == CORRECT) & (detections.scores >= errors.min_score)
-    )
-    wrong = np.flatnonzero(here & errors.wrong)
-    missed = np.flatnonzero((targets.image == image) & errors.missed)
-    parts: list[tuple[Any, Any]] = [
-        (detections.bbox[found], [(FOUND, "")] * len(found)),
-        (targets.bbox[missed], [(ANNOTATED, names[k]) for k in targets.labels[missed]]),
-        (detections.bbox[wrong], [(DETECTED, names[k]) for k in detections.labels[wrong]]),
-    ]
-    bbox = torch.from_numpy(np.concatenate([part for part, _ in parts]))
-    styles = [style for _, own in parts for style in own]
+    correct = (diagnosis.kind == CORRECT) & (detections.scores >= min_score)
+    bbox, colors, captions = [], [], []
+    for boxes, chosen, color in (
+        (detections, correct, FOUND),
+        (targets, diagnosis.missed(min_score), ANNOTATED),
+        (detections, diagnosis.wrong(min_score), DETECTED),
+    ):
+        rows = np.flatnonzero(chosen & (boxes.image == image))
+        bbox.append(boxes.bbox[rows])
+        colors += [color] * len(rows)
+        captions += ["" if color == FOUND else names[k] for k in boxes.labels[rows]]
     try:
         pixels = read_image(annotations.records[image].path)
     except ImageError:
         return ""
-    boxes = box_convert(bbox, "xywh", "xyxy")
-    captions, colors = [text for _, text in styles], [color for color, _ in styles]
-    return data_uri(draw_boxes(*fit(pixels, boxes, PICTURE_SIZE), captions, colors))
+    xyxy = box_convert(torch.from_numpy(np.concatenate(bbox)), "xywh", "xyxy")
+    return data_uri(draw_boxes(*fit(pixels, xyxy, PICTURE_SIZE), captions, colors))

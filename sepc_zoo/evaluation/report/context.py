@@ -1,6 +1,5 @@
 """The data that all sections of the report share."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sepc_zoo.data import Annotations
-from sepc_zoo.evaluation.diagnosis import Diagnosis, Sweep, Threshold, sweep_scores
+from sepc_zoo.evaluation.diagnosis import Diagnosis, Threshold
 from sepc_zoo.evaluation.metrics import Evaluation
 from sepc_zoo.evaluation.results import SplitDetections, SplitTargets
 
@@ -39,19 +38,9 @@ class ReportContext:
         return np.bincount(self.targets.labels[~self.targets.iscrowd], minlength=len(self.names))
 
     @cached_property
-    def sweep(self) -> Sweep:
-        """Score thresholds of all classes together."""
-        return sweep_scores(self.diagnosis)
-
-    @cached_property
     def best(self) -> Threshold | None:
         """The score threshold of the highest F1; None if no detection is correct."""
-        return self.sweep.best()
-
-    @property
-    def min_score(self) -> float:
-        """The threshold ``best``, applied wherever single boxes are counted."""
-        return self.best.score if self.best else -math.inf
+        return self.diagnosis.sweep.best()
 
     def class_metric(self, label: int, key: str) -> float:
         """One of ``CLASS_METRICS`` of a class; -1 where it is undefined."""

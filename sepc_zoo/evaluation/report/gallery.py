@@ -58,7 +58,7 @@ def false_positives(context: ReportContext) -> list[Card]:
 
 def misses(context: ReportContext) -> list[Card]:
     """Show the largest objects that are missed."""
-    worst = worst_misses(context.diagnosis, context.min_score, MAX_PICTURES)
+    worst = worst_misses(context.diagnosis, context.diagnosis.min_score, MAX_PICTURES)
     return [_miss(context, i) for i in worst]
 
 
@@ -82,7 +82,7 @@ def _false_positive(context: ReportContext, i: int) -> Card:
 
 def _miss(context: ReportContext, missed: int) -> Card:
     image, label = int(context.targets.image[missed]), context.targets.labels[missed]
-    i, iou = explain_miss(context.diagnosis, missed, context.min_score)
+    i, iou = explain_miss(context.diagnosis, missed, context.diagnosis.min_score)
     card = Card(
         _picture(context, image, [i] if i >= 0 else [], [missed]),
         name=context.names[label],

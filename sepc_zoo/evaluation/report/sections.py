@@ -29,12 +29,12 @@ MAX_CONFUSIONS = 12  # rows of the list beside the matrix
 
 def outcomes(context: ReportContext) -> dict[str, Any]:
     """Count what the detections over the score threshold are, and the objects not found."""
-    kind = context.diagnosis.kind[context.detections.scores >= context.min_score]
-    missed = (context.diagnosis.matched_by(context.min_score) < 0) & ~context.targets.iscrowd
+    diagnosis = context.diagnosis
+    kind = diagnosis.kind[diagnosis.detections.scores >= diagnosis.min_score]
     names = {CORRECT: "correct", **MISTAKES}
     return {
         "total": int((kind != IGNORED).sum()),
-        "not_found": int(missed.sum()),
+        "not_found": int(diagnosis.missed(diagnosis.min_score).sum()),
         "counts": {name: int((kind == number).sum()) for number, name in names.items()},
     }
 
@@ -103,7 +103,7 @@ def confusion(context: ReportContext) -> dict[str, Any]:
     (annotated class, detected class, number).
     """
     names, num_classes = context.names, len(context.names)
-    matrix = confusion_matrix(context.diagnosis, num_classes, context.min_score)
+    matrix = confusion_matrix(context.diagnosis, num_classes, context.diagnosis.min_score)
     between = matrix[:num_classes, :num_classes] - np.diag(matrix.diagonal()[:num_classes])
     is_cut = num_classes > MAX_OPEN_CLASSES
     shown = _most_confused(between) if is_cut else list(range(num_classes))
@@ -132,7 +132,7 @@ def score_charts(context: ReportContext) -> dict[str, Any]:
     if context.best is None or calibration is None:
         return {}
     return {
-        "threshold_choice": charts.threshold_choice(context.sweep, context.best),
+        "threshold_choice": charts.threshold_choice(context.diagnosis.sweep, context.best),
         "error": calibration.error,
         "reliability": charts.reliability(calibration),
     }

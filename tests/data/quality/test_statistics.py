@@ -6,13 +6,12 @@ import pytest
 from PIL import Image
 
 from sepc_zoo.config import AnchorConfig
-from sepc_zoo.data.listing import ListedBox, ListedImage, Listing
+from sepc_zoo.data.listing import ListedBox, ListedImage, ListedImages, Listing
 from sepc_zoo.data.quality.statistics import (
     anchor_reach,
     anchor_reaches,
     class_counts,
     describe,
-    gather_columns,
     quantiles,
 )
 from sepc_zoo.evaluation.plots import plot_statistics
@@ -35,13 +34,17 @@ def make_listing(*images, size=(480, 640)):
     return Listing(listed, ["cat", "dog"], [7, 9], [])
 
 
+def images_of(listing):
+    return ListedImages.of(listing.images)
+
+
 BUSY = [(20, 10, 0, 200, 0), (40, 40, 0, 1500, 0), (200, 100, 1, 9216, 1)]
 
 
 @pytest.fixture
 def figures():
     listing = make_listing(BUSY, [], [(10, 30, 0, 1024, 0)])
-    return describe(gather_columns(listing), listing)
+    return describe(listing)
 
 
 def test_images_boxes_and_crowds_are_counted(figures):
@@ -81,7 +84,7 @@ def test_quantiles_have_their_bounds_and_mean():
 
 def test_data_without_boxes_or_images_has_statistics():
     for listing in (make_listing([]), make_listing()):
-        figures = describe(gather_columns(listing), listing)
+        figures = describe(listing)
         assert figures["boxes"] == 0
         assert figures["box_sides"] == {}
         json.dumps(figures, allow_nan=False)
@@ -89,7 +92,7 @@ def test_data_without_boxes_or_images_has_statistics():
 
 def test_class_counts_are_by_split_the_most_frequent_first():
     listing = make_listing([(1, 1, 1, 1, 0)], [(1, 1, 1, 1, 0)])
-    figures = describe(gather_columns(listing), listing)
+    figures = describe(listing)
     other = {"classes": {"owl": {"boxes": 5}, "cat": {"boxes": 1}}}
     assert class_counts([figures, other]) == {"owl": [0, 5], "dog": [2, 0], "cat": [0, 1]}
 
@@ -104,31 +107,31 @@ def test_class_counts_are_by_split_the_most_frequent_first():
     ],
 )
 def test_a_box_is_reached_where_some_anchor_of_its_centre_overlaps_by_half(width, height, reached):
-    columns = gather_columns(make_listing([(width, height, 0, 1, 0)], size=(800, 1333)))
+    columns = images_of(make_listing([(width, height, 0, 1, 0)], size=(800, 1333)))
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == reached
 
 
 def test_the_reach_is_computed_at_the_resized_size():
-    columns = gather_columns(make_listing([(16, 16, 0, 1, 0)], size=(400, 600)))
+    columns = images_of(make_listing([(16, 16, 0, 1, 0)], size=(400, 600)))
     assert anchor_reach(columns, (400, 1333), AnchorConfig()) == 0
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == 1
 
 
 def test_crowds_need_no_anchor():
-    columns = gather_columns(make_listing([(640, 20, 0, 1, 1)], size=(800, 1333)))
+    columns = images_of(make_listing([(640, 20, 0, 1, 1)], size=(800, 1333)))
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == 1
 
 
 def test_a_sample_of_many_boxes_has_their_reach(monkeypatch):
     monkeypatch.setattr("sepc_zoo.data.quality.statistics.MAX_SAMPLE", 10)
     boxes = [(32, 32, 0, 1, 0)] * 50 + [(640, 20, 0, 1, 0)] * 50
-    columns = gather_columns(make_listing(boxes, size=(800, 1333)))
+    columns = images_of(make_listing(boxes, size=(800, 1333)))
     assert anchor_reach(columns, (800, 1333), AnchorConfig()) == 0.5
 
 
 def test_other_anchors_reach_what_the_default_ones_do_not():
     boxes = [(32, 32, 0, 1, 0), (128, 16, 0, 1, 0), (16, 16, 0, 1, 0)]
-    reaches = anchor_reaches(gather_columns(make_listing(boxes, size=(800, 1333))), (800, 1333))
+    reaches = anchor_reaches(images_of(make_listing(boxes, size=(800, 1333))), (800, 1333))
     assert reaches == {
         "default": 0.3333,
         "anchors.base_scale=2": 0.6667,  # the small box too
@@ -142,7 +145,7 @@ def test_other_anchors_reach_what_the_default_ones_do_not():
     ids=["busy", "no boxes", "no images", "one box"],
 )
 def test_figures_of_any_data_are_drawn(listing, tmp_path):
-    columns = {"train": gather_columns(listing), "val": gather_columns(make_listing())}
-    figures = [describe(own, listing) for own in columns.values()]
+    columns = {"train": images_of(listing), "val": images_of(make_listing())}
+    figures = [describe(own) for own in (listing, make_listing())]
     plot_statistics(columns, class_counts(figures), tmp_path / "figures.png")
     assert Image.open(tmp_path / "figures.png").width == 1950
