@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.yardsticks import TORCHVISION_NAME
 from sepc_zoo.data.images import list_images
-from sepc_zoo.evaluation.speed import Setting, builder_of, new_detector
+from sepc_zoo.evaluation.speed import Setting, build, new_detector
 from sepc_zoo.export.exporter import export
 from sepc_zoo.export.int8 import Int8, quantize
 from sepc_zoo.export.loaded import FORMATS, format_module
@@ -116,12 +116,11 @@ def make_runs(name: str, files: dict[str, Path], threads: int) -> dict[str, Run]
 def torchvision_run(image: torch.Tensor) -> Run:
     height, width = image.shape[-2:]
     setting = Setting(height=height, width=width)
-    model = builder_of(TORCHVISION_NAME)(TORCHVISION_NAME, setting)
-    model.network.eval()
+    model = build(TORCHVISION_NAME, setting).eval()
 
     @torch.no_grad()
     def run() -> object:
-        return model.postprocess(model.network(image[None].float() / 255))
+        return model.postprocess(model(image[None].float() / 255), setting.image_sizes)
 
     return run
 

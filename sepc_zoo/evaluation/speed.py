@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sepc_zoo.errors import ConfigError
-from sepc_zoo.export.loaded import find_exported, load_exported
+from sepc_zoo.export.loaded import ExportedModel, find_exported, load_exported
 from sepc_zoo.factory import create_model
 from sepc_zoo.inference.preprocess import plan_resize
 from sepc_zoo.models.dense import DenseDetector
@@ -59,19 +59,9 @@ class Setting:
         return torch.autocast(self.device, dtype, enabled=dtype is not None)
 
 
-class BenchmarkModel(NamedTuple):
-    """A model to measure."""
-
-    network: nn.Module  # images (N, C, H, W) -> predictions, as the two functions take them
-    postprocess: Callable[[Any], Any]
-    loss: Callable[[Any, list[dict[str, Tensor]]], Tensor]
-    num_classes: int
-    detector: DenseDetector | None = None  # the model whose parts are measured, if any
-    channels: int = 3  # of its images
-
-
-Builder = Callable[[str, Setting], BenchmarkModel]
-BUILDERS: dict[str, Builder] = {}  # builders of models, keyed by the prefix of their names
+# Builds a model with ``forward``, ``postprocess``, ``loss`` and ``config`` as our detectors have.
+Builder = Callable[[str, Setting], nn.Module]
+BUILDERS: dict[str, Builder] = {}  # keyed by the prefix of the models' names
 
 
 class Timing(NamedTuple):
@@ -95,31 +85,20 @@ class Result:
 
 
 def builder_of(name: str) -> Builder:
-    if find_exported(name):
-        return load_to_measure
     prefix, colon, _ = name.partition(":")
-    return BUILDERS.get(prefix, build_model) if colon else build_model
+    return BUILDERS.get(prefix, new_detector) if colon else new_detector
 
 
-def build_model(name: str, setting: Setting) -> BenchmarkModel:
-    return wrap(new_detector(name, setting), setting)
-
-
-def load_to_measure(path: str, setting: Setting) -> BenchmarkModel:  # noqa: ARG001
-    """Load an exported file; its forward pass is all that it does, from normalisation to NMS."""
-
-    def refuse(*_: Any) -> Tensor:
-        raise ConfigError(f"{path}: an exported file cannot be trained")
-
-    exported = load_exported(path)
-    config = exported.config
-    return BenchmarkModel(
-        exported,
-        lambda outputs: outputs,
-        refuse,
-        config.num_classes,
-        channels=config.backbone.in_chans,
-    )
+def build(name: str, setting: Setting, builder: Builder | None = None) -> Any:
+    """Build a model to measure, or load an exported file."""
+    if find_exported(name):
+        return load_exported(name)
+    model = (builder or builder_of(name))(name, setting)
+    if setting.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if setting.compile:
+        model.compile(mode=setting.compile)
+    return model
 
 
 def new_detector(name: str, setting: Setting) -> Detector:
@@ -140,31 +119,6 @@ def new_detector(name: str, setting: Setting) -> Detector:
     return detector
 
 
-def wrap(detector: Detector, setting: Setting) -> BenchmarkModel:
-    model = BenchmarkModel(
-        detector,
-        lambda predictions: detector.postprocess(predictions, setting.image_sizes),
-        lambda predictions, targets: sum_terms(detector.loss(predictions, targets)),
-        detector.config.num_classes,
-        detector if isinstance(detector, DenseDetector) else None,
-        detector.config.backbone.in_chans,
-    )
-    return finish(model, setting)
-
-
-def finish(model: BenchmarkModel, setting: Setting) -> BenchmarkModel:
-    """Apply memory format and compilation."""
-    if setting.channels_last:
-        model.network.to(memory_format=torch.channels_last)
-    if setting.compile:
-        model.network.compile(mode=setting.compile)
-    return model
-
-
-def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([*terms.values()]).sum()
-
-
 def compare(
     names: Sequence[str], setting: Setting, parts: Sequence[str], rounds: int, memory: bool
 ) -> list[Result]:
@@ -180,10 +134,13 @@ def compare(
     Raises:
         ConfigError: a name is unknown.
     """
-    models = {name: builder_of(name)(name, setting) for name in names}
+    for name in filter(find_exported, names):
+        if "step" in parts:
+            raise ConfigError(f"{name}: an exported file cannot be trained")
+    models = {name: build(name, setting) for name in names}
     results = []
     for part in sorted(parts, key=lambda part: part == "step"):  # last, as it changes the models
-        able = {n: m for n, m in models.items() if part in WHOLE or m.detector is not None}
+        able = {n: m for n, m in models.items() if part in WHOLE or isinstance(m, DenseDetector)}
         calls = {name: prepare(model, part, setting) for name, model in able.items()}
         timings = alternate(calls, rounds, setting.device)
         calls.clear()
@@ -215,15 +172,15 @@ def alternate(
     return timings
 
 
-def prepare(model: BenchmarkModel, part: str, setting: Setting) -> Callable[[], object]:
+def prepare(model: Any, part: str, setting: Setting) -> Callable[[], object]:
     """Return the function to time, with its inputs bound."""
-    shape = (setting.batch_size, model.channels, setting.height, setting.width)
+    shape = (setting.batch_size, model.config.backbone.in_chans, setting.height, setting.width)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
     if setting.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     if part == "step":
         return _training_step(model, images, setting)
-    model.network.eval()
+    model.eval()
     if part == "loss":
         return _loss_and_gradient(model, images, setting)
     if part == "preprocess":
@@ -231,70 +188,70 @@ def prepare(model: BenchmarkModel, part: str, setting: Setting) -> Callable[[], 
     return _inference(model, part, images, setting)
 
 
-def _inference(
-    model: BenchmarkModel, part: str, images: Tensor, setting: Setting
-) -> Callable[[], object]:
+def _inference(model: Any, part: str, images: Tensor, setting: Setting) -> Callable[[], object]:
     def under_autocast(function: Callable[..., Any], *inputs: Any) -> Any:
         with torch.inference_mode(), setting.autocast():
             return function(*inputs)
 
-    if part == "forward":
-        return partial(under_autocast, model.network, images)
+    def postprocess(outputs: Any) -> Any:
+        return model.postprocess(outputs, setting.image_sizes)
+
+    if part == "forward" or isinstance(model, ExportedModel):  # whose outputs are detections
+        return partial(under_autocast, model, images)
     if part == "detect":
-        return partial(under_autocast, lambda: model.postprocess(model.network(images)))
+        return partial(under_autocast, lambda: postprocess(model(images)))
     inputs: Any = (images,)
     for name in MODULES:
-        module = getattr(model.detector, name)
+        module = getattr(model, name)
         if name == part:
             return partial(under_autocast, module, *inputs)
         output = under_autocast(module, *inputs)
         inputs = output if name == "neck" else (output,)
-    return partial(under_autocast, model.postprocess, *inputs)
+    return partial(under_autocast, postprocess, *inputs)
 
 
-def _preprocess(model: BenchmarkModel, setting: Setting) -> Callable[[], object]:
+def _preprocess(model: Any, setting: Setting) -> Callable[[], object]:
     """Resize and normalise decoded images of twice the side lengths."""
     height, width = 2 * setting.height, 2 * setting.width
-    pixels = torch.full((model.channels, height, width), 99, dtype=torch.uint8)
+    pixels = torch.full((model.config.backbone.in_chans, height, width), 99, dtype=torch.uint8)
     bounds = (min(setting.image_sizes[0]), max(setting.image_sizes[0]))
-    config = model.detector.config  # type: ignore[union-attr]
 
     def resize() -> None:
         for _ in range(setting.batch_size):
-            plan_resize((height, width), config, bounds).to_input(pixels)
+            plan_resize((height, width), model.config, bounds).to_input(pixels)
 
     return resize
 
 
-def _loss_and_gradient(
-    model: BenchmarkModel, images: Tensor, setting: Setting
-) -> Callable[[], object]:
+def _loss_and_gradient(model: Any, images: Tensor, setting: Setting) -> Callable[[], object]:
     with torch.no_grad(), setting.autocast():
-        predictions = model.network(images)
+        predictions = model(images)
     inputs = [predictions.logits.requires_grad_(), predictions.deltas.requires_grad_()]
-    targets = make_targets(setting, model.num_classes)
-    return lambda: torch.autograd.grad(model.loss(predictions, targets), inputs)
+    targets = make_targets(setting, model.config.num_classes)
+    return lambda: torch.autograd.grad(sum_terms(model.loss(predictions, targets)), inputs)
 
 
-def _training_step(model: BenchmarkModel, images: Tensor, setting: Setting) -> Callable[[], object]:
-    targets = make_targets(setting, model.num_classes)
-    if not [*model.network.parameters()]:
-        model.loss(None, targets)  # an exported file refuses
-    optimizer = torch.optim.SGD(model.network.parameters(), lr=1e-6, momentum=0.9)
+def _training_step(model: Any, images: Tensor, setting: Setting) -> Callable[[], object]:
+    targets = make_targets(setting, model.config.num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     scaler = torch.amp.GradScaler(setting.device, enabled=setting.precision == "fp16")
 
     def step() -> None:
-        model.network.train()
+        model.train()
         with setting.autocast():
-            samples = isinstance(model.network, Detector)  # two stages do, in their forward pass
-            outputs = model.network(images, targets) if samples else model.network(images)
-            loss = model.loss(outputs, targets)
+            samples = isinstance(model, Detector)  # two stages do, in their forward pass
+            outputs = model(images, targets) if samples else model(images)
+            loss = sum_terms(model.loss(outputs, targets))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
 
     return step
+
+
+def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([*terms.values()]).sum()
 
 
 def make_targets(setting: Setting, num_classes: int) -> list[dict[str, Tensor]]:
@@ -334,7 +291,7 @@ def peak_memory(name: str, part: str, setting: Setting) -> float:
 
 
 def _run(builder: Builder, name: str, part: str, setting: Setting) -> None:
-    call = prepare(builder(name, setting), part, setting)
+    call = prepare(build(name, setting, builder), part, setting)
     for _ in range(NUM_WARM_UPS):
         call()
 

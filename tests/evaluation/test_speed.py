@@ -15,7 +15,7 @@ from sepc_zoo.evaluation.speed import (
     WHOLE,
     Setting,
     alternate,
-    builder_of,
+    build,
     compare,
     peak_memory,
     prepare,
@@ -59,9 +59,7 @@ def test_every_part_of_a_model_is_timed(names):
 
 def test_the_plain_yardstick_has_the_models_detections(names):
     setting = Setting(height=256, width=256)
-    ours, plain = (
-        prepare(builder_of(name)(name, setting), "detect", setting)()[0] for name in names
-    )
+    ours, plain = (prepare(build(name, setting), "detect", setting)()[0] for name in names)
     assert len(ours["boxes"]) > 0
     torch.testing.assert_close(plain["boxes"], ours["boxes"], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(plain["scores"], ours["scores"], rtol=1e-4, atol=1e-5)
@@ -85,7 +83,7 @@ def test_peak_memory_is_that_of_the_model_alone():
 @pytest.mark.parametrize("name", ["torchvision:fasterrcnn", "plain:none", "retinanet_r18_none"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ConfigError, match=name.removeprefix("plain:")):
-        builder_of(name)(name, SMALL)
+        build(name, SMALL)
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
