@@ -86,28 +86,24 @@ def detect_split(
             detected = detect_files(detector, files)
         for file, detections in detected:
             image_id = int(annotations.records.image_ids[file.position])
-            results: list[CocoResult] = []
-            if detections is not None:
-                results = coco_results(image_id, detections, annotations.category_ids)
+            ids = annotations.category_ids
+            results = coco_results(image_id, detections, ids) if detections is not None else []
             own.append((image_id, results, file.problem))
         if i <= num_common:
             after_batch()
     images = sorted(gather_object(own), key=lambda image: image[0])
-    _check_complete([image_id for image_id, _, _ in images], annotations)
+    image_ids = [image_id for image_id, _, _ in images]
+    if image_ids != sorted(annotations.records.image_ids.tolist()):
+        raise RuntimeError(
+            f"{len(images)} images were validated instead of {len(annotations.records)}: "
+            "do not pass the loader of validation_loader to accelerator.prepare"
+        )
     unreadable = [problem for _, _, problem in images if problem]
     _check_readable(unreadable, annotations)
     if accelerator.is_main_process:
         for problem in unreadable:
             bar.write(printable(f"counted as an image without detections: {problem}"))
     return [result for _, results, _ in images for result in results]
-
-
-def _check_complete(image_ids: Sequence[int], annotations: Annotations) -> None:
-    if sorted(image_ids) != sorted(annotations.records.image_ids.tolist()):
-        raise RuntimeError(
-            f"{len(image_ids)} images were validated instead of {len(annotations.records)}: "
-            "do not pass the loader of validation_loader to accelerator.prepare"
-        )
 
 
 def _check_readable(unreadable: Sequence[str], annotations: Annotations) -> None:

@@ -166,26 +166,20 @@ def _choose_image(
 
 
 def _parse(path: Path, problems: list[Problem]) -> ElementTree.Element | None:
+    """Parse an XML file of any encoding that Python knows; None where it is broken."""
     try:
-        return _parse_bytes(path.read_bytes().lstrip())
+        data = path.read_bytes().lstrip()
+        declared = DECLARATION.search(data[:HEAD])
+        if declared is None:
+            return ElementTree.fromstring(data)
+        name = declared[1].decode("ascii").lower()  # the parser knows none of several bytes
+        name = "gb18030" if name.startswith("gb") else name  # which includes GB 2312 and GBK
+        return ElementTree.fromstring(data[declared.end() :].decode(name))
     except OSError as error:
         problems.append(Problem("broken entry", str(path), str(error.strerror)))
-    except (ElementTree.ParseError, UnicodeDecodeError, LookupError, RecursionError) as error:
+    except (ValueError, ElementTree.ParseError, LookupError, RecursionError) as error:
         problems.append(Problem("broken entry", str(path), f"not well-formed XML: {error}"))
     return None
-
-
-def _parse_bytes(data: bytes) -> ElementTree.Element:
-    """Parse an XML file of any encoding that Python knows."""
-    try:
-        return ElementTree.fromstring(data)
-    except ValueError:  # the parser knows no encodings of several bytes, such as GBK
-        declaration = DECLARATION.search(data[:HEAD])
-        if declaration is None:
-            raise
-        name = declaration[1].decode("ascii").lower()
-        name = "gb18030" if name.startswith("gb") else name  # which includes GB 2312 and GBK
-        return ElementTree.fromstring(data[declaration.end() :].decode(name))
 
 
 def _read_size(tree: ElementTree.Element, where: str, problems: list[Problem]) -> Size | None:

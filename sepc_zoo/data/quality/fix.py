@@ -124,8 +124,7 @@ def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing
     listings = _separate_splits(listings, check.files, notes)
     for split in [split for split, listing in listings.items() if not listing.images]:
         notes[split](listings.pop(split).source, "split left out: no image is left")
-    listings = _share_classes(listings, notes)
-    return {split: _number_images(listing, notes[split]) for split, listing in listings.items()}
+    return _share_classes(listings, notes)
 
 
 def _noting(split: str, changes: list[Change]) -> Note:
@@ -266,29 +265,23 @@ def _share_classes(
     return renamed
 
 
-def _number_images(listing: Listing, note: Note) -> Listing:
-    id_of = unique_ids({image.path: image.image_id for image in listing.images})
-    for image in listing.images:
-        if (new := id_of[image.path]) != image.image_id:
-            note(image.path, f"image id {image.image_id} became {new}")
-    images = [image._replace(image_id=id_of[image.path]) for image in listing.images]
-    return listing._replace(images=images)
-
-
 def _copy_images(
     listing: Listing, folder: Path, link: bool, progress: Progress, note: Note
 ) -> Listing:
-    """Copy the image files of a split to ``folder``, each under a name of its own."""
+    """Copy the image files of a split to ``folder``, each with a name and an id of its own."""
     folder.mkdir(parents=True)
+    id_of = unique_ids({image.path: image.image_id for image in listing.images})
     used: set[str] = set()
     images = []
     total = len(listing.images)
     for image in progress(listing.images, total=total, desc=folder.name, unit="image"):
-        name = _free_name(image.path, used)
-        if name != image.path.name:
-            note(image.path, f"file name became {name}")
-        _copy(image.path, folder / name, link)
-        images.append(image._replace(path=folder / name))
+        new = image._replace(image_id=id_of[image.path], path=folder / _free_name(image.path, used))
+        if new.image_id != image.image_id:
+            note(image.path, f"image id {image.image_id} became {new.image_id}")
+        if new.path.name != image.path.name:
+            note(image.path, f"file name became {new.path.name}")
+        _copy(image.path, new.path, link)
+        images.append(new)
     return listing._replace(images=images)
 
 
