@@ -149,7 +149,8 @@ def check_boxes(
     limits = np.array([size or (np.inf, np.inf) for size in sizes]).reshape(-1, 2)[images.image]
     clipped = np.clip(images.boxes.xyxy, 0, limits[:, [1, 0, 1, 0]])
     both = np.stack([images.boxes.xyxy, clipped])  # 2, G, 4
-    is_good = np.isfinite(both).all(axis=(0, 2)) & (both[..., 2:] > both[..., :2]).all(axis=(0, 2))
+    is_finite, has_area = np.isfinite(both), both[..., 2:] > both[..., :2]
+    is_good = np.logical_and(is_finite.all(axis=(0, 2)), has_area.all(axis=(0, 2)))
     found: list[tuple[int, int, Problem]] = []
     for row in np.flatnonzero((images.boxes.labels < 0) | ~is_good).tolist():
         box, i = images.box(row), int(images.image[row])

@@ -52,7 +52,6 @@ def divide(
         val: Name of the split to validate on. Without a split "val", ``DEFAULT_FRACTION`` of the
             training images are held out.
         fraction: Share of the training images to hold out, although there may be a split for it.
-        seed: Seed of the choice of these images.
         file: Assigns the images to the splits instead; see ``read_assignment``.
         whole: Whether ``file`` speaks of the images of all splits, or of those of ``train`` alone.
 

@@ -50,10 +50,8 @@ def write_shapes(
 
     Args:
         root: The folder to make; it appears complete or not at all.
-        train: The number of images in ``train/``.
-        val: The number of images in ``val/``.
+        train: The number of images in ``train/``; so ``val``.
         size: The (height, width) of an image in pixels.
-        seed: Of the random shapes.
         sides: The smallest and the largest longer side of a shape in pixels.
         texture: The standard deviation of the background's noise, at each of four scales.
         contrast: The smallest distance of a shape's colour from the background under it, in RGB.

@@ -69,7 +69,6 @@ ERROR_KINDS = {
         "If this is the larger of the two, recall is short: more training, larger images.",
     ),
 }
-SPECIAL = ("false_positives", "false_negatives")  # contain the others, each in its way
 
 
 def errors_line(costs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -88,7 +87,6 @@ class ErrorCosts:
     def __init__(self, diagnosis: Diagnosis, num_classes: int) -> None:
         self.kind, self.num_classes = diagnosis.kind, num_classes
         self.labels, self.rank = diagnosis.detections.labels, diagnosis.detections.rank
-        self.order = np.lexsort((self.rank, self.labels))
         self.target_labels, objects = diagnosis.targets.labels, ~diagnosis.targets.iscrowd
         self.num_objects = self._count_classes(objects)
         self.lost = diagnosis.missed()
@@ -135,7 +133,7 @@ class ErrorCosts:
         elif "missed" in kinds:
             num_objects = num_objects - self._count_classes(self.missed)
         kept = correct | ~(fixed | (self.kind == IGNORED) | ("false_positives" in kinds))
-        order = np.lexsort((self.rank, labels)) if "classification" in kinds else self.order
+        order = np.lexsort((self.rank, labels))
         order = order[kept[order]]
         ap = class_ap(labels[order], correct[order], num_objects)
         # a class whose objects are all removed has an AP of 0 while it has detections

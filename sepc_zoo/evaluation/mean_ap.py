@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.detection.helpers import CocoBackend
 
+from sepc_zoo.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS
+
 Backend = Literal["faster_coco_eval", "pycocotools"]
 
 
-class SplitMeanAveragePrecision(MeanAveragePrecision):
-    """COCO's average precision and recall, equal to pycocotools' figures.
+def split_metric(num_classes: int, limits: list[int]) -> MeanAveragePrecision:
+    """Make the metric of COCO's average precision and recall, equal to pycocotools' figures.
 
     ``update`` takes boxes as x, y, width, height in float64, and images by ascending id. An
     annotated area of 0 stays 0, as in pycocotools. States are not synchronized: every process gets
@@ -30,26 +30,19 @@ class SplitMeanAveragePrecision(MeanAveragePrecision):
         num_classes: K, of labels 0...K-1.
         limits: three numbers of detections of a class in an image; AP is at the last.
     """
-
-    def __init__(
-        self,
-        num_classes: int,
-        iou_thresholds: NDArray[np.float64],
-        recall_thresholds: NDArray[np.float64],
-        limits: list[int],
-    ) -> None:
-        backend = best_backend()
-        super().__init__(
-            box_format="xywh",
-            iou_thresholds=iou_thresholds.tolist(),
-            rec_thresholds=recall_thresholds.tolist(),
-            max_detection_thresholds=limits,
-            extended_summary=True,
-            backend=backend,
-            sync_on_compute=False,
-        )
-        self.warn_on_many_detections = False
-        self._coco_backend = ColumnBackend(backend, num_classes)
+    backend = best_backend()
+    metric = MeanAveragePrecision(
+        box_format="xywh",
+        iou_thresholds=IOU_THRESHOLDS.tolist(),
+        rec_thresholds=RECALL_THRESHOLDS.tolist(),
+        max_detection_thresholds=limits,
+        extended_summary=True,
+        backend=backend,
+        sync_on_compute=False,
+    )
+    metric.warn_on_many_detections = False
+    metric._coco_backend = ColumnBackend(backend, num_classes)
+    return metric
 
 
 class ColumnBackend(CocoBackend):

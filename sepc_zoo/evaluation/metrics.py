@@ -51,11 +51,11 @@ def evaluate(detections: SplitDetections, annotations: Annotations) -> Evaluatio
     exactly at a threshold: boxes and scores stay in float64. Where the annotations are LVIS's, they
     equal those of LVIS's evaluation, and AR1 is undefined.
     """
-    from sepc_zoo.evaluation.mean_ap import SplitMeanAveragePrecision  # imports torchmetrics
+    from sepc_zoo.evaluation.mean_ap import split_metric  # imports torchmetrics
 
     names = annotations.label_names
     limits = [10, 100, max_per_class(annotations)] if federation_of(annotations) else [1, 10, 100]
-    metric = SplitMeanAveragePrecision(len(names), IOU_THRESHOLDS, RECALL_THRESHOLDS, limits)
+    metric = split_metric(len(names), limits)
     targets = collect_targets(annotations)
     order = np.argsort(annotations.records.image_ids)
     metric.update(_per_image(detections, order), _per_image(targets, order))

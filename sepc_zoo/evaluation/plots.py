@@ -63,7 +63,6 @@ def plot_statistics(
     """Draw the figures of a data set: its classes, sizes and shapes, split by split.
 
     Args:
-        splits: images and boxes by split.
         class_counts: boxes of each class in each of these splits, the most frequent class first.
         path: the picture to write; its suffix is one that matplotlib knows.
 

@@ -116,10 +116,10 @@ def no_image_text(alike: Iterable[Path]) -> str:
     return f"{text}: {others[0]} is of a kind that is not read; convert it" if others else text
 
 
-def index_stems(root: Path) -> dict[str, list[Path]]:
-    """List the files of a folder and those below it by their folded stems."""
+def index_stems(roots: Iterable[Path]) -> dict[str, list[Path]]:
+    """List the files of folders and those below them by their folded stems."""
     files: dict[str, list[Path]] = {}
-    for folder, names in walk(root):
+    for folder, names in dict(found for root in roots for found in walk(root)).items():
         for name in names:
             files.setdefault(fold(os.path.splitext(name)[0]), []).append(folder / name)
     return files

@@ -57,7 +57,7 @@ def _list_split(root: Path, files: Sequence[Path], paths: Path | Sequence[Path])
         where, paths = str(paths.relative_to(root)), _read_list(paths, root, files)
         stems = [path.stem for path in paths]
         problems += report_duplicates(stems, "image listed twice", where)
-    by_stem = index_stems(root)
+    by_stem = index_stems([root])
     parsed = {path: _parse(path, problems) for path in sorted({*paths, *files})}
     trees = {path: tree for path, tree in parsed.items() if tree is not None}
     objects = (entry for tree in trees.values() for entry in tree.findall("object"))

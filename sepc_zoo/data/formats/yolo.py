@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -140,50 +140,42 @@ def _find_labels(
         if file and (other := image_of.setdefault(file, path)) != path:
             text = f"shares its label file {file} with {other.name}"
             problems.append(Problem("shared label file", str(path), text))
-    unread = _unread_labels(folder, paths, found)
-    problems += unread
-    if paths and not any(found) and not unread:
-        text = f"no label file of any of the {len(paths)} images"
-        problems.append(Problem("broken entry", " and ".join(sorted(map(str, stems))), text))
     alone = [
         place / name
         for place, own in stems.items()
         for name in finder.listing(place)
-        if may_be_labels(name) and fold(Path(name).stem) not in own
+        if has_all and may_be_labels(name) and fold(Path(name).stem) not in own
     ]
-    alone = [file for file in alone if has_all and is_label_file(file)]
-    by_stem = _index(folder) if alone else {}
+    alone = [file for file in alone if is_label_file(file)]
+    by_stem = index_stems(folder.bases) if alone or None in found else {}
+    unread = [
+        problem
+        for path, file in zip(paths, found, strict=True)
+        if file is None
+        for problem in _unread_labels(path, by_stem.get(fold(path.stem), []), finder)
+    ]
+    problems += unread
+    if paths and not any(found) and not unread:
+        text = f"no label file of any of the {len(paths)} images"
+        problems.append(Problem("broken entry", " and ".join(sorted(map(str, stems))), text))
     for file in alone:
         text = f"has labels, but there is {no_image_text(by_stem.get(fold(file.stem), []))}"
         problems.append(Problem("missing image", str(file), text))
     return found
 
 
-def _unread_labels(
-    folder: YoloFolder, paths: Sequence[Path], found: Sequence[Path | None]
-) -> list[Problem]:
-    """List the label files of images without labels that lie where they are not looked for."""
-    lost = [path for path, file in zip(paths, found, strict=True) if file is None]
-    by_stem = _index(folder) if lost else {}
-    problems, finder = [], Finder([])
-    for path in lost:
-        alike = by_stem.get(fold(path.stem), [])
-        images = (file.parent for file in alike if is_image(file.name))
-        read = {place for parent in images for place in label_places(parent, finder)}
-        for file in alike:
-            if may_be_labels(file.name) and file.parent not in read and is_label_file(file):
-                place = label_places(path.parent, finder)[0]
-                text = f"is not read: the labels of {path} are looked for in {place}"
-                problems.append(Problem("unread label file", str(file), text))
-    return problems
+def _unread_labels(path: Path, alike: Sequence[Path], finder: Finder) -> Iterator[Problem]:
+    """List the label files of an image without labels that lie where they are not looked for.
 
-
-def _index(folder: YoloFolder) -> dict[str, list[Path]]:
-    index: dict[str, list[Path]] = defaultdict(list)
-    for base in folder.bases:
-        for stem, files in index_stems(base).items():
-            index[stem] += [file for file in files if file not in index[stem]]
-    return index
+    ``alike`` are all files of its stem.
+    """
+    images = (file.parent for file in alike if is_image(file.name))
+    read = {place for parent in images for place in label_places(parent, finder)}
+    for file in alike:
+        if may_be_labels(file.name) and file.parent not in read and is_label_file(file):
+            place = label_places(path.parent, finder)[0]
+            text = f"is not read: the labels of {path} are looked for in {place}"
+            yield Problem("unread label file", str(file), text)
 
 
 def _read_size(path: Path) -> Size | None:

@@ -76,10 +76,8 @@ def check_data(
     A broken file never stops the check. Memory holds one image per thread and all annotations.
 
     Args:
-        root: The data set, of any layout that ``find_data`` knows.
         splits: The splits to check, by default all. Unused images are found with all of them only.
         progress: Shows how far it is; called and used like ``tqdm.tqdm``.
-        format: As in ``read_data``.
 
     Raises:
         DataError: an unknown layout, or no such split.

@@ -77,10 +77,9 @@ def write_clean_copy(
     over.
 
     Args:
-        check: The result of ``check_data``, of all splits that the copy shall have.
+        check: Of all splits that the copy shall have.
         target: The folder to make; it appears complete or not at all.
         link: Hard-link the image files instead of copying them, where the disk allows it.
-        progress: As in ``check_data``.
         edit: Changes what is clean before it is written, by split.
 
     Raises:
