@@ -139,7 +139,7 @@ def stratify(groups: Sequence[tuple[Iterable[Hashable], int]], fraction: float) 
 
 def group_equal(paths: Sequence[Path]) -> list[list[int]]:
     """Group the indices of equal files; only files of one length are read."""
-    lengths = [path.stat().st_size if path.exists() else -1 for path in paths]
+    lengths = [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
     several = {length for length, count in Counter(lengths).items() if count > 1}
     group_of: dict[Hashable, list[int]] = {}
     groups: list[list[int]] = []

@@ -24,7 +24,7 @@ from sepc_zoo.data.problems import Problem
 from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
-FEDERATION = {"neg_category_ids": "absent", "not_exhaustive_category_ids": "not_exhaustive"}
+FEDERATION = ("neg_category_ids", "not_exhaustive_category_ids")  # of images of LVIS
 FREQUENCIES = ("r", "c", "f")  # rare, common and frequent classes of LVIS
 ANNOTATION_FOLDER = "annotations"
 PLACES = (f"{ANNOTATION_FOLDER}/*.json", "*.json", "*/*.json", f"{ANNOTATION_FOLDER}/*/*.json")
@@ -99,29 +99,28 @@ def list_coco_file(json_path: Path, *image_folders: Path) -> Listing:
     """
     file, finder = CocoFile(json_path), Finder(image_folders)
     listed: dict[tuple[Id, Path], Size | None] = {}  # by id, every file once
-    facts: dict[str, dict[Id, Any]] = {"absent": {}, "not_exhaustive": {}}  # of LVIS
+    facts: dict[str, dict[Id, Any]] = {key: {} for key in FEDERATION}
     for where, entry in file.entries("images"):
         name, image_id = entry["file_name"], entry["id"]
         path = finder.find(name) or finder.bases[0] / name
         listed.setdefault((image_id, path), parse_size(entry.get("height"), entry.get("width")))
-        for key in FEDERATION.keys() & entry:
-            facts[FEDERATION[key]][image_id] = entry[key]
+        for key in facts.keys() & entry:
+            facts[key][image_id] = entry[key]
             if not isinstance(entry[key], list) or not all(isinstance(i, int) for i in entry[key]):
                 text = f"{key!r} is no list of category ids"
                 file.problems["images"].append(Problem("broken entry", where, text))
     number_of = number_ids(i for i, _ in listed)
     if odd := [i for i, number in number_of.items() if i != number]:
         text = f"an id is {odd[0]!r}, no whole number of 63 bits; images are numbered from 1"
-        problem = Problem("ids given anew", f"{json_path.name}: images", text)
-        file.problems["images"].append(problem)
+        where = f"{json_path.name}: images"
+        file.problems["images"].append(Problem("ids given anew", where, text))
     images = [ListedImage(number_of[i], path, size, []) for (i, path), size in listed.items()]
-    categories = [entry for _, entry in file.entries("categories")]
-    categories = _drop_root(categories, file.category_ids)
+    categories = _drop_root([c for _, c in file.entries("categories")], file.category_ids)
     id_of = number_ids(category["id"] for category in categories)
     categories.sort(key=lambda category: id_of[category["id"]])
     frequency = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
-    numbered = {name: {number_of[i]: ids for i, ids in own.items()} for name, own in facts.items()}
-    federation = Federation(frequency, **numbered)
+    numbered = [{number_of[i]: ids for i, ids in own.items()} for own in facts.values()]
+    federation = Federation(frequency, *numbered)
     with_boxes = file.give_boxes([i for i, _ in listed], images, categories)
     return Listing(
         with_boxes,
