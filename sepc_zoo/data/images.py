@@ -163,7 +163,7 @@ def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
                 start = file.tell()  # PIL has read up to the pixels
                 if not has_end_marker(file, start):
                     file.seek(start)
-                    rgb_of_pil(image)
+                    pixels_of_pil(image)
                 return _upright_size(image)
         except READ_ERRORS as error:
             height, width = _decode_tiff(file, None, error).shape[-2:]
@@ -174,9 +174,16 @@ def pixels_of_pil(image: Image.Image, channels: int | None = 3) -> Tensor:
     """Convert a PIL image of any mode to uint8 ``(C, H, W)``, as ``read_image`` does.
 
     Raises:
-        ValueError: float samples, or a number of channels other than 1, 3 and 4.
+        ValueError: float samples, whose black and white are unknown, or a number of channels other
+            than 1, 3 and 4.
     """
-    rgb = rgb_of_pil(image)
+    if image.mode == "F":
+        raise ValueError("an image of float samples (mode F); convert it to 8 bits first")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
+        rgb = high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
+    else:  # PIL's direct conversion to RGB warns about a palette's transparency
+        opaque = image.convert("RGBA") if image.mode == "P" else image
+        rgb = torch.from_numpy(np.array(opaque.convert("RGB"))).permute(2, 0, 1)
     if channels == 1:
         grey = Image.fromarray(rgb.permute(1, 2, 0).numpy()).convert("L")
         return torch.from_numpy(np.array(grey))[None]
@@ -188,21 +195,6 @@ def pixels_of_pil(image: Image.Image, channels: int | None = 3) -> Tensor:
     if channels not in (3, None):
         raise ValueError(f"the model takes {channels} channels; only a TIFF can have as many")
     return rgb
-
-
-def rgb_of_pil(image: Image.Image) -> Tensor:
-    """Convert a PIL image of any mode to uint8 ``(3, H, W)`` RGB, without transparency.
-
-    Raises:
-        ValueError: float samples, whose black and white are unknown.
-    """
-    if image.mode == "F":
-        raise ValueError("an image of float samples (mode F); convert it to 8 bits first")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
-        return high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
-    if image.mode == "P":  # PIL's direct conversion to RGB warns about a palette's transparency
-        image = image.convert("RGBA")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def high_byte(image: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Diagnosis:
         """Score thresholds of all classes together."""
         return sweep_scores(self)
 
-    @property
+    @cached_property
     def min_score(self) -> float:
         """The threshold of the highest F1, applied wherever single boxes are counted."""
         best = self.sweep.best()

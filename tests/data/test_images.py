@@ -14,9 +14,9 @@ from sepc_zoo.data.images import (
     check_image,
     fitting_reduction,
     list_images,
+    pixels_of_pil,
     read_image,
     read_size,
-    rgb_of_pil,
 )
 
 HEIGHT, WIDTH = 48, 64
@@ -272,7 +272,7 @@ def test_a_file_of_float_samples_is_refused(function, tmp_path):
 
 def test_an_image_of_float_samples_is_refused():
     with pytest.raises(ValueError, match="float samples"):
-        rgb_of_pil(Image.new("F", (WIDTH, HEIGHT)))
+        pixels_of_pil(Image.new("F", (WIDTH, HEIGHT)))
 
 
 def test_a_png_with_damaged_pixels_is_an_error_that_names_it(original, tmp_path):

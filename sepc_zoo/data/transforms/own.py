@@ -85,13 +85,12 @@ class OwnTransform:
 
     def checked_image(self, image: Any, channels: int) -> Tensor:
         """A plain uint8 image of as many channels as before."""
-        found = f"a {type(image).__name__} as image"
-        if isinstance(image, Tensor):
-            found = f"an image {image.dtype} {tuple(image.shape)}"
-            fits = image.ndim == 3 and len(image) == channels and image.numel() > 0
-        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or not fits:
-            wanted = f"a uint8 tensor ({channels}, H, W) in 0..255"
-            raise self.error(f"returned {found}; it must be {wanted}")
+        wanted = f"a uint8 tensor ({channels}, H, W) in 0..255"
+        if not isinstance(image, Tensor):
+            raise self.error(f"returned a {type(image).__name__} as image; it must be {wanted}")
+        shape = tuple(image.shape)
+        if image.dtype != torch.uint8 or len(shape) != 3 or shape[0] != channels or 0 in shape:
+            raise self.error(f"returned an image {image.dtype} {shape}; it must be {wanted}")
         return image.as_subclass(Tensor).contiguous()
 
     def checked_columns(self, target: Any, height: int, width: int) -> dict[str, Tensor]:
