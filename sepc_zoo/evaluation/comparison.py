@@ -110,8 +110,8 @@ def _rows(figures: Floats, samples: Floats) -> list[dict[str, Any]]:
 
 
 def _errors_per_image(diagnosis: Diagnosis, num_images: int) -> Ints:
-    """Number of mistakes and missed objects ``(N,)`` at the score threshold of the best F1."""
+    """Number of mistakes and objects not found ``(N,)`` at the score threshold of the best F1."""
     min_score = diagnosis.min_score
     wrong = diagnosis.detections.image[diagnosis.wrong(min_score)]
-    missed = diagnosis.targets.image[diagnosis.missed(min_score)]
-    return np.bincount(np.concatenate([wrong, missed]), minlength=num_images)
+    not_found = diagnosis.targets.image[diagnosis.not_found(min_score)]
+    return np.bincount(np.concatenate([wrong, not_found]), minlength=num_images)

@@ -76,7 +76,7 @@ class Diagnosis:
         """Which detections ``(D,)`` with this score are mistakes."""
         return np.isin(self.kind, list(MISTAKES)) & (self.detections.scores >= min_score)
 
-    def missed(self, min_score: float = -math.inf) -> Bools:
+    def not_found(self, min_score: float = -math.inf) -> Bools:
         """Which objects ``(G,)`` have no correct detection with this score."""
         return (self.matched_by(min_score) < 0) & ~self.targets.iscrowd
 
@@ -236,7 +236,7 @@ def worst_false_positives(diagnosis: Diagnosis, count: int) -> list[int]:
 def worst_misses(diagnosis: Diagnosis, min_score: float, count: int) -> list[int]:
     """Objects without a detection of this score, by falling area, a few of each image."""
     targets = diagnosis.targets
-    return _worst(diagnosis.missed(min_score), targets, targets.area, count)
+    return _worst(diagnosis.not_found(min_score), targets, targets.area, count)
 
 
 def _worst(chosen: Bools, boxes: SplitBoxes, badness: Floats, count: int) -> list[int]:

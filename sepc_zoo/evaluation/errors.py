@@ -89,7 +89,7 @@ class ErrorCosts:
         self.labels, self.rank = diagnosis.detections.labels, diagnosis.detections.rank
         self.target_labels, objects = diagnosis.targets.labels, ~diagnosis.targets.iscrowd
         self.num_objects = self._count_classes(objects)
-        self.lost = diagnosis.missed()
+        self.lost = diagnosis.not_found()
 
         # detections that would find a lost object with another class or box, by falling score
         near = np.flatnonzero(np.isin(self.kind, [CLASSIFICATION, LOCALISATION]))

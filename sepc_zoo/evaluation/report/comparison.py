@@ -55,7 +55,7 @@ def _picture(annotations: Annotations, diagnosis: Diagnosis, image: int) -> str:
     bbox, colors, captions = [], [], []
     for boxes, chosen, color in (
         (detections, correct, FOUND),
-        (targets, diagnosis.missed(min_score), ANNOTATED),
+        (targets, diagnosis.not_found(min_score), ANNOTATED),
         (detections, diagnosis.wrong(min_score), DETECTED),
     ):
         rows = np.flatnonzero(chosen & (boxes.image == image))

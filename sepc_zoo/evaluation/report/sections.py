@@ -34,7 +34,7 @@ def outcomes(context: ReportContext) -> dict[str, Any]:
     names = {CORRECT: "correct", **MISTAKES}
     return {
         "total": int((kind != IGNORED).sum()),
-        "not_found": int(diagnosis.missed(diagnosis.min_score).sum()),
+        "not_found": int(diagnosis.not_found(diagnosis.min_score).sum()),
         "counts": {name: int((kind == number).sum()) for number, name in names.items()},
     }
 
