@@ -84,16 +84,11 @@ class Result:
     peak_mib: float | None  # None: not measured
 
 
-def builder_of(name: str) -> Builder:
-    prefix, colon, _ = name.partition(":")
-    return BUILDERS.get(prefix, new_detector) if colon else new_detector
-
-
-def build(name: str, setting: Setting, builder: Builder | None = None) -> Any:
+def build(name: str, setting: Setting) -> Any:
     """Build a model to measure, or load an exported file."""
     if find_exported(name):
         return load_exported(name)
-    model = (builder or builder_of(name))(name, setting)
+    model = BUILDERS.get(name.partition(":")[0], new_detector)(name, setting)
     if setting.channels_last:
         model.to(memory_format=torch.channels_last)
     if setting.compile:
@@ -283,21 +278,22 @@ def peak_memory(name: str, part: str, setting: Setting) -> float:
     if setting.device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        _run(builder_of(name), name, part, setting)
+        _run(name, part, setting)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        arguments = torch.get_num_threads(), builder_of(name), name, part, setting
-        return pool.submit(_peak_of_process, *arguments).result()
+        known = torch.get_num_threads(), {**BUILDERS}
+        return pool.submit(_peak_of_process, *known, name, part, setting).result()
 
 
-def _run(builder: Builder, name: str, part: str, setting: Setting) -> None:
-    call = prepare(build(name, setting, builder), part, setting)
+def _run(name: str, part: str, setting: Setting) -> None:
+    call = prepare(build(name, setting), part, setting)
     for _ in range(NUM_WARM_UPS):
         call()
 
 
-def _peak_of_process(threads: int, *run: Any) -> float:
+def _peak_of_process(threads: int, builders: Mapping[str, Builder], *run: Any) -> float:
     torch.set_num_threads(threads)
+    BUILDERS.update(builders)
     process, done = psutil.Process(), Event()
     libraries = process.memory_info().rss
     readings = [libraries]
