@@ -369,11 +369,11 @@ def train_loader(
         Mixer(augmentation, *size, antialias),
         largest=None if needs_pixels else augmentation.largest(*size),
         channels=len(weights.mean),
+        factors=repeat_factors(data, options.repeat_factor)[1] if options.repeat_factor else None,
     )
     file = data.records[0].path
     if dataset.channels != 3 or file.suffix.lower() in (".tif", ".tiff"):
         read_image(file, channels=dataset.channels)
-    factors = repeat_factors(data, options.repeat_factor)[1] if options.repeat_factor else None
     loader = make_loader(
         dataset,
         options.images_per_pass,
@@ -382,7 +382,6 @@ def train_loader(
         workers=options.workers,
         multiple=weights.pad_multiple,
         drop_last=len(dataset) >= options.images_per_pass * accelerator.num_processes,
-        factors=factors,
     )
     # Only images go to the device, in ``Batch.normalized``.
     return accelerator.prepare(shield_workers(loader), device_placement=[False])
