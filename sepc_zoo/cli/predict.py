@@ -15,7 +15,8 @@ from sepc_zoo.terminal import say
 
 if TYPE_CHECKING:
     from sepc_zoo.config import DetectorConfig
-    from sepc_zoo.inference.bulk import FileList, FileResult
+    from sepc_zoo.inference.bulk import FileResult
+    from sepc_zoo.inference.sources import FileList
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,8 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.api.models import choose_postprocess, model_with_weights
     from sepc_zoo.cli.runtime import start_on_device
     from sepc_zoo.data.resilient_loader import kill_workers
-    from sepc_zoo.inference.bulk import (
-        DETECTIONS_FILE,
-        find_files,
-        predict_files,
-        predict_videos,
-    )
+    from sepc_zoo.inference.bulk import DETECTIONS_FILE, predict_files, predict_videos
+    from sepc_zoo.inference.sources import find_files
     from sepc_zoo.inference.tracking import Tracker
     from sepc_zoo.inference.video import import_av
     from sepc_zoo.registry import RECOMMENDED
