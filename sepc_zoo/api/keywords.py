@@ -110,9 +110,9 @@ class ValidateKeywords(TypedDict, total=False):
     cpu: bool
     batch_size: int
     workers: int
-    soft_nms: Literal["none", "linear", "gaussian"] | None
     tta_flip: bool
     tta_scales: Sequence[float]
     tta_fusion: Literal["nms", "wbf"] | None
     tile: int | None
     overlap: float
+    soft_nms: Literal["none", "linear", "gaussian"] | None

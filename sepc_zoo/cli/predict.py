@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepc_zoo.api.options import LoaderOptions, SuppressionOptions, TTAOptions
+from sepc_zoo.api.options import DetectOptions, LoaderOptions
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import say
 
@@ -58,7 +58,7 @@ class VideoOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(PredictOptions, VideoOptions, LoaderOptions, SuppressionOptions, TTAOptions):
+class Arguments(PredictOptions, VideoOptions, LoaderOptions, DetectOptions):
     """Arguments of the command."""
 
 
@@ -84,7 +84,7 @@ def run(arguments: Arguments) -> int:
     if arguments.model is None and processes.is_main_process:
         say(recommendation())
     model = model_with_weights(arguments.model or RECOMMENDED).to(device)
-    choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
+    choose_postprocess(model, arguments)
     common: dict[str, Any] = {
         "batch_size": arguments.batch_size,
         "views": arguments.views(),
