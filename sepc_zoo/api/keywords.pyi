@@ -1,16 +1,12 @@
 """Options as keyword arguments, for type checkers; made by tests/helpers/keywords.py."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
-if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker
 
 Source = str | os.PathLike[str]
-
 
 class TrainKeywords(TypedDict, total=False):
     """The options of ``TrainOptions``."""
@@ -90,7 +86,6 @@ class TrainKeywords(TypedDict, total=False):
     max_faults: int
     draw_batches: int
     log_with: str | GeneralTracker | Sequence[str | GeneralTracker]
-
 
 class ValidateKeywords(TypedDict, total=False):
     """The options of ``EvaluationOptions``."""
