@@ -243,7 +243,8 @@ def test_the_command_prints_a_table_and_the_command_of_the_best(
     runs, tmp_path, capsys, monkeypatch
 ):
     failing(monkeypatch, 2)
-    flags = ["--data", "d", "--model", "retinanet_r18_fpn", "--output", str(tmp_path / "s")]
+    flags = ["--data", str(tmp_path), "--model", "retinanet_r18_fpn"]
+    flags += ["--output", str(tmp_path / "s")]
     flags += ["--epochs", "4", "--cpu", "--trials", "4", "--space", "lr"]
     assert main(["tune", *flags]) == 1  # a trial has failed
     out = capsys.readouterr().out
@@ -257,7 +258,7 @@ def test_the_command_prints_a_table_and_the_command_of_the_best(
 
 @pytest.mark.parametrize("name", ["data", "model", "output"])
 def test_a_missing_option_is_named(name, tmp_path, capsys):
-    flags = {"data": "d", "model": "retinanet_r18_fpn", "output": str(tmp_path)}
+    flags = {"data": str(tmp_path), "model": "retinanet_r18_fpn", "output": str(tmp_path)}
     words = [word for key in flags if key != name for word in (f"--{key}", flags[key])]
     assert main(["tune", *words]) == 2
     assert f"--{name} is missing" in capsys.readouterr().err
