@@ -27,7 +27,8 @@ import torch
 
 from sepc_zoo.data import write_shapes
 from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
-from sepc_zoo.training.options import TrainOptions, read_options
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.options import TrainOptions
 from sepc_zoo.training.trainer import train
 
 TABLE = Path(__file__).with_suffix(".csv")

@@ -21,8 +21,9 @@ from PIL import Image, ImageOps
 
 from sepc_zoo.data.images import list_images
 from sepc_zoo.factory import create_model
-from sepc_zoo.inference.bulk import FileList, predict_videos
+from sepc_zoo.inference.bulk import predict_videos
 from sepc_zoo.inference.predictor import ImageDetector
+from sepc_zoo.inference.sources import FileList
 
 RATE, SOUND_RATE = 30, 48000
 

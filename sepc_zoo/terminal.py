@@ -2,13 +2,14 @@
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Control characters but tab and line break, marks that turn text round, odd bytes of file names.
 CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+MAX_NAMES = 8  # names that a message lists
 
 
 def printable(text: str) -> str:
@@ -19,6 +20,14 @@ def printable(text: str) -> str:
 def say(*texts: object, error: bool = False, **how: Any) -> None:
     """Print, with control characters escaped; ``error`` to the standard error."""
     print(*(printable(str(t)) for t in texts), file=sys.stderr if error else sys.stdout, **how)
+
+
+def shorten(names: Sequence[str]) -> str:
+    """How many names there are, and the first of them: ``12 (cat, dog, … and 4 more)``."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{len(names)} ({', '.join(names[:MAX_NAMES])}{more})"
 
 
 def make_console(**how: Any) -> Any:

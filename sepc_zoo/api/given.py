@@ -1,8 +1,8 @@
 """From the options that a user gives, on the command line or in Python, to those of a run."""
 
-import dataclasses
 import itertools
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,15 @@ from sepc_zoo.api.models import model_name
 from sepc_zoo.api.options import StartOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import check_names, option_fields
-from sepc_zoo.training.options import TrainError, TrainOptions, read_options
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.options import TrainError, TrainOptions
 
 # The group of options that exclude each other, or the option itself where it is alone.
 GROUPS = {e.name: e.metadata["option"].exclusive or e.name for e in option_fields(TrainOptions)}
 
 
 def gather(given: Mapping[str, Any], start: StartOptions) -> dict[str, Any]:
-    """The options that are given, and where they are silent, those of a file.
-
-    Args:
-        given: options by name.
-        start: the file, and the model whose trained weights the run starts from.
-
-    Raises:
-        TrainError: the file cannot be read.
-        ConfigError: an entry of it is no option, or options exclude each other.
-    """
+    """The options that are given by name, and where they are silent, those of a file."""
     options, groups = dict(given), {name: GROUPS[name] for name in given}
     if start.finetune is not None:
         options |= {"model": start.finetune, "pretrained": True}
@@ -39,15 +31,7 @@ def gather(given: Mapping[str, Any], start: StartOptions) -> dict[str, Any]:
 
 
 def read_config(file: Path, given: Collection[str]) -> dict[str, Any]:
-    """The options in a YAML file, but for those that exclude a given one.
-
-    Args:
-        given: names of the options that are given.
-
-    Raises:
-        TrainError: the file cannot be read.
-        ConfigError: an entry is no option.
-    """
+    """The options in a YAML file, but for those that exclude one whose name is given."""
     import yaml
 
     try:
@@ -60,31 +44,22 @@ def read_config(file: Path, given: Collection[str]) -> dict[str, Any]:
 
 
 def options_of_run(given: Mapping[str, Any], resume: str | None = None) -> TrainOptions:
-    """The options of a run, with a free folder where none is given.
-
-    Args:
-        given: what ``gather`` returned.
-        resume: folder of a run to go on with; what is given changes its options.
-
-    Raises:
-        ConfigError, TrainError: an option is missing or does not fit.
-    """
-    return new_options(given) if resume is None else resumed_options(resume, given)
-
-
-def new_options(given: Mapping[str, Any]) -> TrainOptions:
-    """The options of a new run."""
-    from accelerate.utils import broadcast_object_list
-
-    from sepc_zoo.training.accelerator import start_processes
-
+    """The options of a new run, with a free folder where none is given, or of one to resume."""
+    options = dict(given)
+    if "model" in options:
+        options["model"] = model_name(options["model"])
+    if resume is not None:
+        return resumed_options(options, resume)
     for name, hint in (("data", ""), ("model", "; `sepc-zoo list` names the models")):
-        if name not in given:
+        if name not in options:
             raise TrainError(f"--{name} is missing{hint}")
-    folder = Path(given["model"])
-    name = folder.parent.name if folder.name in ("best", "last") else folder.name
-    options = {**given, "model": model_name(given["model"])}
     if "output" not in options:
+        from accelerate.utils import broadcast_object_list
+
+        from sepc_zoo.training.accelerator import start_processes
+
+        folder = Path(given["model"])
+        name = folder.parent.name if folder.name in ("best", "last") else folder.name
         TrainOptions(**options, output=name)  # a wrong option is reported before processes start
         start_processes(options.get("cpu", False))
         (options["output"],) = broadcast_object_list([str(free_folder(Path("runs") / name))])
@@ -97,15 +72,11 @@ def free_folder(path: Path) -> Path:
     return next(folder for folder in itertools.chain([path], numbered) if not folder.exists())
 
 
-def resumed_options(run: str, given: Mapping[str, Any]) -> TrainOptions:
+def resumed_options(given: Mapping[str, Any], run: str) -> TrainOptions:
     """The options of a run to resume, with those that are given."""
-
-    options = dict(given)
-    for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        if name in options:
-            options = {other: None} | options
-    if "model" in options:
-        options["model"] = model_name(options["model"])
     # "auto" was settled when the run started.
-    changes = {name: value for name, value in options.items() if value != "auto"}
-    return dataclasses.replace(read_options(run), **changes | {"output": run})
+    changes = {name: value for name, value in given.items() if value != "auto"}
+    for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        if name in given:
+            changes.setdefault(other, None)
+    return replace(read_options(run), **changes | {"output": run})

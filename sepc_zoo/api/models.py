@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sepc_zoo.api.options import DetectOptions
 from sepc_zoo.config import override
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.registry import LOCAL_PREFIX
@@ -29,26 +30,19 @@ def model_with_weights(source: str | os.PathLike[str]) -> Any:
     return create_model(model_name(source), pretrained=True)
 
 
-def choose_postprocess(model: Any, **entries: Any) -> None:
-    """Change entries of the model's ``postprocess``; None leaves one as it is.
-
-    Raises:
-        ConfigError: soft-NMS for an exported file, whose suppression is part of it.
-    """
+def choose_postprocess(model: Any, options: DetectOptions) -> None:
+    """Change what the options name of the model's ``postprocess``."""
     from sepc_zoo.models.detector import Detector
 
-    changes = {name: value for name, value in entries.items() if value is not None}
-    if changes.get("soft_nms", "none") != "none" and not isinstance(model, Detector):
+    asked = {"soft_nms": options.soft_nms, "view_fusion": options.tta_fusion}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if options.soft_nms not in (None, "none") and not isinstance(model, Detector):
         raise ConfigError("--soft-nms: an exported file has hard non-maximum suppression inside")
     model.config = override(model.config, {"postprocess": changes})
 
 
 def model_name(source: str | os.PathLike[str]) -> str:
-    """The name by which ``create_model`` knows a model folder, a hub id or a name.
-
-    Raises:
-        HubError: the source is a file, or looks like a path and there is no such folder.
-    """
+    """The name by which ``create_model`` knows a model folder, a hub id or a name."""
     source = os.fspath(source)
     path = Path(source).expanduser()
     if path.is_dir():

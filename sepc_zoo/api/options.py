@@ -16,21 +16,15 @@ class StartOptions(Options):
 
     finetune: str | None = option(
         None,
-        "start from trained weights: name of a model with published weights, model folder "
-        "or hf-hub:org/repo",
+        "trained weights to start from: published ones by name, a model folder or hf-hub:org/repo",
         metavar="MODEL",
         exclusive="model",
     )
     config: str | None = option(
-        None,
-        "YAML file of options, such as recipes/r50_1x.yaml; those on the command line win",
-        metavar="FILE",
+        None, "YAML file of options, such as recipes/r50_1x.yaml; flags win", metavar="FILE"
     )
     resume: str | None = option(
-        None,
-        "run folder to resume with the options it was started with; some may change, such as "
-        "--epochs, --workers or --data where the data set was moved",
-        metavar="RUN",
+        None, "run folder to go on with; some options may change, such as --epochs", metavar="RUN"
     )
 
 
@@ -42,29 +36,25 @@ class LoaderOptions(WorkerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TTAOptions(Options):
-    """Test-time augmentation and tiles."""
+class DetectOptions(Options):
+    """Test-time augmentation, tiles and suppression."""
 
     tta_flip: bool = option(False, "also detect in the mirror image of each image")
     tta_scales: tuple[float, ...] = option(
-        (1.0,),
-        "detect in each of these sizes, as factors of the model's image size, such as 0.8 1.0 1.25",
-        ge=0.1,
-        le=10,
+        (1.0,), "detect in these sizes, as factors of the model's image size", ge=0.1, le=10
     )
     tta_fusion: Literal["nms", "wbf"] | None = option(
-        None,
-        "merge the views by non-maximum suppression or weighted boxes fusion (default: the "
-        "model's, usually nms)",
+        None, "merge views by NMS or weighted boxes fusion (default: the model's, usually nms)"
     )
     tile: int | None = option(
-        None,
-        "also detect in overlapping windows with sides of this many pixels, such as 640, of each "
-        "image that is larger",
-        ge=32,
+        None, "also detect in overlapping windows of N pixels, such as 640, of larger images", ge=32
     )
     overlap: float = option(
         0.2, "minimum overlap of neighbouring windows, as a fraction of their side", ge=0, le=0.9
+    )
+
+    soft_nms: Literal["none", "linear", "gaussian"] | None = option(
+        None, "lower scores of overlapping boxes by soft-NMS (default: the model's, usually none)"
     )
 
     def views(self) -> "Views":
@@ -77,31 +67,19 @@ class TTAOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuppressionOptions(Options):
-    """Non-maximum suppression."""
-
-    soft_nms: Literal["none", "linear", "gaussian"] | None = option(
-        None,
-        "lower the scores of overlapping boxes by soft-NMS (default: the model's, usually none)",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitOptions(SourceOptions, DeviceOptions, LoaderOptions, SuppressionOptions, TTAOptions):
+class SplitOptions(SourceOptions, DeviceOptions, LoaderOptions, DetectOptions):
     """Data."""
 
     split: str = option("val", "name of the split", metavar="NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureOptions(Options):
+class EvaluationOptions(SplitOptions):
     """Validation."""
 
     no_report: bool = option(False, "do not write report.html, and do not analyse errors")
     voc_ap: bool = option(False, "also compute Pascal VOC's AP (area and 11 points, IoU 0.5)")
-    bootstrap: int = option(
-        0, "also compute 95% intervals of AP from N resamples of the images, such as 1000", ge=0
-    )
+    bootstrap: int = option(0, "95% intervals of AP from N resamples, such as 1000", ge=0)
     seed: int = option(0, "seed of the resamples", ge=0)
     frequency_split: str | None = option(
         None,
@@ -109,8 +87,3 @@ class FigureOptions(Options):
         "classes, counted in this split, such as train",
         metavar="NAME",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions(FigureOptions, SplitOptions):
-    """Validation."""

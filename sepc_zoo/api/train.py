@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class TrainResult:
     """A finished run; everything is read from its folder when it is asked for.
 
+    A run that ended before its first validation has no models: ``HubError``.
+
     Attributes:
         output: the run folder.
         metrics: those of the last validation: ``AP``, ``AP50``, … from 0 to 1 and ``per_class``;
@@ -37,20 +39,12 @@ class TrainResult:
 
     @cached_property
     def best(self) -> Detector:
-        """The model with the highest AP, in eval mode on the CPU.
-
-        Raises:
-            HubError: the run has ended before its first validation.
-        """
+        """The model with the highest AP, in eval mode on the CPU."""
         return self._load("best")
 
     @cached_property
     def last(self) -> Detector:
-        """The model of the last validation, in eval mode on the CPU.
-
-        Raises:
-            HubError: the run has ended before its first validation.
-        """
+        """The model of the last validation, in eval mode on the CPU."""
         return self._load("last")
 
     @property

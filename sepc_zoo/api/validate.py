@@ -134,7 +134,7 @@ def detect(arguments: SplitOptions, source: "Source | Detector") -> Detected | N
         model = model_with_weights(source)
     else:  # a copy with the same weights: the config of a user's detector stays as it is
         model = copy(source.eval())
-    choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
+    choose_postprocess(model, arguments)
     annotations = read_once(partial(read_split, arguments, model.config.label_names))
     loader = validation_loader(
         annotations, model, arguments.batch_size, arguments.workers, arguments.views()
@@ -173,26 +173,22 @@ def read_split(arguments: SplitOptions, label_names: tuple[str, ...] | None) -> 
 
 def evaluate_figures(asked: EvaluationOptions, detected: Detected) -> "Evaluation":
     """Evaluate as COCO does, and add the figures that options ask for."""
-    from sepc_zoo.evaluation.metrics import evaluate
+    from dataclasses import replace
+
+    from sepc_zoo.evaluation.bootstrap import LEVEL, Resampler, bootstrap, intervals
+    from sepc_zoo.evaluation.metrics import count_frequencies, evaluate, frequency_metrics
+    from sepc_zoo.evaluation.voc import voc_ap
 
     annotations, _, detections = detected
     evaluation = evaluate(detections, annotations)
     metrics = evaluation.metrics
     if asked.frequency_split is not None:
-        from dataclasses import replace
-
-        from sepc_zoo.evaluation.metrics import count_frequencies, frequency_metrics
-
         train = replace(asked, split=asked.frequency_split)
         frequencies = count_frequencies(read_split(train, annotations.label_names))
         metrics |= frequency_metrics(evaluation.precision, frequencies)
     if asked.voc_ap:
-        from sepc_zoo.evaluation.voc import voc_ap
-
         metrics["voc"] = voc_ap(detections, annotations)
     if asked.bootstrap and annotations.records:
-        from sepc_zoo.evaluation.bootstrap import LEVEL, Resampler, bootstrap, intervals
-
         count, seed = asked.bootstrap, asked.seed
         samples = bootstrap([Resampler(detections, annotations)], count, seed)[:, 0]
         facts = {"resamples": count, "seed": seed, "level": LEVEL}

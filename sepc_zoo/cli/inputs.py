@@ -57,7 +57,7 @@ def check_compared(text: str) -> None:
 
 def check_run(text: str) -> None:
     """Check that a folder holds a run to resume."""
-    from sepc_zoo.training.options import read_options
+    from sepc_zoo.training.config_file import read_options
 
     read_options(text)
 

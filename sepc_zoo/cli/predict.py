@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepc_zoo.api.options import LoaderOptions, SuppressionOptions, TTAOptions
+from sepc_zoo.api.options import DetectOptions, LoaderOptions
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import say
 
 if TYPE_CHECKING:
     from sepc_zoo.config import DetectorConfig
-    from sepc_zoo.inference.bulk import FileList, FileResult
+    from sepc_zoo.inference.bulk import FileResult
+    from sepc_zoo.inference.sources import FileList
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class VideoOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(PredictOptions, VideoOptions, LoaderOptions, SuppressionOptions, TTAOptions):
+class Arguments(PredictOptions, VideoOptions, LoaderOptions, DetectOptions):
     """Arguments of the command."""
 
 
@@ -66,12 +67,8 @@ def run(arguments: Arguments) -> int:
     from sepc_zoo.api.models import choose_postprocess, model_with_weights
     from sepc_zoo.cli.runtime import start_on_device
     from sepc_zoo.data.resilient_loader import kill_workers
-    from sepc_zoo.inference.bulk import (
-        DETECTIONS_FILE,
-        find_files,
-        predict_files,
-        predict_videos,
-    )
+    from sepc_zoo.inference.bulk import DETECTIONS_FILE, predict_files, predict_videos
+    from sepc_zoo.inference.sources import find_files
     from sepc_zoo.inference.tracking import Tracker
     from sepc_zoo.inference.video import import_av
     from sepc_zoo.registry import RECOMMENDED
@@ -87,7 +84,7 @@ def run(arguments: Arguments) -> int:
     if arguments.model is None and processes.is_main_process:
         say(recommendation())
     model = model_with_weights(arguments.model or RECOMMENDED).to(device)
-    choose_postprocess(model, soft_nms=arguments.soft_nms, view_fusion=arguments.tta_fusion)
+    choose_postprocess(model, arguments)
     common: dict[str, Any] = {
         "batch_size": arguments.batch_size,
         "views": arguments.views(),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
-from sepc_zoo.training.options import TrainError, TrainOptions, read_options
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.options import TrainError, TrainOptions
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -37,13 +38,13 @@ class Arguments(Options):
 def run(arguments: Arguments) -> int:
     """Search, and print the trials and the command of the best one."""
 
-    from sepc_zoo.api.given import new_options
+    from sepc_zoo.api.given import options_of_run
     from sepc_zoo.training.tune import tune
 
     for name in ("data", "model", "output"):
         if name not in arguments.given:
             raise TrainError(f"--{name} is missing")
-    options = new_options(arguments.given)
+    options = options_of_run(arguments.given)
     study = tune(options, arguments.trials, arguments.space)
     if study is None:  # another process than the main one
         return 0

@@ -59,6 +59,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         largest: The short and the long side of an image after the transform, at most; JPEGs of at
             least twice the size are then decoded at a fraction of it. None: decoded whole.
         channels: Of the images, as in ``read_image``.
+        factors: How often each image ``(N,)`` comes in a shuffled epoch, as itself or mixed into
+            another, see ``repeat_factors``. None: once.
     """
 
     annotations: Annotations
@@ -67,6 +69,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     mix: Mixer | None = None
     largest: tuple[float, float] | None = None
     channels: int = 3
+    factors: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -103,7 +106,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return image, target if x == y == 1 else scale(target, x, y)
 
     def draw(self) -> Sample:
-        return self.read(int(torch.randint(len(self), ())))
+        if self.factors is None:
+            return self.read(int(torch.randint(len(self), ())))
+        return self.read(int(torch.multinomial(self.factors, 1)))
 
     @property
     def epoch(self) -> int:
@@ -115,29 +120,29 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def subset(self, indices: Sequence[int]) -> "DetectionDataset":
         """Make a data set of the images at ``indices``."""
         records = self.annotations.records.take(indices)
-        return replace(self, annotations=replace(self.annotations, records=records))
+        factors = None if self.factors is None else self.factors[list(indices)]
+        return replace(
+            self, annotations=replace(self.annotations, records=records), factors=factors
+        )
 
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[int]):
-    """Shuffles by seed and by the data set's epoch, which is kept in one place only.
-
-    ``factors (N,)`` say how often each image comes in an epoch; None: once.
-    """
+    """Shuffles by seed and by the data set's epoch, which is kept in one place only."""
 
     dataset: DetectionDataset
     seed: int
-    factors: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.dataset) if self.factors is None else epoch_length(self.factors)
+        factors = self.dataset.factors
+        return len(self.dataset) if factors is None else epoch_length(factors)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(_stable_seed(self.seed, self.dataset.epoch))
-        if self.factors is None:
+        if self.dataset.factors is None:
             yield from torch.randperm(len(self.dataset), generator=generator).tolist()
         else:
-            yield from draw_epoch(self.factors, generator).tolist()
+            yield from draw_epoch(self.dataset.factors, generator).tolist()
 
     def set_epoch(self, epoch: int) -> None:
         # accelerate calls either this or the data set's, depending on the number of processes
@@ -163,19 +168,15 @@ def make_loader(
     workers: int,
     multiple: int,
     drop_last: bool,
-    factors: Tensor | None = None,
 ) -> DataLoader:
     """Load batches of a data set, shuffled by seed and epoch.
 
     Call ``dataset.set_epoch`` before each epoch, or the loader's where accelerate has prepared it.
-
-    Args:
-        factors: how often each image comes in a shuffled epoch, see ``repeat_factors``.
     """
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(dataset, seed, factors) if shuffle else None,
+        sampler=EpochSampler(dataset, seed) if shuffle else None,
         num_workers=workers,
         collate_fn=partial(collate, multiple=multiple),
         drop_last=drop_last,

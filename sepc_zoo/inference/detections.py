@@ -74,8 +74,8 @@ class Detections:
         """Keep what a model found in an image with at least a score.
 
         Args:
-            detections: ``boxes (D, 4)`` in pixels, ``scores (D,)`` and ``labels (D,)`` of
-                ``postprocess``, and ``track_ids (D,)`` where objects are tracked.
+            detections: ``boxes (D, 4)`` in pixels, ``scores (D,)`` and ``labels (D,)``, and
+                ``track_ids (D,)`` where objects are tracked.
             score_threshold: lowest score of a detection.
             config: of the model, with the names and ids of its classes.
             image: the image, as its file or as a uint8 tensor ``(C, H, W)``.
@@ -195,16 +195,10 @@ class Detections:
 def coco_results(
     image_id: int, detections: Mapping[str, Tensor], category_ids: Sequence[int | None]
 ) -> list[dict[str, Any]]:
-    """Convert detections of one image to COCO's results format, ready for JSON.
+    """Convert detections of one image to COCO's results, ready for JSON.
 
-    Args:
-        image_id: the image's id in the annotation file.
-        detections: ``boxes (D, 4)`` xyxy, ``scores (D,)``, ``labels (D,)``.
-        category_ids: the data set's id of each label; labels with None are left out.
-
-    Returns:
-        ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score`` of each object.
-        Boxes are rounded no more than float32 does it, scores not at all: either would move AP.
+    Labels without a category id are left out. Boxes are rounded no more than float32 does it,
+    scores not at all: either would move AP.
     """
     boxes = box_convert(detections["boxes"].cpu().double(), "xyxy", "xywh").tolist()
     rows = zip(boxes, detections["scores"].tolist(), detections["labels"].tolist(), strict=True)

@@ -26,12 +26,14 @@ FONTS = (
     "Arial Unicode.ttf", "PingFang.ttc", "segoeui.ttf", "msyh.ttc", "malgun.ttf", "Nirmala.ttf",
 )  # fmt: skip
 TILE = (480, 360)  # largest width and height of a picture on a contact sheet, pixels
+COLUMNS = 4  # of a contact sheet
+SCORE = 5  # letters of a score at the end of a caption
 HEADING = 28  # height of the texts above its columns, pixels
 
 
 def class_color(label: int) -> Color:
     """Return the colour (r, g, b) of a class, the same in every picture."""
-    red, green, blue = ImageColor.getrgb(PALETTE[label % len(PALETTE)])[:3]
+    red, green, blue, *_ = ImageColor.getrgb(PALETTE[label % len(PALETTE)])
     return red, green, blue
 
 
@@ -49,17 +51,10 @@ def draw_boxes(
     colors: Sequence[Color],
     line: int | None = None,
 ) -> Image.Image:
-    """Draw boxes with captions on a copy of an image; later boxes are drawn over earlier ones.
+    """Draw boxes ``(D, 4)`` in pixels on a copy of an image, later ones over earlier ones.
 
-    Args:
-        image: uint8 tensor ``(C, H, W)``, see ``to_rgb``, or PIL image.
-        boxes: ``(D, 4)`` xyxy in continuous pixels of the image; parts outside are not drawn.
-        captions: D texts; an empty one is not drawn, one wider than the image is shortened.
-        colors: D colours (r, g, b).
-        line: width of the lines in pixels; by default it grows with the image, as letters do.
-
-    Raises:
-        ValueError: boxes, captions and colors differ in number.
+    An empty caption is not drawn, one wider than the image is shortened. The width of a ``line`` in
+    pixels grows with the image by default, as letters do.
     """
     canvas = _to_pil(image)
     draw = ImageDraw.Draw(canvas)
@@ -91,14 +86,10 @@ def fit(
 def close_up(
     image: Tensor, boxes: Tensor, colors: Sequence[Color], size: tuple[int, int], focus: int
 ) -> Image.Image:
-    """Cut an image to its last boxes and their surroundings, and draw all boxes.
+    """Cut an image to its last ``focus`` boxes and their surroundings, and draw all boxes.
 
     Args:
-        image: uint8 ``(C, H, W)``, see ``to_rgb``.
-        boxes: ``(D, 4)`` xyxy in continuous pixels of the image.
-        colors: D colours (r, g, b).
         size: largest width and height of the picture, pixels.
-        focus: number of boxes, counted from the end, that must be in the picture.
     """
     height, width = image.shape[1:]
     left, top, right, bottom = _surroundings(boxes[len(boxes) - focus :], (width, height), size)
@@ -110,36 +101,20 @@ def close_up(
 def draw_targets(
     image: Tensor | Image.Image, target: Mapping[str, Tensor], label_names: Sequence[str]
 ) -> Image.Image:
-    """Draw the ground truth on an image that is resized to a tile of a contact sheet.
-
-    Args:
-        image: uint8 tensor ``(C, H, W)``, see ``to_rgb``, or PIL image.
-        target: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)``.
-        label_names: name of each label.
-    """
+    """Draw a target on its image, resized to a tile of a contact sheet."""
     labels, crowds = target["labels"].tolist(), target["iscrowd"].tolist()
-    captions = [
-        label_names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)
-    ]
+    pairs = zip(labels, crowds, strict=True)
+    captions = [label_names[label] + " (crowd)" * crowd for label, crowd in pairs]
     return draw_boxes(*fit(image, target["boxes"]), captions, [*map(class_color, labels)])
 
 
-def contact_sheet(
-    images: Sequence[Image.Image], columns: int = 4, headings: Sequence[str] = ()
-) -> Image.Image:
-    """Put images of any sizes in rows on white, each fitted to ``TILE``.
-
-    Args:
-        headings: texts above the columns.
-
-    Raises:
-        ValueError: no images.
-    """
+def contact_sheet(images: Sequence[Image.Image], headings: Sequence[str] = ()) -> Image.Image:
+    """Put images of any sizes in rows on white, each fitted to ``TILE``, under headings."""
     if not images:
         raise ValueError("a contact sheet needs at least one image")
     tiles = [ImageOps.contain(image.convert("RGB"), TILE) for image in images]
     side, gap = max(tile.width for tile in tiles), TILE[0] // 60
-    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
     heights = [max(tile.height for tile in row) for row in rows]
     width = max(map(len, rows)) * (side + gap) + gap
     top = gap + HEADING * bool(headings)
@@ -162,23 +137,17 @@ def draw_batch(
     std: Sequence[float],
     label_names: Sequence[str],
 ) -> Image.Image:
-    """Draw a batch as the network receives it, with its padding and its ground truth.
+    """Draw normalised images ``(N, C, H, W)`` as the network gets them, with their targets.
 
     Args:
-        images: ``(N, C, H, W)``, normalised; on any device. See ``to_rgb``.
-        targets: ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)`` of each image.
         mean: of each channel in 0…1, that was subtracted.
         std: of each channel in 0…1, that the images were divided by.
-        label_names: name of each label.
     """
     images = images.detach().float().cpu()
     offset, factor = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
     pixels = ((images * factor + offset).clamp(0, 1) * 255).round().to(torch.uint8)
-    pictures = [
-        draw_targets(image, target, label_names)
-        for image, target in zip(pixels, targets, strict=True)
-    ]
-    return contact_sheet(pictures)
+    pairs = zip(pixels, targets, strict=True)
+    return contact_sheet([draw_targets(image, target, label_names) for image, target in pairs])
 
 
 def to_rgb(image: Tensor) -> Tensor:
@@ -254,12 +223,12 @@ def _draw_caption(
     draw.text((left + pad, top + pad // 2), caption, fill=text_color(color), font=font)
 
 
-def shorten(text: str, font: Any, width: float, tail: int = 5) -> str:
+def shorten(text: str, font: Any, width: float) -> str:
     """Leave out the middle of a text, but not the score at its end, until it is narrow enough."""
-    kept = len(text) - tail
+    kept = len(text) - SCORE
     while kept > 0 and font.getlength(text) > width:
         kept -= 1
-        text = f"{text[:kept]}…{text[-tail:]}"
+        text = f"{text[:kept]}…{text[-SCORE:]}"
     return text
 
 

@@ -34,7 +34,7 @@ def add_labels(
     config, own = model.config, listings[split]
     theirs = dict(zip(config.label_names, config.category_ids, strict=True))
     known = dict(zip(own.label_names, own.category_ids, strict=True))
-    ids = unique_ids(known | {name: i for name, i in theirs.items() if name not in known})
+    ids = unique_ids({**known, **theirs, **known})  # the ids of the data set stay
     names = [*ids]
     present = {box.label for image in own.images for box in image.boxes}
     labels = [names.index(name) for name in config.label_names]
@@ -62,14 +62,7 @@ def new_boxes(
     new_label: Mapping[int, int],
     names: Sequence[str],
 ) -> list[ListedBox]:
-    """The boxes that a model adds to an image.
-
-    Args:
-        found: ``boxes (D, 4)``, ``scores (D,)``, ``labels (D,)`` of the model.
-        score_threshold: lowest score of a box.
-        new_label: the data set's label of each of the model's that is to be added.
-        names: the data set's classes.
-    """
+    """The boxes that a model adds to an image; ``new_label`` has the labels that are added."""
     boxes = []
     rows = zip(*(found[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
     for (x1, y1, x2, y2), score, label in rows:

@@ -1,6 +1,7 @@
 """Detection in many image files: batches that workers read and processes share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,25 +27,17 @@ class ImageFile(NamedTuple):
     problem: str = ""  # why the file cannot be read; names it
 
 
+@dataclass(eq=False)
 class ImageFiles(Dataset[ImageFile]):
-    """Image files or URLs as views for a model; an unreadable one gives an item that says why.
+    """Image files or URLs as views for a model; an unreadable one gives an item that says why."""
 
-    Raises:
-        ConfigError: the views are too large.
-    """
+    files: Sequence[ImageSource]
+    config: DetectorConfig
+    views: Views = SINGLE_VIEW
+    keep_pixels: bool = False
 
-    def __init__(
-        self,
-        files: Sequence[ImageSource],
-        config: DetectorConfig,
-        views: Views = SINGLE_VIEW,
-        keep_pixels: bool = False,
-    ) -> None:
-        views.bounds(config)  # refuses what is too large here rather than in a worker
-        self.files = files
-        self.config = config
-        self.views = views
-        self.keep_pixels = keep_pixels
+    def __post_init__(self) -> None:
+        self.views.bounds(self.config)  # refuses what is too large here rather than in a worker
 
     def __len__(self) -> int:
         return len(self.files)
@@ -65,10 +58,9 @@ def image_loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoade
     as many batches. Here one process may get a batch more than another, so none may wait for the
     others before its last batch.
     """
-    process = PartialState()
-    batches = share_of_batches(
-        len(images), batch_size, process.process_index, process.num_processes
-    )
+    process, every = PartialState(), BatchSampler(range(len(images)), batch_size, drop_last=False)
+    # An image is in the same batch, and gets the same detections, with any number of processes.
+    batches = list(every)[process.process_index :: process.num_processes]
     workers = workers if len(batches) > 1 else 0
     loader = DataLoader(
         images,
@@ -80,15 +72,6 @@ def image_loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoade
         generator=torch.Generator(),  # leaves the random numbers of a training alone
     )
     return shield_workers(loader)
-
-
-def share_of_batches(length: int, batch_size: int, rank: int, processes: int) -> list[list[int]]:
-    """Give a process every n-th of the batches that a single process would make.
-
-    An image is thus in the same batch, and gets the same detections, with any number of processes.
-    """
-    batches = BatchSampler(range(length), batch_size, drop_last=False)
-    return list(batches)[rank::processes]
 
 
 def detect_files(

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -25,43 +25,17 @@ from sepc_zoo.ops.devices import to_device
 
 
 class ImageDetector(Protocol):
-    """A model as prediction knows it: it finds objects in images of any sizes."""
+    """A model as prediction knows it: ``detect`` finds objects in inputs ``(C, h, w)`` in 0…255."""
 
     config: DetectorConfig
 
-    def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
-        """Find objects in each input ``(C, h, w)`` in 0…255, in its own pixels."""
-        ...
+    def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]: ...
 
 
-class DetectionNetwork(Protocol):
-    """A network as :func:`detect` knows it: a batch to outputs, outputs to detections."""
-
-    config: DetectorConfig
-
-    def __call__(self, images: Tensor, targets: Sequence[Mapping[str, Any]] | None = None) -> Any:
-        """Targets tell the ``image_size`` of each image inside the batch."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def postprocess(
-        self, outputs: Any, image_sizes: Sequence[tuple[int, int]]
-    ) -> list[DetectionDict]: ...
-
-
-@overload
-def predict(
-    model: ImageDetector,
-    source: Image.Image | np.ndarray | bytes,
-    score_threshold: float = ...,
-    views: Views = ...,
-    batch_size: int = ...,
-) -> Detections: ...
 @overload  # Any: a list, where the path is a folder's or the tensor a batch
 def predict(
     model: ImageDetector,
-    source: str | os.PathLike[str] | Tensor,
+    source: str | os.PathLike[str] | Tensor | Image.Image | np.ndarray | bytes,
     score_threshold: float = ...,
     views: Views = ...,
     batch_size: int = ...,
@@ -156,21 +130,15 @@ def detect_batches(
     batch_size: int = 1,
     tracker: Tracker | None = None,
 ) -> Iterator[list[tuple[LoadedImage, Detections]]]:
-    """Find the objects in images, batch by batch; the model runs in eval mode.
-
-    Raises:
-        ValueError: ``batch_size`` is below 1.
-    """
+    """Find the objects in images, batch by batch; the model runs in eval mode."""
     config = model.config
     for batch in _batched(images, batch_size):
         with eval_mode(model):
             inputs = [views.of_image(image.pixels, config) for image in batch]
             found = detect_views(model.detect, inputs, config.postprocess)
         if tracker is not None:
-            found = [
-                one | {"track_ids": tracker.update(one, image.time)}
-                for one, image in zip(found, batch, strict=True)
-            ]
+            for one, image in zip(found, batch, strict=True):
+                one["track_ids"] = tracker.update(one, image.time)
         yield [
             (image, Detections.from_dict(one, score_threshold, config, image.path or image.pixels))
             for image, one in zip(batch, found, strict=True)
@@ -212,11 +180,14 @@ def _images_and_frames(source: Any, channels: int, every: int) -> Iterator[Loade
 
 
 @torch.no_grad()
-def detect(network: DetectionNetwork, images: Sequence[Tensor]) -> list[DetectionDict]:
+def detect(network: Any, images: Sequence[Tensor]) -> list[DetectionDict]:
     """Find objects in inputs ``(C, h, w)`` in 0…255, in the pixels of each input.
 
     Inputs that have one size when padded go through the network together, others do not: padding
     beyond what an image needs would change its detections.
+
+    Args:
+        network: a ``Detector``, which this layer does not know.
     """
     weight, conventions = next(network.parameters()), network.config.weights
     precision = torch.promote_types(weight.dtype, torch.float32)

@@ -105,18 +105,10 @@ def plan_resize(
 
 
 def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], bool]:
-    """Open the images of a source one by one; the flag says whether it is a single image.
+    """Open the images of a source of ``predict`` one by one; also whether it is a single image.
 
-    Args:
-        source: an ``ImageSource`` (a text may be a URL), or a folder, a list, tuple or iterator of
-            image sources, or a tensor ``(N, C, H, W)``. An unreadable file of a folder is left out
-            with a warning.
-        channels: those of the model's input; see ``read_image``.
-
-    Raises:
-        ImageError: a file is missing or no image; those of a list raise when they are reached.
-        TypeError: the source is of no such type.
-        ValueError: pixels of another shape, type or range.
+    An unreadable file of a folder is left out with a warning; one of a list raises when it is
+    reached.
     """
     if isinstance(source, str | os.PathLike) and not str(source).startswith(URL_START):
         source = Path(source).expanduser()
@@ -131,35 +123,36 @@ def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], 
 
 
 def open_image(source: ImageSource, channels: int = 3) -> LoadedImage:
-    """Open one image; arguments and errors as in ``open_images``."""
+    """Open one image for a model of a number of channels, see ``read_image``.
+
+    Raises:
+        ImageError: a file is missing or no image.
+        TypeError: the source is of no such type.
+        ValueError: pixels of another shape, type or range.
+    """
     if isinstance(source, str) and source.startswith(URL_START):
-        return LoadedImage(
-            decode_image(download_image(source), without_password(source), channels=channels)
-        )
+        name = without_password(source)
+        return LoadedImage(decode_image(download_image(source), name, channels=channels))
     if isinstance(source, bytes):
-        name = f"{len(source)} bytes"
-        return LoadedImage(decode_image(source, name, channels=channels))
+        return LoadedImage(decode_image(source, f"{len(source)} bytes", channels=channels))
     if isinstance(source, str | os.PathLike):
         return LoadedImage(read_image(source, channels=channels), Path(source))
     if isinstance(source, Image.Image):
         pixels = pixels_of_pil(ImageOps.exif_transpose(source), channels)
-        return LoadedImage(_to_uint8(pixels, channels))
-    if isinstance(source, np.ndarray):
-        return LoadedImage(_to_uint8(_from_array(source, channels), channels))
-    if isinstance(source, Tensor):
-        return LoadedImage(_to_uint8(source.cpu(), channels))
-    raise TypeError(
-        f"cannot predict on {type(source).__name__}: expected a file, folder, URL, bytes, PIL "
-        "image, ndarray, tensor, or a list of these"
-    )
+    elif isinstance(source, np.ndarray):
+        pixels = _from_array(source, channels)
+    elif isinstance(source, Tensor):
+        pixels = source.cpu()
+    else:
+        raise TypeError(
+            f"cannot predict on {type(source).__name__}: expected a file, folder, URL, bytes, PIL "
+            "image, ndarray, tensor, or a list of these"
+        )
+    return LoadedImage(_to_uint8(pixels, channels))
 
 
 def download_image(url: str) -> bytes:
-    """Download an image file, of at most ``MAX_DOWNLOAD`` bytes.
-
-    Raises:
-        ImageError: it cannot be had, or is larger.
-    """
+    """Download an image file, of at most ``MAX_DOWNLOAD`` bytes."""
     try:
         with urlopen(url, timeout=TIMEOUT) as answer:
             data: bytes = answer.read(MAX_DOWNLOAD + 1)

@@ -22,9 +22,6 @@ class Tracker:
     A track begins with two detections in a row of at least the threshold; detections with lower
     scores continue one. After a second without any it ends.
 
-    Args:
-        score_threshold: score of a detection that begins a track.
-
     Raises:
         TrackError: the library is missing.
     """

@@ -81,26 +81,20 @@ class Views:
             size = window.y2 - window.y1, window.x2 - window.x1
             for bounds in self.bounds(config):
                 resize = plan_resize(size, config, bounds)
-                view = ImageView(
-                    resize.to_input(pixels) if window == whole else shared, resize, window
-                )
+                own = resize.to_input(pixels) if window == whole else shared
+                view = ImageView(own, resize, window)
                 views += [view, view._replace(mirrored=True)] if self.flip else [view]
         return views
 
     def bounds(self, config: DetectorConfig) -> list[tuple[int, int]]:
-        """Short and long side of the input for each scale, pixels.
-
-        Raises:
-            ConfigError: a side is over ``MAX_SIDE``.
-        """
+        """Short and long side of the input for each scale, pixels."""
         short, long = config.weights.image_size
         bounds = [(_scaled(short, scale), _scaled(long, scale)) for scale in self.scales]
-        for size in bounds:
-            if max(size) > MAX_SIDE:
-                raise ConfigError(
-                    f"image_size {size} by scales {list(self.scales)}: at most {MAX_SIDE} pixels; "
-                    "choose smaller scales"
-                )
+        if (largest := max(map(max, bounds))) > MAX_SIDE:
+            raise ConfigError(
+                f"scales {list(self.scales)} of image_size {short} {long} give {largest} pixels; "
+                f"at most {MAX_SIDE}"
+            )
         return bounds
 
 
@@ -113,15 +107,7 @@ def detect_views(
     images: Sequence[Sequence[ImageView]],
     postprocess: PostprocessConfig,
 ) -> list[DetectionDict]:
-    """Detect objects in all views of images, and merge them image by image.
-
-    Args:
-        detect: finds objects in inputs ``(C, h, w)``, in the pixels of each.
-        images: the views of each image.
-
-    Returns:
-        Detections in the pixels of each image, on the CPU.
-    """
+    """Detect objects in the views of each image, and merge them; in its pixels, on the CPU."""
     by_window: list[dict[Window, list[DetectionDict]]] = [{} for _ in images]
     places = sorted((k, i) for i, views in enumerate(images) for k in range(len(views)))
     is_tiled = any(views[0].window != views[-1].window for views in images)
@@ -131,11 +117,8 @@ def detect_views(
         found = detect([view.input for _, view in views])
         for (i, view), one in zip(views, found, strict=True):
             by_window[i].setdefault(view.window, []).append(view.to_image(one))
-    results = []
-    for windows in by_window:
-        merged = {window: merge_detections(one, postprocess) for window, one in windows.items()}
-        results.append(join_windows(merged, postprocess))
-    return results
+    merged = [{w: merge_detections(v, postprocess) for w, v in own.items()} for own in by_window]
+    return [join_windows(windows, postprocess) for windows in merged]
 
 
 def merge_detections(views: Sequence[DetectionDict], config: PostprocessConfig) -> DetectionDict:
@@ -145,16 +128,14 @@ def merge_detections(views: Sequence[DetectionDict], config: PostprocessConfig) 
     """
     if len(views) == 1:
         return views[0]
-    boxes, scores, labels = (
-        torch.cat([view[name] for view in views]) for name in ("boxes", "scores", "labels")
-    )
-    limit = config.max_detections
+    names = ("boxes", "scores", "labels")
+    boxes, scores, labels = (torch.cat([view[name] for view in views]) for name in names)
     if config.view_fusion == "wbf":
-        fused = fuse_boxes(boxes, scores, labels, len(views), config.iou_threshold)
-        return {name: values[:limit] for name, values in fused.items()}
-    keep, scores = best_boxes(boxes, scores, labels, config)
-    keep = keep[:limit]
-    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+        found = fuse_boxes(boxes, scores, labels, len(views), config.iou_threshold)
+    else:
+        keep, scores = best_boxes(boxes, scores, labels, config)
+        found = {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+    return {name: values[: config.max_detections] for name, values in found.items()}
 
 
 def mirror_boxes(boxes: Tensor, width: float) -> Tensor:

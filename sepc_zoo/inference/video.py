@@ -1,4 +1,4 @@
-"""Videos, cameras and streams as images one after the other, and annotated videos, by PyAV."""
+"""Videos, cameras and streams as images one after the other, by PyAV."""
 
 import os
 import re
@@ -15,7 +15,6 @@ from urllib.request import urlopen
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sepc_zoo.data.images import IMAGE_SUFFIXES
@@ -23,7 +22,7 @@ from sepc_zoo.errors import UserError
 from sepc_zoo.inference.preprocess import URL_START, LoadedImage, without_password
 
 if TYPE_CHECKING:
-    from av import AudioStream, Packet, VideoFrame, VideoStream
+    from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
 VIDEO_SUFFIXES = (
@@ -39,7 +38,6 @@ MAX_LAG = 1.0  # seconds behind a camera or live stream, before frames are left 
 MAX_STEP_BACK = 1  # seconds that a disordered time may lie before the one of the frame before
 MISSING_PART = 0.05  # of a video that may be missing at its end, as durations are rounded
 USUAL_RATE = Fraction(30)  # frames per second, where a video does not tell
-QUALITY = {"crf": "20", "preset": "veryfast"}  # of libx264
 
 
 class VideoError(UserError, ValueError):
@@ -47,11 +45,7 @@ class VideoError(UserError, ValueError):
 
 
 def import_av() -> Any:
-    """Import PyAV.
-
-    Raises:
-        VideoError: it is not installed.
-    """
+    """Import PyAV."""
     try:
         import av
     except ImportError as error:
@@ -109,11 +103,9 @@ class Video:
         keep_sound: collect the packets of sound in ``sound``.
 
     Attributes:
-        name: the source, without a password.
         rate: frames per second as the file states them; times are exact, this may not be.
         num_frames: number of frames, as far as the file states it; 0 where it is unknown.
         time_base: seconds in a tick of the frames' times.
-        pixel_ratio: width by height of a pixel as it is shown.
         start: seconds on the clock of the file at which its time begins.
         sound: packets of sound that were read and not written yet.
         damaged: number of frames that could not be decoded, or only in part.
@@ -272,80 +264,6 @@ class Video:
         pixels = frame.to_ndarray(format=PIXEL_FORMATS[self.channels])
         upright = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
         return torch.from_numpy(upright.reshape(*upright.shape[:2], -1)).permute(2, 0, 1)
-
-
-class VideoWriter:
-    """An H.264 video in an mp4 file, with the sound of the video that it is made from.
-
-    Args:
-        path: file to write, ``.mp4``.
-        video: gives times and sound; opened with ``keep_sound``.
-    """
-
-    def __init__(self, path: Path, video: Video) -> None:
-        self.video = video
-        options = {"movflags": "faststart"}  # players on the web start before the end
-        self._container = import_av().open(str(path), "w", format="mp4", container_options=options)
-        self._stream: Any = None  # opened by the first picture, which tells its size
-        self._sounds = {stream.index: self._copy(stream) for stream in video.sound_streams}
-        self._last_dts = dict.fromkeys(self._sounds, -sys.maxsize)
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Write what the encoder has kept back, and the index without which nothing plays."""
-        if self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-            self.write_sound()
-        self._container.close()
-
-    def write(self, picture: Image.Image, seconds: Fraction) -> None:
-        """Write a picture; all get the size of the first one, made even.
-
-        Args:
-            seconds: its time since the start, later than that of the picture before.
-        """
-        if self._stream is None:
-            self._stream = self._start(picture.size)
-        stream, frame = self._stream, import_av().VideoFrame.from_image(picture)
-        frame = frame.reformat(stream.width, stream.height, "yuv420p", dst_colorspace="itu709")
-        frame.pts, frame.time_base = round(seconds / self.video.time_base), self.video.time_base
-        self._container.mux(stream.encode(frame))
-        self.write_sound()
-
-    def write_sound(self) -> None:
-        """Write the sound that the video has read since; packets out of order are left out."""
-        while self.video.sound:
-            packet = self.video.sound.popleft()
-            target, index = self._sounds[packet.stream_index], packet.stream_index
-            if target is None or packet.dts is None or packet.dts <= self._last_dts[index]:
-                continue
-            self._last_dts[index] = packet.dts
-            shift = round((self.video.start or 0) / packet.time_base)
-            packet.dts -= shift
-            packet.pts = packet.dts if packet.pts is None else packet.pts - shift
-            packet.stream = target
-            self._container.mux(packet)
-
-    def _start(self, size: tuple[int, int]) -> Any:
-        stream = self._container.add_stream("h264", rate=self.video.rate / self.video.every)
-        stream.width, stream.height = (max(2, side - side % 2) for side in size)
-        stream.pix_fmt, stream.options = "yuv420p", QUALITY
-        context = stream.codec_context
-        context.time_base = self.video.time_base
-        context.sample_aspect_ratio = self.video.pixel_ratio
-        context.colorspace, context.color_range = 1, 1  # BT.709, 16…235
-        return stream
-
-    def _copy(self, stream: "AudioStream") -> Any:
-        try:
-            return self._container.add_stream_from_template(stream)
-        except ValueError:  # mp4 holds no such codec
-            codec = stream.codec_context.name
-            text = f"{self.video.name}: sound of type {codec} cannot be copied into mp4"
-            self.video.faults.append(text)
-            return None
 
 
 def _reason(error: Any) -> str:

@@ -25,9 +25,6 @@ class RunAccelerator(Accelerator):
     """An ``Accelerator`` with a mixed precision of its own.
 
     accelerate fixes its own for the whole process, which may train several models; it is not used.
-
-    Args:
-        amp: "bf16", "fp16" or None for float32.
     """
 
     def __init__(self, amp: str | None, **kwargs: Any) -> None:
@@ -43,18 +40,18 @@ class RunAccelerator(Accelerator):
     def autocast(self, autocast_handler: Any = None) -> Iterator[None]:  # noqa: ARG002
         """Compute in mixed precision, where it was asked for."""
         dtype = None if self.amp is None else AMP_DTYPES[self.amp]
-        with torch.autocast(self.device.type, dtype, enabled=self.amp is not None):
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             yield
 
 
 def start_processes(cpu: bool) -> PartialState:
     """Join the processes of a launcher, if there is one; they leave the group at exit."""
-    was_initialized = dist.is_available() and dist.is_initialized()
-    process = PartialState(cpu=_use_cpu(cpu))
-    if process.num_processes == 1 and (process.device.type == "cpu") != _use_cpu(cpu):
+    was_initialized, cpu = dist.is_available() and dist.is_initialized(), _use_cpu(cpu)
+    process = PartialState(cpu=cpu)
+    if process.num_processes == 1 and (process.device.type == "cpu") != cpu:
         # An earlier run of this process used another device; accelerate keeps the first one.
         AcceleratorState._reset_state(reset_partial_state=True)
-        process = PartialState(cpu=_use_cpu(cpu))
+        process = PartialState(cpu=cpu)
     if process.use_distributed and not was_initialized:
         atexit.register(process.destroy_process_group)
     return process
@@ -66,11 +63,7 @@ def make_accelerator(
     trackers: Sequence[str | GeneralTracker] = (),
     output: Path | None = None,
 ) -> RunAccelerator:
-    """Set up processes, device, mixed precision, and trackers that write to ``output``.
-
-    Raises:
-        ConfigError: the device lacks the precision, or a tracker is not installed.
-    """
+    """Set up processes, device, mixed precision, and trackers that write to ``output``."""
     process = start_processes(cpu)
     if amp == "fp16" and process.device.type == "cpu":
         raise ConfigError("--amp fp16 needs a GPU; the CPU can do bf16")

@@ -40,7 +40,7 @@ def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -
     found = f"{missed:.0%} of the boxes reach no IoU of {MIN_IOU} with an anchor"
     if is_fitted:
         return f"anchors: {anchors_text(config)}; {found}"
-    if not fits_badly(boxes, config):
+    if missed <= MAX_MISSED:
         return ""
     fitted = fit_anchors(boxes, anchors, strides)
     return (
@@ -65,11 +65,7 @@ def advise_image_size(boxes: np.ndarray, image_size: tuple[int, int]) -> str:
 def fitted_anchors(
     options: TrainOptions, config: DetectorConfig, data: Annotations
 ) -> AnchorConfig:
-    """The anchors of a new model fitted to the training boxes; entries that were given stay.
-
-    Raises:
-        ConfigError: the model has no anchors to fit, or has learned with its own.
-    """
+    """The anchors of a new model fitted to the training boxes; entries that were given stay."""
     if options.learned == "detector":
         raise ConfigError(f"--auto-anchors: {options.model} has learned with its anchors; drop it")
     if not has_anchors(config):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sepc_zoo.models.detector import Detector
+    from sepc_zoo.training.options import TrainOptions
     from sepc_zoo.training.run import Run
 
 REPORT_FILE = "report.html"
@@ -53,23 +54,18 @@ class MovingAverage(Callback):
 class EarlyStopping(Callback):
     """Stop after ``patience`` validations in a row without a better AP."""
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
     def before_epoch(self, run: Run) -> None:
-        epochs = run.progress.epoch - run.progress.best_epoch
-        if epochs // run.options.val_interval >= self.patience:
+        patience, epochs = run.options.patience, run.progress.epoch - run.progress.best_epoch
+        if patience is not None and epochs // run.options.val_interval >= patience:
             raise Stop(f"no better AP since epoch {run.progress.best_epoch}: stopped early")
 
 
 class DrawBatches(Callback):
     """Draw the main process's batches of the first steps, as the network gets them."""
 
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-
     def before_step(self, run: Run, batches: Sequence[Batch]) -> None:
-        if run.progress.step < self.num_steps and run.accelerator.is_main_process:
+        is_first = run.progress.step < run.options.draw_batches
+        if is_first and run.accelerator.is_main_process:
             path = run.output / "batches" / f"step_{run.progress.step + 1:03d}.png"
             write_atomically(path, draw_inputs(run, batches).save)
 
@@ -113,6 +109,15 @@ class WriteReport(Callback):
             "best epoch": f"{run.progress.best_epoch} of {run.num_epochs}",
         }
         write_report(run.output / REPORT_FILE, data, evaluation, diagnosis, facts)
+
+
+def make_callbacks(options: TrainOptions, model: Detector) -> tuple[list[Callback], Detector]:
+    """Make the callbacks that the options ask for; also return the model to validate and save."""
+    own: list[Callback] = [DrawSamples(), DrawBatches(), WriteReport(), EarlyStopping()]
+    if not options.model_ema:
+        return own, model
+    average = MovingAverage(model, options.model_ema_decay)
+    return [*own, average], average.ema.module
 
 
 def draw_inputs(run: Run, batches: Sequence[Batch]) -> Image.Image:

@@ -100,7 +100,6 @@ def save_state(parts: Mapping[str, Stateful], run: Path) -> None:
 
 
 def write_state(state: Mapping[str, Any], file: Path) -> None:
-    """Write a file that ``read_state`` reads."""
     content = io.BytesIO()  # torch.save would report a full disk as "unexpected pos"
     torch.save(state, content)
     file.write_bytes(content.getbuffer())
@@ -150,11 +149,7 @@ def load_state(parts: Mapping[str, Stateful], run: Path) -> str:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """Read a file of ``write_state``; code in it is not run.
-
-    Raises:
-        ResumeError: the file is damaged or holds code.
-    """
+    """Read a file of ``write_state``; code in it is not run."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -168,7 +163,7 @@ def read_state(file: Path) -> dict[str, Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of this process's random generators, in types that load without code."""
+    """The state of this process's random generators, in types that load without code."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -179,7 +174,6 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore the random generators of this process from ``random_state``."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

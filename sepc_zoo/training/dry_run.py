@@ -1,13 +1,15 @@
-"""Forecast of a run from a few steps: does it fit into the memory, how long will it take?"""
+"""Forecast of a run from a few steps: does it fit into the machine, how long will it take?"""
 
 import gc
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -16,9 +18,8 @@ import torch.nn.functional as F
 from sepc_zoo.data import Batch, collate
 from sepc_zoo.data.pixels import resized_size
 from sepc_zoo.errors import ConfigError
-from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
+from sepc_zoo.training.gradients import update_weights
 from sepc_zoo.training.logging import used_memory
-from sepc_zoo.training.needs import Need, list_needs
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
 from sepc_zoo.training.run import Run
@@ -33,6 +34,28 @@ NUM_READ = 16  # images that are read and augmented to measure the time
 MEMORY_SHARE = 0.9  # of the memory that is free
 MAX_BATCH_SIZE = {"cpu": 16}  # more would make a CPU no faster
 MIN_STEPS = 20  # of an epoch
+SHARED_MEMORY = Path("/dev/shm")
+BATCHES_AHEAD = 2  # batches that torch lets each worker prepare
+OWN_DESCRIPTORS, WORKER_DESCRIPTORS = 128, 12  # open files of a process, and for each worker
+MODEL_FOLDERS, STATES = 2, 2  # best and last; the last state and the one before
+
+
+class Need(NamedTuple):
+    """Something that a run needs, and how much there is."""
+
+    what: str
+    needed: float
+    available: float
+    unit: str
+    advice: str  # for where it is too little
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+    def __str__(self) -> str:
+        text = f"{self.what}: about {self.needed:.4g} of {self.available:.4g} {self.unit}"
+        return text if self.fits else f"{text}: {self.advice}"
 
 
 @dataclass(frozen=True)
@@ -52,36 +75,12 @@ class Forecast:
 
 
 def forecast(options: TrainOptions) -> Forecast:
-    """Make steps with the largest and with usual images of a run; writes nothing.
-
-    Raises:
-        TrainError: the largest batch does not fit into the memory.
-    """
+    """Make steps with the largest and with usual images of a run; writes nothing."""
     return measure(Run(settle_batch_size(options)))
 
 
-def measure(run: Run) -> Forecast:
-    """Measure memory and time of the parts of a run; errors as in ``forecast``."""
-    for note in run.inputs.notes:
-        run.log.say(note)
-    try:
-        return measure_parts(run)
-    except torch.OutOfMemoryError as error:
-        raise TrainError(
-            f"{run.options.batch_size} images of the largest size do not fit: {error}. Try a "
-            "smaller --batch-size with --grad-accum-steps, a smaller --image-size, or --amp bf16"
-        ) from error
-    finally:
-        run.log.bar.close()
-
-
 def settle_batch_size(options: TrainOptions) -> TrainOptions:
-    """The options with a number for ``batch_size="auto"``.
-
-    Raises:
-        ConfigError: there are several processes, which would wait for the one that has no memory.
-        TrainError: not even one image fits.
-    """
+    """The options with a number for ``batch_size="auto"``."""
     if options.batch_size != "auto":
         return options
     run = Run(replace(options, batch_size=1))
@@ -148,27 +147,29 @@ def free_memory(device: torch.device) -> float:
     return psutil.virtual_memory().available / 2**30 + used_memory(device)
 
 
-def largest_batch(run: Run, number: int) -> Batch:
-    """A batch of the largest images, padded to the largest height and width of any."""
-    sizes = augmented_sizes(run)
-    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    sides = [max(sides) for sides in zip(*sizes, strict=True)]
-    return make_batch(run, by_size[-number:], padded_to=sides)
+def measure(run: Run) -> Forecast:
+    """Measure memory and time of the parts of a run."""
+    for note in run.inputs.notes:
+        run.log.say(note)
+    try:
+        return _measure(run)
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"{run.options.batch_size} images of the largest size do not fit: {error}. Try a "
+            "smaller --batch-size with --grad-accum-steps, a smaller --image-size, or --amp bf16"
+        ) from error
 
 
-def measure_parts(run: Run) -> Forecast:
-    """Make the steps, and add up what they take."""
+def _measure(run: Run) -> Forecast:
     options, device = run.options, run.accelerator.device
     dataset: Any = run.train_loader.loader.dataset
     set_train_mode(run.detector, run.recipe.freeze_bn)
-    sizes = augmented_sizes(run)
-    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    middle = len(by_size) // 2
     largest = largest_batch(run, options.images_per_pass)
-    usual = make_batch(run, by_size[middle : middle + options.images_per_pass])
     for _ in range(2):
         make_step(run, largest)
     memory = peak_memory(device)
+    middle = len(dataset) // 2
+    usual = make_batch(run, images_by_size(run)[middle : middle + options.images_per_pass])
     make_step(run, usual)  # warms up: some work is done once for each new size
     step = seconds(lambda: make_step(run, usual), device)
     detection = seconds(lambda: detect(run, usual), device) / len(usual.images)
@@ -198,35 +199,41 @@ def measure_parts(run: Run) -> Forecast:
 
 def augmented_sizes(run: Run) -> list[tuple[int, int]]:
     """The maximum height and width of each image after its augmentation."""
-    bounds = run.options.augmentation.largest(*run.detector.config.weights.image_size)
+    bounds = run.options.largest(*run.detector.config.weights.image_size)
     return [resized_size(h, w, *bounds) for h, w in run.train_data.records.sizes.tolist()]
 
 
-def make_batch(run: Run, indices: Sequence[int], padded_to: Sequence[int] = (0, 0)) -> Batch:
-    """Make a batch of some images on the device of the run, padded to a height and width."""
+def images_by_size(run: Run) -> list[int]:
+    sizes = augmented_sizes(run)
+    return sorted(range(len(sizes)), key=sizes.__getitem__)
+
+
+def largest_batch(run: Run, number: int) -> Batch:
+    """A batch of the largest images, padded to the largest height and width of any."""
+    height, width = (max(sides) for sides in zip(*augmented_sizes(run), strict=True))
+    return make_batch(run, images_by_size(run)[-number:], (height, width))
+
+
+def make_batch(run: Run, indices: Sequence[int], least: tuple[int, int] = (0, 0)) -> Batch:
+    """Make a batch of some images on the device of the run, of at least a height and width."""
     dataset: Any = run.train_loader.loader.dataset
     weights = run.detector.config.weights
-    multiple = weights.pad_multiple
-    batch = collate([dataset[i] for i in indices], multiple)
+    batch = collate([dataset[i] for i in indices], weights.pad_multiple)
     batch = batch.normalized(weights.mean, weights.std, run.accelerator.device)
     bottom, right = (
-        max(0, math.ceil(target / multiple) * multiple - side)
-        for target, side in zip(padded_to, batch.images.shape[-2:], strict=True)
+        max(0, math.ceil(side / weights.pad_multiple) * weights.pad_multiple - own)
+        for side, own in zip(least, batch.images.shape[-2:], strict=True)
     )
     return batch._replace(images=F.pad(batch.images, (0, right, 0, bottom)))
 
 
 def make_step(run: Run, batch: Batch) -> None:
     """Make a step of the optimizer with the same batch in all backward passes."""
-    accumulate_gradient(run, [batch] * run.options.grad_accum_steps)
-    amp, max_norm = run.options.amp, run.recipe.clip_grad
-    clip_and_step(run.model, run.optimizer, run.scaler, max_norm, amp)
-    run.optimizer.zero_grad()
+    update_weights(run, [batch] * run.options.grad_accum_steps)
 
 
 @torch.no_grad()
 def detect(run: Run, batch: Batch) -> None:
-    """Find the objects in a batch."""
     with run.accelerator.autocast():
         run.detector.eval()
         run.detector.postprocess(run.detector(batch.images), batch.image_sizes)
@@ -240,3 +247,43 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     function()
     synchronize()
     return time.perf_counter() - start
+
+
+def list_needs(run: Run) -> list[Need]:
+    """Estimate what a run needs, before its first step."""
+    return [*shared_memory(run), *descriptors(run), disk(run)]
+
+
+def shared_memory(run: Run) -> list[Need]:
+    """The batches on their way from the workers of all processes of this machine."""
+    options = run.options
+    if not SHARED_MEMORY.is_dir() or not options.workers:
+        return []
+    short, long = options.largest(*run.detector.config.weights.image_size)
+    batch = options.images_per_pass * 3 * math.ceil(short) * math.ceil(long)
+    batches = options.workers * BATCHES_AHEAD * run.accelerator.num_processes
+    advice = "batches that do not fit are copied, which is slower; in Docker: --shm-size"
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    return [Need("shared memory", batch * batches / 1e6, free / 1e6, "MB free", advice)]
+
+
+def descriptors(run: Run) -> list[Need]:
+    """The files that a process has open: each worker has pipes, each batch ahead one file."""
+    if resource is None:
+        return []
+    needed = OWN_DESCRIPTORS + run.options.workers * (WORKER_DESCRIPTORS + BATCHES_AHEAD)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    available = math.inf if limit == resource.RLIM_INFINITY else limit
+    return [Need("open files", needed, available, "allowed", "raise the limit: ulimit -n 4096")]
+
+
+def disk(run: Run) -> Need:
+    """States and model folders, and a new one beside the old ones while it is written."""
+    model = sum(value.nbytes for value in run.detector.state_dict().values())
+    trained = sum(p.nbytes for p in run.detector.parameters() if p.requires_grad)
+    moments = trained * (1 if run.recipe.opt in ("sgd", "momentum") else 2)
+    state = model * (1 + bool(run.options.model_ema)) + moments
+    needed = STATES * state + MODEL_FOLDERS * model + model
+    folder = next(p for p in (run.output.absolute(), *run.output.absolute().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    return Need("disk", needed / 1e6, free / 1e6, "MB free", f"free some space in {folder}")

@@ -16,6 +16,15 @@ from sepc_zoo.outputs import Terms
 from sepc_zoo.training.run import Run
 
 
+def update_weights(run: Run, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+    """Make a step of the optimizer; return the loss terms, and the norm ``()`` of the gradient."""
+    losses = accumulate_gradient(run, batches)
+    max_norm, amp = run.recipe.clip_grad, run.options.amp
+    norm = clip_and_step(run.model, run.optimizer, run.scaler, max_norm, amp)
+    run.optimizer.zero_grad()
+    return losses, norm
+
+
 def accumulate_gradient(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Add up the gradients of the batches of one step, and return its loss terms.
 

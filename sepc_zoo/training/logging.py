@@ -128,8 +128,8 @@ def list_dropped(annotations: Annotations) -> list[str]:
         ("left out {} boxes and images", annotations.dropped),
         ("corrected {} entries", annotations.corrected),
     ):
-        count, first = len(problems), [f"  {line}" for line in problems[:MAX_SHOWN_DROPPED]]
-        if count:
-            more = ", the first:" if count > len(first) else ":"
-            lines += [text.format(count) + more, *first]
+        if problems:
+            more = ", the first" * (len(problems) > MAX_SHOWN_DROPPED)
+            lines.append(f"{text.format(len(problems))}{more}:")
+            lines += [f"  {problem}" for problem in problems[:MAX_SHOWN_DROPPED]]
     return lines

@@ -1,27 +1,15 @@
-"""Options of a training run, and the file that keeps them."""
+"""Options of a training run."""
 
-import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data.transforms.augmentation import Augmentation
-from sepc_zoo.errors import ConfigError, UserError
-from sepc_zoo.files import write_atomically
-from sepc_zoo.options import OptionError, Options, as_dict, from_dict, option, option_fields
+from sepc_zoo.errors import UserError
+from sepc_zoo.options import OptionError, Options, option, option_fields
 
-OPTIONS_FILE = "config.yaml"
 BALANCED = "balanced"
-MAY_CHANGE = {  # options that a resumed run may change; data are compared by their digest
-    *("data", "format", "train_split", "val_split", "drop_bad_boxes"),
-    *("epochs", "max_steps", "patience", "workers", "output", "val_interval", "log_interval"),
-    *("save_interval", "max_faults", "draw_batches", "log_with"),
-}
 FormatName = Literal["coco", "voc", "yolo", "hf"]
 Schedule = Literal["multistep", "cosine"]
 RecipeName = Literal["auto", "paper", "small", "strong"]
@@ -32,6 +20,11 @@ NOT_MODEL_KWARGS = {"num_classes", "label_names", "category_ids", "backbone_kwar
 
 class TrainError(UserError, RuntimeError):
     """A run that cannot start or go on; the message says why and what may help."""
+
+
+def by_recipe(help: str, **facts: Any) -> Any:
+    """An option that the recipe sets where it is not given."""
+    return option(None, f"{help} (default: the recipe's)", **facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +46,7 @@ class SourceOptions(FormatOptions):
         False, "leave out and list images that cannot be decoded (default: refuse)"
     )
     val_fraction: float | None = option(
-        None,
-        "share of the training images to hold out for validation (default: 0.2 where the data has "
-        "no validation split)",
-        gt=0,
-        le=0.9,
+        None, "share of the images held out (default: 0.2 without a split for it)", gt=0, le=0.9
     )
     split_seed: int = option(0, "seed of the choice of the images to hold out", ge=0)
     split_by: str | None = option(
@@ -72,16 +61,11 @@ class InputOptions(Options):
     train_split: str = option("train", "name of the training split", metavar="NAME")
     val_split: str = option("val", "name of the validation split", metavar="NAME")
     repeat_factor: float = option(
-        0.0,
-        "repeat images with classes on less than this fraction of the images, as LVIS does with "
-        "0.001 (default: none are repeated)",
-        ge=0,
-        le=1,
+        0.0, "repeat images of classes on less than this share of them (LVIS: 0.001)", ge=0, le=1
     )
     image_size: tuple[int, int] | None = option(
         None,
-        "short side and maximum long side of the resized images in pixels (default: the "
-        "model's, usually 800 1333)",
+        "short side and maximum long side of images in pixels (default: the model's)",
         ge=1,
         metavar=("SHORT", "LONG"),
     )
@@ -120,24 +104,17 @@ class ModelOptions(Options):
     )
     backbone_kwargs: dict[str, Any] = option(
         factory=dict,
-        help="arguments of timm.create_model, such as drop_path_rate=0.1, or in_chans=5 for "
-        "images of five channels",
+        help="arguments of timm.create_model, such as in_chans=5 for images of five channels",
         metavar="KEY=VALUE",
     )
-    freeze_stages: int | None = option(
-        None,
-        "freeze the stem and the first N stages of the backbone (default: the recipe's; 0 "
-        "without pretrained weights)",
-        ge=0,
-        le=4,
+    freeze_stages: int | None = by_recipe(
+        "freeze the stem and the first N stages of the backbone", ge=0, le=4
     )
     freeze: Literal["neck"] | None = option(
         None, "freeze backbone, FPN and neck, so that only the head learns (default: nothing)"
     )
     keep_classes: bool = option(
-        False,
-        "keep the classes of the trained model beside those of the data, which may have no boxes "
-        "of them",
+        False, "keep the trained model's classes, also those of which the data has no boxes"
     )
     freeze_bn: bool | None = option(
         None, "freeze the backbone's batch norm statistics (default: if it is pretrained)"
@@ -159,9 +136,7 @@ class ScheduleOptions(Options):
         "defaults of optimizer, schedule, freezing and augmentation: paper (the SEPC authors'), "
         "small (short training on few images), strong (long training); auto chooses by the data",
     )
-    epochs: int | None = option(
-        None, "number of epochs (default: the recipe's)", ge=1, exclusive="length"
-    )
+    epochs: int | None = by_recipe("number of epochs", ge=1, exclusive="length")
     max_steps: int | None = option(
         None, "number of optimizer steps, instead of --epochs", ge=1, exclusive="length"
     )
@@ -170,8 +145,7 @@ class ScheduleOptions(Options):
     )
     batch_size: int | Literal["auto"] = option(
         4,
-        "images per process and backward pass; auto takes the largest power of two that fits into "
-        "the memory",
+        "images per process and backward pass; auto: the largest power of two that fits",
         ge=1,
         metavar="N",
     )
@@ -181,24 +155,18 @@ class ScheduleOptions(Options):
         "counts of the loss terms are known beforehand or all the same, else the mean over batches",
         ge=1,
     )
-    opt: str | None = option(
-        None, "sgd, adamw or another optimizer of timm (default: the recipe's)", metavar="NAME"
-    )
-    lr: float | None = option(
-        None, "learning rate (default: the recipe's, scaled to the batch size)", ge=0
-    )
-    weight_decay: float | None = option(None, "weight decay (default: the recipe's)", ge=0)
+    opt: str | None = by_recipe("sgd, adamw or another optimizer of timm", metavar="NAME")
+    lr: float | None = by_recipe("learning rate, scaled to the batch size by default", ge=0)
+    weight_decay: float | None = by_recipe("weight decay", ge=0)
     layer_decay: float | None = option(
         None, "factor on the learning rate per stage, from the head down (default 1)", ge=0, le=1
     )
-    sched: Schedule | None = option(None, "learning rate schedule (default: the recipe's)")
+    sched: Schedule | None = by_recipe("learning rate schedule")
     warmup_steps: int | None = option(
         None, "steps of linear warm-up (default 500, at most a tenth of the run)", ge=0
     )
-    clip_grad: float | None = option(None, "maximum gradient norm (default: the recipe's)", gt=0)
-    model_ema: bool | None = option(
-        None, "keep and validate a moving average of the weights (default: the recipe's)"
-    )
+    clip_grad: float | None = by_recipe("maximum gradient norm", gt=0)
+    model_ema: bool | None = by_recipe("keep and validate a moving average of the weights")
     model_ema_decay: float = option(0.9998, "final decay of the moving average", ge=0, le=1)
 
 
@@ -209,24 +177,26 @@ class LossOptions(Options):
     class_weights: tuple[str, ...] = option(
         (),
         "weights of classes in the loss, such as cat=2 dog=0.5 (others 1); or balanced: by the "
-        "inverse of a class's frequency, 1 in the mean over all boxes",
+        "inverse frequency",
         metavar="CLASS=X",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for text in self.class_weights if self.class_weights != (BALANCED,) else ():
-            try:
-                right = 0 < float(text.rpartition("=")[2]) < math.inf and "=" in text
-            except ValueError:
-                right = False
-            if not right:
-                raise OptionError("class_weights", f"has {text!r:.80}; it must be a class=weight")
+        self.weight_of_class()
 
     def weight_of_class(self) -> dict[str, float]:
         """The weights that are given by name."""
-        pairs = [text.rpartition("=") for text in self.class_weights if text != BALANCED]
-        return {name: float(weight) for name, _, weight in pairs}
+        weights: dict[str, float] = {}
+        for text in self.class_weights if self.class_weights != (BALANCED,) else ():
+            name, _, weight = text.rpartition("=")
+            try:
+                weights[name] = float(weight)
+            except ValueError:
+                weights[name] = math.nan
+            if not (name and 0 < weights[name] < math.inf):
+                raise OptionError("class_weights", f"has {text!r:.80}; it must be a class=weight")
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +220,7 @@ class SpeedOptions(Options):
 
     channels_last: bool = option(False, "channels-last memory format, often faster with --amp")
     compile: bool = option(False, "compile the model with torch.compile")
-    grad_checkpointing: bool = option(
-        False, "recompute activations in the backward pass instead of storing them, to save memory"
-    )
+    grad_checkpointing: bool = option(False, "recompute activations, to save memory")
     deterministic: bool = option(False, "use deterministic algorithms: repeatable runs, slower")
     seed: int = option(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
 
@@ -265,13 +233,11 @@ class RunOptions(Options):
     val_interval: int = option(1, "epochs between validations", ge=1)
     log_interval: int = option(10, "steps between rows of log.csv", ge=1)
     save_interval: int = option(500, "steps between saved states to resume from", ge=1)
-    max_faults: int = option(
-        10, "stop the run after more than N unreadable images or dead workers", ge=0
-    )
+    max_faults: int = option(10, "unreadable images, or dead workers, that a run survives", ge=0)
     draw_batches: int = option(0, "number of first batches to draw as the network sees them", ge=0)
     log_with: tuple[str, ...] = option(
         ("tensorboard",),
-        "trackers of accelerate, such as tensorboard or wandb; without a name, none",
+        "trackers of accelerate, such as wandb; without a name, none",
         metavar="TRACKER",
         may_be_empty=True,
     )
@@ -303,9 +269,10 @@ class TrainOptions(
             raise OptionError("model_kwargs", f"has {unknown}; it may have {sorted(entries)}")
 
     @property
-    def augmentation(self) -> Augmentation:
-        """The options of the augmentation alone."""
-        return Augmentation(**{e.name: getattr(self, e.name) for e in option_fields(Augmentation)})
+    def augmentation(self) -> dict[str, Any]:
+        """The options of the augmentation that do something."""
+        values = {entry.name: getattr(self, entry.name) for entry in option_fields(Augmentation)}
+        return {name: value for name, value in values.items() if value}
 
     @property
     def images_per_pass(self) -> int:
@@ -320,71 +287,3 @@ class TrainOptions(
             return "detector"
         has_file = self.backbone_checkpoint is not None
         return "backbone" if self.pretrained_backbone or has_file else "nothing"
-
-
-def write_options(options: TrainOptions) -> None:
-    """Write the options to ``config.yaml`` in the run folder."""
-    text = yaml.safe_dump(as_dict(absolute(options)), sort_keys=False, allow_unicode=True)
-    path = Path(options.output) / OPTIONS_FILE
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def read_options(run: str | Path) -> TrainOptions:
-    """Read the options that a run was started with; its folder may have moved since.
-
-    Runs without ``recipe`` are older than this option, and were trained as ``paper`` says.
-
-    Raises:
-        TrainError: the folder holds no run, or an entry of its ``config.yaml`` does not fit.
-    """
-    path = Path(run) / OPTIONS_FILE
-    if not path.is_file():
-        parent = Path(run).parent
-        hint = f"; did you mean {parent}?" * (parent / OPTIONS_FILE).is_file()
-        reason = f"it has no {OPTIONS_FILE}" if Path(run).is_dir() else "there is no such folder"
-        raise TrainError(f"{run} is no run folder to resume: {reason}{hint}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            content.setdefault("recipe", "paper")
-        options = from_dict(TrainOptions, content, str(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
-        raise TrainError(f"{run} is no run folder to resume: {error}") from error
-    return dataclasses.replace(options, output=str(run))
-
-
-def check_changes(options: TrainOptions) -> None:
-    """Compare the options of a resumed run with those it was started with.
-
-    Raises:
-        TrainError: an option differs that the numbers depend on.
-    """
-    known, asked = as_dict(read_options(options.output)), as_dict(absolute(options))
-    given = {name for name, value in asked.items() if value not in (None, "auto", known[name])}
-    changed = given - MAY_CHANGE  # what is not given is what the run has settled
-    if changed:
-        raise TrainError(
-            "--resume takes the options that the run was started with, as its numbers depend on "
-            f"them, but {_flags(changed)} would change; they are in "
-            f"{Path(options.output) / OPTIONS_FILE}. Others may change: {_flags(MAY_CHANGE)}"
-        )
-
-
-def _flags(names: Iterable[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
-
-
-def absolute(options: TrainOptions) -> TrainOptions:
-    """The options with whole paths, which mean the same from any folder."""
-
-    def whole(text: str) -> str:
-        prefix, colon, path = text.rpartition("local-dir:")
-        return f"{prefix}{colon}{Path(path).absolute()}" if Path(path).exists() else text
-
-    file = options.backbone_checkpoint
-    return dataclasses.replace(
-        options,
-        data=tuple(map(whole, options.data)),
-        model=whole(options.model),
-        backbone_checkpoint=whole(file) if file else None,
-    )

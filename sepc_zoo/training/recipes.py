@@ -13,6 +13,7 @@ from torch import nn
 
 from sepc_zoo.config import DetectorConfig
 from sepc_zoo.data import Annotations
+from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.detector import Detector
@@ -125,19 +126,16 @@ def choose_recipe(
 
     The learning rate is scaled to the batches of the run. A backbone with random weights is not
     frozen.
-
-    Args:
-        data: the training images.
     """
-    images, boxes = len(data.records), len(data.records.boxes)
     batch_size = options.images_per_pass * options.grad_accum_steps * num_processes
-    per_epoch = max(1, images // batch_size)
+    length = epoch_length(repeat_factors(data, options.repeat_factor)[1])
+    per_epoch = max(1, length // batch_size)
     steps = options.max_steps or per_epoch * (options.epochs or Recipe.epochs)
     epochs = math.ceil(steps / per_epoch)
     name, reason = options.recipe, "--recipe"
     if name == "auto":
-        task = Task(images, boxes, steps, epochs, options.learned)
-        name, reason = choose_by_task(task)
+        images, boxes = len(data.records), len(data.records.boxes)
+        name, reason = choose_by_task(Task(images, boxes, steps, epochs, options.learned))
     recipe = named_recipe(name, config, options.opt)
     lr = scaled_lr(recipe, batch_size)
     if name != "paper" and options.learned == "detector":
@@ -162,11 +160,7 @@ def fill_in(options: TrainOptions, recipe: Recipe) -> TrainOptions:
 
 
 def named_recipe(name: RecipeName, config: DetectorConfig, opt: str | None = None) -> Recipe:
-    """The recipe of a name for a model.
-
-    Args:
-        opt: another optimizer, with the learning rate of ``default_recipe``.
-    """
+    """The recipe of a name for a model; another optimizer has the rates of ``default_recipe``."""
     changes = RECIPES[name]
     if opt not in (None, changes.get("opt")):
         changes = {entry: value for entry, value in changes.items() if entry not in RATE}
@@ -174,10 +168,9 @@ def named_recipe(name: RecipeName, config: DetectorConfig, opt: str | None = Non
 
 
 def default_recipe(config: DetectorConfig, opt: str | None = None) -> Recipe:
-    """Return the authors' recipe for their backbones; AdamW with a cosine for all others.
+    """The authors' recipe for their backbones; AdamW with a cosine for all others.
 
-    Args:
-        opt: another optimizer, with its own learning rate and weight decay.
+    Another optimizer brings its own learning rate and weight decay.
     """
     if config.backbone.name in AUTHORS_BACKBONES:
         clip_grad = 10.0 if config.method.name == "fsaf" else 35.0
@@ -203,9 +196,6 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Make timm's optimizer of the recipe's name, over all parameters that are not frozen.
 
     SGD is the authors': without Nesterov momentum, with weight decay for every parameter.
-
-    Raises:
-        ConfigError: timm has no optimizer of this name.
     """
     is_sgd = recipe.opt == "sgd"
     extra: dict[str, Any] = {"nesterov": False} if is_sgd else {}
@@ -261,19 +251,15 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps
     return MultiStepLRScheduler(optimizer, milestones, decay_rate=0.1, **common)
 
 
-def freeze_stages(backbone: Backbone, stages: int) -> None:
-    """Freeze the stem and the first ``stages`` stages; 0 freezes nothing.
-
-    Raises:
-        ConfigError: timm does not separate the stages of this backbone.
-    """
-    if not stages:
-        return
-    known = backbone.stages()
-    if not known[stages]:
-        have = [i for i, parameters in enumerate(known) if parameters]
-        raise ConfigError(f"--freeze-stages {stages}: this backbone has parameters in {have} only")
-    for parameters in known[: stages + 1]:
+def freeze_stages(backbone: Backbone, num_stages: int) -> None:
+    """Freeze the stem and the first stages; 0 freezes nothing."""
+    stages = backbone.stages()
+    if num_stages and not stages[num_stages]:
+        have = [i for i, parameters in enumerate(stages) if parameters]
+        raise ConfigError(
+            f"--freeze-stages {num_stages}: this backbone has parameters in {have} only"
+        )
+    for parameters in stages[: num_stages + 1] if num_stages else ():
         for parameter in parameters:
             parameter.requires_grad_(False)
 

@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sepc_zoo.config import config_to_json
+from sepc_zoo.data import Batch
 from sepc_zoo.data.resilient_loader import ResilientLoader
 from sepc_zoo.data.splitting import RUN_SPLITS, SPLIT_FILE, write_assignment
 from sepc_zoo.data.transforms.own import name_of
@@ -25,13 +27,40 @@ from sepc_zoo.training import setup
 from sepc_zoo.training.accelerator import make_accelerator, make_deterministic, make_scaler
 from sepc_zoo.training.advice import advise
 from sepc_zoo.training.callback import Callback
+from sepc_zoo.training.callbacks import make_callbacks
 from sepc_zoo.training.checkpoint import Progress, ResumeError, Stateful, digest, load_state
+from sepc_zoo.training.config_file import check_changes, write_options
+from sepc_zoo.training.inputs import class_changes, read_inputs
 from sepc_zoo.training.logging import Log, list_dropped
-from sepc_zoo.training.options import TrainError, TrainOptions, check_changes, write_options
+from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import choose_recipe, fill_in, make_optimizer, make_scheduler
-from sepc_zoo.training.resilience.async_scalars import StepResult
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER, Faults
 from sepc_zoo.training.resilience.signals import Interrupt
+from sepc_zoo.training.run_folder import MODEL_FILE, check_output
+
+
+class AsyncScalars:
+    """A device-to-host copy in flight; ``read()`` blocks until it has arrived."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=values.is_cuda)
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()
+
+
+class StepResult(NamedTuple):
+    """A step that was started, and that the host may not have waited for."""
+
+    step: int
+    batches: Sequence[Batch]
+    losses: dict[str, Tensor]
+    flags: AsyncScalars  # number of processes in which it failed, and ``host_flags`` of all
 
 
 class Run:
@@ -69,7 +98,7 @@ class Run:
         trackers: Sequence[GeneralTracker] = (),
     ) -> None:
         self.output, self.resume = Path(options.output), resume
-        setup.check_output(self.output, resume)
+        check_output(self.output, resume)
         if resume:
             check_changes(options)
         if options.deterministic:
@@ -77,7 +106,7 @@ class Run:
         log_with = [*options.log_with, *trackers]
         self.accelerator = make_accelerator(options.amp, options.cpu, log_with, self.output)
         set_seed(options.seed)
-        self.inputs = setup.read_inputs(options, resume)
+        self.inputs = read_inputs(options, resume)
         self.train_data, self.val_data, model, *_ = self.inputs
         processes = self.accelerator.num_processes
         self.recipe = choose_recipe(options, model.config, self.train_data, processes)
@@ -85,7 +114,8 @@ class Run:
         self.class_weights = setup.class_weights(options, self.train_data)
         setup.prepare_model(options, self.recipe, model, self.accelerator)
         self.detector = model
-        self.unseen_classes = setup.unseen_classes(options, self.train_data)
+        ids = self.train_data.category_ids if options.keep_classes else ()
+        self.unseen_classes = [label for label, number in enumerate(ids) if number is None]
 
         self.log = Log(self.accelerator, self.output)
         self.faults = Faults(self.output, options.max_faults, self.log)
@@ -94,22 +124,19 @@ class Run:
         val = validation_loader(self.val_data, model, options.images_per_pass, options.workers)
         self.interrupt = Interrupt()
         # Of several processes one may not leave the others alone.
-        is_alone = self.accelerator.num_processes == 1
-        waiting = self.interrupt.ends_wait if is_alone else nullcontext
+        waiting = self.interrupt.ends_wait if processes == 1 else nullcontext
         self.train_loader = ResilientLoader(train, *handlers, waiting)
         self.val_loader = ResilientLoader(val, *handlers, waiting)
         self.steps_per_epoch = math.ceil(len(train) / options.grad_accum_steps)
         self.num_steps = options.max_steps or self.recipe.epochs * self.steps_per_epoch
         self.num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)
 
-        own, self.evaluated = setup.make_callbacks(options, model)
+        own, self.evaluated = make_callbacks(options, model)
         self.callbacks = [*own, *callbacks]
         self.optimizer = make_optimizer(model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, self.num_steps)
         self.scaler = make_scaler(options.amp, self.accelerator.device)
-        self.model: nn.Module = model
-        if self.accelerator.num_processes > 1:
-            self.model = DistributedDataParallel(model)
+        self.model: nn.Module = model if processes == 1 else DistributedDataParallel(model)
         if options.compile:
             model.compile()
         set_seed(options.seed, device_specific=True)  # processes drop different paths
@@ -148,11 +175,7 @@ class Run:
         return parts | own
 
     def load(self) -> str:
-        """Load the last state of the run; return what is damaged, or "".
-
-        Raises:
-            ResumeError: there is none that fits.
-        """
+        """Load the last state of the run; return what is damaged, or ""."""
         damage, progress = load_state(self.stateful_parts(), self.output), self.progress
         self.saved_step = progress.step
         if (metrics := self.output / "last" / "metrics.json").is_file():
@@ -172,38 +195,42 @@ class Run:
 
         Call it while the run folder is locked.
         """
-        setup.check_output(self.output, self.resume)  # another run may have just ended
+        check_output(self.output, self.resume)  # another run may have just ended
         damage = self.load() if self.resume else ""
         progress = self.progress
         if self.accelerator.is_main_process:
             remove_temporary(self.output)
             write_options(self.options)
-            if self.saved_step is None:
-                if self.inputs.is_divided:
-                    parts = self.train_data.records, self.val_data.records
-                    splits = zip(RUN_SPLITS, parts, strict=True)
-                    files = {name: map(own.path, range(len(own))) for name, own in splits}
-                    write_assignment(self.output / SPLIT_FILE, files)
-                write_json(self.output / setup.MODEL_FILE, config_to_json(self.detector.config))
-                # A run that ended before its first save may have left these.
-                shutil.rmtree(self.output / SKIPPED_FOLDER, ignore_errors=True)
-                for file in (self.log.steps, self.log.metrics, self.faults.file):
-                    file.path.unlink(missing_ok=True)
+            if not self.resume:
+                self.write_first_files()
         self.faults.step = progress.step
         self.faults.file.keep(lambda row: int(row["step"]) <= progress.step)
         self.log.begin(progress.step, progress.epoch, self.num_steps)
         # TensorBoard drops the steps that will be repeated.
         purge = {"tensorboard": {"purge_step": progress.step + 1}}
         self.accelerator.init_trackers("tracking", init_kwargs=purge)
-        names = self.detector.config.label_names
-        news = setup.class_changes(self.options, names) if self.saved_step is None else []
-        if self.saved_step is None:
-            news += advise(self.options, self.detector.config, self.train_data)
+        lines = [damage] if damage else []
+        lines += self.inputs.notes + list_dropped(self.train_data) + list_dropped(self.val_data)
+        if not self.resume:
+            config = self.detector.config
+            lines += class_changes(self.options, config.label_names)
+            lines += advise(self.options, config, self.train_data)
         if self.saved_step == self.num_steps and progress.epoch == self.num_epochs:
-            news.append(
+            lines.append(
                 f"the run is complete, with all of its {self.num_steps} steps; to train on, give "
                 "more --epochs or --max-steps"
             )
-        told = [line for own in (self.train_data, self.val_data) for line in list_dropped(own)]
-        for line in (*([damage] if damage else []), *self.inputs.notes, *told, *news):
+        for line in lines:
             self.log.say(line)
+
+    def write_first_files(self) -> None:
+        """Write what a resumed run reads; a run that ended before its first save may have more."""
+        if self.inputs.is_divided:
+            parts = self.train_data.records, self.val_data.records
+            splits = zip(RUN_SPLITS, parts, strict=True)
+            files = {name: map(own.path, range(len(own))) for name, own in splits}
+            write_assignment(self.output / SPLIT_FILE, files)
+        write_json(self.output / MODEL_FILE, config_to_json(self.detector.config))
+        shutil.rmtree(self.output / SKIPPED_FOLDER, ignore_errors=True)
+        for file in (self.log.steps, self.log.metrics, self.faults.file):
+            file.path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Tables for the terminal: what a run is about to do, and how it went."""
+"""What a run is about to do, and how it went, for the terminal and the model card."""
 
-from dataclasses import asdict
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -12,10 +12,9 @@ from sepc_zoo.data import Annotations
 from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.options import default_text
-from sepc_zoo.terminal import make_console
+from sepc_zoo.terminal import make_console, shorten
 from sepc_zoo.training.recipes import warmup_steps
 from sepc_zoo.training.run import Run
-from sepc_zoo.training.setup import shorten
 
 
 def describe(run: Run) -> dict[str, str]:
@@ -46,9 +45,7 @@ def describe(run: Run) -> dict[str, str]:
         "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g}, warm-up "
         f"{warmup_steps(recipe, run.num_steps)} steps, gradient norm at most {recipe.clip_grad:g}",
         "augmentation": ", ".join(
-            f"{name} {default_text(value)}"
-            for name, value in asdict(options.augmentation).items()
-            if value
+            f"{name} {default_text(value)}" for name, value in options.augmentation.items()
         ),
         "class weights": _class_weights(run),
         "batch norm": _batch_norm(run),
@@ -77,6 +74,24 @@ def show(rows: dict[str, str]) -> None:
         if text:
             table.add_row(f"[bold]{name}[/]", escape(text))
     make_console().print(table)
+
+
+def training_facts(run: Run) -> dict[str, Any]:
+    """Facts about the training for the model card; no paths."""
+    recipe, options = run.recipe, run.options
+    names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
+    return {
+        "steps": f"{run.progress.step} of {recipe.batch_size} images",
+        "images": f"{len(run.train_data.records)} for training, {len(run.val_data.records)} for "
+        "validation",
+        "lr": f"{recipe.lr:.3g}",
+        **{name: getattr(recipe, name) for name in names},
+        "augmentation": options.augmentation,
+        "class weights": " ".join(options.class_weights) or "all 1",
+        "precision": options.amp or "float32",
+        "moving average of weights": options.model_ema,
+        "seed": options.seed,
+    }
 
 
 def repeated_classes(run: Run) -> str:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -26,18 +25,16 @@ from sepc_zoo.ops.distributed import sum_over_processes
 from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.callbacks import draw_inputs
 from sepc_zoo.training.checkpoint import save_state
-from sepc_zoo.training.dry_run import settle_batch_size
-from sepc_zoo.training.gradients import accumulate_gradient, clip_and_step
+from sepc_zoo.training.dry_run import list_needs, settle_batch_size
+from sepc_zoo.training.gradients import update_weights
 from sepc_zoo.training.logging import quiet_tracker_threads
-from sepc_zoo.training.needs import list_needs
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.recipes import set_train_mode
-from sepc_zoo.training.resilience.async_scalars import AsyncScalars, StepResult, max_in_flight
 from sepc_zoo.training.resilience.faults import FaultError, any_not_finite
-from sepc_zoo.training.resilience.lock import locked
 from sepc_zoo.training.resilience.signals import SIGNALS, Interrupted, WaitEnded
-from sepc_zoo.training.run import Run
-from sepc_zoo.training.summary import describe, show, show_end
+from sepc_zoo.training.run import AsyncScalars, Run, StepResult
+from sepc_zoo.training.run_folder import locked
+from sepc_zoo.training.summary import describe, show, show_end, training_facts
 
 
 def train(
@@ -47,15 +44,9 @@ def train(
     transform: Transform | None = None,
     trackers: Sequence[GeneralTracker] = (),
 ) -> dict[str, Any]:
-    """Train a model, validate it after each epoch, and write a run folder.
+    """Train a model, validate it after each epoch, and write a run folder; arguments as in ``Run``.
 
     It can be called from any thread; signals save the run where that is the main one.
-
-    Args:
-        resume: continue the run in ``options.output``.
-        callbacks: called at the moments of the run, after the run's own.
-        transform: applied to training images before the run's own.
-        trackers: trackers of accelerate beside those of the options.
 
     Returns:
         The metrics of the last validation, and ``best_AP``.
@@ -133,17 +124,13 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
     """
     statistics = batch_statistics(run.detector)
     before = [buffer.clone() for buffer in statistics]
-    losses = accumulate_gradient(run, batches)
-    norm = clip_and_step(
-        run.model, run.optimizer, run.scaler, run.recipe.clip_grad, run.options.amp
-    )
+    losses, norm = update_weights(run, batches)
     # With fp16, infinite gradients are usual until the scaler has found its scale.
     checked = [*losses.values()] if run.options.amp == "fp16" else [*losses.values(), norm]
     flags = sum_over_processes(torch.cat([any_not_finite(checked), host_flags(run)]))
     failed = flags[0] > 0
     for buffer, saved in zip(statistics, before, strict=True):
         buffer.copy_(torch.where(failed, saved, buffer))
-    run.optimizer.zero_grad()
     run.progress.step += 1
     run.scheduler.step_update(run.progress.step)
     run.in_flight.append(StepResult(run.progress.step, batches, losses, AsyncScalars(flags)))
@@ -151,7 +138,6 @@ def train_step(run: Run, batches: Sequence[Batch]) -> None:
 
 
 def call(run: Run, moment: str, *args: Any) -> None:
-    """Call a method of all callbacks."""
     for callback in run.callbacks:
         getattr(callback, moment)(run, *args)
 
@@ -203,6 +189,11 @@ def finish_step(run: Run, log: bool = False, save: bool = False) -> None:
     if save or any(signals):
         save_run(run)
     end_on_signal(run, signals)
+
+
+def max_in_flight(device: torch.device) -> int:
+    """How many steps the host may start before it reads how they went."""
+    return 1 if device.type == "cuda" else 0
 
 
 def end_on_signal(run: Run, signals: Sequence[float]) -> None:
@@ -300,21 +291,3 @@ def validate(run: Run, epoch: int) -> None:
     run.metrics = metrics
     call(run, "after_validation", metrics)
     run.accelerator.wait_for_everyone()
-
-
-def training_facts(run: Run) -> dict[str, Any]:
-    """Facts about the training for the model card; no paths."""
-    recipe, options = run.recipe, run.options
-    names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
-    return {
-        "steps": f"{run.progress.step} of {recipe.batch_size} images",
-        "images": f"{len(run.train_data.records)} for training, {len(run.val_data.records)} for "
-        "validation",
-        "lr": f"{recipe.lr:.3g}",
-        **{name: getattr(recipe, name) for name in names},
-        "augmentation": {k: v for k, v in asdict(options.augmentation).items() if v},
-        "class weights": " ".join(options.class_weights) or "all 1",
-        "precision": options.amp or "float32",
-        "moving average of weights": options.model_ema,
-        "seed": options.seed,
-    }

@@ -7,7 +7,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,15 +22,17 @@ from sepc_zoo.terminal import say
 from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.checkpoint import STATE_FILE
+from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.dry_run import release_memory, settle_batch_size
-from sepc_zoo.training.options import NOT_MODEL_KWARGS, TrainOptions, read_options
+from sepc_zoo.training.inputs import read_inputs
+from sepc_zoo.training.options import NOT_MODEL_KWARGS, TrainOptions
 from sepc_zoo.training.recipes import choose_recipe
 from sepc_zoo.training.resilience.signals import Interrupted
-from sepc_zoo.training.setup import read_inputs
 from sepc_zoo.training.trainer import train
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
     from sepc_zoo.training.run import Run
@@ -48,38 +50,11 @@ class TuneError(UserError, RuntimeError):
     """A search that cannot start or go on."""
 
 
-@dataclass(frozen=True)
-class Dimension:
-    """What a trial chooses for an option of a run, or for an entry of the model's config."""
-
-    name: str
-    values: tuple[Any, ...]  # lowest and highest number, or all choices
-    is_range: bool
-
-    def suggest(self, trial: Trial) -> Any:
-        if not self.is_range:
-            return trial.suggest_categorical(self.name, self.values)
-        low, high = self.values
-        log = low > 0 and high / low >= LOG_RATIO
-        is_whole = isinstance(low, int) and isinstance(high, int)
-        suggest: Any = trial.suggest_int if is_whole else trial.suggest_float
-        return suggest(self.name, low, high, log=log)
-
-    def has(self, value: Any) -> bool:
-        if not self.is_range:
-            return value in self.values
-        return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
-
-
 class Prune(Callback):
-    """Report the AP of each validation to the study, and stop a run that falls behind.
-
-    Args:
-        trial: in the main process; None in all others.
-    """
+    """Report the AP of each validation to the study, and stop a run that falls behind."""
 
     def __init__(self, trial: Trial | None) -> None:
-        self.trial = trial
+        self.trial = trial  # None in all processes but the main one
         self.pruned = False
 
     def after_validation(self, run: Run, metrics: Mapping[str, Any]) -> None:
@@ -117,22 +92,23 @@ def tune(
             another search, or the first trials all failed.
         Interrupted: SIGINT or SIGTERM arrived; the study and the run of its trial were saved.
     """
+    if find_spec("optuna") is None:
+        raise TuneError('tune needs Optuna: pip install "sepc_zoo[tune]"')
     processes = start_processes(options.cpu)
     asked, options = options, settle_batch_size(options)
     defaults = default_values(options, processes.num_processes)
-    dimensions = [read_dimension(text, defaults) for text in space]
+    dimensions = dict(read_dimension(text, defaults) for text in space)
     study = trial = chosen = number = None
     with ExitStack() as stack:
         if processes.is_main_process:
             study = open_study(asked, space, stack)
-            inside = [d.name for d in dimensions if d.has(defaults[d.name])]
+            inside = [name for name, d in dimensions.items() if contains(d, defaults[name])]
             if not study.trials:
                 study.enqueue_trial({name: defaults[name] for name in inside})
         while True:
             if study is not None:
-                trial = next_trial(study, num_trials)
-                chosen = trial and {d.name: d.suggest(trial) for d in dimensions}
-                number = trial and trial.number
+                trial = next_trial(study, num_trials, dimensions)
+                chosen, number = (trial.params, trial.number) if trial else (None, None)
             chosen, number = broadcast_object_list([chosen, number])
             if number is None:
                 return study
@@ -171,17 +147,11 @@ def run_trial(study: Study | None, trial: Trial | None, options: TrainOptions) -
 
 
 def open_study(options: TrainOptions, space: Sequence[str], stack: ExitStack) -> Study:
-    """Open the study in the folder of the options, or start it; ``stack`` keeps its lock.
+    """Open the study in the folder of the options, or start it; ``stack`` keeps its lock."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
 
-    Raises:
-        TuneError: Optuna is missing, or the folder is in use or that of another search.
-    """
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        raise TuneError('tune needs Optuna: pip install "sepc_zoo[tune]"') from error
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -212,7 +182,9 @@ def open_study(options: TrainOptions, space: Sequence[str], stack: ExitStack) ->
     return study
 
 
-def next_trial(study: Study, num_trials: int) -> Trial | None:
+def next_trial(
+    study: Study, num_trials: int, dimensions: dict[str, BaseDistribution]
+) -> Trial | None:
     """The trial that was interrupted, or a new one; None if there are enough."""
     from optuna.trial import Trial, TrialState
 
@@ -220,7 +192,7 @@ def next_trial(study: Study, num_trials: int) -> Trial | None:
     if interrupted:
         return Trial(study, interrupted[0]._trial_id)
     finished = sum(trial.state.is_finished() for trial in study.trials)
-    return study.ask() if finished < num_trials else None
+    return study.ask(dimensions) if finished < num_trials else None
 
 
 def trial_options(options: TrainOptions, chosen: Mapping[str, Any], number: int) -> TrainOptions:
@@ -237,12 +209,10 @@ def trial_options(options: TrainOptions, chosen: Mapping[str, Any], number: int)
     return dataclasses.replace(options, **own)
 
 
-def read_dimension(text: str, defaults: Mapping[str, Any]) -> Dimension:
-    """Read a part of the space, such as ``lr``, ``lr=1e-4:1e-2`` or ``opt=sgd,adamw``.
+def read_dimension(text: str, defaults: Mapping[str, Any]) -> tuple[str, BaseDistribution]:
+    """Read a part of the space, such as ``lr``, ``lr=1e-4:1e-2`` or ``opt=sgd,adamw``."""
+    from optuna.distributions import CategoricalDistribution
 
-    Raises:
-        OptionError: there is no such option or entry, or it has no such values.
-    """
     name, separator, given = text.partition("=")
     default, hint = defaults.get(name), strip_none(typing.get_type_hints(TrainOptions).get(name))
     if name not in defaults:
@@ -254,17 +224,31 @@ def read_dimension(text: str, defaults: Mapping[str, Any]) -> Dimension:
         numbers = all(type(value) in (int, float) for value in values)
         if is_range and not (len(values) == 2 and numbers and values[0] < values[1]):
             raise OptionError("space", f"has {text!r:.80}; a range is LOWEST:HIGHEST")
-        return Dimension(name, values, is_range)
+        return name, number_range(*values) if is_range else CategoricalDistribution(values)
     if hint is bool:
-        return Dimension(name, (False, True), is_range=False)
+        return name, CategoricalDistribution((False, True))
     if typing.get_origin(hint) is Literal:
-        return Dimension(name, typing.get_args(hint), is_range=False)
+        return name, CategoricalDistribution(typing.get_args(hint))
     if name in RELATIVE and default:
         limit = OPTIONS[name].metadata["option"].le or 10 * default
-        values = (hint(default / 10), hint(min(10 * default, limit)))
-        return Dimension(name, values, is_range=True)
+        return name, number_range(hint(default / 10), hint(min(10 * default, limit)))
     ways = f"write {name}=LOWEST:HIGHEST or {name}=A,B,C"
     raise OptionError("space", f"has {name!r:.80} without values; {ways}")
+
+
+def number_range(low: float, high: float) -> BaseDistribution:
+    """Numbers of a range, by their logarithm where it is wide; whole ones between whole ones."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    kind: Any = IntDistribution if type(low) is type(high) is int else FloatDistribution
+    return kind(low, high, log=low > 0 and high / low >= LOG_RATIO)
+
+
+def contains(dimension: Any, value: Any) -> bool:
+    """Whether a trial may choose a value."""
+    if hasattr(dimension, "choices"):
+        return value in dimension.choices
+    return isinstance(value, int | float) and dimension.low <= value <= dimension.high
 
 
 def default_values(options: TrainOptions, num_processes: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from sepc_zoo.data.transforms.own import TransformError
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.options import as_dict, option_fields
 from sepc_zoo.training.checkpoint import ResumeError
-from sepc_zoo.training.options import TrainError, TrainOptions, read_options
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.resilience.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

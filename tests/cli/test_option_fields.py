@@ -19,7 +19,8 @@ from sepc_zoo.options import (
     option_fields,
     option_groups,
 )
-from sepc_zoo.training.options import TrainError, TrainOptions, read_options, write_options
+from sepc_zoo.training.config_file import read_options, write_options
+from sepc_zoo.training.options import TrainError, TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)

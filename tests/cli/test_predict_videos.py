@@ -14,7 +14,7 @@ from videos import av, cut, damage, make_video, read_video, sound_of
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.factory import load_model
 from sepc_zoo.inference import video
-from sepc_zoo.inference.video import VideoWriter
+from sepc_zoo.inference.video_writer import VideoWriter
 
 
 @pytest.fixture(scope="session")

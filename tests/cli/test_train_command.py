@@ -9,7 +9,8 @@ from commands import assert_refused, call
 
 from sepc_zoo.cli import train
 from sepc_zoo.options import as_dict
-from sepc_zoo.training.options import TrainOptions, read_options, write_options
+from sepc_zoo.training.config_file import read_options, write_options
+from sepc_zoo.training.options import TrainOptions
 
 
 def train_flags(data, output, *more):

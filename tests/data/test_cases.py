@@ -140,7 +140,7 @@ def test_a_case_is_found_by_the_check(name, shared_cases):
 
 @pytest.mark.parametrize("name", NOTES)
 def test_a_case_is_told_before_training(name, shared_cases, tmp_path):
-    from sepc_zoo.training.setup import read_inputs
+    from sepc_zoo.training.inputs import read_inputs
 
     inputs = read_inputs(options(shared_cases / name, tmp_path / "run"), resume=False)
     assert len(inputs.notes) == 1

@@ -108,7 +108,7 @@ def dataset():
     def noise(image, target):
         return torch.randint_like(image, 256), target
 
-    return RandomImages(annotations(IMAGES[: len(FACTORS)]), noise, seed=3)
+    return RandomImages(annotations(IMAGES[: len(FACTORS)]), noise, seed=3, factors=FACTORS)
 
 
 def test_copies_of_an_image_are_augmented_in_different_ways(dataset):
@@ -119,16 +119,16 @@ def test_copies_of_an_image_are_augmented_in_different_ways(dataset):
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(dataset):
-    first = list(EpochSampler(dataset, 0, FACTORS))
-    assert list(EpochSampler(dataset, 0, FACTORS)) == first
-    assert list(EpochSampler(dataset, 1, FACTORS)) != first
+    first = list(EpochSampler(dataset, 0))
+    assert list(EpochSampler(dataset, 0)) == first
+    assert list(EpochSampler(dataset, 1)) != first
     dataset.set_epoch(1)
-    assert list(EpochSampler(dataset, 0, FACTORS)) != first
+    assert list(EpochSampler(dataset, 0)) != first
 
 
 def load(dataset, workers=0):
     how = {"seed": 0, "workers": workers, "multiple": 8, "drop_last": False}
-    return make_loader(dataset, 2, shuffle=True, factors=FACTORS, **how)
+    return make_loader(dataset, 2, shuffle=True, **how)
 
 
 def ids(batches):
@@ -153,3 +153,14 @@ def test_an_epoch_goes_on_where_it_was_left(dataset):
     for batch, other in zip(rest, expected, strict=True):
         assert ids([batch]) == ids([other])
         assert torch.equal(batch.images, other.images)
+
+
+def test_partners_of_a_mix_come_as_often_as_their_factor(dataset):
+    torch.manual_seed(0)
+    drawn = [dataset.draw()[1]["image_id"] for _ in range(4000)]
+    counts = torch.tensor(drawn).bincount(minlength=len(FACTORS)).double()
+    torch.testing.assert_close(counts / len(drawn), FACTORS / FACTORS.sum(), atol=0.02, rtol=0)
+
+
+def test_a_subset_keeps_the_factors_of_its_images(dataset):
+    assert torch.equal(dataset.subset([4, 2]).factors, FACTORS[[4, 2]])

@@ -1,4 +1,4 @@
-"""Writes sepc_zoo/api/keywords.py: the options as keyword arguments, for type checkers and editors.
+"""Writes sepc_zoo/api/keywords.pyi: the options as keyword arguments, for type checkers alone.
 
 Start it after a change of options: ``python tests/helpers/keywords.py``.
 """
@@ -11,21 +11,18 @@ from sepc_zoo.api.options import EvaluationOptions
 from sepc_zoo.options import PATHS, is_union, option_fields, strip_none
 from sepc_zoo.training.options import TrainOptions
 
-FILE = Path(sepc_zoo.__file__).parent / "api" / "keywords.py"
+FILE = Path(sepc_zoo.__file__).parent / "api" / "keywords.pyi"
 CLASSES_OF = {"train": TrainOptions, "validate": EvaluationOptions}
 NAMED = {"train": (), "validate": ("data", "split")}  # options that the functions name themselves
 # Trackers may be objects, which no file of options can name.
 SPECIAL = {"log_with": "str | GeneralTracker | Sequence[str | GeneralTracker]"}
 HEAD = '''"""Options as keyword arguments, for type checkers; made by tests/helpers/keywords.py."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
-if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker
 
 Source = str | os.PathLike[str]
 '''
@@ -51,22 +48,18 @@ def annotation(hint, is_path):
 
 def content():
     """The text of the file."""
-    parts = [HEAD]
+    lines = [HEAD]
     for function, cls in CLASSES_OF.items():
         hints = typing.get_type_hints(cls)
-        parts += [
-            "",
-            "",
-            f"class {function.title()}Keywords(TypedDict, total=False):",
-            f'    """The options of ``{cls.__name__}``."""',
-            "",
-        ]
+        lines += [f"class {function.title()}Keywords(TypedDict, total=False):"]
+        lines += [f'    """The options of ``{cls.__name__}``."""', ""]
         for entry in option_fields(cls):
             if entry.name not in NAMED[function]:
                 is_path = entry.metadata["option"].metavar in PATHS
                 kind = SPECIAL.get(entry.name) or annotation(hints[entry.name], is_path)
-                parts.append(f"    {entry.name}: {kind}")
-    return "\n".join(parts).replace("\n\n\n\n", "\n\n\n") + "\n"
+                lines.append(f"    {entry.name}: {kind}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

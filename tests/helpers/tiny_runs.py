@@ -9,13 +9,15 @@ import sys
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
+import pytest
 import torch
 
 from sepc_zoo.training import checkpoint
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.checkpoint import STATE_FILE
-from sepc_zoo.training.options import TrainOptions, read_options
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.options import TrainOptions
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.trainer import train
 
@@ -90,6 +92,21 @@ def crash_at(monkeypatch, step):
         raise MemoryError
 
     before_step(monkeypatch, step, crash)
+
+
+def train_until(step, options, **how):
+    """Train until SIGTERM arrives at the start of a step, which is made and saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(Interrupted, match=f"saved after step {step};"):
+            train(options, **how)
+
+
+def train_until_crash(step, options):
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, step)
+        with pytest.raises(MemoryError):
+            train(options)
 
 
 def start_process(options, moment=None, resumed=False):

@@ -9,14 +9,10 @@ from PIL import Image
 
 from sepc_zoo.config import ConfigError
 from sepc_zoo.data.images import ImageError, list_images
-from sepc_zoo.inference.bulk import (
-    FileList,
-    find_files,
-    picture_path,
-    predict_files,
-    video_path,
-)
+from sepc_zoo.inference.bulk import picture_path, predict_files
+from sepc_zoo.inference.sources import FileList, find_files
 from sepc_zoo.inference.tta import Views
+from sepc_zoo.inference.video_writer import video_path
 
 
 @pytest.fixture

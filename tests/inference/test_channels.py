@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from sepc_zoo.config import override
-from sepc_zoo.inference.bulk import FileList, predict_files
+from sepc_zoo.inference.bulk import predict_files
 from sepc_zoo.inference.predictor import predict
+from sepc_zoo.inference.sources import FileList
 from sepc_zoo.inference.tta import Views
 from sepc_zoo.registry import model_config
 

@@ -1,12 +1,14 @@
 import itertools
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sepc_zoo.config import ConfigError, override
 from sepc_zoo.data.images import ImageError, list_images, read_image
-from sepc_zoo.inference.loader import ImageFiles, image_loader, share_of_batches
+from sepc_zoo.inference import loader
+from sepc_zoo.inference.loader import ImageFiles, image_loader
 from sepc_zoo.inference.tta import Views
 
 
@@ -17,12 +19,18 @@ def files(shapes, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("length", [0, 1, 4, 5, 8, 9, 91])
-def test_processes_share_the_batches_of_a_single_one(length, processes):
+def test_processes_share_the_batches_of_a_single_one(length, processes, monkeypatch):
     """Each batch once, also where there are fewer batches than processes."""
-    alone = share_of_batches(length, 4, 0, 1)
+
+    def share(rank, number):
+        process = SimpleNamespace(process_index=rank, num_processes=number)
+        monkeypatch.setattr(loader, "PartialState", lambda: process)
+        return image_loader(range(length), 4, 0).batch_sampler
+
+    alone = share(0, 1)
     assert list(itertools.chain(*alone)) == list(range(length))
     assert {len(batch) for batch in alone[:-1]} <= {4}
-    shares = [share_of_batches(length, 4, rank, processes) for rank in range(processes)]
+    shares = [share(rank, processes) for rank in range(processes)]
     assert sorted(itertools.chain(*shares)) == alone
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -31,8 +39,8 @@ def test_processes_share_the_batches_of_a_single_one(length, processes):
 def test_a_loader_gives_the_views_of_every_image_and_draws_no_random_numbers(workers, model, files):
     before = torch.get_rng_state()
     views = Views(flip=True)
-    loader = image_loader(ImageFiles(files, model.config, views), 3, workers)
-    images = list(itertools.chain(*loader))
+    batches = image_loader(ImageFiles(files, model.config, views), 3, workers)
+    images = list(itertools.chain(*batches))
     assert torch.equal(torch.get_rng_state(), before)
     assert [image.position for image in images] == list(range(len(files)))
     for image, file in zip(images, files, strict=True):

@@ -22,7 +22,9 @@ from sepc_zoo.errors import UserError
 from sepc_zoo.inference import video as module
 from sepc_zoo.inference.drawing import draw_boxes
 from sepc_zoo.inference.predictor import detect, predict, stream
-from sepc_zoo.inference.video import Video, VideoError, VideoWriter, is_video, without_password
+from sepc_zoo.inference.preprocess import without_password
+from sepc_zoo.inference.video import Video, VideoError, is_video
+from sepc_zoo.inference.video_writer import VideoWriter
 
 
 @pytest.fixture

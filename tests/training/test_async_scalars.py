@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_faults import spoil_gradient, spoil_image
-from tiny_runs import before_step, interrupt_at, options, read_log, read_losses, resume, state_of
+from tiny_runs import before_step, options, read_log, read_losses, resume, state_of, train_until
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from waits import Waits
@@ -14,7 +14,6 @@ from sepc_zoo.methods import targets as targets_module
 from sepc_zoo.methods.targets import collate_targets
 from sepc_zoo.models import dense
 from sepc_zoo.training import trainer as engine
-from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -47,12 +46,9 @@ def test_a_run_is_the_same_when_the_host_is_ahead(shapes, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("ahead")
-def test_a_host_that_is_ahead_saves_on_a_signal_and_goes_on(shapes, tmp_path, monkeypatch):
+def test_a_host_that_is_ahead_saves_on_a_signal_and_goes_on(shapes, tmp_path):
     asked = options(shapes, tmp_path, max_steps=8, epochs=None, val_interval=9)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted, match="saved after step 3"):
-            train(asked)
+    train_until(3, asked)
     assert state_of(tmp_path)["progress"]["step"] == 3
     resume(tmp_path)
     assert state_of(tmp_path)["progress"]["step"] == 8

@@ -6,12 +6,12 @@ from threading import Thread
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
-from tiny_runs import interrupt_at, options, read_log, read_losses, resume, state_of
+from tiny_runs import options, read_log, read_losses, resume, state_of, train_until
 
 from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.options import TrainError
-from sepc_zoo.training.resilience.signals import SIGNALS, Interrupt, Interrupted
+from sepc_zoo.training.resilience.signals import SIGNALS, Interrupt
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -102,12 +102,9 @@ class CountSteps(Callback):
         self.count = state["count"]
 
 
-def test_the_state_of_a_callback_is_saved_with_the_run(shapes, tmp_path, monkeypatch):
+def test_the_state_of_a_callback_is_saved_with_the_run(shapes, tmp_path):
     asked, count = options(shapes, tmp_path), CountSteps()
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted):
-            train(asked, callbacks=[CountSteps()])
+    train_until(3, asked, callbacks=[CountSteps()])
     train(asked, resume=True, callbacks=[count])
     assert count.count == 4
 

@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from tiny_runs import before_step, interrupt_at, options, resume, state_of
+from tiny_runs import before_step, options, resume, state_of, train_until
 
 from sepc_zoo.checkpoints.folder import read_config
 from sepc_zoo.cli import main
 from sepc_zoo.options import OptionError
-from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.trainer import train
 
@@ -43,13 +42,10 @@ def test_boxes_get_the_weight_of_their_class(shapes, tmp_path, monkeypatch):
     assert any(2.5 in target["weights"] for target in seen)
 
 
-def test_a_run_with_weights_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch):
+def test_a_run_with_weights_goes_on_bit_for_bit(shapes, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train(options(shapes, whole, class_weights=("balanced",)))
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted):
-            train(options(shapes, halves, class_weights=("balanced",)))
+    train_until(3, options(shapes, halves, class_weights=("balanced",)))
     resume(halves)
     for ours, theirs in zip(
         state_of(halves)["model"].values(), state_of(whole)["model"].values(), strict=True

@@ -5,14 +5,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from tiny_runs import copy_of, edit_json, interrupt_at, options, read_log, read_losses, resume
+from tiny_runs import copy_of, edit_json, options, read_log, read_losses, resume, train_until
 
 from sepc_zoo.cli import main
 from sepc_zoo.data import DataError
 from sepc_zoo.data.splitting import SPLIT_FILE, read_assignment
-from sepc_zoo.training.options import read_options
-from sepc_zoo.training.resilience.signals import Interrupted
-from sepc_zoo.training.setup import read_inputs
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.inputs import read_inputs
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -73,12 +72,9 @@ def test_a_resumed_run_keeps_its_images_although_the_data_grew(undivided, tmp_pa
     assert "1 images are not in it and left out" in again.notes[0]
 
 
-def test_an_interrupted_run_goes_on_with_the_same_images(undivided, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_with_the_same_images(undivided, tmp_path):
     train(options(undivided, tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 2)
-        with pytest.raises(Interrupted):
-            train(options(undivided, tmp_path / "run"))
+    train_until(2, options(undivided, tmp_path / "run"))
     resume(tmp_path / "run")
     assert read_losses(tmp_path / "whole")[-1] == read_losses(tmp_path / "run")[-1]
     assert split_of(tmp_path / "whole") == split_of(tmp_path / "run")

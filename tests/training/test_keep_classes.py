@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tiny_runs import interrupt_at, options, resume, state_of
+from tiny_runs import options, resume, state_of, train_until
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.config import ConfigError
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.training.gradients import detach_classes
-from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.trainer import train
 
@@ -53,13 +52,10 @@ def test_what_the_data_lacks_is_detected_as_before(old, shapes, tmp_path):
     assert not torch.equal(new[..., 0], logits[..., 0])  # stars are in the data
 
 
-def test_a_run_with_kept_classes_resumes_as_it_was(old, shapes, tmp_path, monkeypatch):
+def test_a_run_with_kept_classes_resumes_as_it_was(old, shapes, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tuned(old, shapes, whole))
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1)
-        with pytest.raises(Interrupted):
-            train(tuned(old, shapes, parts))
+    train_until(1, tuned(old, shapes, parts))
     resume(parts)
     first, second = (state_of(run)["model"] for run in (whole, parts))
     assert all(torch.equal(first[key], second[key]) for key in first)

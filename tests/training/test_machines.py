@@ -14,7 +14,7 @@ import torch
 from process_pair import free_port
 from tiny_runs import options, read_log, state_of
 
-from sepc_zoo.training.options import read_options
+from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.trainer import is_lost_connection, train
 
 REPO = Path(__file__).parents[2]

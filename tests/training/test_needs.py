@@ -8,7 +8,7 @@ import pytest
 from commands import call
 from tiny_runs import options
 
-from sepc_zoo.training.needs import list_needs
+from sepc_zoo.training.dry_run import list_needs
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.trainer import train
 

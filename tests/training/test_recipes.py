@@ -1,3 +1,4 @@
+import math
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -47,13 +48,13 @@ def lr_by_step(total_steps, **recipe):
     return rates
 
 
-def recipe_for(images=100, processes=1, name="retinanet_r50_sepc", **changes):
-    """The recipe of a run on images with two boxes each."""
+def recipe_for(images=100, processes=1, name="retinanet_r50_sepc", classes=1, **changes):
+    """The recipe of a run on images with two boxes each, of the same class."""
     counts, column = [2] * images, np.zeros(2 * images)
-    bbox = np.zeros((2 * images, 4))
+    labels, bbox = np.arange(images).repeat(2) % classes, np.zeros((2 * images, 4))
     sizes, paths = [(8, 8)] * images, ["1.jpg"] * images
-    records = Records.make(range(images), sizes, paths, counts, bbox, column, column, column, bbox)
-    data = Annotations(records, ("cat",), (1,))
+    records = Records.make(range(images), sizes, paths, counts, bbox, labels, column, column, bbox)
+    data = Annotations(records, tuple(map(str, range(classes))), tuple(range(classes)))
     options = TrainOptions(data="d", model=name, output="o", **changes)
     return choose_recipe(options, model_config(name), data, processes)
 
@@ -157,6 +158,14 @@ def test_few_images_get_more_epochs_unless_the_length_is_given():
     assert recipe_for(images=40, batch_size=4).epochs == steps / 10
     assert recipe_for(images=2 * steps, batch_size=4).epochs == Recipe.epochs
     assert recipe_for(images=40, batch_size=4, epochs=3).epochs == 3
+
+
+def test_repeated_images_make_an_epoch_longer_and_a_run_of_fewer_epochs():
+    """One of 40 classes is on each image: at a threshold of 4/40 each comes twice."""
+    asked = {"images": 40, "classes": 40, "batch_size": 1}
+    steps = RECIPES["small"]["min_steps"]
+    assert recipe_for(**asked).epochs == math.ceil(steps / 40)
+    assert recipe_for(**asked, repeat_factor=4 / 40 + 1e-9).epochs == math.ceil(steps / 80)
 
 
 def test_a_trained_detector_is_finetuned_at_a_lower_rate():

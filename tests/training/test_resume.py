@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny_runs import (
     copy_of,
-    crash_at,
     edit_json,
     interrupt_at,
     options,
@@ -22,12 +21,15 @@ from tiny_runs import (
     resume,
     start_process,
     state_of,
+    train_until,
+    train_until_crash,
 )
 
 from sepc_zoo.factory import load_model
 from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.checkpoint import PREVIOUS_FILE, STATE_FILE, ResumeError
-from sepc_zoo.training.options import TrainError, read_options
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.options import TrainError
 from sepc_zoo.training.resilience.signals import Interrupt, Interrupted
 from sepc_zoo.training.trainer import train
 
@@ -109,33 +111,24 @@ def resumed(run):
 
 
 @pytest.mark.parametrize("step", quick_first)
-def test_a_run_resumes_after_sigterm_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
+def test_a_run_resumes_after_sigterm_bit_for_bit(step, whole, shapes, tmp_path):
     asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2)})
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
-        with pytest.raises(Interrupted, match=f"saved after step {step};"):
-            train(asked)
+    train_until(step, asked)
     assert_same_run(resumed(tmp_path), whole)
 
 
-def test_a_run_with_repeated_images_resumes_bit_for_bit(shapes, tmp_path, monkeypatch):
+def test_a_run_with_repeated_images_resumes_bit_for_bit(shapes, tmp_path):
     asked = WHOLE | {"repeat_factor": 1.0, "batch_size": 2, "grad_accum_steps": 1, "epochs": 1}
     train(options(shapes, tmp_path / "whole", **asked))
     assert state_of(tmp_path / "whole")["progress"]["step"] > 4  # as for 8 images without repeats
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted):
-            train(options(shapes, tmp_path / "run", **asked))
+    train_until(3, options(shapes, tmp_path / "run", **asked))
     assert_same_run(resumed(tmp_path / "run"), tmp_path / "whole")
 
 
 @pytest.mark.parametrize("step", quick_first)
-def test_a_run_resumes_after_an_exception_bit_for_bit(step, whole, shapes, tmp_path, monkeypatch):
+def test_a_run_resumes_after_an_exception_bit_for_bit(step, whole, shapes, tmp_path):
     asked = options(shapes, tmp_path, **WHOLE | {"workers": 2 * (step % 2), "save_interval": 2})
-    with monkeypatch.context() as patch:
-        crash_at(patch, step)
-        with pytest.raises(MemoryError):
-            train(asked)
+    train_until_crash(step, asked)
     if step < 3:  # nothing was saved
         with pytest.raises(ResumeError, match="no state"):
             resume(tmp_path)
@@ -236,12 +229,9 @@ def test_signals_have_their_usual_effect_after_a_run():
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_resuming_drops_the_log_rows_after_the_last_save(shapes, tmp_path, monkeypatch):
+def test_resuming_drops_the_log_rows_after_the_last_save(shapes, tmp_path):
     changes = {"log_interval": 1, "epochs": 3}
-    with monkeypatch.context() as patch:
-        crash_at(patch, 4)
-        with pytest.raises(MemoryError):
-            train(options(shapes, tmp_path, **changes))
+    train_until_crash(4, options(shapes, tmp_path, **changes))
     resume(tmp_path)
     assert [row["step"] for row in read_log(tmp_path) if row["loss"]] == list("123456")
 
@@ -368,13 +358,10 @@ def test_a_run_without_its_models_config_is_refused(content, stopped):
         resume(stopped)
 
 
-def test_other_data_is_refused(shapes, tmp_path, monkeypatch):
+def test_other_data_is_refused(shapes, tmp_path):
     """The number of batches is the same, as the last image of nine is dropped."""
     data = copy_of(shapes, tmp_path)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1)
-        with pytest.raises(Interrupted):
-            train(options(data, tmp_path / "run"))
+    train_until(1, options(data, tmp_path / "run"))
 
     def add_image(content):
         content["images"].append(content["images"][0] | {"id": 99})
@@ -460,10 +447,7 @@ def test_a_run_cannot_become_shorter_than_it_is(stopped):
 def test_a_run_resumes_from_another_working_folder(shapes, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(shapes.parent)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1)
-        with pytest.raises(Interrupted):
-            train(options(shapes.name, tmp_path / "run"))
+    train_until(1, options(shapes.name, tmp_path / "run"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     resume("../run")
     assert state_of(tmp_path / "run")["progress"]["step"] == 4

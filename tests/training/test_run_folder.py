@@ -6,11 +6,12 @@ import time
 from dataclasses import replace
 
 import pytest
-from tiny_runs import copy_of, crash_at, options, resume, start_process, state_of
+from tiny_runs import copy_of, options, resume, start_process, state_of, train_until_crash
 
 from sepc_zoo.data.problems import DataError
-from sepc_zoo.training.options import TrainError, read_options
-from sepc_zoo.training.resilience.lock import LOCK_FILE, OWNER_FILE, locked
+from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.options import TrainError
+from sepc_zoo.training.run_folder import LOCK_FILE, OWNER_FILE, locked
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -51,12 +52,9 @@ def test_a_run_whose_state_was_deleted_is_not_overwritten(shapes, tmp_path):
         train(options(shapes, run, epochs=1))
 
 
-def test_a_run_that_ended_before_its_first_save_is_started_again(shapes, tmp_path, monkeypatch):
+def test_a_run_that_ended_before_its_first_save_is_started_again(shapes, tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        crash_at(patch, 2)
-        with pytest.raises(MemoryError):
-            train(options(shapes, run, log_interval=1, draw_batches=1))
+    train_until_crash(2, options(shapes, run, log_interval=1, draw_batches=1))
     assert (run / "log.csv").exists()
     train(options(shapes, run, lr=1e-4))
     assert read_options(run).lr == 1e-4

@@ -26,7 +26,8 @@ from sepc_zoo.inference.loader import detect_files
 from sepc_zoo.metric_names import METRICS
 from sepc_zoo.training import callbacks
 from sepc_zoo.training.callbacks import WriteReport
-from sepc_zoo.training.options import TrainError, read_options, write_options
+from sepc_zoo.training.config_file import read_options, write_options
+from sepc_zoo.training.options import TrainError
 from sepc_zoo.training.recipes import OPTIONAL
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.trainer import train

@@ -18,6 +18,8 @@ from tiny_runs import (
     read_losses,
     resume,
     state_of,
+    train_until,
+    train_until_crash,
 )
 from torch import nn
 
@@ -28,14 +30,16 @@ from sepc_zoo.config import ConfigError
 from sepc_zoo.data import write_shapes
 from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.factory import create_model, load_model
+from sepc_zoo.terminal import shorten
 from sepc_zoo.training import accelerator as accelerator_module
 from sepc_zoo.training import dry_run
 from sepc_zoo.training import run as run_module
+from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.dry_run import forecast, settle_batch_size
-from sepc_zoo.training.options import TrainError, read_options
+from sepc_zoo.training.inputs import class_changes
+from sepc_zoo.training.options import TrainError
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
-from sepc_zoo.training.setup import class_changes, shorten
 from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
 
@@ -211,12 +215,9 @@ def test_tensorboard_has_no_step_twice_after_a_run_was_resumed(shapes, tmp_path,
     assert [event.step for event in events["val/AP"]] == [2, 4, 6, 8]
 
 
-def test_tensorboard_forgets_a_run_that_never_saved(shapes, tmp_path, monkeypatch):
+def test_tensorboard_forgets_a_run_that_never_saved(shapes, tmp_path):
     changes = {"log_interval": 1, "log_with": ("tensorboard",)}
-    with monkeypatch.context() as patch:
-        crash_at(patch, 2)
-        with pytest.raises(MemoryError):
-            train(options(shapes, tmp_path, **changes))
+    train_until_crash(2, options(shapes, tmp_path, **changes))
     await_next_second()
     train(options(shapes, tmp_path, **changes))
     assert [event.step for event in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4]
@@ -249,10 +250,7 @@ def test_channels_last_learns_the_same_and_goes_on_bit_for_bit(shapes, tmp_path,
         before_step(patch, 1, lambda run, _: formats.append(strides(run.detector)))
         train(options(shapes, tmp_path / "whole", **changes))
     assert formats == [torch.channels_last]
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted):
-            train(options(shapes, tmp_path / "run", **changes))
+    train_until(3, options(shapes, tmp_path / "run", **changes))
     resume(tmp_path / "run")
     assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
     plain, whole = (read_log(tmp_path / name) for name in ("plain", "whole"))
@@ -280,10 +278,7 @@ def test_a_compiled_model_learns_the_same_and_is_saved_as_it_is(shapes, tmp_path
     changes = {"log_interval": 1, "model_ema": True}
     train(options(shapes, tmp_path / "plain", **changes))
     assert not compiled
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted):
-            train(options(shapes, tmp_path / "run", compile=True, **changes))
+    train_until(3, options(shapes, tmp_path / "run", compile=True, **changes))
     resume(tmp_path / "run")
     assert len(compiled) == 2
     for ours, theirs in zip(*(read_log(tmp_path / n) for n in ("run", "plain")), strict=True):

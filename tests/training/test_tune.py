@@ -16,12 +16,19 @@ from sepc_zoo.options import OptionError
 from sepc_zoo.training import tune as tune_module
 from sepc_zoo.training.callbacks import Stop
 from sepc_zoo.training.checkpoint import STATE_FILE
-from sepc_zoo.training.options import TrainError, TrainOptions, read_options, write_options
+from sepc_zoo.training.config_file import read_options, write_options
+from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.tune import TuneError, default_values, open_study, read_dimension, tune
 
 optuna = pytest.importorskip("optuna")
+from optuna.distributions import (  # noqa: E402
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SPACE = ("lr", "opt=sgd,adamw", "anchors.base_scale=2.0,4.0")
 
@@ -192,25 +199,28 @@ def test_several_processes_search_together(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "values", "is_range"),
+    ("text", "expected"),
     [
-        ("lr", (1e-4, 1e-2), True),
-        ("layer_decay", (0.1, 1.0), True),
-        ("warmup_steps", (50, 5000), True),
-        ("lr=1e-4:1e-2", (1e-4, 1e-2), True),
-        ("batch_size=1:8", (1, 8), True),
-        ("opt=sgd,adamw", ("sgd", "adamw"), False),
-        ("sched", ("multistep", "cosine"), False),
-        ("model_ema", (False, True), False),
-        ("anchors.octaves=1:4", (1, 4), True),
-        ("neck.padding=0,1", (0, 1), False),
-        ("channels=64,128", (64, 128), False),
+        ("lr", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("layer_decay", FloatDistribution(0.1, 1.0, log=True)),
+        ("warmup_steps", IntDistribution(50, 5000, log=True)),
+        ("lr=1e-4:1e-2", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("batch_size=1:8", IntDistribution(1, 8)),
+        ("opt=sgd,adamw", CategoricalDistribution(("sgd", "adamw"))),
+        ("sched", CategoricalDistribution(("multistep", "cosine"))),
+        ("model_ema", CategoricalDistribution((False, True))),
+        ("anchors.octaves=1:4", IntDistribution(1, 4)),
+        ("neck.padding=0,1", CategoricalDistribution((0, 1))),
+        ("channels=64,128", CategoricalDistribution((64, 128))),
     ],
 )
-def test_a_part_of_the_space_is_read(text, values, is_range, defaults):
-    found = read_dimension(text, defaults)
-    assert found.values == pytest.approx(values) if is_range else found.values == values
-    assert found.is_range == is_range
+def test_a_part_of_the_space_is_read(text, expected, defaults):
+    name, found = read_dimension(text, defaults)
+    assert name == text.partition("=")[0]
+    assert type(found) is type(expected)
+    for entry, value in vars(expected).items():
+        is_number = isinstance(value, float)
+        assert vars(found)[entry] == (pytest.approx(value) if is_number else value)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +243,8 @@ def test_the_command_prints_a_table_and_the_command_of_the_best(
     runs, tmp_path, capsys, monkeypatch
 ):
     failing(monkeypatch, 2)
-    flags = ["--data", "d", "--model", "retinanet_r18_fpn", "--output", str(tmp_path / "s")]
+    flags = ["--data", str(tmp_path), "--model", "retinanet_r18_fpn"]
+    flags += ["--output", str(tmp_path / "s")]
     flags += ["--epochs", "4", "--cpu", "--trials", "4", "--space", "lr"]
     assert main(["tune", *flags]) == 1  # a trial has failed
     out = capsys.readouterr().out
@@ -247,7 +258,7 @@ def test_the_command_prints_a_table_and_the_command_of_the_best(
 
 @pytest.mark.parametrize("name", ["data", "model", "output"])
 def test_a_missing_option_is_named(name, tmp_path, capsys):
-    flags = {"data": "d", "model": "retinanet_r18_fpn", "output": str(tmp_path)}
+    flags = {"data": str(tmp_path), "model": "retinanet_r18_fpn", "output": str(tmp_path)}
     words = [word for key in flags if key != name for word in (f"--{key}", flags[key])]
     assert main(["tune", *words]) == 2
     assert f"--{name} is missing" in capsys.readouterr().err

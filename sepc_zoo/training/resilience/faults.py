@@ -57,11 +57,7 @@ class Faults:
         self.new += [(UNREADABLE, text) for text in unreadable if text not in self.unreadable]
 
     def add_dead_worker(self, text: str) -> None:
-        """Note that a worker of this process died.
-
-        Raises:
-            FaultError: its successors die too, before a step is made.
-        """
+        """Note that a worker of this process died."""
         self.new.append((DEAD_WORKER, text))
         if sum(kind == DEAD_WORKER for kind, _ in self.new) > MAX_DEAD_AT_ONCE:
             self._count(self.new)  # without the other processes, which wait elsewhere
@@ -84,11 +80,10 @@ class Faults:
 
         Its batches are written to the disk, with a picture. Must be called by all processes.
         """
-        self.counts[SKIPPED] += 1
         ids = gather_object([target["image_id"] for b in batches for target in b.targets])
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
         text = f"loss or gradient is not finite ({values}) with images {ids}"
-        if self.counts[SKIPPED] <= MAX_KEPT_STEPS:
+        if self.counts[SKIPPED] < MAX_KEPT_STEPS:
             folder = self.output / SKIPPED_FOLDER / f"step_{self.step:06d}"
             rank = PartialState().process_index
             for i, batch in enumerate(batches):
@@ -106,12 +101,11 @@ class Faults:
         """Count the faults, also those before the run was resumed; "" where there are none."""
         faults = {(row["kind"], row["text"]) for row in self.file.read()}
         counts = Counter(kind for kind, _ in faults)
-        return ", ".join(f"{kind}: {counts[kind]}" for kind in sorted(counts))
+        return ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
 
     def _count(self, new: Sequence[tuple[str, str]]) -> None:
         for kind, text in sorted(set(new)):
             self._report(kind, text)
-            self.counts[kind] += 1
             if kind == UNREADABLE:
                 self.unreadable.add(text)
             if self.counts[kind] > self.max_faults:
@@ -119,6 +113,7 @@ class Faults:
                 self.fatal = f"{what}: {self.counts[kind]}, the last: {text}. {advice}"
 
     def _report(self, kind: str, text: str) -> None:
+        self.counts[kind] += 1
         self.log.say(f"step {self.step}: {kind}: {text}")
         self.file.append({"step": self.step, "kind": kind, "text": text})
 
@@ -129,11 +124,10 @@ def write_batch(batch: Batch, path: Path) -> None:
     The tensors are ``images (N, 3, H, W)`` as the network got them, and for each image
     ``boxes.0 (G, 4)``, ``labels.0 (G,)``, …
     """
-    tensors = {"images": batch.images.cpu().contiguous()}
+    tensors = {"images": batch.images}
     for i, target in enumerate(batch.targets):
-        for name in ("boxes", "labels"):
-            tensors[f"{name}.{i}"] = target[name].cpu().contiguous()
-    content = save(tensors)
+        tensors |= {f"{name}.{i}": target[name] for name in ("boxes", "labels")}
+    content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     write_atomically(path.with_suffix(".safetensors"), lambda file: file.write_bytes(content))
     images = [target["image_id"] for target in batch.targets]
     write_json(path.with_suffix(".json"), {"image_ids": images, "sizes": batch.image_sizes})

@@ -1,16 +1,12 @@
 """Options as keyword arguments, for type checkers; made by tests/helpers/keywords.py."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
-if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker
 
 Source = str | os.PathLike[str]
-
 
 class TrainKeywords(TypedDict, total=False):
     """The options of ``TrainOptions``."""
@@ -91,7 +87,6 @@ class TrainKeywords(TypedDict, total=False):
     draw_batches: int
     log_with: str | GeneralTracker | Sequence[str | GeneralTracker]
 
-
 class ValidateKeywords(TypedDict, total=False):
     """The options of ``EvaluationOptions``."""
 
@@ -110,9 +105,9 @@ class ValidateKeywords(TypedDict, total=False):
     cpu: bool
     batch_size: int
     workers: int
-    soft_nms: Literal["none", "linear", "gaussian"] | None
     tta_flip: bool
     tta_scales: Sequence[float]
     tta_fusion: Literal["nms", "wbf"] | None
     tile: int | None
     overlap: float
+    soft_nms: Literal["none", "linear", "gaussian"] | None

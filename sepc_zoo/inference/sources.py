@@ -1,0 +1,97 @@
+"""The files, addresses and cameras that a user names to predict on."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sepc_zoo.data.images import IMAGE_SUFFIXES, ImageError, list_images
+from sepc_zoo.errors import ConfigError
+from sepc_zoo.inference.preprocess import without_password
+from sepc_zoo.inference.video import VIDEO_SUFFIXES, is_address, is_camera, is_video
+
+SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+MAX_NAME = 100  # letters of a file name that is made from an address
+
+
+class FileList(NamedTuple):
+    """Files, URLs and cameras, and the folder from which the results of files are named."""
+
+    files: list[Any]  # Path, URL or index of a camera
+    base: Path
+
+    def name(self, position: int) -> str:
+        """The path of a file below the common folder, with slashes; a flat name for others."""
+        file = self.files[position]
+        if isinstance(file, Path):
+            return file.relative_to(self.base).as_posix()
+        if isinstance(file, int):
+            return f"camera_{file}"
+        text = without_password(file)
+        name = re.sub(r"[^\w.-]+", "_", text.partition("://")[2] or text)[-MAX_NAME:].strip("_.")
+        is_shared = [without_password(str(other)) for other in self.files].count(text) > 1
+        return f"{position + 1}_{name}" if is_shared else name
+
+    def split(self) -> "tuple[FileList, FileList]":
+        """Those that are images, and those that are videos, cameras or streams."""
+        is_one = {file: is_video(file) for file in self.files}
+        images, videos = ([f for f, one in is_one.items() if one == kind] for kind in (False, True))
+        return self._replace(files=images), self._replace(files=videos)
+
+
+def find_files(
+    sources: Sequence[str], recursive: bool = False, output: str | Path = ""
+) -> FileList:
+    """List the images, videos and cameras that sources name, each once.
+
+    Args:
+        sources: files, folders, patterns such as ``images/*.png`` or ``images/**/*.png``, URLs,
+            and cameras as index or device.
+        recursive: also take the folders inside of folders.
+        output: folder of results, which is left out.
+
+    Raises:
+        ImageError: there are none in one of the sources.
+        ConfigError: the output would be written among the images.
+    """
+    folder = Path(output).resolve()
+    found = [file for source in sources for file in _files_of(source, recursive, folder)]
+    folders = [str(path.parent) for path in found if isinstance(path, Path)]
+    if len(sources) == 1 and os.path.isdir(sources[0]):
+        folders = [os.path.abspath(sources[0])]
+    base = Path(os.path.commonpath(folders) if folders else "")
+    if folders and base.resolve() == folder and not os.path.isfile(sources[0]):
+        raise ConfigError("--output is the folder of the images; choose another")
+    return FileList(list(dict.fromkeys(found)), base)
+
+
+def _files_of(source: str, recursive: bool, output: Path) -> list[Path | str | int]:
+    there = os.path.lexists(source)
+    if source.isdecimal() and not there:
+        return [int(source)]
+    if is_address(source) or is_camera(source):
+        return [source]
+    names = [source] if there else sorted(glob.glob(source, recursive=True))
+    paths = [Path(os.path.abspath(name)) for name in names]
+    if not there:  # a pattern may also fit labels
+        paths = [p for p in paths if p.is_dir() or p.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise ImageError(f"{source}: no such file or folder")
+    files = [file for path in paths for file in _images_of(path, recursive, output)]
+    if not files:
+        hint = "" if recursive else "; --recursive also looks into the folders inside of it"
+        raise ImageError(f"{source}: no images or videos in this folder{hint}")
+    return [*files]
+
+
+def _images_of(path: Path, recursive: bool, output: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    yield from list_images(path, SUFFIXES)
+    inner = sorted(p for p in path.iterdir() if recursive and p.is_dir() and not p.is_symlink())
+    for folder in inner:
+        if folder.resolve() != output and not folder.name.startswith("."):
+            yield from _images_of(folder, recursive, output)
