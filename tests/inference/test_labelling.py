@@ -75,7 +75,7 @@ def test_the_command_writes_a_data_set_to_train_on(tmp_path, monkeypatch, capsys
     model = Fixed(["zebra"], [(BOX, 0.9, 0)])
     model.to = lambda _: model
     monkeypatch.setattr("sepc_zoo.api.models.model_with_weights", lambda _: model)
-    arguments = ["--model", "old", "--output", str(copy), "--workers", "0"]
+    arguments = ["--model", "hf-hub:zoo/old", "--output", str(copy), "--workers", "0"]
     assert main(["label", str(data), *arguments]) == 0
     after = read_data(copy, "train")
     assert f"boxes added to train: {len(after.records)} of zebra" in capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_wrong_places_are_refused(changes, text, tmp_path, monkeypatch, capsys):
     data = write_good_data(tmp_path / "data")
     model = SimpleNamespace(to=lambda _: None)
     monkeypatch.setattr("sepc_zoo.api.models.model_with_weights", lambda _: model)
-    options = {"--model": "old", "--output": str(tmp_path / "new")} | changes
+    options = {"--model": "hf-hub:zoo/old", "--output": str(tmp_path / "new")} | changes
     rest = [part.format(data=data) for pair in options.items() for part in pair]
     assert main(["label", str(data), *rest]) == 2
     assert text in capsys.readouterr().err
@@ -102,5 +102,6 @@ def test_wrong_places_are_refused(changes, text, tmp_path, monkeypatch, capsys):
 def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
     several = SimpleNamespace(num_processes=2), torch.device("cpu")
     monkeypatch.setattr("sepc_zoo.cli.runtime.start_on_device", lambda _: several)
-    assert main(["label", "data", "--model", "old", "--output", str(tmp_path / "new")]) == 2
+    arguments = ["--model", "hf-hub:zoo/old", "--output", str(tmp_path / "new")]
+    assert main(["label", str(tmp_path), *arguments]) == 2
     assert "label runs in one process" in capsys.readouterr().err
