@@ -83,7 +83,8 @@ def quantize(
         target,
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
-        op_types_to_quantize=["Conv"],
+        # Activations too: else the map between a convolution and its ReLU is rounded as well.
+        op_types_to_quantize=["Conv", "Clip", "Relu"],
         per_channel=True,
         # With signed maps onnxruntime leaves convolutions in float32 where two nodes read a map.
         activation_type=quantization.QuantType.QUInt8,
