@@ -49,8 +49,8 @@ def known_padding(step: int) -> Iterator[None]:
         step: both sides of a batch are multiples of it.
     """
 
-    def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
-        missing = 0 if step % MAX_STRIDE == 0 else -size % stride
+    def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+        missing = 0 if step % MAX_STRIDE == 0 else -x % stride
         return max(dilation * (kernel_size - 1) + 1 - stride + missing, 0)
 
     before = padding.get_same_padding
