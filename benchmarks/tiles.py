@@ -8,7 +8,7 @@ pixels of the mosaic: small is up to 32 x 32. Writes ``tiles.csv``.
 
 A data set with more classes than a short run learns is written with one class for all objects:
 
-    python -m benchmarks.tiles --data coco_by_sa --one-class objects
+    python -m benchmarks.tiles --data coco --one-class objects
 """
 
 import argparse

@@ -96,11 +96,13 @@ def compare_detections(
     for image, ours, theirs in zip(images, *found, strict=True):
         pairs = match(ours, theirs, tolerance)
         num_ours += len(ours["scores"])
-        num_alone += count_unmatched(model, ours, theirs, pairs[:, 0], tolerance)
-        num_alone += count_unmatched(model, theirs, ours, pairs[:, 1], tolerance)
-        if len(pairs) < len(theirs["scores"]):
+        mine = without_partner(model, ours, pairs[:, 0], tolerance)
+        num_alone += int((~suppressed(model, mine, theirs)).sum())
+        other = without_partner(model, theirs, pairs[:, 1], tolerance)
+        if len(other["scores"]):
             [candidates] = without_suppression(model).detect([image])
-            num_alone += len(theirs["scores"]) - len(match(theirs, candidates, tolerance))
+            known = match(other, candidates, tolerance)[:, 0]
+            num_alone += len(other["scores"]) - int(suppressed(model, other, ours)[known].sum())
         for name, values in differences.items():
             difference = ours[name][pairs[:, 0]] - theirs[name][pairs[:, 1]]
             values += difference.abs().flatten().tolist()
@@ -139,27 +141,27 @@ def without_suppression(model: Detector) -> Detector:
     return model
 
 
-def count_unmatched(
-    model: Detector,
-    detections: DetectionDict,
-    others: DetectionDict,
-    matched: Tensor,
-    tolerance: Tolerance,
-) -> int:
-    """How many have no partner, without those at the edge of being found.
-
-    Neither counts what one of the others suppresses: of two overlapping boxes with one score,
-    rounding decides which is kept.
-    """
+def without_partner(
+    model: Detector, detections: DetectionDict, matched: Tensor, tolerance: Tolerance
+) -> DetectionDict:
+    """The detections that have no partner, without those at the edge of being found."""
     post, scores = model.config.postprocess, detections["scores"]
     full = len(scores) >= post.max_detections
     edge = max(post.score_threshold, float(scores[-1]) if full else 0.0) + tolerance.score
-    alone = torch.ones(len(scores), dtype=torch.bool)
+    alone = scores > edge
     alone[matched] = False
-    suppressed = box_iou(detections["boxes"], others["boxes"]) > post.iou_threshold
-    suppressed &= detections["labels"][:, None] == others["labels"]
-    suppressed &= others["scores"] >= scores[:, None] - ROUNDING
-    return int((alone & (scores > edge) & ~suppressed.any(dim=1)).sum())
+    return {name: values[alone] for name, values in detections.items()}
+
+
+def suppressed(model: Detector, detections: DetectionDict, others: DetectionDict) -> Tensor:
+    """Mask ``(D,)`` of detections that one of the others suppresses.
+
+    Of two overlapping boxes with one score, rounding decides which is kept.
+    """
+    iou = box_iou(detections["boxes"], others["boxes"])
+    same = detections["labels"][:, None] == others["labels"]
+    higher = others["scores"] >= detections["scores"][:, None] - ROUNDING
+    return (same & higher & (iou > model.config.postprocess.iou_threshold)).any(dim=1)
 
 
 def compare_raw(
