@@ -1,20 +1,26 @@
 """Recall of small objects on large images, with and without tiles.
 
-Pastes the images of a validation split into mosaics, each reduced to a cell; a tile has the height
-of a cell, so that the model sees objects in it as large as in training. Sizes are COCO's in pixels
-of the mosaic: small is up to 32 x 32. Writes ``tiles.csv``.
+Pastes the images of a validation split into mosaics, each resized to fit a cell; a tile has the
+height of a cell, so that the model sees objects in it as large as in training. Sizes are COCO's in
+pixels of the mosaic: small is up to 32 x 32. Writes ``tiles.csv``.
 
     python -m benchmarks.tiles --model runs/bccd/last --data bccd
+
+A data set with more classes than a short run learns is written with one class for all objects:
+
+    python -m benchmarks.tiles --data coco --one-class objects
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -36,9 +42,14 @@ WAYS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", required=True, help="model folder, trained on the data")
+    parser.add_argument("--model", help="model folder, trained on the data")
     parser.add_argument("--data", required=True, help="data set with a split val")
+    parser.add_argument("--one-class", type=Path, metavar="DIR", help="only write the data there")
     args = parser.parse_args()
+    if args.one_class:
+        for split in ("train", "val"):
+            write_with_one_class(read_data(args.data, split), args.one_class, split)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "val").mkdir()
@@ -52,10 +63,21 @@ def main() -> None:
             seconds = round((time.process_time() - start) / len(records), 1)
             metrics = json.loads((folder / "out/metrics.json").read_text())
             figures = {figure: f"{metrics[figure]:.3f}" for figure in FIGURES}
+            key = {"data": Path(args.data).name, "way": way}
             CsvFile(Path(__file__).with_suffix(".csv")).append(
-                {"way": way} | figures | {"cpu_seconds": seconds}
+                key | figures | {"cpu_seconds": seconds}
             )
             print(way, figures, seconds, flush=True)
+
+
+def write_with_one_class(source: Annotations, folder: Path, split: str) -> None:
+    """Copy a split, all of whose objects are of one class."""
+    records = replace(source.records, labels=np.zeros_like(source.records.labels))
+    merged = replace(source, records=records, label_names=("object",), category_ids=(1,))
+    (folder / split).mkdir(parents=True)
+    for record in records:
+        shutil.copy(record.path, folder / split)
+    write_coco(merged, folder / f"annotations/instances_{split}.json")
 
 
 def mosaics(source: Annotations, folder: Path) -> Iterator[Record]:
@@ -68,12 +90,13 @@ def mosaics(source: Annotations, folder: Path) -> Iterator[Record]:
         for i in range(number):
             record = source.records[first + i]
             x, y = i % COUNT * width, i // COUNT * height
+            scale = min(height / record.size[0], width / record.size[1])
+            fitted = round(record.size[1] * scale), round(record.size[0] * scale)
             with Image.open(record.path) as image:
-                picture.paste(image.convert("RGB").resize((width, height)), (x, y))
-            scale = torch.tensor([width / record.size[1], height / record.size[0]] * 2)
+                picture.paste(image.convert("RGB").resize(fitted), (x, y))
             boxes = record.boxes * scale + torch.tensor([x, y] * 2)
             bbox = record.bbox * scale + torch.tensor([x, y, 0, 0])
-            parts.append(replace(record, boxes=boxes, bbox=bbox, area=bbox[:, 2:].prod(dim=1)))
+            parts.append(replace(record, boxes=boxes, bbox=bbox, area=record.area * scale**2))
         path = folder / f"{first:06d}.png"
         picture.save(path)
         columns = {

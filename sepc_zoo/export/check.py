@@ -1,5 +1,6 @@
 """Whether an exported file finds what its model finds."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from sepc_zoo.config import override
 from sepc_zoo.export.graph import DetectionGraph
 from sepc_zoo.export.loaded import ExportedModel, batch_of
 from sepc_zoo.export.metadata import ExportError
@@ -28,6 +30,7 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES = {"float32": Tolerance(1e-3, 0.99), "float16": Tolerance(2e-2, 0.9, 2.0, 0.02)}
+ROUNDING = 1e-6  # difference of scores up to which their order may change
 INSIDE = 9, 5  # pixels of padding at the right of the test images, and below
 
 
@@ -89,11 +92,17 @@ def compare_detections(
     tolerance = TOLERANCES[exported.metadata["precision"]]
     num_ours = num_alone = 0
     differences: dict[str, list[float]] = {"scores": [0.0], "boxes": [0.0]}
-    for ours, theirs in zip(model.detect(images), exported.detect(images), strict=True):
+    found = model.detect(images), exported.detect(images)
+    for image, ours, theirs in zip(images, *found, strict=True):
         pairs = match(ours, theirs, tolerance)
         num_ours += len(ours["scores"])
-        num_alone += count_unmatched(model, ours, pairs[:, 0], tolerance)
-        num_alone += count_unmatched(model, theirs, pairs[:, 1], tolerance)
+        mine = without_partner(model, ours, pairs[:, 0], tolerance)
+        num_alone += int((~suppressed(model, mine, theirs)).sum())
+        other = without_partner(model, theirs, pairs[:, 1], tolerance)
+        if len(other["scores"]):
+            [candidates] = without_suppression(model).detect([image])
+            known = match(other, candidates, tolerance)[:, 0]
+            num_alone += len(other["scores"]) - int(suppressed(model, other, ours)[known].sum())
         for name, values in differences.items():
             difference = ours[name][pairs[:, 0]] - theirs[name][pairs[:, 1]]
             values += difference.abs().flatten().tolist()
@@ -123,16 +132,36 @@ def match(ours: DetectionDict, theirs: DetectionDict, tolerance: Tolerance) -> T
     return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
 
 
-def count_unmatched(
+def without_suppression(model: Detector) -> Detector:
+    """The model with all its candidates as detections."""
+    model = copy.copy(model)
+    model.config = override(
+        model.config, {"postprocess": {"iou_threshold": 1.0, "max_detections": 10**5}}
+    )
+    return model
+
+
+def without_partner(
     model: Detector, detections: DetectionDict, matched: Tensor, tolerance: Tolerance
-) -> int:
-    """How many have no partner, without those at the edge of being found."""
+) -> DetectionDict:
+    """The detections that have no partner, without those at the edge of being found."""
     post, scores = model.config.postprocess, detections["scores"]
     full = len(scores) >= post.max_detections
     edge = max(post.score_threshold, float(scores[-1]) if full else 0.0) + tolerance.score
-    alone = torch.ones(len(scores), dtype=torch.bool)
+    alone = scores > edge
     alone[matched] = False
-    return int((alone & (scores > edge)).sum())
+    return {name: values[alone] for name, values in detections.items()}
+
+
+def suppressed(model: Detector, detections: DetectionDict, others: DetectionDict) -> Tensor:
+    """Mask ``(D,)`` of detections that one of the others suppresses.
+
+    Of two overlapping boxes with one score, rounding decides which is kept.
+    """
+    iou = box_iou(detections["boxes"], others["boxes"])
+    same = detections["labels"][:, None] == others["labels"]
+    higher = others["scores"] >= detections["scores"][:, None] - ROUNDING
+    return (same & higher & (iou > model.config.postprocess.iou_threshold)).any(dim=1)
 
 
 def compare_raw(

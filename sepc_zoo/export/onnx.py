@@ -83,7 +83,8 @@ def quantize(
         target,
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
-        op_types_to_quantize=["Conv"],
+        # With its activation, a convolution's map is rounded once, in the range that is left.
+        op_types_to_quantize=["Conv", "Clip", "Relu"],
         per_channel=True,
         # With signed maps onnxruntime leaves convolutions in float32 where two nodes read a map.
         activation_type=quantization.QuantType.QUInt8,

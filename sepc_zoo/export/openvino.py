@@ -1,5 +1,6 @@
 """OpenVINO's files: a graph in XML, its weights beside it."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -73,6 +74,7 @@ def quantize(
     import nncf
     import openvino as ov
 
+    nncf.set_log_level(logging.WARNING)  # its notes are hundreds of lines
     model, items = ov.Core().read_model(source), [*inputs]
     types = {node.get_type_name() for node in model.get_ops()} - {"Convolution", "GroupConvolution"}
     quantized = nncf.quantize(

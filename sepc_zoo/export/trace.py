@@ -1,9 +1,11 @@
 """From a detector to a program of ``torch.export``, with sizes that are fixed or not."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from timm.layers import padding
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
@@ -13,6 +15,7 @@ from sepc_zoo.models.detector import Detector
 from sepc_zoo.ops.devices import standard_operators
 
 MAX_BATCH, MAX_SIDE = 4096, 16384
+MAX_STRIDE = 32  # of a backbone's maps
 EXAMPLE_SIDE = 256  # pixels; each level of its pyramid has more than one cell, as tracing needs
 
 
@@ -26,12 +29,36 @@ def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram
         ExportError: the model's code depends on a size or on values.
     """
     images, sizes, shapes = example_input(metadata)
+    step = metadata["input"]["pad_multiple"]
     try:
-        with torch.no_grad(), standard_operators():
+        with torch.no_grad(), standard_operators(), known_padding(step):
             return torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # of torch.export, many types without a common base
         hint = "" if fixed_input(metadata) else "; try a fixed --image-size and --batch-size"
         raise ExportError(f"torch.export cannot record the model{hint}: {error!s:.2000}") from error
+
+
+@contextmanager
+def known_padding(step: int) -> Iterator[None]:
+    """Let the padding ``same`` of timm's layers be numbers, where sizes are multiples of strides.
+
+    timm divides open sizes as floats, which a tracer cannot simplify: the terms grow from layer to
+    layer, and a MobileNetV2 takes more than ten minutes.
+
+    Args:
+        step: both sides of a batch are multiples of it.
+    """
+
+    def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+        missing = 0 if step % MAX_STRIDE == 0 else -x % stride
+        return max(dilation * (kernel_size - 1) + 1 - stride + missing, 0)
+
+    before = padding.get_same_padding
+    padding.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = before
 
 
 def fixed_input(metadata: Mapping[str, Any]) -> bool:

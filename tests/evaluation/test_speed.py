@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.tables import tables
+from benchmarks import tables
 from benchmarks.yardsticks import TORCHVISION_NAME
 from sepc_zoo import registry
 from sepc_zoo.checkpoints.folder import save_model
@@ -22,7 +22,6 @@ from sepc_zoo.evaluation.speed import (
 )
 from sepc_zoo.factory import create_model
 from sepc_zoo.registry import register_model
-from sepc_zoo.training.csv_file import CsvFile
 
 SMALL = Setting(height=64, width=64)
 
@@ -105,24 +104,21 @@ def test_the_command_writes_a_row_per_measurement(names, tmp_path, capsys):
     rows = list(csv.DictReader(path.open(newline="")))
     assert [row["width"] for row in rows] == ["64"] * 4 + ["96"] * 4
     assert all(float(row["median_ms"]) > 0 and row["torch"] == torch.__version__ for row in rows)
-    text = tables(path)
+    text = tables.tables(rows)
     assert "Batch of 1, 64x96 pixels" in text
     assert f"| `{names[1]}` | " in text
     assert names[0] in capsys.readouterr().out
 
 
-def test_the_table_of_exports_shows_why_one_failed(tmp_path):
-    key = {"model": "fcos_r18_fpn", "conventions": "", "format": "onnx"}
-    good = {"problem": "", "detections": 4, "max_score_difference": 3.4e-7}
-    more = {"sets_equal": "yes", "max_box_difference": 0, "bytes": 2_250_000, "cpu_seconds": 7.6}
-    bad = dict.fromkeys(good | more, "") | {"sets_equal": "no", "problem": "too large"}
-    path = tmp_path / "export.csv"
-    CsvFile(path).append(key | {"format": "pt2"} | bad)
-    CsvFile(path).append(key | good | more)
-    assert tables(path).strip().splitlines()[2:] == [
-        "| `fcos_r18_fpn` |  | onnx | yes | 4 | 3e-07 | 0e+00 | 2.2 | 8 |",
-        "| `fcos_r18_fpn` |  | pt2 | no: too large |  |  |  |  |  |",
-    ]
+def test_a_table_has_the_columns_that_its_mark_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    (tmp_path / "export.csv").write_text("model,time,bytes,problem\na,1.2345,12,\nb,,,1 | 2\n")
+    start, end = "<!-- table export.csv: model, problem, time -->\n", "<!-- end of export.csv -->"
+    (tmp_path / "README.md").write_text(f"before\n{start}{end}\nafter\n")
+    tables.main()
+    table = "| model | problem | time |\n| --- | --- | --- |\n| a |  | 1.23 |\n| b | 1 \\| 2 |  |\n"
+    text = f"before\n{start}\n{table}\n{end}\nafter\n"
+    assert (tmp_path / "README.md").read_text() == text
 
 
 def test_a_malformed_size_is_refused(capsys):

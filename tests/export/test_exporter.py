@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 from commands import call
+from timm.layers import Conv2dSame, get_same_padding, padding
 from tiny_exports import LABELS, TorchFormat, tiny_detector
+from torch.export import Dim
+from torchvision.ops import nms
 
 import sepc_zoo
 from sepc_zoo.config import config_from_json
 from sepc_zoo.errors import UserError
 from sepc_zoo.export import exporter
+from sepc_zoo.export.check import compare_detections
 from sepc_zoo.export.exporter import export
 from sepc_zoo.export.loaded import format_module, load_exported
 from sepc_zoo.export.metadata import FORMAT, ExportError, parse
+from sepc_zoo.export.trace import known_padding
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,33 @@ def test_rounding_may_change_a_detection_in_float16_alone(tmp_path, model, in_to
     export(model, tmp_path / "model.onnx", half=True)
 
 
+class Suppressing:
+    """Suppresses given boxes of one class, in any image."""
+
+    def __init__(self, config, boxes, scores):
+        self.config, self.boxes, self.scores = config, torch.tensor(boxes), torch.tensor(scores)
+        self.metadata = {"precision": "float32"}
+
+    def detect(self, images):
+        keep = nms(self.boxes, self.scores, self.config.postprocess.iou_threshold)
+        labels = torch.zeros(len(keep), dtype=torch.int64)
+        found = {"boxes": self.boxes[keep], "scores": self.scores[keep], "labels": labels}
+        return [found] * len(images)
+
+
+@pytest.mark.parametrize(
+    ("move", "lower", "num_unmatched"), [(0, 0, 0), (5, 0, 1), (0, 0.01, 2)], ids=str
+)
+def test_of_two_boxes_with_one_score_rounding_chooses(model, move, lower, num_unmatched):
+    boxes = [[0.0, 0.0, 90.0, 90.0], [20.0, 0.0, 110.0, 90.0], [200.0, 0.0, 290.0, 90.0]]
+    ours = Suppressing(model.config, boxes, [0.5 + 1e-7, 0.5, 0.4])
+    boxes[1] = [side + move for side in boxes[1]]
+    theirs = Suppressing(model.config, boxes, [0.5 - lower, 0.5 + 1e-7 - lower, 0.4])
+    figures = compare_detections(ours, theirs, [None])
+    assert figures["detections"] == 2
+    assert figures["unmatched"] == num_unmatched
+
+
 def test_an_export_that_fails_keeps_the_older_file(tmp_path, model, in_torch):
     file = export(model, tmp_path / "model.onnx")
     content = file.read_bytes()
@@ -223,3 +255,23 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_metadata_of_another_version_is_refused(tmp_path, text, message):
     with pytest.raises(ExportError, match=message):
         parse(text, tmp_path / "model.onnx.json")
+
+
+@pytest.mark.parametrize("step", [1, 32])
+def test_the_same_padding_of_timms_layers_is_that_of_timm(step):
+    cases = [
+        (size * step, k, s, d) for size in (8, 9) for k in (1, 3) for s in (1, 2) for d in (1, 2)
+    ]
+    expected = [get_same_padding(*case) for case in cases]
+    with known_padding(step):
+        assert [padding.get_same_padding(*case) for case in cases] == expected
+    assert padding.get_same_padding is get_same_padding
+
+
+def test_the_same_padding_of_open_sizes_is_a_number():
+    layers = torch.nn.Sequential(*(Conv2dSame(1, 1, 3, 2) for _ in range(5)))
+    sides = {axis: 32 * Dim(f"steps{axis}", max=100) for axis in (2, 3)}
+    with known_padding(32):
+        program = torch.export.export(layers, (torch.zeros(1, 1, 64, 96),), dynamic_shapes=(sides,))
+    pads = [node.args[1] for node in program.graph.nodes if "pad" in str(node.target)]
+    assert pads == [[0, 1, 0, 1]] * 5
