@@ -48,8 +48,9 @@ def test_what_the_data_lacks_is_detected_as_before(old, shapes, tmp_path):
     index = [after.config.label_names.index(name) for name in OLD]
     with torch.no_grad():
         logits, new = before(images).logits, after(images).logits[..., index]
-    assert torch.equal(new[..., 1:], logits[..., 1:])
-    assert not torch.equal(new[..., 0], logits[..., 0])  # stars are in the data
+    # Convolutions of other widths may sum in another order.
+    assert torch.allclose(new[..., 1:], logits[..., 1:], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(new[..., 0], logits[..., 0], atol=1e-3)  # stars are in the data
 
 
 def test_a_run_with_kept_classes_resumes_as_it_was(old, shapes, tmp_path):
