@@ -1,7 +1,9 @@
 """Measure the COCO mAP of a model, or of saved detections, on a data set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sepc_zoo.api.options import EvaluationOptions
 from sepc_zoo.api.validate import (
@@ -13,6 +15,7 @@ from sepc_zoo.api.validate import (
     write_results,
 )
 from sepc_zoo.errors import ConfigError
+from sepc_zoo.metric_names import AP_METRICS
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
 
@@ -62,8 +65,25 @@ def finish(arguments: Arguments, detected: Detected, source: str) -> int:
     for line in list_dropped(detected.annotations):
         say(line)
     make_console().print(metrics_table(evaluation.metrics))
-    if "errors" in evaluation.metrics:
-        say(errors_line(evaluation.metrics["errors"]))
+    lines = {"errors": errors_line, "voc": voc_line, "intervals": intervals_line}
+    for key, in_words in lines.items():
+        if key in evaluation.metrics:
+            say(in_words(evaluation.metrics[key]))
     images = len(detected.annotations.records)
     say(f"{images} images; {', '.join(written)} are in {arguments.output}")
     return 0
+
+
+def voc_line(voc: Mapping[str, Any]) -> str:
+    """One line about the result of ``voc_ap``."""
+    from sepc_zoo.evaluation.metrics import format_figure
+
+    area, points = format_figure(voc["AP"]), format_figure(voc["AP_11_points"])
+    return f"Pascal VOC's AP at an IoU of 0.5: {area}, with 11 points {points}"
+
+
+def intervals_line(intervals: Mapping[str, Any]) -> str:
+    """One line about the result of ``intervals``; undefined figures are left out."""
+    known = {name: intervals[name] for name in AP_METRICS if intervals[name][0] >= 0}
+    spans = [f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in known.items()]
+    return f"{100 * intervals['level']:.0f}% intervals: {', '.join(spans) or 'undefined'}"

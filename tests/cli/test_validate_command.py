@@ -9,8 +9,9 @@ from commands import SHAPES, assert_refused, call
 from PIL import Image
 
 from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.cli.validate import intervals_line
 from sepc_zoo.factory import create_model
-from sepc_zoo.metric_names import METRICS
+from sepc_zoo.metric_names import AP_METRICS, METRICS
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,11 @@ def test_further_figures_are_written_and_shown_at_request(validated, shapes, tmp
     assert low <= metrics["AP"] <= high
     assert metrics["APr"] == pytest.approx(metrics["AP"])  # eight images
     assert metrics["APf"] == -1
-    assert "AP50 that each kind of error costs: Cls " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "AP50 that each kind of error costs: Cls " in said
+    assert f"95% intervals: AP {low:.3f} to {high:.3f}, AP50 " in said
+    area, points = metrics["voc"]["AP"], metrics["voc"]["AP_11_points"]
+    assert f"Pascal VOC's AP at an IoU of 0.5: {area:.3f}, with 11 points {points:.3f}\n" in said
     page = (tmp_path / "report.html").read_text()
     assert "95% intervals" in page
     assert "with 11 points" in page
@@ -119,6 +124,14 @@ def test_validate_refuses_fp16_on_the_cpu(model, shapes, tmp_path, capsys):
     flags = ("--data", shapes, "--output", tmp_path / "out", "--amp", "fp16")
     assert call("validate", "--model", model, *flags) == 2
     assert_refused(capsys, "--amp fp16 needs a GPU")
+
+
+def test_undefined_figures_have_no_interval_on_the_terminal():
+    known, undefined = [0.25, 0.5], [-1, -1]
+    spans = dict.fromkeys(AP_METRICS, undefined) | {"AP": known, "APs": known, "level": 0.9}
+    assert intervals_line(spans) == "90% intervals: AP 0.250 to 0.500, APs 0.250 to 0.500"
+    none = dict.fromkeys(AP_METRICS, undefined) | {"level": 0.9}
+    assert intervals_line(none) == "90% intervals: undefined"
 
 
 GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
