@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sepc_zoo.options import Options, option
+from sepc_zoo.options import OptionError, Options, option
 from sepc_zoo.training.options import DeviceOptions, SourceOptions, WorkerOptions
 
 if TYPE_CHECKING:
@@ -52,10 +52,15 @@ class DetectOptions(Options):
     overlap: float = option(
         0.2, "minimum overlap of neighbouring windows, as a fraction of their side", ge=0, le=0.9
     )
-
     soft_nms: Literal["none", "linear", "gaussian"] | None = option(
         None, "lower scores of overlapping boxes by soft-NMS (default: the model's, usually none)"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tta_fusion and not self.tta_flip and len(self.tta_scales) == 1:
+            text = "merges views, but there is one: add --tta-flip or more --tta-scales"
+            raise OptionError("tta_fusion", text)
 
     def views(self) -> "Views":
         """The views of an image that these options ask for."""

@@ -266,3 +266,14 @@ def test_a_value_out_of_range_ends_with_2_and_names_the_flag(command, flags, cap
         call(command, *source, "--model", "m", *flags)
     assert end.value.code == 2
     assert_refused(capsys, f"sepc-zoo {command}: error: {flags[0]} is ", "; it must be at least")
+
+
+@pytest.mark.parametrize("flags", [(), ("--tta-scales", "2"), ("--tile", "640")])
+@pytest.mark.parametrize(
+    "words", [("validate", "--data"), ("predict",), ("compare", "a", "b", "--data")]
+)
+def test_a_fusion_of_a_single_view_is_refused(words, flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*words, "d", "--tta-fusion", "wbf", *flags])
+    assert end.value.code == 2
+    assert_refused(capsys, "--tta-fusion merges views", "add --tta-flip or more --tta-scales")
