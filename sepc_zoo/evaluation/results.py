@@ -242,6 +242,8 @@ def _problem(result: Any, images: Mapping[int, int], labels: Mapping[int, int]) 
         return f"the data set has no category {category_id!r}"
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return f"bbox {box!r} is not [x, y, width, height]"
+    if min(box[2:]) < 0:
+        return f"bbox {box!r} has a negative width or height"
     if not _is_finite(result["score"]):
         return f"score {result['score']!r} is not a finite number"
     return ""

@@ -149,12 +149,23 @@ def test_every_bad_entry_of_saved_detections_is_listed(shapes, tmp_path, capsys)
         8: GOOD | {"bbox": [1, 2, 3, "4"]},
         9: GOOD | {"bbox": [1, 2, 3, float("nan")]},
         10: GOOD | {"score": "high"},
+        11: GOOD | {"score": float("inf")},
+        12: GOOD | {"bbox": [1, 2, -3, 4]},
+        13: GOOD | {"bbox": [1, 2, 3, -1e-9]},
     }
     file = tmp_path / "detections.json"
     file.write_text(json.dumps([GOOD, *bad.values()]))
     assert call("validate", "--from-json", file, "--data", shapes, "--output", tmp_path) == 2
     assert_refused(capsys, *(f"{file}: entry {i}: " for i in bad))
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("entry", [{"score": 97.5}, {"score": -3}, {"bbox": [1, 2, 0, 4]}])
+def test_what_pycocotools_takes_is_no_bad_entry(entry, shapes, tmp_path):
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps([GOOD | entry]))
+    flags = ("--data", shapes, "--output", tmp_path, "--no-report")
+    assert call("validate", "--from-json", file, *flags) == 0
 
 
 @pytest.mark.parametrize("content", ["[", "3", "{}", None])
