@@ -153,6 +153,7 @@ def test_each_count_of_lost_objects_has_a_name_of_its_own(split, page):
     context = ReportContext(split, evaluate(found, split), diagnose_split(found, split))
     count = sections.outcomes(context)["not_found"]
     assert f"Of 9 objects {count} are not found" in page.text
+    assert "detections have a score of" in page.text
     for name in ("Miss", "no detection", "Objects not found"):
         assert name in page.texts
     assert "missed" not in page.text
@@ -193,10 +194,27 @@ def test_unreadable_images_do_not_stop_the_page(tmp_path):
     assert page.all("img")
 
 
-def test_a_page_without_detections_says_so(split, tmp_path):
-    page = page_of(split, [], tmp_path)
-    assert "No detection is correct" in page.text
-    assert len(page.all("img")) == 6  # pictures of misses
+def wrong_boxes(shift):
+    return [
+        {"image_id": i, "category_id": 1, "bbox": [shift, 10, 20, 30], "score": 0.5}
+        for i in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("rows", [[], wrong_boxes(500)])
+def test_a_page_without_a_correct_detection_says_so(rows, split, tmp_path):
+    page = page_of(split, rows, tmp_path)
+    assert f"There are {len(rows)} detections. Of 9 objects 9 are not found" in page.text
+    assert "no score threshold is better than another" in page.text
+    assert "mending errors of one kind gains nothing" in page.text
+    assert "Lower the IoU threshold" not in page.text  # the table of kinds
+    assert len(page.all("img")) >= 6  # pictures of objects not found
+
+
+def test_costs_are_shown_where_mending_alone_makes_a_detection_correct(split, tmp_path):
+    text = page_of(split, wrong_boxes(10), tmp_path).text
+    assert "gains nothing" not in text
+    assert ERROR_KINDS["localisation"].advice in text
 
 
 def test_a_page_without_objects_says_so(split, tmp_path):
