@@ -80,8 +80,8 @@ def errors_line(costs: Mapping[str, Mapping[str, Any]]) -> str:
 class ErrorCosts:
     """The errors of a split, and the AP50 to be gained by mending them.
 
-    As in the code of the paper, except that detections in crowds, and classes without objects, do
-    not count, as in COCO's AP.
+    As in the code of the paper, except that detections in crowds do not count, and those of classes
+    without objects cost nothing, as in COCO's AP.
     """
 
     def __init__(self, diagnosis: Diagnosis, num_classes: int) -> None:

@@ -126,7 +126,7 @@ def test_without_detections_or_objects_nothing_fails(objects):
     empty = errors_of(annotations, []).costs()
     assert empty["missed"] == {"count": len(objects), "dAP": 0}
     far = errors_of(make_annotations([[]], 2), [result(1, CAT, LEFT, 0.5)]).costs()
-    assert far["background"] == {"count": 1, "dAP": 0}
+    assert far["background"] == far["false_positives"] == {"count": 1, "dAP": 0}
 
 
 def test_the_line_names_each_kind_as_the_paper_does():
