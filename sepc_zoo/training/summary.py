@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import numpy as np
 from accelerate import PartialState
 from rich.markup import escape
@@ -80,7 +81,14 @@ def training_facts(run: Run) -> dict[str, Any]:
     """Facts about the training for the model card; no paths."""
     recipe, options = run.recipe, run.options
     names = ("opt", "weight_decay", "sched", "layer_decay", "freeze_stages", "freeze_bn")
+    method: Any = run.detector.config.method
+    changed = {
+        entry.name: value
+        for entry in msgspec.structs.fields(method)
+        if (value := getattr(method, entry.name)) != entry.default
+    }
     return {
+        "recipe": recipe.name,
         "steps": f"{run.progress.step} of {recipe.batch_size} images",
         "images": f"{len(run.train_data.records)} for training, {len(run.val_data.records)} for "
         "validation",
@@ -88,6 +96,8 @@ def training_facts(run: Run) -> dict[str, Any]:
         **{name: getattr(recipe, name) for name in names},
         "augmentation": options.augmentation,
         "class weights": " ".join(options.class_weights) or "all 1",
+        "repeat factor": options.repeat_factor or None,
+        "changes to the method": changed,
         "precision": options.amp or "float32",
         "moving average of weights": options.model_ema,
         "seed": options.seed,

@@ -55,6 +55,24 @@ def test_both_model_folders_of_a_run_build(run):
         assert (run / name / "README.md").is_file()
 
 
+@pytest.mark.parametrize("model", ["retinanet_mnv4s_pconv", "atss_mnv4s_fpn"])
+def test_the_card_lists_what_the_run_changed(model, shapes, tmp_path):
+    small = {"channels": 16, "method": {"box_loss": "ciou", "label_smoothing": 0.1}}
+    changes = {"model": model, "model_kwargs": small, "repeat_factor": 0.5, "recipe": "strong"}
+    train(options(shapes, tmp_path / "run", epochs=1, **changes))
+    card = (tmp_path / "run" / "last" / "README.md").read_text()
+    assert "- recipe: strong\n" in card
+    assert "- repeat factor: 0.5\n" in card
+    assert "- changes to the method: label smoothing 0.1, box loss ciou\n" in card
+
+
+def test_the_card_of_a_run_by_default_names_no_changes(run):
+    card = (run / "last" / "README.md").read_text()
+    assert "- recipe: small\n" in card
+    assert "- repeat factor: none\n" in card
+    assert "- changes to the method: none\n" in card
+
+
 def test_metrics_of_a_run_have_the_twelve_figures_and_each_class(run):
     metrics = json.loads((run / "last" / "metrics.json").read_text())
     assert list(metrics) == [*METRICS, "per_class"]
