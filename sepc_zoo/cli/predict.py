@@ -134,6 +134,8 @@ def run(arguments: Arguments) -> int:
                 problems += result.problems
                 if result.text and processes.is_main_process:
                     say(result.text)
+                    if result.best_score < arguments.score_threshold:
+                        say(no_box_line(result.best_score, model.config, arguments))
     if processes.is_main_process:
         for problem in problems:
             say(f"not done: {problem}", error=True)
@@ -164,13 +166,17 @@ def report_images(
     count, boxes = len(content["images"]), len(content["annotations"])
     say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
     if count and not boxes:
-        best, limit = max(result.best_score for result in done), arguments.score_threshold
-        reason = f"the highest is {best:.3f}: try a lower --score-threshold"
-        if not best:
-            own = config.postprocess.score_threshold
-            reason = f"nor the model's own limit of {own:g} (postprocess.score_threshold)"
-        say(f"no score reaches {limit:g}, {reason}")
+        say(no_box_line(max(result.best_score for result in done), config, arguments))
     return problems
+
+
+def no_box_line(best: float, config: "DetectorConfig", arguments: Arguments) -> str:
+    """One line that says why there is no box, from the highest score."""
+    reason = f"the highest is {best:.3f}: try a lower --score-threshold"
+    if not best:
+        own = config.postprocess.score_threshold
+        reason = f"nor the model's own limit of {own:g} (postprocess.score_threshold)"
+    return f"no score reaches {arguments.score_threshold:g}, {reason}"
 
 
 def recommendation() -> str:

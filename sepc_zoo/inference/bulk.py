@@ -154,8 +154,9 @@ def predict_videos(
                     unit=" frames",
                     disable=not process.is_main_process,
                 )
-                batches = detect_batches(model, images, score_threshold, views, batch_size, tracker)
-                result = write_video(video, takewhile(lambda _: not stopped(), batches), path)
+                batches = detect_batches(model, images, 0.0, views, batch_size, tracker)
+                batches = takewhile(lambda _: not stopped(), batches)
+                result = write_video(video, batches, path, score_threshold)
         except UserError as error:
             result = VideoResult("", [str(error)])
         except (OSError, av.error.FFmpegError) as error:

@@ -29,6 +29,7 @@ class VideoResult(NamedTuple):
 
     text: str  # what was written; empty where nothing was
     problems: list[str]  # each names the video
+    best_score: float = 0.0  # the highest score, perhaps under the threshold
 
 
 class VideoWriter:
@@ -105,15 +106,17 @@ class VideoWriter:
             return None
 
 
-def write_video(video: Video, batches: Iterable[Batch], path: Path) -> VideoResult:
-    """Write the frames with their detections, and a file of JSON lines beside them.
+def write_video(
+    video: Video, batches: Iterable[Batch], path: Path, score_threshold: float
+) -> VideoResult:
+    """Write the frames with their detections of a score, and a file of JSON lines beside them.
 
     A thread draws and encodes a batch while the next one is detected.
     """
-    count, began = 0, time.monotonic()
+    count, best, began = 0, 0.0, time.monotonic()
 
     def write_frames(file: Path, lines_file: Path) -> None:
-        nonlocal count
+        nonlocal count, best
         pending: Future[None] | None = None
         with (
             open(lines_file, "w", encoding="utf-8") as lines,
@@ -123,7 +126,9 @@ def write_video(video: Video, batches: Iterable[Batch], path: Path) -> VideoResu
             for batch in batches:
                 if pending is not None:
                     pending.result()
-                pending = thread.submit(write_batch, batch, writer, lines)
+                best = max([best, *(s for _, found in batch for s in found.scores[:1].tolist())])
+                kept = [(image, found[found.scores >= score_threshold]) for image, found in batch]
+                pending = thread.submit(write_batch, kept, writer, lines)
                 count += len(batch)
             if pending is None:
                 raise VideoError("; ".join(video.faults) or f"{video.name}: has no frames")
@@ -136,7 +141,7 @@ def write_video(video: Video, batches: Iterable[Batch], path: Path) -> VideoResu
     rate = count / (time.monotonic() - began)
     late = f", {video.late} were left out to keep up with it" * bool(video.late)
     text = f"{path}: {count} frames of {video.name} at {rate:.1f} frames/s{late}"
-    return VideoResult(text, [fault for fault in (*video.faults, video.damage) if fault])
+    return VideoResult(text, [fault for fault in (*video.faults, video.damage) if fault], best)
 
 
 def write_batch(batch: Batch, writer: VideoWriter, lines: TextIO) -> None:

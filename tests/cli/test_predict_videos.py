@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 from commands import assert_refused, call
 from video_server import VideoServer
 from videos import av, cut, damage, make_video, read_video, sound_of
@@ -61,7 +62,26 @@ def test_a_video_gives_one_with_boxes_and_sound_and_a_line_for_each_frame(
         assert [row["name"] for row in rows] == [one.name for one in detections]
         assert rows[0]["box"] == pytest.approx(detections[0].box, abs=0.02)
         assert rows[0].keys() == {"box", "score", "label", "name"}
-    assert "clip_boxes.mp4: 6 frames of " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "clip_boxes.mp4: 6 frames of " in said
+    assert "no score" not in said
+
+
+@pytest.mark.parametrize("bias", [0.0, -9.0])
+def test_a_video_without_a_box_is_told_with_the_highest_score(bias, few, tmp_path, capsys):
+    unsure = load_model(few)
+    torch.nn.init.constant_(unsure.head.cls.bias, bias)
+    torch.nn.init.normal_(unsure.head.cls.weight, std=1e-3)
+    clips = [make_video(tmp_path / f"{name}.mp4", frames=3) for name in "ab"]
+    flags = ("--model", save_model(unsure, tmp_path / "unsure"), "--output", tmp_path / "out")
+    assert call("predict", *clips, *flags, "--score-threshold", 0.9, "--device", "cpu") == 0
+    scores = [s for found in unsure.stream(clips[0], 0.0) for s in found.scores.tolist()]
+    reason = "nor the model's own limit of 0.05 (postprocess.score_threshold)"
+    if bias == 0:
+        reason = f"the highest is {max(scores):.3f}: try a lower --score-threshold"
+    assert capsys.readouterr().out.count(f"no score reaches 0.9, {reason}\n") == 2
+    for line in lines_of(tmp_path / "out" / "a_boxes.jsonl"):
+        assert line["detections"] == []
 
 
 def test_a_folder_may_mix_images_and_videos(predict, images, tmp_path):
