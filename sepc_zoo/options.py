@@ -24,7 +24,10 @@ T = TypeVar("T", bound="Options")
 P = ParamSpec("P")
 R = TypeVar("R")
 # Placeholders of values that may be paths, in which ``~`` is the home folder.
-PATHS = {"CHECKPOINT", "DATA", "DIR", "FILE", "MODEL", "NAME_OR_DIR", "OUT", "RUN", "SOURCE"}
+PATHS = {
+    *("CHECKPOINT", "DATA", "DIR", "FILE", "IMAGES", "MODEL", "NAME_OR_DIR", "OUT", "RUN"),
+    "SOURCE",
+}
 
 
 class OptionError(ConfigError):

@@ -17,7 +17,7 @@ class Arguments(Options):
         metavar="NAME_OR_DIR",
     )
     examples: str | None = option(
-        None, "folder of images to choose from (default: drawn shapes)", metavar="DIR"
+        None, "folder of images to choose from (default: drawn shapes)", metavar="IMAGES"
     )
     score_threshold: float = option(
         0.3, "minimum score of a detection when the page opens", ge=0, le=1

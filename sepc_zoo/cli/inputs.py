@@ -1,4 +1,4 @@
-"""Paths and names on a command line, checked before PyTorch is imported, which takes seconds."""
+"""Paths and names on a command line, checked before PyTorch is imported and work begins."""
 
 import glob
 import os
@@ -15,10 +15,10 @@ from sepc_zoo.registry import HUB_PREFIX, check_name
 
 
 def check_inputs(options: Options) -> None:
-    """Check what options name to be read, by the placeholders of their values.
+    """Check what options name to be read or written, by the placeholders of their values.
 
     Raises:
-        UserError: there is no such file, folder or model.
+        UserError: there is no such file, folder or model, or a place cannot be written to.
     """
     values = vars(options) | getattr(options, "given", {})
     for cls in classes_of(type(options)):
@@ -39,6 +39,25 @@ def check_file(text: str) -> None:
     """Check that a file is there."""
     if not os.path.exists(text) or os.path.isdir(text):
         raise ConfigError(f"{text}: no such file")
+
+
+def check_images(text: str) -> None:
+    """Check that a folder is there."""
+    if not os.path.isdir(text):
+        raise ConfigError(f"{text}: no such folder")
+
+
+def check_output_folder(text: str) -> None:
+    """Check that a folder can be written to, or made."""
+    path = Path(text).absolute()
+    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"{text}: cannot be written: {there} is no folder to write to")
+
+
+def check_output(text: str) -> None:
+    """Check that the folder of a file can be written to, or made."""
+    check_output_folder(os.path.dirname(text))
 
 
 def check_model(text: str) -> None:
@@ -74,9 +93,13 @@ CHECKS: dict[object, Callable[[str], None]] = {
     "B": check_compared,
     "CHECKPOINT": check_file,
     "DATA": check_data,
+    "DIR": check_output_folder,
     "FILE": check_file,
+    "FILE.csv": check_output,
+    "IMAGES": check_images,
     "MODEL": check_model,
     "NAME_OR_DIR": check_model,
+    "OUT": check_output,
     "RUN": check_run,
     "SOURCE": check_source,
 }

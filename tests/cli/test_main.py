@@ -122,8 +122,10 @@ def test_a_flag_like_no_other_is_refused_without_a_guess(capsys):
 
 
 def wrong_inputs(there):
-    """A command line for each option that names something to read, which is not there."""
+    """A command line for each option that names a place, which is not there and cannot be made."""
+    file = f"{there}/config.json"
     others = {"DIR": "x", "OUT": "x", "NAME": "x", "ORG": "x", "ORG/NAME": "a/b"}
+    others["CHECKPOINT"] = file
     for command in COMMANDS:
         own = option_fields(arguments_of(command))
         for tested in all_options(command):
@@ -132,7 +134,7 @@ def wrong_inputs(there):
             words = ["--int8"] if tested.name == "calibrate" else []
             for entry in own if tested in own else [tested]:
                 info = entry.metadata["option"]
-                value = "no/such" if entry is tested else others.get(info.metavar, there)
+                value = f"{file}/no/such/x" if entry is tested else others.get(info.metavar, there)
                 if entry is tested or default_of(entry) is MISSING:
                     words += [value] if info.positional else [flag_of(entry.name), value]
             yield [command, *words]
@@ -157,6 +159,21 @@ print(*sys.modules)
     for (name, *_), line in zip(cases, done.stderr.splitlines(), strict=True):
         assert line.startswith(f"sepc-zoo {name}: ")
         assert any(text in line for text in ("no/such", *known))
+
+
+@pytest.mark.parametrize("command", ["validate", "benchmark", "export"])
+@pytest.mark.parametrize("output", ["new/er", "there"])
+def test_an_output_that_can_be_made_is_not_refused(output, command, tmp_path, model):
+    (tmp_path / "there").mkdir()
+    given = {"model": str(model), "data": str(tmp_path), "output": str(tmp_path / output)}
+    names = {entry.name for entry in all_options(command)}
+    check_inputs(arguments_of(command)(**{n: v for n, v in given.items() if n in names}))
+
+
+def test_an_output_where_nothing_may_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match="cannot be written"):
+        check_inputs(PredictArguments(source=["0"], output=str(tmp_path / "new")))
 
 
 def test_what_may_be_elsewhere_is_not_refused(model, tmp_path):
