@@ -34,6 +34,8 @@ def test_a_model_and_saved_detections_are_compared(model, perfect, shapes, tmp_p
     assert "B better" in output
     assert "compare.json, compare.html are in" in output
     page = (tmp_path / "compare.html").read_text()
+    assert page.count("AP50 to gain<") == 2
+    assert page.count("missed") == 1  # the kind of error; other objects are not found
     assert page.count("data:image/jpeg;base64,") == 2 * len(content["images"])
     assert "&lt;perfect&gt;.json" in page
     assert "<perfect>" not in page
