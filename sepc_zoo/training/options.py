@@ -267,6 +267,11 @@ class TrainOptions(
         unknown = sorted(set(self.model_kwargs) - entries)
         if unknown:
             raise OptionError("model_kwargs", f"has {unknown}; it may have {sorted(entries)}")
+        if self.freeze is not None and self.learned != "detector":
+            raise OptionError("freeze", "would freeze random weights; give --finetune MODEL")
+        if self.freeze_stages and self.learned == "nothing":
+            ways = "--finetune MODEL, --pretrained-backbone or --init-from FILE"
+            raise OptionError("freeze_stages", f"would freeze random weights; give {ways}")
 
     @property
     def augmentation(self) -> dict[str, Any]:

@@ -181,6 +181,28 @@ def test_a_run_refuses_values_that_exclude_each_other():
         TrainOptions(data="d", model="m", output="o", scale=(2, 1))
 
 
+@pytest.mark.parametrize(
+    ("frozen", "start", "way"),
+    [
+        ({"freeze_stages": 1}, {}, "--finetune MODEL, --pretrained-backbone or --init-from FILE"),
+        ({"freeze": "neck"}, {}, "--finetune MODEL"),
+        ({"freeze": "neck"}, {"pretrained_backbone": True}, "--finetune MODEL"),
+        ({"freeze_stages": 0}, {}, None),
+        ({"freeze_stages": 1}, {"backbone_checkpoint": "f"}, None),
+        ({"freeze_stages": 1, "freeze": "neck"}, {"pretrained": True}, None),
+        ({"freeze_stages": 1, "freeze": "neck"}, {"model": "local-dir:m"}, None),
+    ],
+)
+def test_random_weights_cannot_be_frozen(frozen, start, way):
+    given = {"data": "d", "model": "m", "output": "o"} | frozen | start
+    if way is None:
+        TrainOptions(**given)
+        return
+    name = next(iter(frozen))
+    with pytest.raises(OptionError, match=f"^{name} would freeze random weights; give {way}$"):
+        TrainOptions(**given)
+
+
 @pytest.mark.parametrize("name", ["chanels", "label_names", "weights", "pretrained", "name"])
 def test_entries_that_model_kwargs_may_not_change_are_refused(name):
     with pytest.raises(OptionError, match=rf"model_kwargs has \['{name}'\]; it may have \["):

@@ -41,6 +41,7 @@ def test_a_file_starts_a_run_of_each_method(file, method, shared_data, tmp_path)
     tiny = {"image_size": (64, 96), "batch_size": 1, "workers": 0, "log_with": (), "cpu": True}
     tiny |= {"data": str(shared_data / "coco_by_sa"), "output": str(tmp_path / "run")}
     tiny |= {"model": content["model"].replace("retinanet", method), "pretrained_backbone": False}
+    tiny |= {"freeze_stages": 0}
     train(TrainOptions(**content | tiny), callbacks=[StopEarly()])
     (row,) = read_log(tmp_path / "run")
     assert row["step"] == "3"

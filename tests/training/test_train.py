@@ -214,7 +214,7 @@ def test_a_pretrained_backbone_is_frozen_and_a_new_one_is_not(shapes, tmp_path):
 
 def test_options_change_the_recipe(shapes, tmp_path):
     changes = {"opt": "sgd", "lr": 0.02, "weight_decay": 0.0, "sched": "multistep"}
-    more = {"warmup_steps": 0, "clip_grad": 1.0, "freeze_stages": 2, "freeze_bn": True}
+    more = {"warmup_steps": 0, "clip_grad": 1.0, "freeze_stages": 0, "freeze_bn": True}
     run = Run(options(shapes, tmp_path, **changes, **more))
     group = run.optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.02, 0.0, 0.9)

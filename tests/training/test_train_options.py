@@ -38,6 +38,7 @@ from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.dry_run import forecast, settle_batch_size
 from sepc_zoo.training.inputs import class_changes
 from sepc_zoo.training.options import TrainError
+from sepc_zoo.training.recipes import freeze_stages
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import describe
@@ -348,10 +349,10 @@ def test_layer_decay_lets_each_stage_learn_slower_than_the_next(warmup, shapes, 
     assert all(lower == pytest.approx(upper / 2) for lower, upper in pairwise(by_stage))
 
 
-def test_stages_that_a_backbone_does_not_tell_apart_cannot_be_frozen(shapes, tmp_path):
-    changes = {"model": "retinanet_hrnet_w18_small_fpn", "model_kwargs": {"channels": 16}}
+def test_stages_that_a_backbone_does_not_tell_apart_cannot_be_frozen():
+    model = create_model("retinanet_hrnet_w18_small_fpn", channels=16)
     with pytest.raises(ConfigError, match=r"--freeze-stages 1: this backbone has .* \[2, 3, 4\]"):
-        Run(options(shapes, tmp_path, freeze_stages=1, pretrained_backbone=False, **changes))
+        freeze_stages(model.backbone, 1)
 
 
 @pytest.mark.parametrize("first", [None, "bf16"])
