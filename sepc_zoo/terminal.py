@@ -1,6 +1,8 @@
 """What commands print: text of others must not control the terminal."""
 
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +17,11 @@ MAX_NAMES = 8  # names that a message lists
 def printable(text: str) -> str:
     """Escape what would move the cursor, change colours or the title, or cannot be encoded."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as it is written in a command: in quotes where it has spaces or the like."""
+    return shlex.quote(os.fspath(path))
 
 
 def say(*texts: object, error: bool = False, **how: Any) -> None:

@@ -148,7 +148,7 @@ def train(
     except Interrupted as interrupted:
         if interrupted.status != 128 + signal.SIGINT:
             raise
-        raise KeyboardInterrupt(f'{interrupted}; in Python resume="{run_options.output}"') from None
+        raise KeyboardInterrupt(f"{interrupted}; in Python resume={run_options.output!r}") from None
     return TrainResult(Path(run_options.output), metrics)
 
 

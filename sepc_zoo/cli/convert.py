@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sepc_zoo.options import OptionError, Options, option
-from sepc_zoo.terminal import say
+from sepc_zoo.terminal import quoted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +39,5 @@ def run(arguments: Arguments) -> int:
     model = CONVERTERS[source](state, arguments.model)
     folder = save_model(model, arguments.output)
     say(f"{folder}: {model.config.architecture}, {len(model.state_dict())} tensors")
-    say(f"use it: sepc-zoo predict IMAGE --model {folder}")
+    say(f"use it: sepc-zoo predict IMAGE --model {quoted(folder)}")
     return 0

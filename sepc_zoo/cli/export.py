@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sepc_zoo.options import OptionError, Options, option
-from sepc_zoo.terminal import say
+from sepc_zoo.terminal import quoted, say
 
 if TYPE_CHECKING:
     from sepc_zoo.export.int8 import Int8
@@ -84,9 +84,9 @@ def run(arguments: Arguments) -> int:
         from sepc_zoo.export.runtime import write_runtime
 
         script = write_runtime(file.parent)
-        say(f"without this library: python {script} {file} IMAGES")
+        say(f"without this library: python {quoted(script)} {quoted(file)} IMAGES")
     if not arguments.raw:
-        say(f"use it: sepc-zoo predict IMAGE --model {file}")
+        say(f"use it: sepc-zoo predict IMAGE --model {quoted(file)}")
     if not read_figures(file.parent)[file.name]["detections"]:
         say("the model finds nothing in the images of the comparison; compare by sepc-zoo validate")
     return 0

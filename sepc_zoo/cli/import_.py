@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sepc_zoo.errors import ConfigError, UserError
 from sepc_zoo.options import OptionError, Options, option
-from sepc_zoo.terminal import say
+from sepc_zoo.terminal import quoted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def run(arguments: Arguments) -> int:
             problem = push_or_say_how(folder, f"{arguments.push}/{folder.name}")
             failed += [f"{name}: {problem}"] if problem else []
     if done:
-        say(f"use it: sepc-zoo predict IMAGE --model {done[0]}")
+        say(f"use it: sepc-zoo predict IMAGE --model {quoted(done[0])}")
     for line in failed:
         say(line, error=True)
     return 1 if failed else 0

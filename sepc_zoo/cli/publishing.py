@@ -1,7 +1,6 @@
 """Uploads of checked model folders, and the page that lists them."""
 
 import json
-import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from sepc_zoo.errors import HubError
 from sepc_zoo.factory import load_model
 from sepc_zoo.files import write_json
 from sepc_zoo.registry import neck_name
-from sepc_zoo.terminal import say
+from sepc_zoo.terminal import quoted, say
 
 RUN_FOLDERS = ("best", "last")  # model folders that take the name of their run
 PAGE = """\
@@ -118,7 +117,7 @@ def push_or_say_how(folder: Path, repo_id: str) -> str | None:
     try:
         say(f"on the hub: {push(folder, repo_id)}")
     except (HubError, OSError) as error:
-        later = f"sepc-zoo push {shlex.quote(str(folder))} {repo_id}"
+        later = f"sepc-zoo push {quoted(folder)} {repo_id}"
         return f"not on the hub: {error}\nthe model is kept; push it later: {later}"
     return None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sepc_zoo.options import OptionError, Options, option
-from sepc_zoo.terminal import say
+from sepc_zoo.terminal import quoted, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def run(arguments: Arguments) -> int:
         write_repository(model, output / "model", repo_id, contents)
         if space is not None:
             write_space(output, space, repo_id, arguments.license)
-            say(f"try the page: python {output / 'app.py'}")
+            say(f"try the page: python {quoted(output / 'app.py')}")
         say(f"{output}: the files are written, nothing is uploaded")
         return 0
     options: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from sepc_zoo.api.options import StartOptions
 from sepc_zoo.cli.push import check_repository
 from sepc_zoo.options import Options, option
-from sepc_zoo.terminal import make_console, say
+from sepc_zoo.terminal import make_console, quoted, say
 from sepc_zoo.training.options import TrainOptions
 
 # Shapes that a small detector learns from scratch in about three minutes of processor time.
@@ -96,7 +96,7 @@ def finish(
     say(f"models, log and pictures are in {options.output}")
     best = Path(options.output) / "best"
     images = DEMO_DATA / "val" if is_demo else "IMAGE"
-    say(f"use it: sepc-zoo predict {images} --model {best} --output predictions")
+    say(f"use it: sepc-zoo predict {quoted(images)} --model {quoted(best)} --output predictions")
     if is_demo:
         say(NEXT_STEPS)
     problem = None

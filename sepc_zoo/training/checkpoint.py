@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from sepc_zoo.data import Annotations
 from sepc_zoo.errors import UserError
 from sepc_zoo.files import write_atomically
+from sepc_zoo.terminal import quoted
 
 STATE_FILE, PREVIOUS_FILE = "state.pt", "state.previous.pt"
 RANDOM = "random"  # entry of the state: the random numbers of each process
@@ -158,7 +159,7 @@ def read_state(file: Path) -> dict[str, Any]:
             reason = "it holds code, or is no state"
         raise ResumeError(
             f"{file} cannot be resumed from: {reason}. Start a new run, perhaps from --model "
-            f"{file.parent / 'last'}"
+            f"{quoted(file.parent / 'last')}"
         ) from error
 
 

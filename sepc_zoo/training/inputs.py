@@ -20,7 +20,7 @@ from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import build, create_model, load_backbone
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import LOCAL_PREFIX
-from sepc_zoo.terminal import shorten
+from sepc_zoo.terminal import quoted, shorten
 from sepc_zoo.training.advice import fitted_anchors
 from sepc_zoo.training.checkpoint import ResumeError
 from sepc_zoo.training.options import TrainError, TrainOptions
@@ -91,7 +91,7 @@ def read_model_file(file: Path) -> DetectorConfig:
     except (OSError, ValueError) as error:  # ConfigError is a ValueError
         raise ResumeError(
             f"{file} is needed to resume the run, but is no config of a model: {error}. Start a "
-            f"new run, perhaps from --model {file.parent / 'last'}"
+            f"new run, perhaps from --model {quoted(file.parent / 'last')}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from sepc_zoo.data.splitting import SPLIT_FILE
 from sepc_zoo.files import TEMPORARY_NAME
-from sepc_zoo.terminal import shorten
+from sepc_zoo.terminal import quoted, shorten
 from sepc_zoo.training.checkpoint import ResumeError, is_saved
 from sepc_zoo.training.config_file import OPTIONS_FILE, read_options
 from sepc_zoo.training.logging import LOG_FILE
@@ -37,7 +37,8 @@ def check_output(output: Path, resume: bool) -> None:
         return
     if is_saved(output):
         raise TrainError(
-            f"{output} holds a run: go on with --resume {output}, or choose another --output"
+            f"{output} holds a run: go on with --resume {quoted(output)}, or choose another "
+            "--output"
         )
     there = {p.name for p in output.iterdir() if not TEMPORARY_NAME.fullmatch(p.name)}
     there -= {LOCK_FILE, OWNER_FILE}

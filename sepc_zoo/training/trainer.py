@@ -22,6 +22,7 @@ from sepc_zoo.files import write_json
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.ops.devices import to_device
 from sepc_zoo.ops.distributed import sum_over_processes
+from sepc_zoo.terminal import quoted
 from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.callbacks import draw_inputs
 from sepc_zoo.training.checkpoint import save_state
@@ -259,7 +260,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
 def how_to_go_on(run: Run) -> str:
     if run.saved_step is None:
         return f"nothing was saved yet in {run.output}; start the run again"
-    return f"saved after step {run.saved_step}; go on with --resume {run.output}"
+    return f"saved after step {run.saved_step}; go on with --resume {quoted(run.output)}"
 
 
 def validate(run: Run, epoch: int) -> None:

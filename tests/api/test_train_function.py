@@ -149,7 +149,7 @@ def test_a_run_is_resumed_in_python(shapes, tmp_path):
 @pytest.mark.parametrize(
     ("number", "error", "texts"),
     [
-        (signal.SIGINT, KeyboardInterrupt, ("saved after step 3", 'in Python resume="')),
+        (signal.SIGINT, KeyboardInterrupt, ("saved after step 3", "in Python resume=")),
         (signal.SIGTERM, Interrupted, ("saved after step 3", "go on with --resume")),
     ],
 )

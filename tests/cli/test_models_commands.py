@@ -25,13 +25,13 @@ def checkpoint(tmp_path_factory):
 
 
 def test_convert_makes_a_model_folder_of_a_checkpoint(checkpoint, tmp_path, capsys):
-    flags = ("--model", "retinanet_r50_pconv", "--output", tmp_path)
+    flags = ("--model", "retinanet_r50_pconv", "--output", tmp_path / "a b")
     assert call("convert", checkpoint, *flags) == 0
-    model = create_model(f"local-dir:{tmp_path}")
+    model = create_model(f"local-dir:{tmp_path}/a b")
     theirs = their_state("retinanet_r50_pconv")
     assert torch.equal(model.head.cls.weight, theirs["bbox_head.retina_cls.weight"])
     assert len(model.state_dict()) == len(theirs)
-    assert f"sepc-zoo predict IMAGE --model {tmp_path}" in capsys.readouterr().out
+    assert f"sepc-zoo predict IMAGE --model '{tmp_path}/a b'" in capsys.readouterr().out
 
 
 def test_convert_takes_a_publisher_by_its_own_name_of_a_model(checkpoint, tmp_path, capsys):

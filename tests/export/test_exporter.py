@@ -188,8 +188,10 @@ def test_a_comparison_without_detections_is_told(tmp_path, monkeypatch, capsys):
     folder = sepc_zoo.save_model(silent, tmp_path / "saved")
     monkeypatch.setattr(exporter, "trace", lambda *_: None)
     monkeypatch.setattr(exporter, "format_module", lambda _: TorchFormat(silent))
-    assert call("export", "--model", folder, "--output", tmp_path / "model.onnx") == 0
-    assert "finds nothing in the images of the comparison" in capsys.readouterr().out
+    assert call("export", "--model", folder, "--output", tmp_path / "a b.onnx") == 0
+    said = capsys.readouterr().out
+    assert "finds nothing in the images of the comparison" in said
+    assert f"use it: sepc-zoo predict IMAGE --model '{tmp_path}/a b.onnx'\n" in said
 
 
 REFUSED = {

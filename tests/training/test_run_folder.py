@@ -1,18 +1,24 @@
 """The folder of a run: nobody else's files are touched, and one run has it at a time."""
 
 import os
+import shlex
 import socket
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tiny_runs import copy_of, options, resume, start_process, state_of, train_until_crash
 
+from sepc_zoo.cli.train import finish
 from sepc_zoo.data.problems import DataError
+from sepc_zoo.errors import UserError
+from sepc_zoo.training.checkpoint import STATE_FILE, read_state
 from sepc_zoo.training.config_file import read_options
+from sepc_zoo.training.inputs import read_model_file
 from sepc_zoo.training.options import TrainError
-from sepc_zoo.training.run_folder import LOCK_FILE, OWNER_FILE, locked
-from sepc_zoo.training.trainer import train
+from sepc_zoo.training.run_folder import LOCK_FILE, OWNER_FILE, check_output, locked
+from sepc_zoo.training.trainer import how_to_go_on, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -41,6 +47,31 @@ def test_a_folder_with_files_of_the_users_is_refused_and_stays_as_it_is(names, s
     with pytest.raises(TrainError, match=r"is not empty: .* choose another --output"):
         train(options(shapes, folder))
     assert contents(folder) == before
+
+
+def run_in(folder):
+    return SimpleNamespace(saved_step=1, output=folder)
+
+
+@pytest.mark.parametrize(
+    ("say", "flag", "end"),
+    [
+        (lambda folder: check_output(folder, resume=False), "--resume", ""),
+        (lambda folder: read_model_file(folder / "model.json"), "--model", "/last"),
+        (lambda folder: read_state(folder / STATE_FILE), "--model", "/last"),
+        (lambda folder: print(how_to_go_on(run_in(folder))), "--resume", ""),
+        (lambda folder: finish(run_in(folder), {}, None, is_demo=False), "--model", "/best"),
+    ],
+)
+def test_paths_in_printed_commands_are_quoted(say, flag, end, tmp_path, capsys):
+    folder = tmp_path / "a b's"
+    folder.mkdir()
+    (folder / STATE_FILE).write_text("damaged")
+    try:
+        say(folder)
+    except UserError as error:
+        print(error)
+    assert f"{flag} {shlex.quote(f'{folder}{end}')}" in capsys.readouterr().out
 
 
 def test_a_run_whose_state_was_deleted_is_not_overwritten(shapes, tmp_path):
