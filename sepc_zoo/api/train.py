@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepc_zoo.api.options import StartOptions
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import check_names, takes_options
 from sepc_zoo.training.options import TrainOptions
 
@@ -134,6 +135,7 @@ def train(
 
     asked: dict[str, Any] = {"finetune": finetune, "config": config, "resume": resume}
     start = StartOptions(**asked)
+    callbacks = check_callbacks(callbacks)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     check_names(TrainOptions, given, "sepc_zoo.train")
     trackers: list[GeneralTracker] = []
@@ -150,6 +152,23 @@ def train(
             raise
         raise KeyboardInterrupt(f"{interrupted}; in Python resume={run_options.output!r}") from None
     return TrainResult(Path(run_options.output), metrics)
+
+
+def check_callbacks(given: Any) -> list[Callback]:
+    """The callbacks as a list.
+
+    Raises:
+        ConfigError: they are no list, or one is no object of ``sepc_zoo.Callback``.
+    """
+    from sepc_zoo.training.callback import Callback
+
+    callbacks = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(callback, Callback) for callback in callbacks):
+        raise ConfigError(
+            f"callbacks is {given!r:.80}; it must be a list of objects of classes that derive from "
+            "sepc_zoo.Callback"
+        )
+    return callbacks
 
 
 def _number(text: str) -> float:

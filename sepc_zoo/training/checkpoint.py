@@ -136,8 +136,12 @@ def load_state(parts: Mapping[str, Stateful], run: Path) -> str:
             f"{run} was saved by {len(random_numbers)} processes and needs as many to resume, but "
             f"there are {process.num_processes}"
         )
-    if set(state) != set(parts):
-        raise ResumeError(f"{file} holds {sorted(state)}, but the run has {sorted(parts)}")
+    for names, what in (
+        (set(state) - set(parts), "has the state of callback {}: give it again, in Python"),
+        (set(parts) - set(state), "has no state of callback {}: leave it out"),
+    ):
+        if names:
+            raise ResumeError(f"{file} {what.format(', '.join(sorted(names)))}")
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])

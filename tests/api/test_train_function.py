@@ -117,6 +117,13 @@ def test_training_goes_on_from_weights_and_from_a_file_of_options(asked, tmp_pat
         ({"data": "d", "model": "m", "epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"data": "d", "model": "m", "finetune": "n"}, "only one of the options model, finetune"),
         ({"data": "d", "model": "m", "epochs": 1, "max_steps": 1}, "options epochs, max_steps"),
+        *(
+            (
+                {"data": "d", "model": "m", "callbacks": wrong},
+                "must be a list of objects of classes",
+            )
+            for wrong in (sepc_zoo.Callback(), [object()], [sepc_zoo.Callback], 7)
+        ),
         ({"data": "d", "model": "m", "log_with": [7]}, "log_with is .*it must be list of str"),
     ],
 )

@@ -10,6 +10,7 @@ from tiny_runs import options, read_log, read_losses, resume, state_of, train_un
 
 from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callback import Callback, Stop
+from sepc_zoo.training.checkpoint import ResumeError, load_state, save_state
 from sepc_zoo.training.options import TrainError
 from sepc_zoo.training.resilience.signals import SIGNALS, Interrupt
 from sepc_zoo.training.trainer import train
@@ -107,6 +108,19 @@ def test_the_state_of_a_callback_is_saved_with_the_run(shapes, tmp_path):
     train_until(3, asked, callbacks=[CountSteps()])
     train(asked, resume=True, callbacks=[count])
     assert count.count == 4
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "problem"),
+    [
+        (["model", "CountSteps"], ["model"], "has the state of callback CountSteps: give it again"),
+        (["model"], ["model", "A", "CountSteps"], "has no state of callback A, CountSteps: leave"),
+    ],
+)
+def test_a_run_is_resumed_with_the_callbacks_that_have_a_state(saved, given, problem, tmp_path):
+    save_state({name: CountSteps() for name in saved}, tmp_path)
+    with pytest.raises(ResumeError, match=problem):
+        load_state({name: CountSteps() for name in given}, tmp_path)
 
 
 def in_thread(function):
