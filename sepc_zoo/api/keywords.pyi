@@ -51,7 +51,7 @@ class TrainKeywords(TypedDict, total=False):
     clip_grad: float | None
     model_ema: bool | None
     model_ema_decay: float
-    class_weights: str | Sequence[str]
+    class_weights: str | Sequence[str] | Mapping[str, float]
     hflip: float
     vflip: float
     color_jitter: bool | None

@@ -162,7 +162,7 @@ def check_callbacks(given: Any) -> list[Callback]:
     """
     from sepc_zoo.training.callback import Callback
 
-    callbacks = list(given) if isinstance(given, Iterable) else [None]
+    callbacks: list[Any] = list(given) if isinstance(given, Iterable) else [None]
     if not all(isinstance(callback, Callback) for callback in callbacks):
         raise ConfigError(
             f"callbacks is {given!r:.80}; it must be a list of objects of classes that derive from "

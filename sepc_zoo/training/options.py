@@ -1,6 +1,7 @@
 """Options of a training run."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,6 +183,10 @@ class LossOptions(Options):
     )
 
     def __post_init__(self) -> None:
+        given: Any = self.class_weights
+        if isinstance(given, Mapping):  # in Python, or in a file of options
+            given = tuple(f"{name}={weight}" for name, weight in given.items())
+            object.__setattr__(self, "class_weights", given)
         super().__post_init__()
         self.weight_of_class()
 
@@ -190,12 +195,15 @@ class LossOptions(Options):
         weights: dict[str, float] = {}
         for text in self.class_weights if self.class_weights != (BALANCED,) else ():
             name, _, weight = text.rpartition("=")
+            problem = f"; {name!r:.80} has a weight already" if name in weights else ""
             try:
-                weights[name] = float(weight)
+                weights[name] = float(weight if name else "")
+                if not 0 < weights[name] < math.inf:
+                    problem = "; a weight must be above 0 and finite"
             except ValueError:
-                weights[name] = math.nan
-            if not (name and 0 < weights[name] < math.inf):
-                raise OptionError("class_weights", f"has {text!r:.80}; it must be a class=weight")
+                problem = "; it must be a class=weight"
+            if problem:
+                raise OptionError("class_weights", f"has {text!r:.80}{problem}")
         return weights
 
 

@@ -14,8 +14,11 @@ from sepc_zoo.training.options import TrainOptions
 FILE = Path(sepc_zoo.__file__).parent / "api" / "keywords.pyi"
 CLASSES_OF = {"train": TrainOptions, "validate": EvaluationOptions}
 NAMED = {"train": (), "validate": ("data", "split")}  # options that the functions name themselves
-# Trackers may be objects, which no file of options can name.
-SPECIAL = {"log_with": "str | GeneralTracker | Sequence[str | GeneralTracker]"}
+# Trackers may be objects, which no file of options can name, and weights a dict.
+SPECIAL = {
+    "log_with": "str | GeneralTracker | Sequence[str | GeneralTracker]",
+    "class_weights": "str | Sequence[str] | Mapping[str, float]",
+}
 HEAD = '''"""Options as keyword arguments, for type checkers; made by tests/helpers/keywords.py."""
 
 import os

@@ -53,10 +53,29 @@ def test_a_run_with_weights_goes_on_bit_for_bit(shapes, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("text", ["disc", "disc=no", "disc=0", "disc=nan", "balanced=no"])
-def test_a_weight_that_is_none_is_refused(text, shapes, tmp_path):
-    with pytest.raises(OptionError, match=f"class_weights has '{text}'"):
-        options(shapes, tmp_path, class_weights=(text,))
+PAIR, RANGE = "it must be a class=weight", "a weight must be above 0 and finite"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        *(((text,), f"'{text}'; {PAIR}") for text in ("disc", "disc=no", "2", "balanced=no")),
+        *(((f"a={x}",), f"'a={x}'; {RANGE}") for x in ("0", "-1", "inf", "nan")),
+        (("balanced", "a=2"), f"'balanced'; {PAIR}"),
+        (("a=2", "b=1", "a=3"), "'a=3'; 'a' has a weight already"),
+        ({"a": 0}, f"'a=0'; {RANGE}"),
+        ({"a": None}, f"'a=None'; {PAIR}"),
+    ],
+)
+def test_a_weight_that_is_none_is_refused(given, problem):
+    with pytest.raises(OptionError, match=f"^class_weights has {problem}$"):
+        options("data", "run", class_weights=given)
+
+
+def test_a_dict_gives_the_weights_of_its_classes():
+    given = options("data", "run", class_weights={"a": 2, "b=c": 0.5})
+    assert given == options("data", "run", class_weights=("a=2", "b=c=0.5"))
+    assert given.weight_of_class() == {"a": 2.0, "b=c": 0.5}
 
 
 def test_a_class_that_the_data_lack_is_named(shapes, tmp_path, capsys):
