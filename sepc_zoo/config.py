@@ -10,7 +10,7 @@ import math
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -512,7 +512,7 @@ def from_plain(kind: type[T], content: Any, where: str) -> T:
     try:
         return msgspec.convert(content, kind, dec_hook=_open_union)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise _explain(str(error), where) from error
+        raise _explain(_with_choices(str(error), kind), where) from error
 
 
 def _open_union(kind: type, content: Any) -> Any:
@@ -529,7 +529,30 @@ def _open_union(kind: type, content: Any) -> Any:
     try:
         return msgspec.convert(content, resolve(types[tag]))
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_with_choices(str(error), resolve(types[tag]))) from error
+
+
+def _with_choices(text: str, kind: type) -> str:
+    """msgspec's text on an entry of ``kind``; with the choices where a value is none of them."""
+    found = re.fullmatch(r"(Invalid (?:enum )?value [^`]*)( - at `\$\.([\w.]+)`)", text, re.DOTALL)
+    if found is None:
+        return text
+    choices: list[Any] = [kind]
+    for name in found[3].split("."):
+        if name == "type":
+            choices = [tag_of(one) for one in choices]
+            continue
+        hints = [get_type_hints(one).get(name) for one in choices]
+        choices = [member for hint in hints if hint for member in _members(hint)]
+    return f"{found[1]}; choose from {', '.join(map(str, choices))}{found[2]}"
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    """The types of a union, the values of a Literal; else the hint itself."""
+    for arg in get_args(hint):
+        yield from _members(arg)
+    if not get_args(hint):
+        yield hint
 
 
 def _explain(text: str, where: str) -> ConfigError:

@@ -204,6 +204,14 @@ def test_override_leaves_the_original_alone(config):
         ({"channels": "128"}, "channels"),
         ({"num_classes": 3}, "label_names has 80 entries for num_classes 3"),
         ({"weights": {"mean": [0.5]}}, "weights.mean"),
+        (
+            {"postprocess": {"soft_nms": "x"}},
+            "soft_nms: .*; choose from none, linear, gaussian",
+        ),
+        ({"method": {"box_loss": "xiou"}}, r"method.box_loss: .*; choose from .*giou.*ciou$"),
+        ({"neck": {"padding": 3}}, "neck.padding: .*3; choose from 0, 1$"),
+        ({"head": {"norm": "x"}}, "head.norm: .*; choose from none, group$"),
+        ({"coder": {"type": "x"}}, "coder.type: .*; choose from delta, distance, distribution$"),
     ],
 )
 def test_override_names_what_does_not_fit(config, changes, match):

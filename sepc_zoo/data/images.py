@@ -174,11 +174,11 @@ def pixels_of_pil(image: Image.Image, channels: int | None = 3) -> Tensor:
     """Convert a PIL image of any mode to uint8 ``(C, H, W)``, as ``read_image`` does.
 
     Raises:
-        ValueError: float samples, whose black and white are unknown, or a number of channels other
+        ImageError: float samples, whose black and white are unknown, or a number of channels other
             than 1, 3 and 4.
     """
     if image.mode == "F":
-        raise ValueError("an image of float samples (mode F); convert it to 8 bits first")
+        raise ImageError("an image of float samples (mode F); convert it to 8 bits first")
     if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's own conversion may clip
         rgb = high_byte(torch.from_numpy(np.array(image).astype(np.int32))).expand(3, -1, -1)
     else:  # PIL's direct conversion to RGB warns about a palette's transparency
@@ -193,7 +193,7 @@ def pixels_of_pil(image: Image.Image, channels: int | None = 3) -> Tensor:
             alpha[0] = torch.from_numpy(np.array(image.convert("RGBA").getchannel("A")))
         return torch.cat([rgb, alpha])
     if channels not in (3, None):
-        raise ValueError(f"the model takes {channels} channels; only a TIFF can have as many")
+        raise ImageError(f"the model takes {channels} channels; only a TIFF can have as many")
     return rgb
 
 
@@ -234,7 +234,10 @@ def _decode_tiff(file: BinaryIO, channels: int | None, error: Exception | None =
         raise error
     samples, orientation = read_tiff(file)
     if channels not in (None, len(samples)):
-        raise ValueError(f"has {len(samples)} channels, but the model takes {channels}")
+        raise ValueError(
+            f"has {len(samples)} channels, but the model takes {channels}; train with "
+            f"--backbone-kwargs in_chans={len(samples)} makes one for it"
+        )
     if samples.dtype.newbyteorder("=") == np.uint16:
         samples = (samples >> 8).astype(np.uint8)
     if samples.dtype != np.uint8:

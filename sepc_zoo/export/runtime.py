@@ -406,8 +406,10 @@ def _pixels_of_array(array: np.ndarray, channels: int) -> np.ndarray:
     image = array[:, :, None] if array.ndim == 2 else array
     if channels == 3 and image.ndim == 3 and image.shape[2] == 4:  # RGBA
         image = image[:, :, :3]
+    if image.size == 0:
+        raise ValueError("the image is empty: it has no pixels")
     allowed = (1, 3) if channels == 3 else (channels,)
-    if image.ndim != 3 or image.shape[2] not in allowed or image.size == 0:
+    if image.ndim != 3 or image.shape[2] not in allowed:
         raise ValueError(
             f"expected an image with {' or '.join(map(str, allowed))} channels, got "
             f"{array.shape}; an array has its channels last"

@@ -126,9 +126,8 @@ def open_image(source: ImageSource, channels: int = 3) -> LoadedImage:
     """Open one image for a model of a number of channels, see ``read_image``.
 
     Raises:
-        ImageError: a file is missing or no image.
+        ImageError: a file is missing or no image, or pixels have another shape, type or range.
         TypeError: the source is of no such type.
-        ValueError: pixels of another shape, type or range.
     """
     if isinstance(source, str) and source.startswith(URL_START):
         name = without_password(source)
@@ -187,20 +186,22 @@ def _to_uint8(image: Tensor, channels: int) -> Tensor:
     """Convert uint8, uint16 or float in 0…1 to ``(C, H, W)`` uint8; RGB may have one channel."""
     if image.ndim == 2:
         image = image[None]
+    if image.numel() == 0:
+        raise ImageError("the image is empty: it has no pixels")
     allowed = (1, 3) if channels == 3 else (channels,)
-    if image.ndim != 3 or image.shape[0] not in allowed or image.numel() == 0:
-        raise ValueError(
+    if image.ndim != 3 or image.shape[0] not in allowed:
+        raise ImageError(
             f"expected an image with {' or '.join(map(str, allowed))} channels, got "
             f"{tuple(image.shape)}; a tensor has its channels first, an ndarray last"
         )
     if image.is_floating_point():
         if not (image.min() >= 0 and image.max() <= 1):
-            raise ValueError(
+            raise ImageError(
                 "a float image must lie in 0..1; give the image, not a normalised input"
             )
         image = (image * 255).round().to(torch.uint8)
     if image.dtype == torch.uint16:
         image = high_byte(image)
     if image.dtype != torch.uint8:
-        raise ValueError(f"expected an image of uint8, uint16 or float in 0..1, got {image.dtype}")
+        raise ImageError(f"expected an image of uint8, uint16 or float in 0..1, got {image.dtype}")
     return image.expand(channels, -1, -1)

@@ -77,6 +77,11 @@ class InputOptions(Options):
         None, "standard deviation of RGB, or of each channel (default: the backbone's)", gt=0
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size is not None and self.image_size[0] > self.image_size[1]:
+            raise OptionError("image_size", f"is {self.image_size}; the short side comes first")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):

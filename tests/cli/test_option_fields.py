@@ -179,6 +179,8 @@ def test_the_file_of_a_run_reads_back_strictly(tmp_path):
 def test_a_run_refuses_values_that_exclude_each_other():
     with pytest.raises(OptionError, match=r"scale is \(2.0, 1.0\); it must be 0 < low <= high"):
         TrainOptions(data="d", model="m", output="o", scale=(2, 1))
+    with pytest.raises(OptionError, match=r"image_size is \(96, 64\); the short side comes first"):
+        TrainOptions(data="d", model="m", output="o", image_size=(96, 64))
 
 
 @pytest.mark.parametrize(

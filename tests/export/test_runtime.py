@@ -238,7 +238,7 @@ def test_a_model_of_three_channels_takes_grey_and_transparent_arrays(pixels):
         (np.zeros(8, np.uint8), ValueError, "1 or 3 channels"),
         (np.zeros((8, 8, 5), np.uint8), ValueError, r"1 or 3 channels, got \(8, 8, 5\)"),
         (np.zeros((3, 8, 8), np.uint8), ValueError, "channels last"),
-        (np.zeros((0, 8, 3), np.uint8), ValueError, "1 or 3 channels"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, "the image is empty"),
         (np.full((8, 8, 3), -1.0), ValueError, "0..1.*not a normalised input"),
         (np.full((8, 8, 3), np.nan), ValueError, "0..1"),
         (np.zeros((8, 8, 3), np.int64), ValueError, "uint8, uint16 or float.*int64"),

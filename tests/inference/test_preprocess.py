@@ -161,18 +161,19 @@ def test_a_broken_or_damaged_file_of_a_folder_is_left_out_with_a_warning(image, 
         (5, TypeError, "int"),
         (b"image", ImageError, "not an image"),
         ({"a": 1}, TypeError, "dict"),
-        (torch.zeros(4, 8, 8), ValueError, r"1 or 3 channels, got \(4, 8, 8\)"),
-        (torch.zeros(8), ValueError, "1 or 3 channels"),
-        (np.zeros((8, 8, 5), np.uint8), ValueError, "1 or 3 channels"),
-        (np.zeros((3, 8, 8), np.uint8), ValueError, "an ndarray last"),
-        (torch.zeros(8, 8, 3), ValueError, "channels first"),
-        (torch.zeros(3, 0, 8), ValueError, "1 or 3 channels"),
-        (torch.randn(3, 8, 8), ValueError, "0..1.*not a normalised input"),
-        (torch.full((3, 8, 8), torch.nan), ValueError, "0..1"),
-        (torch.full((3, 8, 8), 200.0), ValueError, "0..1"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "uint8, uint16 or float.*int64"),
-        (Image.new("F", (8, 8)), ValueError, "float samples"),
-        (np.zeros((8, 8, 3), bool), ValueError, "bool"),
+        (torch.zeros(4, 8, 8), ImageError, r"1 or 3 channels, got \(4, 8, 8\)"),
+        (torch.zeros(8), ImageError, "1 or 3 channels"),
+        (np.zeros((8, 8, 5), np.uint8), ImageError, "1 or 3 channels"),
+        (np.zeros((3, 8, 8), np.uint8), ImageError, "an ndarray last"),
+        (torch.zeros(8, 8, 3), ImageError, "channels first"),
+        (torch.zeros(3, 0, 8), ImageError, "the image is empty"),
+        (np.zeros((0, 60, 5)), ImageError, "the image is empty"),
+        (torch.randn(3, 8, 8), ImageError, "0..1.*not a normalised input"),
+        (torch.full((3, 8, 8), torch.nan), ImageError, "0..1"),
+        (torch.full((3, 8, 8), 200.0), ImageError, "0..1"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), ImageError, "uint8, uint16 or float.*int64"),
+        (Image.new("F", (8, 8)), ImageError, "float samples"),
+        (np.zeros((8, 8, 3), bool), ImageError, "bool"),
     ],
 )
 def test_what_is_no_image_is_refused(source, error, match):
@@ -191,7 +192,7 @@ def test_a_model_of_other_channels_gets_them_from_arrays_and_tensors(channels):
     (first, second), single = open_images(tensor.expand(2, -1, -1, -1), channels)
     assert torch.equal(first.pixels, second.pixels)
     assert not single
-    with pytest.raises(ValueError, match="an image with 7 channels, got"):
+    with pytest.raises(ImageError, match="an image with 7 channels, got"):
         open_image(tensor, 7)
 
 

@@ -289,7 +289,7 @@ def test_images_of_other_channels_than_the_models_stop_the_start(shapes, tmp_pat
             tifffile.imwrite(data / "train" / image["file_name"], bands, planarconfig="separate")
 
     edit_json(data / "annotations" / "instances_train.json", write_bands)
-    with pytest.raises(ImageError, match=r"1\.tif: has 5 channels, but the model takes 3"):
+    with pytest.raises(ImageError, match=r"1\.tif: has 5 channels.*--backbone-kwargs in_chans=5"):
         Run(options(data, tmp_path / "run"))
 
 
