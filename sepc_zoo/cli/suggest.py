@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sepc_zoo.cli.arguments import flag_of
 from sepc_zoo.options import option
 from sepc_zoo.terminal import say
-from sepc_zoo.training.options import FormatOptions, InputOptions, TrainOptions
+from sepc_zoo.training.options import FormatOptions, InputOptions, TrainError, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -81,12 +81,17 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
         resized_boxes,
     )
     from sepc_zoo.training.dry_run import measure
+    from sepc_zoo.training.inputs import check_split
     from sepc_zoo.training.recipes import choose_recipe
     from sepc_zoo.training.run import Run
 
     device = make_accelerator(None, arguments.cpu).device
     name, limits = fitting_model(device)
     data = read_data(arguments.data, arguments.train_split, format=arguments.format)
+    check_split(arguments.data, arguments.train_split, data)
+    if not (data.records.iscrowd == 0).any():
+        where = f"split {arguments.train_split!r} of {', '.join(arguments.data)}"
+        raise TrainError(f"{where} has no box to learn; label some images first")
     asked: dict[str, Any] = {"data": arguments.data, "model": arguments.model or name}
     names = ("format", "train_split", "val_split", "mean", "std", "cpu")
     default = Arguments(data=arguments.data)

@@ -65,14 +65,13 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
         return replace(data, note=division.note)
 
     train = read_once(read_train)
+    check_split(options.data, options.train_split, train)
     model = build(known) if known else build_model(options, train)
     names = model.config.label_names
     unseen = [None] * (len(names) - len(train.label_names))
     train = replace(train, label_names=names, category_ids=(*train.category_ids, *unseen))
     val = read_once(lambda: build_annotations(to_validate.pop(), names, *how))
-    for split, data in ((options.train_split, train), (options.val_split, val)):
-        if not data.records:
-            raise TrainError(f"split {split!r} of {', '.join(options.data)} has no images")
+    check_split(options.data, options.val_split, val)
     notes = [train.note] if train.note else []
     if not (train.records.iscrowd == 0).any():
         notes.append(f"warning: no box of {options.train_split!r} can be learned")
@@ -82,6 +81,14 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
             "last model is taken for the best, and nothing stops early"
         )
     return Inputs(train, val, model, notes, is_divided=bool(train.note))
+
+
+def check_split(folders: Sequence[str], split: str, data: Annotations) -> None:
+    """Refuse a split without images or classes."""
+    lacks = "images" if not data.records else "classes" if not data.label_names else None
+    if lacks is not None:
+        hint = "; label some images first, or name the classes" * (lacks == "classes")
+        raise TrainError(f"split {split!r} of {', '.join(folders)} has no {lacks}{hint}")
 
 
 def read_model_file(file: Path) -> DetectorConfig:

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from commands import call
+from tiny_runs import copy_of, edit_json
 
 from sepc_zoo.cli.suggest import MODELS, Arguments, flags, suggest
 from sepc_zoo.registry import is_model
@@ -67,6 +68,31 @@ def test_the_proposed_models_exist_and_every_device_has_one():
         assert all(is_model(name) for _, name, _ in rows)
         assert rows[-1][0] == 0
         assert rows == sorted(rows, reverse=True)
+
+
+EMPTY = [
+    (("images", "annotations"), "has no images"),
+    (("categories", "annotations"), "has no classes; label some images first, or name"),
+    (("annotations",), "has no box to learn; label some images first"),
+]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's of means of nothing
+@pytest.mark.parametrize(
+    ("command", "emptied", "problem"),
+    [*(("suggest", *row) for row in EMPTY), *(("train", *row) for row in EMPTY[:2])],
+)
+def test_data_without_anything_to_learn_is_refused_at_once(
+    command, emptied, problem, shapes, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sepc_zoo.training.inputs.build_model", None)
+    data, flags = copy_of(shapes, tmp_path), ["--data"] * (command == "train")
+    file = data / "annotations" / "instances_train.json"
+    edit_json(file, lambda content: content.update({name: [] for name in emptied}))
+    assert call(command, *flags, data, *TINY) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"sepc-zoo {command}: split 'train' of {data} {problem}")
 
 
 def test_flags_read_like_the_options():
