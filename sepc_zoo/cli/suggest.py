@@ -107,6 +107,10 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
     asked["recipe"] = recipe.name
     trial = Run(TrainOptions(**asked, log_with=(), output="runs/suggested"))
     will = measure(trial)
+    notes = advise(trial.options, trial.detector.config, trial.train_data)
+    if arguments.image_size is None:
+        bound = f"; the command keeps to {limits[1]} pixels, for this {device.type}"
+        notes = [note + bound * note.startswith("image size") for note in notes]
     return {
         "model": asked["model"],
         "device": device.type,
@@ -120,7 +124,7 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
         "memory_gib": will.memory,
         "available_gib": will.available_memory,
         "anchors": anchors_text(trial.detector.config),
-        "notes": advise(trial.options, trial.detector.config, trial.train_data),
+        "notes": notes,
         "command": shlex.join(["sepc-zoo", "train", *flags(asked), "--pretrained-backbone"]),
     }
 

@@ -1,5 +1,6 @@
 """What the sizes of the training boxes suggest: the anchors of a model, and the image size."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ def advise(options: TrainOptions, config: DetectorConfig, data: Annotations) -> 
     boxes = resized_boxes(data, config.weights.image_size)
     if not len(boxes):
         return []
-    lines = [advise_image_size(boxes, config.weights.image_size)]
+    lines = [advise_image_size(data, config.weights.image_size)]
     if has_anchors(config) and options.learned != "detector":
         lines.append(advise_anchors(boxes, config, is_fitted=options.auto_anchors))
     return [line for line in lines if line]
@@ -49,17 +50,35 @@ def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -
     )
 
 
-def advise_image_size(boxes: np.ndarray, image_size: tuple[int, int]) -> str:
+def advise_image_size(data: Annotations, image_size: tuple[int, int]) -> str:
     """A line on a larger image size where most boxes are small."""
-    side = float(np.median(np.sqrt(boxes.prod(axis=1))))
+    side, pixels = median_side(data, image_size), pixels_at(data, image_size)
     factor = min(GOOD_SIDE / side, MAX_FACTOR)
     if factor < MIN_FACTOR:
         return ""
-    short, long = (round(factor * length / 32) * 32 for length in image_size)
+    short, long = larger = whole_size(*(factor * length for length in image_size))
     return (
         f"image size: half of the boxes have sides below {side:.0f} pixels; --image-size {short} "
-        f"{long} makes that {side * factor:.0f}, and a step {factor**2:.1f} times as costly"
+        f"{long} makes that {median_side(data, larger):.0f}, and a step "
+        f"{pixels_at(data, larger) / pixels:.1f} times as costly"
     )
+
+
+def median_side(data: Annotations, image_size: tuple[int, int]) -> float:
+    """The median of the boxes' sides in resized images, pixels."""
+    return float(np.median(np.sqrt(resized_boxes(data, image_size).prod(axis=1))))
+
+
+def pixels_at(data: Annotations, image_size: tuple[int, int]) -> float:
+    """Pixels of all images when they are resized."""
+    sizes = data.records.sizes
+    return float((resize_factors(sizes, image_size) ** 2 * sizes.prod(axis=1)).sum())
+
+
+def whole_size(short: float, long: float) -> tuple[int, int]:
+    """Sides as multiples of 32 pixels; the short one is rounded up, so that the long one counts."""
+    up = math.ceil(round(short / 32, 3)) * 32
+    return up, max(round(long / 32) * 32, up)
 
 
 def fitted_anchors(
@@ -130,7 +149,7 @@ def fitting_size(data: Annotations, limits: tuple[int, int]) -> tuple[int, int]:
     boxes = resized_boxes(data, (short, long))
     sides = np.sqrt(boxes.prod(axis=1)) if len(boxes) else np.ones(1)
     wanted = min(max(long * GOOD_SIDE / np.quantile(sides, FEW), limits[0]), limits[1])
-    return round(wanted * short / long / 32) * 32 or 32, round(wanted / 32) * 32
+    return whole_size(wanted * short / long, wanted)
 
 
 def share_missed(boxes: np.ndarray, anchors: AnchorConfig, strides: Sequence[int]) -> float:

@@ -1,5 +1,7 @@
 """What the sizes of the boxes suggest."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from sepc_zoo.ops.boxes import box_iou
 from sepc_zoo.registry import model_config
 from sepc_zoo.training.advice import (
     advise,
+    advise_image_size,
     fit_anchors,
     fitted_anchors,
+    fitting_size,
     resized_boxes,
     share_missed,
 )
@@ -110,6 +114,28 @@ def test_a_bad_fit_is_told_with_the_way_out(name):
     (size, anchors) = advise(options(), config_of(name), data_of(*[(12, 12)] * 9))
     assert "100% of the boxes reach no IoU of 0.4 with an anchor; --auto-anchors makes" in anchors
     assert "half of the boxes have sides below 12 pixels; --image-size 544 1056" in size
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 160), (200, 400)])
+@pytest.mark.parametrize("image", [(200, 400), (400, 300), (60, 1200)])
+def test_advice_on_the_image_size_says_what_it_reaches(image, size):
+    data = data_of(*[(12, 12)] * 9, image=image)
+    said = advise_image_size(data, size)
+    found = re.search(r"--image-size (\d+) (\d+) makes that (\d+), and a step ([\d.]+) times", said)
+    *larger, side, cost = map(float, found.groups())
+    factor = resized_boxes(data, larger)[0, 0] / resized_boxes(data, size)[0, 0]
+    assert round(resized_boxes(data, larger)[0, 0]) == side
+    assert factor**2 == pytest.approx(cost, abs=0.06)
+
+
+@pytest.mark.parametrize("image", [(60, 1200), (1200, 70), (500, 500), (333, 500), (480, 640)])
+@pytest.mark.parametrize("side", [5, 12, 40])
+def test_a_size_that_fits_needs_no_larger_one(image, side):
+    data = data_of(*[(side, side)] * 9, image=image)
+    short, long = fitting_size(data, (32, 16384))
+    assert short <= long
+    assert short % 32 == long % 32 == 0
+    assert advise_image_size(data, (short, long)) == ""
 
 
 def test_a_good_fit_is_not_worth_a_line():
