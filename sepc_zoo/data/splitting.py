@@ -76,7 +76,8 @@ def divide(
         f"(--val-fraction {share:g} --split-seed {seed})"
     )
     reason = "" if has_own else "the data has no validation split: "
-    return Division(parts[0], parts[1], reason + note)
+    unused = f"; the split {val!r} is not used" * has_split(data, val, format)
+    return Division(parts[0], parts[1], reason + note + unused)
 
 
 def _select(listing: Listing, indices: Sequence[int]) -> Listing:

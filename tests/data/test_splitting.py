@@ -53,6 +53,7 @@ def test_a_share_that_is_asked_for_is_held_out_of_the_training_images(tmp_path):
     train, val, note = divide(tmp_path / "shapes", fraction=0.25)
     assert (len(train.images), len(val.images)) == (6, 2)
     assert note.startswith("2 of the 8 images of 'train' are held out")
+    assert note.endswith("; the split 'val' is not used")
 
 
 def test_a_split_asked_for_by_another_name_must_exist(root):
