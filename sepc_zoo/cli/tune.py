@@ -49,8 +49,11 @@ def run(arguments: Arguments) -> int:
     if study is None:  # another process than the main one
         return 0
     make_console().print(trials_table(study))
-    if any(trial.value is not None for trial in study.trials):
+    values = [trial.value for trial in study.trials if trial.value is not None]
+    if max(values, default=0) > 0:
         say(f"the best run again:\n{command_of(study, options.output)}")
+    elif values:
+        say("no trial has an AP above 0: give --epochs, weights to start from, or another --space")
     return 1 if any("problem" in trial.user_attrs for trial in study.trials) else 0
 
 

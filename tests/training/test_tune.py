@@ -256,6 +256,18 @@ def test_the_command_prints_a_table_and_the_command_of_the_best(
     assert command[command.index("--output") + 1] == f"{tmp_path / 's'}-best"
 
 
+@pytest.mark.parametrize("ap", [0.0, -1.0])
+@pytest.mark.usefixtures("runs")
+def test_a_search_that_finds_nothing_proposes_no_run(ap, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune_module, "train", lambda *_, **__: {"best_AP": ap})
+    flags = ["--data", str(tmp_path), "--model", "retinanet_r18_fpn"]
+    flags += ["--output", str(tmp_path / "s"), "--epochs", "1"]
+    assert main(["tune", *flags, "--cpu", "--trials", "2", "--space", "lr"]) == 0
+    said = capsys.readouterr().out
+    assert "no trial has an AP above 0" in said
+    assert "best run" not in said
+
+
 @pytest.mark.parametrize("name", ["data", "model", "output"])
 def test_a_missing_option_is_named(name, tmp_path, capsys):
     flags = {"data": str(tmp_path), "model": "retinanet_r18_fpn", "output": str(tmp_path)}
