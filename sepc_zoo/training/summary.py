@@ -27,6 +27,7 @@ def describe(run: Run) -> dict[str, str]:
     trained = sum(size for p, size in sizes.items() if p.requires_grad)
     origin = "random weights" if options.learned == "nothing" else "pretrained"
     short, long = config.weights.image_size
+    has_colours = len(config.weights.mean) == 3
     return {
         "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
         f"{trained:.1f} M trained",
@@ -46,7 +47,9 @@ def describe(run: Run) -> dict[str, str]:
         "optimizer": f"{recipe.opt}, {recipe.sched}, lr {recipe.lr:.3g}, warm-up "
         f"{warmup_steps(recipe, run.num_steps)} steps, gradient norm at most {recipe.clip_grad:g}",
         "augmentation": ", ".join(
-            f"{name} {default_text(value)}" for name, value in options.augmentation.items()
+            f"{name} {default_text(value)}"
+            for name, value in options.augmentation.items()
+            if has_colours or name not in ("hue", "saturation")
         ),
         "class weights": _class_weights(run),
         "batch norm": _batch_norm(run),

@@ -11,6 +11,7 @@ from tiny_runs import copy_of, edit_json, options, read_log
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.factory import load_model
 from sepc_zoo.training.run import Run
+from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
 
 tifffile = pytest.importorskip("tifffile")
@@ -46,6 +47,13 @@ def test_a_model_of_five_channels_is_trained_saved_and_used(five, tmp_path):
     pixels = torch.from_numpy(tifffile.imread(file)).permute(2, 0, 1)
     found = model.predict(file, 0.0)
     assert torch.equal(found.scores, model.predict(pixels, 0.0).scores)
+
+
+def test_colours_are_described_where_there_are_some(five, shapes, tmp_path):
+    for data, channels, has_hue in ((shapes, 3, True), (five, 5, False)):
+        kwargs = {"backbone_kwargs": {"in_chans": channels}, "hue": 0.1, "brightness": 0.2}
+        row = describe(Run(options(data, tmp_path / "run", **kwargs)))["augmentation"]
+        assert ("hue 0.1" in row, "brightness 0.2" in row) == (has_hue, True)
 
 
 def test_images_and_model_of_other_channels_are_told_at_the_start(five, shapes, tmp_path):
