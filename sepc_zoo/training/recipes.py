@@ -245,7 +245,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps
         "t_in_epochs": False,
     }
     if recipe.sched == "cosine":
-        return CosineLRScheduler(optimizer, t_initial=max(1, total_steps), **common)
+        # timm warns of a cosine of a single step.
+        return CosineLRScheduler(optimizer, t_initial=max(2, total_steps), **common)
     # timm drops the rate a step before a milestone
     milestones = [total_steps * 8 // 12 + 1, total_steps * 11 // 12 + 1]
     return MultiStepLRScheduler(optimizer, milestones, decay_rate=0.1, **common)

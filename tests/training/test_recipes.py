@@ -260,6 +260,12 @@ def test_an_unknown_optimizer_or_schedule_is_named():
 
 
 @pytest.mark.parametrize("sched", ["multistep", "cosine"])
+def test_a_run_of_one_step_has_the_whole_rate_and_no_warning(sched, caplog):
+    assert lr_by_step(1, lr=0.3, sched=sched)[0] == 0.3
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("sched", ["multistep", "cosine"])
 def test_the_warm_up_rises_from_a_third(sched):
     rates = lr_by_step(1000, lr=0.3, sched=sched, warmup_steps=20)
     assert rates[0] == pytest.approx(0.1)
