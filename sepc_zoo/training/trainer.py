@@ -50,7 +50,7 @@ def train(
     It can be called from any thread; signals save the run where that is the main one.
 
     Returns:
-        The metrics of the last validation, and ``best_AP``.
+        The metrics of the last validation, and ``best_AP``; -1 where that is unknown.
 
     Raises:
         ConfigError, DataError, HubError, TrainError: before the first step, with all that is wrong.
@@ -112,10 +112,11 @@ def fit(run: Run) -> dict[str, Any]:
     except Stop as stop:
         run.log.say(str(stop))
         finish_step(run, save=True)
+        run.log.say(how_to_go_on(run))
     except WaitEnded:  # by a signal, between two steps
         kill_workers()
         finish_step(run, log=True)
-    return {**run.metrics, "best_AP": progress.best_ap}
+    return {**run.metrics, "best_AP": max(progress.best_ap, -1.0)}
 
 
 def train_step(run: Run, batches: Sequence[Batch]) -> None:

@@ -55,7 +55,9 @@ class StopAfter(Callback):
 def test_a_callback_stops_a_run_which_is_saved_and_can_go_on(shapes, tmp_path, capsys):
     train(options(shapes, tmp_path / "whole", log_interval=1))
     train(options(shapes, tmp_path / "run", log_interval=1), callbacks=[StopAfter(3)])
-    assert "a callback has seen enough" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "a callback has seen enough" in said
+    assert f"saved after step 3; go on with --resume {tmp_path / 'run'}" in said
     assert state_of(tmp_path / "run")["progress"]["step"] == 3
     resume(tmp_path / "run")
     assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
@@ -82,6 +84,11 @@ def test_a_run_that_stops_at_a_validation_keeps_its_figures(shapes, tmp_path):
     metrics = train(options(shapes, tmp_path), callbacks=[StopAtAP()])
     assert metrics["AP"] >= 0
     assert metrics["best_AP"] == state_of(tmp_path)["progress"]["best_ap"] == metrics["AP"]
+
+
+def test_a_run_that_stops_before_its_first_validation_has_no_ap(shapes, tmp_path):
+    metrics = train(options(shapes, tmp_path, max_steps=1), callbacks=[StopAfter(1)])
+    assert metrics == {"best_AP": -1.0}
 
 
 def test_two_callbacks_of_one_class_with_a_state_are_refused(shapes, tmp_path):
