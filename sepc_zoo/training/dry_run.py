@@ -34,6 +34,7 @@ NUM_READ = 16  # images that are read and augmented to measure the time
 MEMORY_SHARE = 0.9  # of the memory that is free
 MAX_BATCH_SIZE = {"cpu": 16}  # more would make a CPU no faster
 MIN_STEPS = 20  # of an epoch
+FULL = "not fit into the memory"
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_AHEAD = 2  # batches that torch lets each worker prepare
 OWN_DESCRIPTORS, WORKER_DESCRIPTORS = 128, 12  # open files of a process, and for each worker
@@ -89,22 +90,28 @@ def settle_batch_size(options: TrainOptions) -> TrainOptions:
             "--batch-size auto needs a single process; find the number by --dry-run without a "
             "launcher, and give it to all"
         )
-    number = largest_batch_size(run)
-    run.log.say(f"batch size: {number}, the largest power of two that fits")
+    number, reason = largest_batch_size(run)
+    run.log.say(f"batch size: {number}; more would {reason}")
     del run
     release_memory()
     return replace(options, batch_size=number)
 
 
-def largest_batch_size(run: Run) -> int:
+def largest_batch_size(run: Run) -> tuple[int, str]:
     """Try steps with the largest images of a run, twice as many each time.
 
     The next number is tried only if what the last images have added leaves room for it. At least
     ``MIN_STEPS`` steps are left in an epoch.
+
+    Returns:
+        The number, and what more images would do.
     """
     device = run.accelerator.device
-    highest = max(1, len(run.train_data.records) // MIN_STEPS)
-    highest = min(highest, MAX_BATCH_SIZE.get(device.type, highest))
+    of_epoch = max(1, len(run.train_data.records) // MIN_STEPS)
+    highest = min(of_epoch, MAX_BATCH_SIZE.get(device.type, of_epoch))
+    reason = f"leave fewer than {MIN_STEPS} steps in an epoch"
+    if highest < of_epoch:
+        reason = "make a CPU no faster"
     set_train_mode(run.detector, run.recipe.freeze_bn)
     fits, before, free = 0, peak_memory(device), free_memory(device)
     while (number := 2 * fits or 1) <= highest:
@@ -114,13 +121,15 @@ def largest_batch_size(run: Run) -> int:
             run.optimizer.zero_grad()
             if not fits:
                 raise TrainError(f"not even one image fits into the memory: {error}") from error
+            reason = FULL
             break
         used = peak_memory(device)
         per_image = (used - before) / (number - fits)
         fits, before = number, used
         if used + number * per_image > MEMORY_SHARE * free:
+            reason = FULL
             break
-    return fits
+    return fits, reason
 
 
 def release_memory() -> None:

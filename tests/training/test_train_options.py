@@ -130,16 +130,28 @@ def test_an_automatic_batch_size_is_a_number_in_the_run(shapes, tmp_path, monkey
     assert read_options(tmp_path).lr == Run(options(shapes, tmp_path / "x")).recipe.lr
 
 
-@pytest.mark.parametrize(("fitting", "number"), [(1, 1), (3, 2), (100, 16)])
-def test_the_largest_batch_that_fits_is_found(fitting, number, shapes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("fitting", "min_steps", "number", "reason"),
+    [
+        (1, 1 / 4, 1, "not fit into the memory"),
+        (3, 1 / 4, 2, "not fit into the memory"),
+        (100, 1 / 4, 16, "make a CPU no faster"),
+        (100, 1, 8, "leave fewer than 1 steps in an epoch"),
+        (100, 20, 1, "leave fewer than 20 steps in an epoch"),
+    ],
+)
+def test_the_largest_batch_that_fits_is_found_and_its_reason_told(
+    fitting, min_steps, number, reason, shapes, tmp_path, monkeypatch, capsys
+):
     def step(_run, size):
         if size > fitting:
             raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(dry_run, "MIN_STEPS", 1 / 4)
+    monkeypatch.setattr(dry_run, "MIN_STEPS", min_steps)
     monkeypatch.setattr(dry_run, "largest_batch", lambda _run, size: size)
     monkeypatch.setattr(dry_run, "make_step", step)
     assert settle_batch_size(options(shapes, tmp_path, batch_size="auto")).batch_size == number
+    assert f"batch size: {number}; more would {reason}" in capsys.readouterr().out
 
 
 def test_a_batch_is_not_tried_where_its_memory_is_not_there(shapes, tmp_path, monkeypatch):
