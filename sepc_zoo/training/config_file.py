@@ -52,7 +52,8 @@ def read_options(run: str | Path) -> TrainOptions:
 
 def check_changes(options: TrainOptions) -> None:
     """Refuse other options for a resumed run than it was started with, but for ``MAY_CHANGE``."""
-    known, asked = as_dict(read_options(options.output)), as_dict(absolute(options))
+    saved = read_options(options.output)
+    known, asked = as_dict(absolute(saved)), as_dict(absolute(options))
     given = {name for name, value in asked.items() if value not in (None, "auto", known[name])}
     changed = given - MAY_CHANGE  # what is not given is what the run has settled
     if changed:
@@ -80,4 +81,6 @@ def absolute(options: TrainOptions) -> TrainOptions:
         data=tuple(map(whole, options.data)),
         model=whole(options.model),
         backbone_checkpoint=whole(file) if file else None,
+        split_by=whole(options.split_by) if options.split_by else None,
+        output=str(Path(options.output).absolute()),
     )

@@ -176,6 +176,16 @@ def test_the_file_of_a_run_reads_back_strictly(tmp_path):
             read_options(tmp_path)
 
 
+def test_paths_in_the_file_of_a_run_are_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.csv").touch()
+    write_options(TrainOptions(data=".", model="m", output="run", split_by="own.csv"))
+    content = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert content["output"] == str(tmp_path / "run")
+    assert content["split_by"] == str(tmp_path / "own.csv")
+    assert content["data"] == [str(tmp_path)]
+
+
 def test_a_run_refuses_values_that_exclude_each_other():
     with pytest.raises(OptionError, match=r"scale is \(2.0, 1.0\); it must be 0 < low <= high"):
         TrainOptions(data="d", model="m", output="o", scale=(2, 1))

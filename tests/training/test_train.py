@@ -388,6 +388,7 @@ def test_the_log_of_a_run_that_never_saved_is_replaced(shapes, tmp_path):
         ("freeze_stages", 5),
         ("hflip", 1.5),
         ("lr", math.nan),
+        ("lr", 0.0),
         ("weight_decay", -0.1),
         ("clip_grad", 0.0),
         ("seed", -1),
