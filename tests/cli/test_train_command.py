@@ -216,7 +216,7 @@ def test_flags_that_do_not_fit_are_wrong_usage(flags, capsys):
         (("--hflip", 2), "--hflip is 2.0; it must be at least 0, at most 1"),
         (("--train-split", "bogus"), "bogus"),
         (("--backbone-checkpoint", "missing.safetensors"), "missing.safetensors"),
-        (("--image-size", 64, 32), "image_size"),
+        (("--image-size", 64, 32), "--image-size is"),
         (("--std", 0, 1, 1), "std"),
     ],
 )
