@@ -31,7 +31,7 @@ def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram
     images, sizes, shapes = example_input(metadata)
     step = metadata["input"]["pad_multiple"]
     try:
-        with torch.no_grad(), standard_operators(), known_padding(step):
+        with torch.no_grad(), standard_operators(), whole_padding(step):
             return torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # of torch.export, many types without a common base
         hint = "" if fixed_input(metadata) else "; try a fixed --image-size and --batch-size"
@@ -39,18 +39,20 @@ def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram
 
 
 @contextmanager
-def known_padding(step: int) -> Iterator[None]:
-    """Let the padding ``same`` of timm's layers be numbers, where sizes are multiples of strides.
+def whole_padding(step: int) -> Iterator[None]:
+    """Let the padding ``same`` of timm's layers be computed in whole numbers.
 
     timm divides open sizes as floats, which a tracer cannot simplify: the terms grow from layer to
     layer, and a MobileNetV2 takes more than ten minutes.
 
     Args:
-        step: both sides of a batch are multiples of it.
+        step: both sides of a batch are multiples of it. Where it is one of all strides, a map has
+            the same remainder at every size, that of the example.
     """
 
     def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
-        missing = 0 if step % MAX_STRIDE == 0 else -x % stride
+        size = x.node.hint if isinstance(x, torch.SymInt) else x
+        missing = 0 if step % MAX_STRIDE == 0 and size % stride == 0 else -x % stride
         return max(dilation * (kernel_size - 1) + 1 - stride + missing, 0)
 
     before = padding.get_same_padding
