@@ -70,6 +70,7 @@ class CocoFile:
         self.floats = array("d")  # of each: x, y, width, height, area
         self.image_ids: dict[Id, int] = {}  # numbers of the ids, in order of appearance
         self.category_ids: dict[Id, int] = {}
+        self.odd_ids: dict[int, Id] = {}  # ids of annotations that are no int64, by entry
         self.num_entries = 0
 
     def _read(self, entries: Iterable[Any]) -> None:
@@ -98,8 +99,9 @@ class CocoFile:
         if not entry or not (box := parse_box(*entry, self.problems["annotations"])):
             return None
         annotation = entry[1]
-        own_id = parse_id(annotation.get("id"))
-        own_id = own_id if isinstance(own_id, int) and abs(own_id) < 2**63 else NO_ID
+        own_id = NO_ID if annotation.get("id") is None else parse_id(annotation["id"])
+        if not isinstance(own_id, int) or not NO_ID <= own_id < 2**63:
+            self.odd_ids[index], own_id = own_id, NO_ID
         ids = annotation["image_id"], annotation["category_id"]
         return Annotation(*ids, box.bbox, box.area, box.iscrowd, own_id)  # type: ignore[arg-type]
 
@@ -145,10 +147,12 @@ class CocoFile:
         known_ids = list(self.image_ids)
         for i, known, number, *_ in integers[image < 0].tolist():
             text = f"there is no image with the id {known_ids[number]}"
-            self._report("annotations", _place(self.path, i, known), text)
-        own_ids = integers[integers[:, 1] != NO_ID, 1]
-        if len(np.unique(own_ids)) < len(own_ids):
-            self._report_duplicates(own_ids.tolist(), "annotation id twice", "annotations")
+            place = _place(self.path, i, self.odd_ids.get(i, known))
+            self._report("annotations", place, text)
+        own_ids, odd_ids = integers[integers[:, 1] != NO_ID, 1], self.odd_ids.values()
+        if len(np.unique(own_ids)) < len(own_ids) or len({*odd_ids}) < len(odd_ids):
+            ids = [*own_ids.tolist(), *odd_ids]
+            self._report_duplicates(ids, "annotation id twice", "annotations")
 
         rows = np.flatnonzero(image >= 0)
         counts = np.bincount(image[rows], minlength=len(images))
@@ -168,10 +172,11 @@ class CocoFile:
         xyxy = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
         labels = np.array([label_of.get(i, -1) for i in self.category_ids], dtype=np.int64)
         columns = BoxColumns(xyxy, labels[category], iscrowd, area, bbox)
-        path = self.path  # without ``self``, whose columns go
+        path, odd = self.path, self.odd_ids  # without ``self``, whose columns go
 
         def describe(row: int) -> tuple[str, str]:
-            return _place(path, int(entry[row]), int(own_id[row])), texts[category[row]]
+            i = int(entry[row])
+            return _place(path, i, odd.get(i, int(own_id[row]))), texts[category[row]]
 
         return ListedImages([*compress(images, is_clear)], counts[is_clear], columns, describe)
 
@@ -214,6 +219,6 @@ class CocoFile:
         self.problems[table] += report_duplicates(ids, kind, where, text)
 
 
-def _place(path: Path, entry: int, own_id: int) -> str:
+def _place(path: Path, entry: int, own_id: Id) -> str:
     where = f"{path.name}: annotations[{entry}]"
     return where if own_id == NO_ID else f"{where} (id {own_id})"

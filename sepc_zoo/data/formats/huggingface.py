@@ -209,8 +209,11 @@ def _read_rows(file: Path, problems: list[Problem]) -> list[tuple[int, dict[str,
                 entry = _parse_json(entry)
                 if not isinstance(entry, dict):
                     raise ValueError("not a JSON object")
-            elif entry.get("objects"):
-                entry["objects"] = _parse_json(entry["objects"], "'objects' is ")
+            else:
+                if entry.get("objects"):
+                    entry["objects"] = _parse_json(entry["objects"], "'objects' is ")
+                if (entry.get("image_id") or "").isdecimal():  # may begin with zeros
+                    entry["image_id"] = int(entry["image_id"])
             rows.append((line, entry))
         except ValueError as error:
             problems.append(Problem("broken entry", f"{file}:{line}", str(error)))

@@ -511,9 +511,20 @@ def test_a_crowd_may_be_written_in_many_ways(value, iscrowd, tmp_path):
     assert coco(tmp_path, with_box(iscrowd=value)).records[0].iscrowd.tolist() == [iscrowd]
 
 
-def test_annotation_ids_that_come_twice_are_told(tmp_path):
-    data = coco(tmp_path, A | {"annotations": A["annotations"] * 2})
-    assert [problem.kind for problem in data.corrected] == ["annotation id twice"]
+@pytest.mark.parametrize(
+    ("ids", "kinds"),
+    [
+        ((1, 1), ["annotation id twice"]),
+        (("ann-a", "ann-a"), ["annotation id twice"]),
+        (("ann-a", "ann-b"), []),
+        ((2**70, 2**70), ["annotation id twice"]),
+        ((None, None), []),
+    ],
+)
+def test_annotation_ids_that_come_twice_are_told(ids, kinds, tmp_path):
+    boxes = [A["annotations"][0] | {"id": own_id} for own_id in ids]
+    data = coco(tmp_path, A | {"annotations": boxes})
+    assert [problem.kind for problem in data.corrected] == kinds
     assert len(data.records[0].boxes) == 2
 
 

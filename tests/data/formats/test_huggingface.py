@@ -121,7 +121,7 @@ def test_ids_sizes_areas_and_crowds_are_kept(tmp_path):
 def test_metadata_may_be_csv_with_json_inside(tmp_path):
     write_image(tmp_path / "train" / "a.png")
     cell = json.dumps(objects("dog")).replace('"', '""')
-    text = f'\ufefffile_name,objects,image_id\r\na.png,"{cell}",5\r\n'
+    text = f'\ufefffile_name,objects,image_id\r\na.png,"{cell}",0005\r\n'
     (tmp_path / "train" / "metadata.csv").write_text(text, encoding="utf-8", newline="")
     (record,) = read_data(tmp_path, "train").records
     assert (record.image_id, record.boxes.tolist()) == (5, [CORNERS])
