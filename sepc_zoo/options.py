@@ -142,7 +142,7 @@ def default_of(entry: dataclasses.Field) -> Any:
 def help_of(entry: dataclasses.Field) -> str:
     """The help of an option, with its default where that is neither empty, a switch nor said."""
     default, text = default_of(entry), entry.metadata["option"].help
-    is_said = default is MISSING or isinstance(default, bool) or "default" in text
+    is_said = default is MISSING or isinstance(default, bool) or "(default" in text
     shown = "" if is_said else default_text(default)
     if not shown:
         return text

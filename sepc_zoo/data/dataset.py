@@ -108,7 +108,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def draw(self) -> Sample:
         if self.factors is None:
             return self.read(int(torch.randint(len(self), ())))
-        return self.read(int(torch.multinomial(self.factors, 1)))
+        ends = self.factors.cumsum(0)
+        place = torch.rand((), dtype=ends.dtype) * ends[-1]
+        return self.read(int(torch.searchsorted(ends, place).clamp(max=len(self) - 1)))
 
     @property
     def epoch(self) -> int:

@@ -3,9 +3,12 @@
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sepc_zoo.data.images import IMAGE_SUFFIXES, ImageError, list_images
 from sepc_zoo.errors import ConfigError
@@ -16,7 +19,8 @@ SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 MAX_NAME = 100  # letters of a file name that is made from an address
 
 
-class FileList(NamedTuple):
+@dataclass(frozen=True)
+class FileList:
     """Files, URLs and cameras, and the folder from which the results of files are named."""
 
     files: list[Any]  # Path, URL or index of a camera
@@ -31,14 +35,18 @@ class FileList(NamedTuple):
             return f"camera_{file}"
         text = without_password(file)
         name = re.sub(r"[^\w.-]+", "_", text.partition("://")[2] or text)[-MAX_NAME:].strip("_.")
-        is_shared = [without_password(str(other)) for other in self.files].count(text) > 1
-        return f"{position + 1}_{name}" if is_shared else name
+        return f"{position + 1}_{name}" if self._counts[text] > 1 else name
+
+    @cached_property
+    def _counts(self) -> Counter[str]:
+        """How many files are called the same without passwords and queries."""
+        return Counter(without_password(str(file)) for file in self.files)
 
     def split(self) -> "tuple[FileList, FileList]":
         """Those that are images, and those that are videos, cameras or streams."""
         is_one = {file: is_video(file) for file in self.files}
         images, videos = ([f for f, one in is_one.items() if one == kind] for kind in (False, True))
-        return self._replace(files=images), self._replace(files=videos)
+        return replace(self, files=images), replace(self, files=videos)
 
 
 def find_files(
