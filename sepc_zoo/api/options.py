@@ -84,7 +84,7 @@ class EvaluationOptions(SplitOptions):
 
     no_report: bool = option(False, "do not write report.html, and do not analyse errors")
     voc_ap: bool = option(False, "also compute Pascal VOC's AP (area and 11 points, IoU 0.5)")
-    bootstrap: int = option(0, "95% intervals of AP from N resamples, such as 1000", ge=0)
+    bootstrap: int = option(0, "compute 95% intervals of AP from N resamples, such as 1000", ge=0)
     seed: int = option(0, "seed of the resamples", ge=0)
     frequency_split: str | None = option(
         None,

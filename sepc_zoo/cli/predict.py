@@ -172,11 +172,11 @@ def report_images(
 
 def no_box_line(best: float, config: "DetectorConfig", arguments: Arguments) -> str:
     """One line that says why there is no box, from the highest score."""
-    reason = f"the highest is {best:.3f}: try a lower --score-threshold"
-    if not best:
-        own = config.postprocess.score_threshold
-        reason = f"nor the model's own limit of {own:g} (postprocess.score_threshold)"
-    return f"no score reaches {arguments.score_threshold:g}, {reason}"
+    own, asked = config.postprocess.score_threshold, arguments.score_threshold
+    if best:
+        return f"no score reaches {asked:g}, the highest is {best:.3f}: lower --score-threshold"
+    limit = f"the model's own limit of {own:g} (postprocess.score_threshold)"
+    return f"no score reaches {asked:g}; none reaches {limit}"
 
 
 def recommendation() -> str:

@@ -142,7 +142,7 @@ def clip_box(box: ListedBox, size: Size | None) -> ListedBox | Problem:
 def check_boxes(
     images: ListedImages, sizes: Sequence[Size | None], num_classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[tuple[int, int, Problem]]]:
-    """Clip boxes ``(G, 4)``, tell which ``(G,)`` have a part inside their image, and the problems.
+    """Clip boxes ``(G, 4)``; return them, which ``(G,)`` are inside their image, and problems.
 
     The problems are those of ``clip_box`` and unknown categories, each with its image and row.
     """

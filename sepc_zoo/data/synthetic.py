@@ -50,7 +50,8 @@ def write_shapes(
 
     Args:
         root: The folder to make; it appears complete or not at all.
-        train: The number of images in ``train/``; so ``val``.
+        train: The number of images in ``train/``.
+        val: The number of images in ``val/``.
         size: The (height, width) of an image in pixels.
         sides: The smallest and the largest longer side of a shape in pixels.
         texture: The standard deviation of the background's noise, at each of four scales.

@@ -223,7 +223,7 @@ def largest_batch(run: Run, number: int) -> Batch:
     return make_batch(run, images_by_size(run)[-number:], (height, width))
 
 
-def make_batch(run: Run, indices: Sequence[int], least: tuple[int, int] = (0, 0)) -> Batch:
+def make_batch(run: Run, indices: Sequence[int], min_size: tuple[int, int] = (0, 0)) -> Batch:
     """Make a batch of some images on the device of the run, of at least a height and width."""
     dataset: Any = run.train_loader.loader.dataset
     weights = run.detector.config.weights
@@ -231,7 +231,7 @@ def make_batch(run: Run, indices: Sequence[int], least: tuple[int, int] = (0, 0)
     batch = batch.normalized(weights.mean, weights.std, run.accelerator.device)
     bottom, right = (
         max(0, math.ceil(side / weights.pad_multiple) * weights.pad_multiple - own)
-        for side, own in zip(least, batch.images.shape[-2:], strict=True)
+        for side, own in zip(min_size, batch.images.shape[-2:], strict=True)
     )
     return batch._replace(images=F.pad(batch.images, (0, right, 0, bottom)))
 

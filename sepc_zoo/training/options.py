@@ -163,7 +163,7 @@ class ScheduleOptions(Options):
         ge=1,
     )
     opt: str | None = by_recipe("sgd, adamw or another optimizer of timm", metavar="NAME")
-    lr: float | None = by_recipe("learning rate, scaled to the batch size by default", gt=0)
+    lr: float | None = by_recipe("learning rate; the recipe's is scaled to the batch size", gt=0)
     weight_decay: float | None = by_recipe("weight decay", ge=0)
     layer_decay: float | None = option(
         None, "factor on the learning rate per stage, from the head down (default 1)", ge=0, le=1

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, and nobody else's files."""
+"""The folder of a run: its lock, and the files that a new run may find there."""
 
 import os
 import socket

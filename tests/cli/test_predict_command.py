@@ -40,12 +40,15 @@ def test_images_without_a_box_are_told_with_the_highest_score(model, images, tmp
     flags = ("--output", tmp_path / "out", "--score-threshold", 0.9, "--device", "cpu")
     assert call("predict", images, "--model", save_model(unsure, tmp_path / "unsure"), *flags) == 0
     best = max(found.scores.max() for found in unsure.predict(images, 0.0))
-    said = f"no score reaches 0.9, the highest is {best:.3f}: try a lower --score-threshold"
+    said = f"no score reaches 0.9, the highest is {best:.3f}: lower --score-threshold"
     assert said in capsys.readouterr().out
     torch.nn.init.constant_(unsure.head.cls.bias, -9)
     save_model(unsure, tmp_path / "unsure")
     assert call("predict", images, "--model", tmp_path / "unsure", *flags) == 0
-    assert "no score reaches 0.9, nor the model's own limit of 0.05 (" in capsys.readouterr().out
+    assert (
+        "no score reaches 0.9; none reaches the model's own limit of 0.05 ("
+        in capsys.readouterr().out
+    )
 
 
 def test_without_a_model_the_recommended_one_is_taken_and_named(

@@ -444,5 +444,5 @@ def test_an_output_that_cannot_be_written_is_reported_without_a_traceback(shapes
     assert main(["train", *map(str, flags), "--model-kwargs", "channels=16"]) == 2
     message = capsys.readouterr().err
     assert str(output) in message
-    assert "Not a directory" in message
+    assert "no folder to write to" in message
     assert "Traceback" not in message

@@ -27,11 +27,11 @@ SHARD = re.compile(r"(.+?)-[0-9]+-of-[0-9]+")  # train-00000-of-00002.parquet
 
 
 class Table(NamedTuple):
-    """A split with its boxes as they are written, and what tells the classes of the data set."""
+    """A split with its boxes as they are written, and what names the classes of the data set."""
 
     rows: Sequence[tuple[str, Path, Mapping[str, Any]]]  # place, for messages; image; columns
     names: Sequence[str] | None  # of the classes by number; None: the table does not say
-    objects: Iterable[Any]  # those of all splits, which else tell the classes
+    objects: Iterable[Any]  # of all splits; they name the classes where nothing else does
     source: str  # holds them, for messages
 
 
