@@ -43,7 +43,9 @@ def _keep_best(context: Any) -> Any:
     """``suppression.keep_best`` in operators of OpenVINO."""
     from openvino import opset13 as op
 
-    boxes, scores = context.get_input(0), context.get_input(1)
+    # The CPU's plugin needs to know that a box has four numbers.
+    boxes = op.reshape(context.get_input(0), op.constant(np.array([0, -1, 4])), special_zero=True)
+    scores = context.get_input(1)
     limit, iou_threshold, floor = (context.get_values_from_const_input(i) for i in (2, 3, 4))
     found = op.non_max_suppression(
         boxes,
