@@ -225,7 +225,7 @@ def nearest_option(name: str, entries: Iterable[dataclasses.Field]) -> str | Non
     known: dict[str, str] = {}
     for entry in entries:
         info: OptionInfo = entry.metadata["option"]
-        first_words = re.split(r",| \(", info.help)[0].removeprefix("number of ")
+        first_words = re.split(r"[,;]| \(", info.help)[0].removeprefix("number of ")
         known |= dict.fromkeys(map(_in_words, (first_words, *info.aliases, entry.name)), entry.name)
     near = difflib.get_close_matches(_in_words(name), known, 1)
     return known[near[0]] if near else None

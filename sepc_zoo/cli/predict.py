@@ -174,7 +174,7 @@ def no_box_line(best: float, config: "DetectorConfig", arguments: Arguments) -> 
     """One line that says why there is no box, from the highest score."""
     own, asked = config.postprocess.score_threshold, arguments.score_threshold
     if best:
-        return f"no score reaches {asked:g}, the highest is {best:.3f}: lower --score-threshold"
+        return f"no score reaches {asked:g}; the highest is {best:.3f}: lower --score-threshold"
     limit = f"the model's own limit of {own:g} (postprocess.score_threshold)"
     return f"no score reaches {asked:g}; none reaches {limit}"
 

@@ -40,7 +40,7 @@ def test_images_without_a_box_are_told_with_the_highest_score(model, images, tmp
     flags = ("--output", tmp_path / "out", "--score-threshold", 0.9, "--device", "cpu")
     assert call("predict", images, "--model", save_model(unsure, tmp_path / "unsure"), *flags) == 0
     best = max(found.scores.max() for found in unsure.predict(images, 0.0))
-    said = f"no score reaches 0.9, the highest is {best:.3f}: lower --score-threshold"
+    said = f"no score reaches 0.9; the highest is {best:.3f}: lower --score-threshold"
     assert said in capsys.readouterr().out
     torch.nn.init.constant_(unsure.head.cls.bias, -9)
     save_model(unsure, tmp_path / "unsure")

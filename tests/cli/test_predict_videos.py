@@ -78,7 +78,7 @@ def test_a_video_without_a_box_is_told_with_the_highest_score(bias, few, tmp_pat
     scores = [s for found in unsure.stream(clips[0], 0.0) for s in found.scores.tolist()]
     reason = "none reaches the model's own limit of 0.05 (postprocess.score_threshold)"
     if bias == 0:
-        reason = f"the highest is {max(scores):.3f}: try a lower --score-threshold"
+        reason = f"the highest is {max(scores):.3f}: lower --score-threshold"
     assert capsys.readouterr().out.count(f"no score reaches 0.9; {reason}\n") == 2
     for line in lines_of(tmp_path / "out" / "a_boxes.jsonl"):
         assert line["detections"] == []
