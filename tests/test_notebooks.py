@@ -89,5 +89,5 @@ def test_the_stop_button_leaves_a_run_to_resume_and_says_so(folder, shapes):
         manager.shutdown_kernel(now=True)
     assert reply["ename"] == "KeyboardInterrupt"
     assert "saved after step" in reply["evalue"]
-    assert 'resume="run"' in reply["evalue"]
+    assert "resume='run'" in reply["evalue"]
     assert is_saved(folder / "run")
