@@ -73,6 +73,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def __post_init__(self) -> None:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._ends = None if self.factors is None else self.factors.cumsum(0)
 
     def __len__(self) -> int:
         return len(self.annotations.records)
@@ -106,11 +107,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return image, target if x == y == 1 else scale(target, x, y)
 
     def draw(self) -> Sample:
-        if self.factors is None:
+        if self._ends is None:
             return self.read(int(torch.randint(len(self), ())))
-        ends = self.factors.cumsum(0)
-        place = torch.rand((), dtype=ends.dtype) * ends[-1]
-        return self.read(int(torch.searchsorted(ends, place).clamp(max=len(self) - 1)))
+        place = torch.rand((), dtype=self._ends.dtype) * self._ends[-1]
+        return self.read(int(torch.searchsorted(self._ends, place).clamp(max=len(self) - 1)))
 
     @property
     def epoch(self) -> int:

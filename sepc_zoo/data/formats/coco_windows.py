@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 START = re.compile(rb'"annotations"\s*:\s*\[')
 WINDOW = 2**22  # bytes that are decoded at once
+OVERLAP = 64  # bytes before a window in which the key of the annotations may begin
 MAX_TRIES = 20  # places where the entries of a window may end
 ENTRIES = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -31,7 +32,7 @@ def read_in_windows(
     head, start = b"", None
     while start is None and (window := file.read(WINDOW)):
         head += window
-        start = START.search(head)
+        start = START.search(head, max(0, len(head) - len(window) - OVERLAP))
     if start is None:
         raise msgspec.DecodeError("no annotations")
     decode = msgspec.json.Decoder(Tables).decode
