@@ -220,6 +220,11 @@ def check_names(cls: type[Options], content: Any, where: str) -> None:
             raise ConfigError(f"{where}: unknown option {name!r:.80}{hint}")
 
 
+def flag_of(name: str) -> str:
+    """``--batch-size`` of ``batch_size``."""
+    return "--" + name.replace("_", "-")
+
+
 def nearest_option(name: str, entries: Iterable[dataclasses.Field]) -> str | None:
     """The option that a misspelled name or flag is most like: its name, alias or first words."""
     known: dict[str, str] = {}

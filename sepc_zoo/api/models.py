@@ -7,9 +7,9 @@ from typing import Any
 from sepc_zoo.api.options import DetectOptions
 from sepc_zoo.config import override
 from sepc_zoo.errors import ConfigError, HubError
+from sepc_zoo.export import SUFFIXES
 from sepc_zoo.registry import LOCAL_PREFIX
 
-EXPORTED = (".onnx", ".pt2", ".xml")
 OTHER_FILES = (".pt", ".pth", ".safetensors")
 
 
@@ -49,7 +49,7 @@ def model_name(source: str | os.PathLike[str]) -> str:
         return f"{LOCAL_PREFIX}{source}"
     if path.is_file():
         raise HubError(f"{source} is a file, but neither a model folder nor an exported model")
-    if ":" not in source and path.suffix in EXPORTED + OTHER_FILES:
+    if ":" not in source and path.suffix in (*SUFFIXES, *OTHER_FILES):
         raise HubError(f"{source}: no such file; `sepc-zoo export` writes models as files")
     if ":" not in source and "/" in source:
         raise HubError(f"{source}: no such folder or file; a model on the hub is hf-hub:org/name")

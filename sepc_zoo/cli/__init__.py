@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 import sepc_zoo
-from sepc_zoo.cli.arguments import flag_of, make_parser, parse
+from sepc_zoo.cli.arguments import make_parser, parse
 from sepc_zoo.cli.inputs import check_inputs
 from sepc_zoo.errors import UserError
-from sepc_zoo.options import OptionError
+from sepc_zoo.options import OptionError, flag_of
 from sepc_zoo.terminal import say
 from sepc_zoo.training.resilience.signals import Interrupted
 

@@ -15,6 +15,7 @@ from sepc_zoo.options import (
     OptionInfo,
     Options,
     default_of,
+    flag_of,
     flatten,
     help_of,
     is_union,
@@ -25,11 +26,6 @@ from sepc_zoo.options import (
 )
 
 FLAG = re.compile(r"--?[A-Za-z][\w-]*")  # negative numbers are values
-
-
-def flag_of(name: str) -> str:
-    """``--batch-size`` of ``batch_size``."""
-    return "--" + name.replace("_", "-")
 
 
 def classes_of(cls: type[Options]) -> list[type[Options]]:

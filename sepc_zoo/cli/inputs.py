@@ -5,17 +5,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sepc_zoo.api.models import EXPORTED, model_name
+from sepc_zoo.api.models import model_name
 from sepc_zoo.checkpoints.layout import check_folder
 from sepc_zoo.cli.arguments import classes_of
 from sepc_zoo.data.problems import unreadable
 from sepc_zoo.errors import ConfigError
+from sepc_zoo.export import SUFFIXES
 from sepc_zoo.options import Options, option_fields
 from sepc_zoo.registry import HUB_PREFIX, check_name
 
 
 def check_inputs(options: Options) -> None:
-    """Check what options name to be read or written, by the placeholders of their values.
+    """Check the files, folders and models that options name, by the metavars of their values.
 
     Raises:
         UserError: there is no such file, folder or model, or a place cannot be written to.
@@ -63,7 +64,7 @@ def check_output(text: str) -> None:
 def check_model(text: str) -> None:
     """Check that a model has a possible name, or is there; files are checked as they are read."""
     if os.path.isdir(text):
-        if not any(name.endswith(EXPORTED) for name in os.listdir(text)):
+        if not any(name.endswith(tuple(SUFFIXES)) for name in os.listdir(text)):
             check_folder(Path(text))
     elif not os.path.isfile(text) and ":" not in model_name(text):
         check_name(text)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sepc_zoo.cli.arguments import flag_of
-from sepc_zoo.options import option
+from sepc_zoo.options import flag_of, option
 from sepc_zoo.terminal import say
 from sepc_zoo.training.options import FormatOptions, InputOptions, TrainError, TrainOptions
 

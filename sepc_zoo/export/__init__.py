@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # cannot be imported
 
+# Formats by the suffix of their files.
+SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
+
 __all__ = ["export", "load_exported"]
 _HOMES = {"export": "sepc_zoo.export.exporter", "load_exported": "sepc_zoo.export.loaded"}
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from sepc_zoo.checkpoints.layout import CONFIG_FILE
 from sepc_zoo.config import DetectorConfig, config_from_json
 from sepc_zoo.data.pixels import pad_and_stack
+from sepc_zoo.export import SUFFIXES
 from sepc_zoo.export.metadata import ExportError
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.predictor import predict, stream
 
-# Formats by the suffix of their files: the module that writes and runs them.
-SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 FORMATS = {format: suffix for suffix, format in SUFFIXES.items()}
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.files import write_atomically
-from sepc_zoo.options import as_dict, from_dict
+from sepc_zoo.options import as_dict, flag_of, from_dict
 from sepc_zoo.training.options import TrainError, TrainOptions
 
 OPTIONS_FILE = "config.yaml"
@@ -65,7 +65,7 @@ def check_changes(options: TrainOptions) -> None:
 
 
 def _flags(names: Iterable[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+    return ", ".join(map(flag_of, sorted(names)))
 
 
 def absolute(options: TrainOptions) -> TrainOptions:

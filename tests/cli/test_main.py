@@ -14,12 +14,12 @@ from commands import assert_refused, call
 
 from sepc_zoo import __version__, options
 from sepc_zoo.cli import COMMANDS, main, module_of
-from sepc_zoo.cli.arguments import classes_of, flag_of
+from sepc_zoo.cli.arguments import classes_of
 from sepc_zoo.cli.inputs import CHECKS, check_inputs
 from sepc_zoo.cli.predict import Arguments as PredictArguments
 from sepc_zoo.cli.reference import reference
 from sepc_zoo.errors import UserError
-from sepc_zoo.options import MISSING, default_of, nearest_option, option_fields
+from sepc_zoo.options import MISSING, default_of, flag_of, nearest_option, option_fields
 from sepc_zoo.training.options import TrainOptions
 
 REPO = Path(__file__).parents[2]
