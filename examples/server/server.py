@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 MODEL = os.environ.get("MODEL", "model.onnx")
 WORKERS = int(os.environ.get("WORKERS", "2"))  # images at once; WORKERS x THREADS is the cores
-THREADS = int(os.environ.get("THREADS", "1"))  # that work on one image
+THREADS = int(os.environ.get("THREADS", "1"))  # number of threads for one image
 MAX_REQUESTS = int(os.environ.get("MAX_REQUESTS", "16"))  # at once, waiting ones too
 MAX_BYTES = int(os.environ.get("MAX_BYTES", "20_000_000"))  # a larger file is refused
 MAX_PIXELS = int(os.environ.get("MAX_PIXELS", "50_000_000"))  # a larger image is refused

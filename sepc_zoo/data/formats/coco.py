@@ -24,7 +24,7 @@ from sepc_zoo.data.problems import Problem
 from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
-FEDERATION = ("neg_category_ids", "not_exhaustive_category_ids")  # of images of LVIS
+FEDERATION = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS has these
 FREQUENCIES = ("r", "c", "f")  # rare, common and frequent classes of LVIS
 ANNOTATION_FOLDER = "annotations"
 PLACES = (f"{ANNOTATION_FOLDER}/*.json", "*.json", "*/*.json", f"{ANNOTATION_FOLDER}/*/*.json")
@@ -98,7 +98,7 @@ def list_coco_file(json_path: Path, *image_folders: Path) -> Listing:
         DataError: the file is no COCO instances file.
     """
     file, finder = CocoFile(json_path), Finder(image_folders)
-    listed: dict[tuple[Id, Path], Size | None] = {}  # by id, every file once
+    listed: dict[tuple[Id, Path], Size | None] = {}  # an image listed twice counts once
     facts: dict[str, dict[Id, Any]] = {key: {} for key in FEDERATION}
     for where, entry in file.entries("images"):
         name, image_id = entry["file_name"], entry["id"]

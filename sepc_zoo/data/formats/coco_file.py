@@ -66,8 +66,8 @@ class CocoFile:
 
     def _clear(self) -> None:
         self.problems: dict[str, list[Problem]] = {table: [] for table in KEYS}
-        self.integers = array("q")  # of each box: entry, id, number of its image, category; iscrowd
-        self.floats = array("d")  # of each: x, y, width, height, area
+        self.integers = array("q")  # a box has five: entry, id, image, category, iscrowd
+        self.floats = array("d")  # a box has five: x, y, width, height, area
         self.image_ids: dict[Id, int] = {}  # numbers of the ids, in order of appearance
         self.category_ids: dict[Id, int] = {}
         self.odd_ids: dict[int, Id] = {}  # ids of annotations that are no int64, by entry

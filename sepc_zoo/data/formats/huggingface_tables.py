@@ -30,8 +30,8 @@ class Table(NamedTuple):
     """A split with its boxes as they are written, and what names the classes of the data set."""
 
     rows: Sequence[tuple[str, Path, Mapping[str, Any]]]  # place, for messages; image; columns
-    names: Sequence[str] | None  # of the classes by number; None: the table does not say
-    objects: Iterable[Any]  # of all splits; they name the classes where nothing else does
+    names: Sequence[str] | None  # class names by number; None: the table has none
+    objects: Iterable[Any]  # objects of all splits name the classes where nothing else does
     source: str  # holds them, for messages
 
 

@@ -173,7 +173,7 @@ def _parse(path: Path, problems: list[Problem]) -> ElementTree.Element | None:
         if declared is None:
             return ElementTree.fromstring(data)
         name = declared[1].decode("ascii").lower()  # the parser knows none of several bytes
-        name = "gb18030" if name.startswith("gb") else name  # which includes GB 2312 and GBK
+        name = "gb18030" if name.startswith("gb") else name  # GB 18030 includes GB 2312 and GBK
         return ElementTree.fromstring(data[declared.end() :].decode(name))
     except OSError as error:
         problems.append(Problem("broken entry", str(path), str(error.strerror)))
