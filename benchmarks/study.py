@@ -53,17 +53,20 @@ class Setting:
 
     image_size: tuple[int, int]  # short side and longest long side, pixels
     anchor_factor: float = 1.0  # on the size of all anchors that boxes are matched to by overlap
+    images: int = 400  # of shapes, to train on
 
 
 DATA = {
     "shapes": Setting(SHAPES_SIZE, anchor_factor=0.5),
+    "shapes50": Setting(SHAPES_SIZE, anchor_factor=0.5, images=50),
+    "shapes5000": Setting(SHAPES_SIZE, anchor_factor=0.5, images=5000),
     "bccd": Setting((192, 256), anchor_factor=0.5),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", nargs="+", default=["shapes"], help="shapes, or NAME=DIR")
+    parser.add_argument("--data", nargs="+", default=["shapes"], help="shapes…, or NAME=DIR")
     parser.add_argument("--methods", nargs="*", default=["retinanet"])
     parser.add_argument(
         "--necks", nargs="*", default=["fpn", "pconv", "ibn_pconv", "sepc_lite", "sepc"]
@@ -72,6 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 300, 1000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--backbone-checkpoint", help="timm's weights of MobileNetV2")
+    parser.add_argument("--recipe", default="auto", help="of our models")
     parser.add_argument("--label", default="now", help="name of the state of the code")
     parser.add_argument("--part", default="0/1", help="this process's part of the runs, as 0/2")
     parser.add_argument("--output", type=Path, default=HERE / "study.csv")
@@ -89,20 +93,21 @@ def main() -> None:
             key = dict(zip(KEY, (args.label, name, model, steps, seed), strict=True))
             done = [{entry: row[entry] for entry in KEY} for row in CsvFile(args.output).read()]
             if {entry: str(value) for entry, value in key.items()} not in done:
-                path = path or str(shapes(Path(folder) / "shapes"))
-                figures = run(key, path, args.backbone_checkpoint, Path(folder) / "run")
+                path = path or str(shapes(Path(folder) / name, DATA[name].images))
+                options = {"backbone_checkpoint": args.backbone_checkpoint, "recipe": args.recipe}
+                figures = run(key, path, Path(folder) / "run", options)
                 CsvFile(args.output).append(key | figures | versions())
                 print(key, figures, flush=True)
 
 
-def shapes(folder: Path) -> Path:
+def shapes(folder: Path, images: int = 400) -> Path:
     """Draw the shapes once; their sizes cover more than four octaves."""
     if not folder.exists():
-        write_shapes(folder, train=400, val=150, size=SHAPES_SIZE, sides=SHAPES_SIDES)
+        write_shapes(folder, train=images, val=150, size=SHAPES_SIZE, sides=SHAPES_SIDES)
     return folder
 
 
-def run(key: dict[str, Any], data: str, checkpoint: str | None, output: Path) -> dict[str, Any]:
+def run(key: dict[str, Any], data: str, output: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Train and validate once, with the backbone frozen and all else as by default."""
     setting, start = DATA[key["data"]], time.process_time()
     if key["model"] in PEERS:
@@ -111,19 +116,19 @@ def run(key: dict[str, Any], data: str, checkpoint: str | None, output: Path) ->
             data,
             setting.image_size,
             4 * setting.anchor_factor,
-            checkpoint,
+            options["backbone_checkpoint"],
             key["steps"],
             key["seed"],
             BATCH_SIZE,
         )
     else:
-        metrics = train(train_options(key, data, checkpoint, setting, output))
+        metrics = train(train_options(key, data, setting, output, options))
     seconds = round(time.process_time() - start)
     return {name: round(metrics[name], 4) for name in FIGURES} | {"cpu_seconds": seconds}
 
 
 def train_options(
-    key: dict[str, Any], data: str, checkpoint: str | None, setting: Setting, output: Path
+    key: dict[str, Any], data: str, setting: Setting, output: Path, options: dict[str, Any]
 ) -> TrainOptions:
     kwargs: dict[str, Any] = {"channels": CHANNELS}
     if key["model"].startswith(MATCHED_BY_OVERLAP):
@@ -139,12 +144,12 @@ def train_options(
         batch_size=BATCH_SIZE,
         image_size=setting.image_size,
         model_kwargs=kwargs,
-        backbone_checkpoint=checkpoint,
         freeze_stages=4,
         workers=0,
         cpu=True,
         log_with=(),
         **BACKBONE,
+        **options,
     )
 
 
