@@ -103,14 +103,18 @@ class Backbone(nn.Module):
         """Maps whose sides are those of the images over their strides, rounded up."""
         if not self.rounds_up:
             images = pad_to_multiple(images, self.max_stride)
-        if images.device.type == "cpu" and not torch.is_grad_enabled():
-            # Faster on the CPU, but not in training.
+        if images.device.type == "cpu" and not self.is_trained():
+            # Faster on the CPU, but not with a gradient.
             images = images.contiguous(memory_format=torch.channels_last)
         features = self.body(images)
         features = [features[i] for i in self.indices]
         if self.channels_last:
             features = [x.permute(0, 3, 1, 2).contiguous() for x in features]
         return features
+
+    def is_trained(self) -> bool:
+        """Whether a forward pass prepares for a gradient."""
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.body.parameters())
 
     @torch.no_grad()
     def _keeps_partial_cells(self) -> bool:

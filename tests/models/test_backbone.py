@@ -107,6 +107,20 @@ def test_asking_how_a_model_rounds_leaves_it_as_it_was():
     assert not backbone.body.bn1.running_mean.any()
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_frozen_backbone_runs_in_the_faster_memory_format_of_inference(trained):
+    torch.manual_seed(0)
+    backbone = make("resnet18").eval().requires_grad_(trained)
+    images = torch.rand(1, 3, 64, 64)
+    features = backbone(images)
+    with torch.no_grad():
+        inferred = backbone(images)
+    is_last = [x.is_contiguous(memory_format=torch.channels_last) for x in features]
+    assert is_last == [not trained] * 3
+    for ours, theirs in zip(features, inferred, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("size", [(32, 64), (33, 57), (1, 1)])
 def test_padding_goes_to_the_right_and_below(size):
     image = torch.rand(1, 3, *size)
