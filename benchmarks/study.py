@@ -5,7 +5,7 @@ stopped and continued, and ``--part 0/2`` and ``--part 1/2`` share it among two 
 do not depend on the load of the machine, times do.
 
     python -m benchmarks.study --data shapes bccd=DIR --backbone-checkpoint mobilenetv2.safetensors
-    python -m benchmarks.study --tables  # writes the tables of README.md anew
+    python -m benchmarks.study --tables  # writes README.md's tables and docs' figure
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib.pyplot as plt
 import timm
 import torch
 
@@ -43,6 +44,16 @@ BACKBONE: dict[str, Any] = {  # options of a run that the weights of MobileNetV2
     "std": (0.5, 0.5, 0.5),
 }
 BATCH_SIZE = 4
+PICTURE = HERE.parent / "docs/images/study.svg"
+PANELS = {"shapes": "drawn shapes, 400 images", "bccd": "blood cells, 205 images"}
+BUDGETS = (100, 300, 1000, 3000)  # steps of the figure
+NECKS = {
+    "fpn": "#6b6b6b",
+    "pconv": "#56b4e9",
+    "ibn_pconv": "#0072b2",
+    "sepc_lite": "#e69f00",
+    "sepc": "#d55e00",
+}
 SHAPES_SIZE = (128, 128)
 SHAPES_SIDES = (4.0, 85.0)  # pixels: the sizes of the demonstration, over a further octave
 
@@ -68,9 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", nargs="+", default=["shapes"], help="shapes…, or NAME=DIR")
     parser.add_argument("--methods", nargs="*", default=["retinanet"])
-    parser.add_argument(
-        "--necks", nargs="*", default=["fpn", "pconv", "ibn_pconv", "sepc_lite", "sepc"]
-    )
+    parser.add_argument("--necks", nargs="*", default=[*NECKS])
     parser.add_argument("--peers", nargs="*", default=[], choices=[*PEERS], help="other libraries")
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 300, 1000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -79,10 +88,13 @@ def main() -> None:
     parser.add_argument("--label", default="now", help="name of the state of the code")
     parser.add_argument("--part", default="0/1", help="this process's part of the runs, as 0/2")
     parser.add_argument("--output", type=Path, default=HERE / "study.csv")
-    parser.add_argument("--tables", action="store_true", help="only write README.md's tables")
+    parser.add_argument(
+        "--tables", action="store_true", help="only write the tables and the figure"
+    )
     args = parser.parse_args()
     if args.tables:
-        write_tables(CsvFile(args.output).read())
+        write_tables(rows := CsvFile(args.output).read())
+        draw(rows)
         return
     models = [f"{m}_mnv2_{n}" for m in args.methods for n in args.necks] + args.peers
     part, parts = map(int, args.part.split("/"))
@@ -169,6 +181,29 @@ def write_tables(rows: list[dict[str, str]]) -> None:
     readme.write_text(TABLE.sub(lambda found: found[1] + table(rows, found[2]) + found[3], text))
 
 
+def draw(rows: list[dict[str, str]]) -> None:
+    """Draw AP of RetinaNet over the steps, with each neck: a range over seeds, a line of means."""
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 9}):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        for panel, (data, title) in zip(axes, PANELS.items(), strict=True):
+            for neck, color in NECKS.items():
+                ap: dict[int, list[float]] = defaultdict(list)
+                for row in rows:
+                    run = row["label"], row["data"], row["model"]
+                    if run == ("now", data, f"retinanet_mnv2_{neck}"):
+                        ap[int(row["steps"])].append(100 * float(row["AP"]))
+                steps = sorted(n for n in ap if n in BUDGETS)
+                panel.plot(steps, [mean(ap[n]) for n in steps], "o-", ms=3, color=color, label=neck)
+                low, high = ([f(ap[n]) for n in steps] for f in (min, max))
+                panel.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+            panel.set(title=title, xlabel="training steps", ylabel="AP", ylim=(0, None))
+            panel.set_xscale("log", subs=[])
+            panel.set_xticks(BUDGETS, [f"{n:,}" for n in BUDGETS])
+            panel.spines[["top", "right"]].set_visible(False)
+        axes[0].legend(frameon=False)
+        figure.savefig(PICTURE, metadata={"Date": None})
+
+
 def table(rows: list[dict[str, str]], name: str) -> str:
     """AP in percent over the steps: mean and standard error over seeds, difference to the FPN.
 
@@ -183,13 +218,19 @@ def table(rows: list[dict[str, str]], name: str) -> str:
     ap: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for row in rows:
         ap[row["model"], int(row["steps"])][row["seed"]] = 100 * float(row["AP"])
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    models = sorted({row["model"] for row in rows}, key=place)
     lines = [["model", *(f"{count} steps" for count in steps)], ["---"] * (len(steps) + 1)]
     for model in models:
         baseline = re.sub(r"_mnv2_.*", "_mnv2_fpn", model)
         cells = (cell(ap.get((model, n), {}), ap.get((baseline, n), {})) for n in steps)
         lines.append([f"`{model}`", *cells])
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+def place(model: str) -> tuple[bool, str, int]:
+    """Ours before others', by method and neck."""
+    method, _, neck = model.partition("_mnv2_")
+    return ":" in model, method, [*NECKS, ""].index(neck)
 
 
 def cell(ours: dict[str, float], baseline: dict[str, float]) -> str:
