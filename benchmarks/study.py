@@ -208,10 +208,11 @@ def table(rows: list[dict[str, str]], name: str) -> str:
     """AP in percent over the steps: mean and standard error over seeds, difference to the FPN.
 
     Args:
-        name: label, data and numbers of steps, as ``now/bccd/170,1000``.
+        name: label, data, numbers of steps and perhaps a method, as ``now/bccd/170,1000/atss``.
     """
-    label, data, counts = name.split("/")
+    label, data, counts, *method = name.split("/")
     steps = [*map(int, counts.split(","))]
+    rows = [row for row in rows if row["model"].startswith(tuple(method) or "")]
     rows = [row for row in rows if (row["label"], row["data"]) == (label, data)]
     rows = [row for row in rows if int(row["steps"]) in steps]
     # AP of each seed, of each model and number of steps
