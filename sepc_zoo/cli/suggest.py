@@ -77,6 +77,7 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
         anchors_text,
         fits_badly,
         fitting_size,
+        num_channels,
         resized_boxes,
     )
     from sepc_zoo.training.dry_run import measure
@@ -97,6 +98,8 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
     for option_name in names:
         if getattr(arguments, option_name) != getattr(default, option_name):
             asked[option_name] = getattr(arguments, option_name)
+    if (channels := num_channels(data)) != 3:
+        asked["backbone_kwargs"] = {"in_chans": channels}
     size = asked["image_size"] = arguments.image_size or fitting_size(data, limits)
     config = override(model_config(asked["model"]), {"weights": {"image_size": size}})
     if fits_badly(resized_boxes(data, size), config):
@@ -143,6 +146,8 @@ def flags(asked: Mapping[str, Any]) -> list[str]:
     """Options as they are written on the command line."""
     words = []
     for name, value in asked.items():
+        if isinstance(value, dict):
+            value = tuple(f"{key}={entry}" for key, entry in value.items())
         values = value if isinstance(value, tuple) else () if value is True else (value,)
         words += [flag_of(name), *map(str, values)]
     return words

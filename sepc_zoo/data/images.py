@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,6 +104,8 @@ def decode_image(
             with Image.open(file) as image:
                 if is_jpeg and reduction > 1:
                     image.draft(None, (image.width // reduction, image.height // reduction))
+                if channels is None and has_grey_pages(image):
+                    return _decode_tiff(file, None)
                 return pixels_of_pil(_upright(image), channels)
         except READ_ERRORS as error:
             return _decode_tiff(file, channels, error)
@@ -141,8 +144,14 @@ def read_size(path: str | os.PathLike[str], upright: bool = True) -> tuple[int, 
 
 def read_orientation(path: str | os.PathLike[str]) -> int:
     """Read the EXIF orientation 1...8 of an image file from its header; 1 is upright as stored."""
-    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
-        return _orientation(image)
+    with _naming(path), open(path, "rb") as file:
+        try:
+            with Image.open(file) as image:
+                return _orientation(image)
+        except Image.UnidentifiedImageError:
+            if not is_tiff(file):
+                raise
+            return tiff_size(file)[1]
 
 
 def check_image(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -197,6 +206,13 @@ def pixels_of_pil(image: Image.Image, channels: int | None = 3) -> Tensor:
     return rgb
 
 
+def has_grey_pages(image: Image.Image) -> bool:
+    """Whether a TIFF has pages that are channels, and can be read with them."""
+    is_grey = image.mode != "P" and len(image.getbands()) == 1
+    is_paged = image.format == "TIFF" and is_grey and getattr(image, "n_frames", 1) > 1
+    return is_paged and find_spec("tifffile") is not None
+
+
 def high_byte(image: Tensor) -> Tensor:
     """Convert 16-bit samples to uint8."""
     return (image.to(torch.int32) >> 8).clamp(0, 255).to(torch.uint8)
@@ -232,11 +248,12 @@ def _decode_tiff(file: BinaryIO, channels: int | None, error: Exception | None =
     is_beyond_pil = isinstance(error, Image.UnidentifiedImageError) or "raw mode" in str(error)
     if error and not (is_beyond_pil and is_tiff(file)):
         raise error
+    file.seek(0)
     samples, orientation = read_tiff(file)
     if channels not in (None, len(samples)):
         raise ValueError(
-            f"has {len(samples)} channels, but the model takes {channels}; train with "
-            f"--backbone-kwargs in_chans={len(samples)} makes one for it"
+            f"has {len(samples)} channels, but the model takes {channels}; to train one for it, "
+            f"give --backbone-kwargs in_chans={len(samples)}"
         )
     if samples.dtype.newbyteorder("=") == np.uint16:
         samples = (samples >> 8).astype(np.uint8)

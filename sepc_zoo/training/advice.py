@@ -1,4 +1,4 @@
-"""What the sizes of the training boxes suggest: the anchors of a model, and the image size."""
+"""What the training data suggests: the channels and anchors of a model, and the image size."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from sepc_zoo.config import AnchorConfig, DetectorConfig
 from sepc_zoo.data import Annotations
+from sepc_zoo.data.images import read_image
 from sepc_zoo.data.quality.statistics import best_ious, resize_factors
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.training.options import TrainOptions
@@ -24,14 +25,32 @@ MIN_FACTOR, MAX_FACTOR = 1.25, 4.0  # of a larger image size that is worth a lin
 
 
 def advise(options: TrainOptions, config: DetectorConfig, data: Annotations) -> list[str]:
-    """Lines on anchors and image size that do not fit the training boxes, and what to do."""
+    """Lines on channels, anchors and image size that do not fit the data, and what to do."""
+    lines = [advise_channels(config.backbone.in_chans, data)]
     boxes = resized_boxes(data, config.weights.image_size)
-    if not len(boxes):
-        return []
-    lines = [advise_image_size(data, config.weights.image_size)]
-    if has_anchors(config) and options.learned != "detector":
+    if len(boxes):
+        lines.append(advise_image_size(data, config.weights.image_size))
+    if len(boxes) and has_anchors(config) and options.learned != "detector":
         lines.append(advise_anchors(boxes, config, is_fitted=options.auto_anchors))
     return [line for line in lines if line]
+
+
+def advise_channels(channels: int, data: Annotations) -> str:
+    """A line on images whose pages are channels, of which the model gets the first page alone."""
+    found = num_channels(data)
+    if found in (3, channels):
+        return ""
+    return (
+        f"channels: the first image has {found}, of which the model gets one; --backbone-kwargs "
+        f"in_chans={found} makes a model of all"
+    )
+
+
+def num_channels(data: Annotations) -> int:
+    """The number of channels of the first image; 3 for all but TIFFs that have no RGB."""
+    file = data.records[0].path
+    is_tiff = file.suffix.lower() in (".tif", ".tiff")
+    return len(read_image(file, channels=None)) if is_tiff else 3
 
 
 def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -> str:

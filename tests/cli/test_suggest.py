@@ -99,3 +99,5 @@ def test_flags_read_like_the_options():
     asked = {"data": ("a b", "c"), "image_size": (64, 96), "cpu": True, "recipe": "small"}
     words = ["--data", "a b", "c", "--image-size", "64", "96", "--cpu", "--recipe", "small"]
     assert flags(asked) == words
+    entries = {"backbone_kwargs": {"in_chans": 5, "pad_type": "same"}}
+    assert flags(entries) == ["--backbone-kwargs", "in_chans=5", "pad_type=same"]

@@ -16,6 +16,7 @@ from sepc_zoo.data.images import (
     list_images,
     pixels_of_pil,
     read_image,
+    read_orientation,
     read_size,
 )
 
@@ -169,14 +170,18 @@ def test_samples_may_have_their_high_byte_first(tmp_path):
     assert torch.equal(read_image(tmp_path / "bands.tif", channels=5), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [2, 6])
-def test_pages_of_a_tiff_are_channels(channels, tmp_path):
+def test_pages_of_a_tiff_are_channels(channels, dtype, tmp_path, monkeypatch):
     tifffile = pytest.importorskip("tifffile")
-    pages = np.random.default_rng(0).integers(0, 256, (channels, HEIGHT, WIDTH), dtype=np.uint8)
-    tifffile.imwrite(tmp_path / "pages.tif", pages, photometric="minisblack")
-    assert torch.equal(
-        read_image(tmp_path / "pages.tif", channels=channels), torch.from_numpy(pages)
-    )
+    path, high = tmp_path / "pages.tif", np.iinfo(dtype).max + 1
+    pages = np.random.default_rng(0).integers(0, high, (channels, HEIGHT, WIDTH)).astype(dtype)
+    tifffile.imwrite(path, pages, photometric="minisblack")
+    expected = torch.from_numpy((pages >> (8 if dtype == np.uint16 else 0)).astype(np.uint8))
+    assert torch.equal(read_image(path, channels=channels), expected)
+    assert torch.equal(read_image(path, channels=None), expected)
+    monkeypatch.setattr("sepc_zoo.data.images.find_spec", lambda _: None)  # no tifffile
+    assert torch.equal(read_image(path, channels=None), expected[:1].expand(3, -1, -1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -191,6 +196,7 @@ def test_a_tiff_of_many_channels_is_turned_upright(orientation, tmp_path):
     size = check_image(tmp_path / "bands.tif")
     assert size == read_size(tmp_path / "bands.tif") == tuple(read.shape[1:])
     assert read_size(tmp_path / "bands.tif", upright=False) == (HEIGHT, WIDTH)
+    assert read_orientation(tmp_path / "bands.tif") == orientation
 
 
 @pytest.mark.parametrize("name", sorted(MODES.keys() - {"cmyk.tif"}))

@@ -10,6 +10,7 @@ from tiny_runs import copy_of, edit_json, options, read_log
 
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.factory import load_model
+from sepc_zoo.training.advice import advise
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
@@ -60,3 +61,12 @@ def test_images_and_model_of_other_channels_are_told_at_the_start(five, shapes, 
     for data, kwargs in ((shapes, {"in_chans": 5}), (five, {"in_chans": 4})):
         with pytest.raises(ImageError, match="channels"):
             Run(options(data, tmp_path / "run", backbone_kwargs=kwargs))
+
+
+def test_pages_that_a_model_of_rgb_does_not_get_are_told(five, tmp_path):
+    for file in five.rglob("*.tif"):
+        tifffile.imwrite(file, tifffile.imread(file).transpose(2, 0, 1), photometric="minisblack")
+    for kwargs, is_told in (({}, True), ({"in_chans": 5}, False)):
+        run = Run(options(five, tmp_path / "run", backbone_kwargs=kwargs))
+        lines = advise(run.options, run.detector.config, run.train_data)
+        assert any("--backbone-kwargs in_chans=5" in line for line in lines) == is_told

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from sepc_zoo.data.annotations import Size, image_problem
-from sepc_zoo.data.images import ImageError, check_image, read_image, read_size
+from sepc_zoo.data.images import ImageError, check_image, has_grey_pages, read_image, read_size
 from sepc_zoo.data.problems import Problem
+from sepc_zoo.data.tiff import read_tiff
 
 MIN_BRIGHTEST = 16  # of 255; an image without such a pixel is next to black
 
@@ -45,15 +47,25 @@ def inspect_image(path: Path) -> ImageFile:
 
 def _describe_dark(path: Path, brightest: int) -> str:
     """Say that an image is next to black, and whether it holds fewer bits than its file could."""
-    text = f"no pixel is brighter than {brightest} of 255"
-    with Image.open(path) as image:
-        top = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+    text, top = f"no pixel is brighter than {brightest} of 255", _brightest_sample(path)
     if not top:
         return text
     return (
         f"{text}: its 16-bit samples end at {top}, and are read as 0 to 65535; if they have "
         f"{top.bit_length()} bits, multiply them by {2 ** (16 - top.bit_length())}"
     )
+
+
+def _brightest_sample(path: Path) -> int:
+    """The largest 16-bit sample of an image file; 0 if it has other samples."""
+    with suppress(Image.UnidentifiedImageError), Image.open(path) as image:
+        if not image.mode.startswith("I"):
+            return 0
+        if not has_grey_pages(image):
+            return int(np.asarray(image).max())
+    with path.open("rb") as file:
+        samples, _ = read_tiff(file)
+    return int(samples.max()) if samples.itemsize > 1 else 0
 
 
 def picture_key(path: Path, files: Mapping[Path, ImageFile]) -> Hashable:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from faulty import (
     FAULTS,
@@ -47,6 +48,19 @@ def test_a_fault_is_found_and_named(kind, data):
     assert found.severity == fault.severity
     assert fault.where in found.where
     assert fault.text in found.text
+
+
+@pytest.mark.parametrize("planar", ["contig", None])  # samples of a pixel, or pages
+def test_a_dark_tiff_of_many_channels_is_found_by_its_brightest(planar, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    channels = np.full((5, 8, 6), 300, np.uint16)
+    channels[4, 2, 3] = 4000
+    image = channels if planar is None else channels.transpose(1, 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", image, planarconfig=planar, photometric="minisblack")
+    file = inspect_image(tmp_path / "a.tif")
+    assert (file.problem, file.size) == (None, (8, 6))
+    assert "end at 4000" in file.dark
+    assert "12 bits, multiply them by 16" in file.dark
 
 
 @pytest.mark.parametrize("kind", FAULTS)
