@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sepc_zoo.api.options import EvaluationOptions, SplitOptions
-from sepc_zoo.errors import UserError
+from sepc_zoo.errors import ConfigError, UserError
 from sepc_zoo.options import check_names, takes_options
 from sepc_zoo.terminal import say
 
@@ -167,6 +167,8 @@ def read_split(arguments: SplitOptions, label_names: tuple[str, ...] | None) -> 
         listing = division.train if split == "train" else division.val
     else:
         listing = list_data(data, split, format)
+    if not len(listing.images):
+        raise ConfigError(f"split {split!r} of {', '.join(data)} has no images")
     how = arguments.drop_bad_boxes, arguments.skip_bad_images
     return build_annotations(listing, label_names, *how)
 

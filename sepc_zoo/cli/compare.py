@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from sepc_zoo.api.options import SplitOptions
 from sepc_zoo.api.validate import Detected, detect, on_main_process, read_detections, read_split
-from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, say
 
@@ -37,8 +36,6 @@ class Arguments(CompareOptions, SplitOptions):
 def run(arguments: Arguments) -> int:
     """Compare, write ``compare.json`` and ``compare.html``, print tables."""
     annotations = read_split(arguments, None)
-    if not annotations.records:
-        raise ConfigError(f"the split {arguments.split} has no images")
     both = [
         (read_detections if source.endswith(".json") else detect)(arguments, source)
         for source in (arguments.first, arguments.second)

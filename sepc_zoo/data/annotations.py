@@ -26,6 +26,7 @@ from sepc_zoo.data.problems import BAD_BOXES, CORRECTED, DataError, Kind, Proble
 from sepc_zoo.data.records import Record as Record
 from sepc_zoo.data.records import Records as Records
 from sepc_zoo.data.records import Size as Size
+from sepc_zoo.terminal import shorten
 
 BROKEN_IMAGES: frozenset[Kind] = frozenset(("broken image",))
 DROPPABLE = BROKEN_IMAGES | BAD_BOXES
@@ -90,6 +91,8 @@ def build_annotations(
         dropped += own if is_asked else []
         refused += [] if is_asked else own
         hints += [hint] if own and not is_asked else []
+    if label_names is not None and any(p.kind == "unknown category" for p in refused):
+        hints.append(f"The model or the training split has the classes {shorten(label_names)}.")
     if refused:
         raise DataError(refused, "\n".join(hints))
     records = Records.make(

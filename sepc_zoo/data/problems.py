@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, get_args
 from sepc_zoo.errors import UserError
 
 MAX_SHOWN = 50  # lines of an error message
+MAX_ALIKE = 5  # lines of one text
 
 Severity = Literal["error", "warning", "note"]
 # Reports list the kinds in this order.
@@ -76,8 +77,8 @@ class Problem(NamedTuple):
 class DataError(UserError, ValueError):
     """A data set that cannot be used as it is.
 
-    The message has a line for each problem, up to ``MAX_SHOWN``, and ends with the hint, which says
-    what the user can do.
+    The message has a line for each problem, up to ``MAX_SHOWN`` and up to ``MAX_ALIKE`` of the same
+    text, and ends with the hint, which says what the user can do.
     """
 
     def __init__(self, problems: Sequence[Problem], hint: str = "") -> None:
@@ -86,9 +87,13 @@ class DataError(UserError, ValueError):
         self.hint = hint
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[:MAX_SHOWN]]
-        if len(self.problems) > MAX_SHOWN:
-            lines.append(f"... and {len(self.problems) - MAX_SHOWN} more problems")
+        by_text: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            by_text.setdefault(problem.text, []).append(problem)
+        shown = [problem for alike in by_text.values() for problem in alike[:MAX_ALIKE]][:MAX_SHOWN]
+        lines = [str(problem) for problem in shown]
+        if len(self.problems) > len(shown):
+            lines.append(f"... and {len(self.problems) - len(shown)} more problems")
         return "\n".join([*lines, self.hint] if self.hint else lines)
 
 

@@ -139,6 +139,18 @@ def test_the_message_shows_fifty_problems_and_counts_the_rest():
     assert lines[50:] == ["... and 10 more problems", "Do this."]
 
 
+def test_problems_of_one_text_do_not_hide_others():
+    alike = [Problem("unknown category", f"box {i}", "odd class") for i in range(100)]
+    error = DataError([*alike, Problem("broken entry", "b", "other")])
+    expected = [*(f"box {i}: odd class" for i in range(5)), "b: other", "... and 95 more problems"]
+    assert str(error).splitlines() == expected
+
+
+def test_boxes_of_other_classes_than_those_asked_for_are_told_with_these(image_path):
+    with pytest.raises(DataError, match=r"has the classes 2 \(dog, owl\)\.$"):
+        build(listed(image_path, WHOLE), label_names=["dog", "owl"])
+
+
 def test_the_error_survives_pickling():
     problems = Problem("wrong size", "a.jpg", "is larger"), Problem("broken entry", "b.json", "odd")
     error = pickle.loads(pickle.dumps(DataError(problems, "Do this.")))
