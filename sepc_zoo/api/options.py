@@ -61,6 +61,8 @@ class DetectOptions(Options):
         if self.tta_fusion and not self.tta_flip and len(self.tta_scales) == 1:
             text = "merges views, but there is one: add --tta-flip or more --tta-scales"
             raise OptionError("tta_fusion", text)
+        if self.tile is None and self.overlap != DetectOptions.overlap:
+            raise OptionError("overlap", "is that of tiles, but there are none: add --tile")
 
     def views(self) -> "Views":
         """The views of an image that these options ask for."""

@@ -11,6 +11,7 @@ from sepc_zoo.data import Annotations
 from sepc_zoo.data.images import read_image
 from sepc_zoo.data.quality.statistics import best_ious, resize_factors
 from sepc_zoo.errors import ConfigError
+from sepc_zoo.registry import LOCAL_PREFIX
 from sepc_zoo.training.options import TrainOptions
 
 MAX_BOXES = 5000  # boxes that anchors are fitted to
@@ -105,7 +106,8 @@ def fitted_anchors(
 ) -> AnchorConfig:
     """The anchors of a new model fitted to the training boxes; entries that were given stay."""
     if options.learned == "detector":
-        raise ConfigError(f"--auto-anchors: {options.model} has learned with its anchors; drop it")
+        name = options.model.removeprefix(LOCAL_PREFIX)
+        raise ConfigError(f"--auto-anchors: {name} has learned with its anchors; leave it out")
     if not has_anchors(config):
         raise ConfigError(
             f"--auto-anchors: {config.method.name} has one point or square a cell and chooses by "

@@ -291,7 +291,7 @@ class TrainOptions(
     def augmentation(self) -> dict[str, Any]:
         """The options of the augmentation that do something."""
         values = {entry.name: getattr(self, entry.name) for entry in option_fields(Augmentation)}
-        return {name: value for name, value in values.items() if value}
+        return {name: value for name, value in values.items() if value and value != (1.0, 1.0)}
 
     @property
     def images_per_pass(self) -> int:

@@ -26,12 +26,13 @@ def describe(run: Run) -> dict[str, str]:
     total = sum(sizes.values())
     trained = sum(size for p, size in sizes.items() if p.requires_grad)
     origin = "random weights" if options.learned == "nothing" else "pretrained"
+    frozen = "all, and the neck," if options.freeze else f"{recipe.freeze_stages} stages"
     short, long = config.weights.image_size
     has_colours = len(config.weights.mean) == 3
     return {
         "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
-        f"{trained:.1f} M trained",
-        "backbone": f"{origin}, {recipe.freeze_stages} stages frozen, batch norm "
+        f"{trained:.2g} M trained",
+        "backbone": f"{origin}, {frozen} frozen, batch norm "
         f"{'frozen' if recipe.freeze_bn else 'trained'}",
         "train": _contents(run.train_data),
         "repeated": repeated_classes(run),

@@ -28,6 +28,7 @@ from sepc_zoo.training.inputs import read_inputs
 from sepc_zoo.training.options import NOT_MODEL_KWARGS, TrainOptions
 from sepc_zoo.training.recipes import choose_recipe
 from sepc_zoo.training.resilience.signals import Interrupted
+from sepc_zoo.training.run_folder import LOCK_FILE, check_output
 from sepc_zoo.training.trainer import train
 
 if TYPE_CHECKING:
@@ -153,9 +154,11 @@ def open_study(options: TrainOptions, space: Sequence[str], stack: ExitStack) ->
     from optuna.storages.journal import JournalFileBackend
 
     folder = Path(options.output)
+    if not (folder / STUDY_FILE).exists():
+        check_output(folder, resume=False)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        stack.enter_context(FileLock(folder / ".lock", timeout=0))
+        stack.enter_context(FileLock(folder / LOCK_FILE, timeout=0))
     except Timeout as error:
         raise TuneError(f"another process searches in {folder}") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)

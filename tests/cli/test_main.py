@@ -294,3 +294,10 @@ def test_a_fusion_of_a_single_view_is_refused(words, flags, capsys):
         main([*words, "d", "--tta-fusion", "wbf", *flags])
     assert end.value.code == 2
     assert_refused(capsys, "--tta-fusion merges views", "add --tta-flip or more --tta-scales")
+
+
+def test_an_overlap_without_tiles_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        call("predict", "d", "--overlap", 0.5)
+    assert end.value.code == 2
+    assert_refused(capsys, "--overlap is that of tiles, but there are none: add --tile")

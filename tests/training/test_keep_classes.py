@@ -9,6 +9,7 @@ from sepc_zoo.config import ConfigError
 from sepc_zoo.factory import create_model, load_model
 from sepc_zoo.training.gradients import detach_classes
 from sepc_zoo.training.run import Run
+from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -66,6 +67,7 @@ def test_a_frozen_neck_leaves_only_the_head_to_learn(old, shapes, tmp_path):
     run = Run(tuned(old, shapes, tmp_path / "run"))
     learning = {name for name, p in run.detector.named_parameters() if p.requires_grad}
     assert learning == {name for name, _ in run.detector.named_parameters() if "head." in name}
+    assert "all, and the neck, frozen" in describe(run)["backbone"]
     train(tuned(old, shapes, tmp_path / "run"))
     before, after = load_model(old).state_dict(), load_model(tmp_path / "run/last").state_dict()
     for name in before:

@@ -116,6 +116,14 @@ def test_a_search_with_other_options_is_not_mixed_with_one_in_the_folder(runs, t
     assert len(runs) == 1
 
 
+def test_a_search_starts_in_no_folder_of_other_content(runs, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(TrainError, match="is not empty"):
+        search(tmp_path)
+    assert not runs
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_two_processes_do_not_search_in_one_folder(runs, tmp_path):
     with ExitStack() as stack:
         open_study(options("data", tmp_path, epochs=4), SPACE, stack)
