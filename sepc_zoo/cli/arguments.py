@@ -107,7 +107,7 @@ def command_line(options: Options) -> list[str]:
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, Mapping):
-            words += [flag, *(f"{key}={item!r}" for key, item in flatten(value))]
+            words += [flag, *(key_value_text(key, item) for key, item in flatten(value))]
         else:
             words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
     return words
@@ -167,6 +167,12 @@ def key_value(text: str) -> KeyValue:
         return KeyValue(key, ast.literal_eval(value))
     except (ValueError, SyntaxError):
         return KeyValue(key, value)
+
+
+def key_value_text(key: str, value: Any) -> str:
+    """The inverse of ``key_value``; a text has quotes only where it would be read as Python."""
+    plain = f"{key}={value}"
+    return plain if key_value(plain) == KeyValue(key, value) else f"{key}={value!r}"
 
 
 def nested(name: str, pairs: Sequence[KeyValue]) -> Mapping[str, Any]:

@@ -290,6 +290,7 @@ def test_a_command_line_gives_the_options_back():
         model="m",
         output="o",
         model_kwargs={"anchors": {"ratios": (0.5, 1.0)}, "neck": {"norm": True, "type": "1"}},
+        backbone_kwargs={"act": {"type": "swish"}},
         freeze_bn=False,
         compile=True,
         lr=1e-5,
@@ -298,5 +299,7 @@ def test_a_command_line_gives_the_options_back():
         class_weights=("big cat=2",),
     )
     parser = make_parser("train", "", Arguments)
-    given = parse(parser, Arguments, command_line(asked)).given
+    words = command_line(asked)
+    assert "act.type=swish" in words
+    given = parse(parser, Arguments, words).given
     assert TrainOptions(**given) == asked
