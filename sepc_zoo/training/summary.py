@@ -31,7 +31,7 @@ def describe(run: Run) -> dict[str, str]:
     has_colours = len(config.weights.mean) == 3
     return {
         "model": f"{config.architecture}, {config.num_classes} classes, {total:.1f} M parameters, "
-        f"{trained:.2g} M trained",
+        f"{trained:.3g} M trained",
         "backbone": f"{origin}, {frozen} frozen, batch norm "
         f"{'frozen' if recipe.freeze_bn else 'trained'}",
         "train": _contents(run.train_data),
