@@ -1,7 +1,5 @@
 """create_model: from a name to a detector."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from sepc_zoo.checkpoints.folder import (
     refuse_misfits,
 )
 from sepc_zoo.checkpoints.hub import fetch_backbone
-from sepc_zoo.checkpoints.layout import METRICS_FILE
+from sepc_zoo.checkpoints.layout import WEIGHTS_FILE, metrics_of
 from sepc_zoo.checkpoints.sources import find_model
 from sepc_zoo.config import MAX_NUMBER, BackboneConfig, DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError
@@ -31,8 +29,10 @@ from sepc_zoo.models.deform import offset_names
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.published import PUBLISHED, Published
 from sepc_zoo.registry import (
+    HUB_ID,
     HUB_PREFIX,
     LOCAL_PREFIX,
+    hub_hint,
     model_config,
     neck_name,
     with_classes,
@@ -63,9 +63,10 @@ def create_model(
             ``"local-dir:/path"`` of a model folder; the last two always have weights.
         pretrained: load the published weights of this name: from the local store, from the hub, or
             from their publisher, once for all processes.
-        num_classes: 80 unless weights or names say otherwise. Where it differs from what the
-            weights know, the classification is started afresh.
-        label_names: of the classes; rows of the classification with the same name are kept.
+        num_classes: number of classes; by default those of the weights, or COCO's 80. If it
+            differs from the weights, the classification layer is initialised again.
+        label_names: names of the classes; classes that the weights know by name keep their rows
+            of the classification layer.
         pretrained_backbone: load timm's ImageNet weights into the backbone.
         checkpoint: a safetensors file with the weights of this very model.
         backbone_kwargs: for ``timm.create_model``. ``{"in_chans": C}`` makes a model for images of
@@ -82,14 +83,8 @@ def create_model(
         ConfigError: the name is unknown (with the nearest ones) or an override does not fit.
         HubError: weights are missing, unreachable or do not fit; the message says what to do.
     """
-    folder = find_model(
-        name,
-        pretrained,
-        cache_dir=cache_dir,
-        revision=revision,
-        token=token,
-        local_files_only=local_files_only,
-    )
+    download = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    folder = find_model(name, pretrained, revision=revision, **download)
     known = model_config(name) if folder is None else read_config(folder)
     changes = dict(config_overrides)
     method = changes.get("method", {})
@@ -104,10 +99,9 @@ def create_model(
     if folder is None or wanted != known:
         wanted = replace(wanted, weights=without_credit(wanted.weights))
     if folder is None:
-        download = {"token": token, "local_files_only": local_files_only, "cache_dir": cache_dir}
         model = _new_model(wanted, pretrained_backbone, download)
     else:
-        # Weights are loaded into the classes that they know; after that the classes change.
+        # Load the weights with their own classes, then change the classes.
         config = replace(wanted, **{name: getattr(known, name) for name in CLASSES})
         model = read_model(folder, None if config == known else config)
         model.reset_classifier(wanted.label_names, wanted.category_ids)
@@ -117,7 +111,7 @@ def create_model(
 
 
 def input_of(config: DetectorConfig, channels: Any) -> dict[str, list[float]]:
-    """Mean and deviation for another number of channels; those of RGB are repeated."""
+    """Mean and standard deviation for another number of channels, repeated from those known."""
     mean, std = config.weights.mean, config.weights.std
     if type(channels) is not int or channels == len(mean):
         return {}
@@ -128,13 +122,14 @@ def input_of(config: DetectorConfig, channels: Any) -> dict[str, list[float]]:
 def _new_model(
     config: DetectorConfig, pretrained_backbone: bool, download: Mapping[str, Any]
 ) -> Detector:
-    file = fetch_backbone(config.backbone.name, **download) if pretrained_backbone else None
+    name = config.backbone.name
     try:
+        file = fetch_backbone(name, **download) if pretrained_backbone else None
         return build(config, file or pretrained_backbone)
-    except OSError as error:
+    except (OSError, HubError) as error:
         raise HubError(
-            f"cannot download the weights of backbone {config.backbone.name}: {error}; or "
-            "start from a safetensors file of timm's: --init-from FILE, in Python load_backbone"
+            f"cannot download the weights of backbone {name}: {error}; or start from a safetensors "
+            "file of timm's: --init-from FILE, in Python load_backbone"
         ) from error
 
 
@@ -159,10 +154,9 @@ def _with_prefix(source: str | Path) -> str:
         return name
     if Path(source).expanduser().is_dir():
         return LOCAL_PREFIX + name
-    is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@.+)?", name) is not None
-    if isinstance(source, Path) or not is_hub_id or Path(name.partition("/")[0]).is_dir():
-        hint = f"; a model on the hub is {HUB_PREFIX}{name}" if is_hub_id else ""
-        raise HubError(f"{name} is no model folder: there is no such folder{hint}")
+    is_path = isinstance(source, Path) or Path(name.partition("/")[0]).is_dir()
+    if is_path or not HUB_ID.fullmatch(name):
+        raise HubError(f"{name} is no model folder: there is no such folder{hub_hint(name)}")
     return HUB_PREFIX + name
 
 
@@ -197,7 +191,7 @@ def _adapt_channels(state: dict[str, Tensor], config: BackboneConfig) -> None:
 
 
 def _flat(key: str) -> str:
-    """timm's feature extractors have underscores where the whole model has dots."""
+    """A tensor's name with underscores for dots, as timm's feature extractors have it."""
     return key.replace(".", "_")
 
 
@@ -211,11 +205,12 @@ class ModelInfo:
     neck: str
     label_names: tuple[str, ...]
     parameters: int
-    gmacs: float  # billions of multiplications with addition for one image of the reference size
+    gmacs: float  # billions of multiply-accumulate operations for an image of reference_size
     reference_size: tuple[int, int]  # height and width, pixels
     image_size: tuple[int, int]  # short side and maximum long side of resized images, pixels
     published: tuple[Published, ...]  # published weights, the default ones first
     metrics: Mapping[str, Any] | None  # a model folder's own, from training or validation
+    weights_missing: bool = False  # whether it is a model folder without its weights file
 
     @property
     def num_classes(self) -> int:
@@ -229,20 +224,22 @@ class ModelInfo:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Parameters, operations and published results of a model, without building its weights.
+    """Parameters, operations and published results of a model, from its config alone.
 
     Args:
         name: as in ``create_model``, or a model folder.
 
     Raises:
         UnknownModelError: the name builds no model.
-        HubError: the folder is no model folder, or is not there.
+        HubError: the folder has no config of a model, or is not there.
     """
-    metrics = None
+    metrics, weights_missing = None, False
     if Path(name).is_dir() or "/" in name or ":" in name:
-        folder = find_model(_with_prefix(name), pretrained=False)
-        assert folder is not None  # a prefix asks for weights
-        config, metrics = read_config(folder), read_metrics(folder)
+        source = _with_prefix(name)
+        folder = find_model(source, pretrained=False, needs_weights=False)
+        assert folder is not None  # only a name without a prefix may have none
+        config, metrics = read_config(folder), metrics_of(folder)
+        weights_missing = not (source.startswith(HUB_PREFIX) or (folder / WEIGHTS_FILE).is_file())
         wanted = f"{config.architecture}.{config.weights.tag}"
     else:
         config, wanted = model_config(name), name
@@ -260,11 +257,12 @@ def model_info(name: str) -> ModelInfo:
         image_size=config.weights.image_size,
         published=tuple(rows),
         metrics=metrics,
+        weights_missing=weights_missing,
     )
 
 
 def count_operations(config: DetectorConfig) -> tuple[int, float, tuple[int, int]]:
-    """Count parameters, and GMACs for one image of the config's size; without any arithmetic.
+    """Count parameters, and GMACs for one image of the config's size, on the meta device.
 
     Returns:
         Parameters, GMACs, and height and width of the image in pixels.
@@ -277,21 +275,3 @@ def count_operations(config: DetectorConfig) -> tuple[int, float, tuple[int, int
             model.forward_layers(torch.empty(1, config.backbone.in_chans, height, width))
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.get_total_flops() / 2 / 1e9, (height, width)
-
-
-def read_metrics(folder: Path) -> Mapping[str, Any] | None:
-    """The metrics of a model folder, if it has any.
-
-    Raises:
-        HubError: the file is damaged.
-    """
-    file = folder / METRICS_FILE
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"expected figures by name, got {content!r:.80}")
-        return content
-    except ValueError as error:
-        raise HubError(f"{file} holds no metrics: {error}") from error

@@ -39,6 +39,7 @@ from sepc_zoo.errors import ConfigError
 from sepc_zoo.published import PUBLISHED, PUBLISHERS, find_row
 
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"  # of names of repositories and of folders
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@.+)?")  # org/name, org/name@revision
 
 # Short names of curated backbones. Any other timm model goes by its own name.
 BACKBONES = {
@@ -126,6 +127,11 @@ def check_name(name: str) -> None:
     """
     if name not in _registered:
         _split(name)
+
+
+def hub_hint(source: str) -> str:
+    """The end of a message that there is no such folder, where an id of the hub may be meant."""
+    return f"; a model on the hub is {HUB_PREFIX}{source}" if HUB_ID.fullmatch(source) else ""
 
 
 def _split(name: str) -> Sequence[Any]:

@@ -8,7 +8,7 @@ from sepc_zoo.api.options import DetectOptions
 from sepc_zoo.config import override
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.export import SUFFIXES
-from sepc_zoo.registry import LOCAL_PREFIX
+from sepc_zoo.registry import LOCAL_PREFIX, hub_hint
 
 OTHER_FILES = (".pt", ".pth", ".safetensors")
 
@@ -52,5 +52,5 @@ def model_name(source: str | os.PathLike[str]) -> str:
     if ":" not in source and path.suffix in (*SUFFIXES, *OTHER_FILES):
         raise HubError(f"{source}: no such file; `sepc-zoo export` writes models as files")
     if ":" not in source and "/" in source:
-        raise HubError(f"{source}: no such folder or file; a model on the hub is hf-hub:org/name")
+        raise HubError(f"{source}: no such folder or file{hub_hint(source)}")
     return source

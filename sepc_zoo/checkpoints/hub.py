@@ -61,13 +61,15 @@ class Request(NamedTuple):
         return f"{self.repo_id} at revision {self.revision or 'main'}"
 
 
-def fetch_model(request: Request) -> Path:
+def fetch_model(request: Request, needs_weights: bool = True) -> Path:
     """Download a model folder into the cache: first its config, which is checked, then its weights.
 
     A HubError names the cause and what to do; an unreachable hub is asked once.
     """
     config = fetch_file(request, CONFIG_FILE)
     read_config(config.parent)
+    if not needs_weights:
+        return config.parent
     # Both files come from one commit, even if the branch moves in between.
     return fetch_file(request._replace(revision=config.parent.name), WEIGHTS_FILE).parent
 
@@ -75,9 +77,14 @@ def fetch_model(request: Request) -> Path:
 def fetch_backbone(name: str, **download: Any) -> Path | None:
     """Download timm's ImageNet weights of a backbone unless they are in the cache.
 
-    Returns a safetensors file; None for a model that timm does not keep on the hub. ``download``
-    has ``cache_dir``, ``token`` and ``local_files_only``. The hub is asked once, and waited for
-    ``BACKBONE_TIMEOUT`` seconds; then a HubError says what to do.
+    Args:
+        download: ``cache_dir``, ``token`` and ``local_files_only``.
+
+    Returns:
+        A safetensors file; None for a model that timm does not keep on the hub.
+
+    Raises:
+        HubError: the hub refuses, or does not answer once within ``BACKBONE_TIMEOUT`` seconds.
     """
     known = timm.get_pretrained_cfg(name)
     source = known.hf_hub_id if known and known.custom_load != "hf" else None
@@ -85,13 +92,7 @@ def fetch_backbone(name: str, **download: Any) -> Path | None:
         return None
     repo_id, _, revision = source.partition("@")
     request = Request(repo_id, **download | ({"revision": revision} if revision else {}))
-    try:
-        return fetch_file(request, WEIGHTS_FILE, BACKBONE_TIMEOUT, ONLINE)
-    except HubError as error:
-        raise HubError(
-            f"cannot download the weights of backbone {name}: {error}; or start from a safetensors "
-            "file of timm's: --init-from FILE, in Python load_backbone"
-        ) from error
+    return fetch_file(request, WEIGHTS_FILE, BACKBONE_TIMEOUT, ONLINE)
 
 
 def fetch_file(

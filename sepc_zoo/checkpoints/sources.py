@@ -33,12 +33,15 @@ from sepc_zoo.terminal import say
 DEFAULT_ORGANISATION = "sepc-zoo"
 
 
-def find_model(name: str, pretrained: bool, **download: Any) -> Path | None:
-    """The folder with the weights that a name asks for; None if it asks for none.
+def find_model(
+    name: str, pretrained: bool, needs_weights: bool = True, **download: Any
+) -> Path | None:
+    """The model folder that a name asks for; None for a name without weights.
 
     Args:
         name: of a model, ``"hf-hub:org/repo[@revision]"`` or ``"local-dir:/path"``.
         pretrained: whether a model's name asks for its published weights.
+        needs_weights: whether a folder or repository must have weights beside its config.
         download: ``cache_dir``, ``revision``, ``token`` and ``local_files_only``.
 
     Raises:
@@ -46,12 +49,12 @@ def find_model(name: str, pretrained: bool, **download: Any) -> Path | None:
     """
     if name.startswith(LOCAL_PREFIX):
         folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser()
-        check_folder(folder)
+        check_folder(folder, needs_weights)
         return folder
     if name.startswith(HUB_PREFIX):
         repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         own = {"revision": revision} if revision else {}
-        return fetch_model(Request(repo_id, **download | own))
+        return fetch_model(Request(repo_id, **download | own), needs_weights)
     return find_published(name, **download) if pretrained else None
 
 

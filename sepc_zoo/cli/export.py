@@ -63,8 +63,9 @@ class Arguments(Options):
 def run(arguments: Arguments) -> int:
     """Export and compare."""
     from sepc_zoo.api.models import model_name
+    from sepc_zoo.checkpoints.layout import metrics_of
     from sepc_zoo.export.exporter import FIGURES_FILE, export, read_figures
-    from sepc_zoo.factory import create_model, read_metrics
+    from sepc_zoo.factory import create_model
 
     model = create_model(model_name(arguments.model), pretrained=True)
     say(f"exporting {arguments.model}, and comparing the file with it; this takes a while")
@@ -77,7 +78,7 @@ def run(arguments: Arguments) -> int:
         raw=arguments.raw,
         half=arguments.half,
         int8=calibration(arguments, model.config.label_names) if arguments.int8 else None,
-        metrics=read_metrics(Path(arguments.model).expanduser()),
+        metrics=metrics_of(Path(arguments.model)),
     )
     say(f"{file}: compared with the model, see {file.with_name(FIGURES_FILE)}")
     if arguments.with_runtime:

@@ -80,6 +80,7 @@ def facts(info: "ModelInfo") -> list[tuple[str, str]]:
         ("operations", f"{info.gmacs:.1f} GMACs at {height}x{width}"),
         ("input", f"sides of at most {info.image_size[0]} and {info.image_size[1]} pixels"),
         *(weights or [("published", "no weights")]),
+        *([("weights", "missing: the folder has no model.safetensors")] * info.weights_missing),
     ]
 
 

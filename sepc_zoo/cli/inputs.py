@@ -65,7 +65,7 @@ def check_model(text: str) -> None:
     """Check that a model has a possible name, or is there; files are checked as they are read."""
     if os.path.isdir(text):
         if not any(name.endswith(tuple(SUFFIXES)) for name in os.listdir(text)):
-            check_folder(Path(text))
+            check_folder(Path(text), needs_weights=False)  # info does without
     elif not os.path.isfile(text) and ":" not in model_name(text):
         check_name(text)
 

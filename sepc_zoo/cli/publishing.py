@@ -1,6 +1,5 @@
 """Uploads of checked model folders, and the page that lists them."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from huggingface_hub import ModelCard, constants
 
 from sepc_zoo.checkpoints.card import LOCAL_SOURCE
 from sepc_zoo.checkpoints.folder import read_config, save_model
-from sepc_zoo.checkpoints.layout import CARD_FILE, METRICS_FILE
+from sepc_zoo.checkpoints.layout import CARD_FILE, METRICS_FILE, metrics_of
 from sepc_zoo.checkpoints.push import push_folder
 from sepc_zoo.demo.space import write_handler, write_space
 from sepc_zoo.errors import HubError
@@ -122,20 +121,6 @@ def push_or_say_how(folder: Path, repo_id: str) -> str | None:
     return None
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read a ``metrics.json`` of ``validate``.
-
-    Raises:
-        HubError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HubError(
-            f"{path} has no metrics: {error}; `sepc-zoo validate` writes them"
-        ) from error
-
-
 def repository_name(folder: Path) -> str:
     """The name of a model folder on the hub: its own, or that of its run."""
     folder = folder.resolve()
@@ -146,8 +131,7 @@ def organisation_page(org: str, folders: list[Path]) -> str:
     """The README of an organisation: a table of its models, the highest AP first."""
     rows = []
     for folder in folders:
-        config, metrics_file = read_config(folder), folder / METRICS_FILE
-        metrics = read_metrics(metrics_file) if metrics_file.exists() else {}
+        config, metrics = read_config(folder), metrics_of(folder) or {}
         name = repository_name(folder)
         figures = [metrics.get("AP", -1), metrics.get("AP50", -1)]
         cells = [

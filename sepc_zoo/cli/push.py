@@ -54,7 +54,8 @@ class Arguments(Options):
 
 def run(arguments: Arguments) -> int:
     """Upload the folder and the Space and print their addresses, or write their files."""
-    from sepc_zoo.cli.publishing import Contents, push, push_space, read_metrics, write_repository
+    from sepc_zoo.checkpoints.layout import read_metrics
+    from sepc_zoo.cli.publishing import Contents, push, push_space, write_repository
     from sepc_zoo.demo.space import write_space
 
     model, repo_id, space = Path(arguments.model), arguments.repo_id, arguments.space

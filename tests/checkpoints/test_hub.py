@@ -241,6 +241,14 @@ def test_a_config_that_is_wrong_keeps_the_weights_from_being_fetched(hub, pushed
     assert hub.bytes_served("zoo/absurd/model.safetensors") == 0
 
 
+def test_info_of_a_model_on_the_hub_downloads_no_weights(hub, pushed, capsys):
+    assert main(["info", f"hf-hub:{pushed.id}"]) == 0
+    out = capsys.readouterr().out
+    assert "retinanet_test_efficientnet_pconv" in out
+    assert "missing" not in out
+    assert hub.bytes_served(f"{pushed.id}/model.safetensors") == 0
+
+
 def test_the_commands_push_and_publish(hub, token, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", token)
     for name, ap in (("first", 0.2), ("second", 0.4)):

@@ -168,6 +168,23 @@ def test_info_of_a_folder_that_is_not_there_says_so(capsys):
     assert_refused(capsys, "runs/none/best", "no such folder")
 
 
+def test_info_needs_the_config_alone_and_says_that_the_weights_are_missing(model, tmp_path, capsys):
+    assert call("info", model) == 0
+    whole = capsys.readouterr().out.split()
+    assert "missing:" not in whole
+    shutil.copy(model / "config.json", tmp_path)
+    for source in (tmp_path, f"local-dir:{tmp_path}"):
+        assert call("info", source) == 0
+        missing = "weights missing: the folder has no model.safetensors".split()
+        assert capsys.readouterr().out.split() == [*whole, *missing]
+
+
+@pytest.mark.parametrize("source", ["org/cells", "org/cells@v1"])
+def test_info_of_a_hub_id_without_its_prefix_names_the_whole_name(source, capsys):
+    assert call("info", source) == 2
+    assert_refused(capsys, f"{source}: no such folder or file", f"hub is hf-hub:{source}\n")
+
+
 def test_info_of_a_run_names_the_folder_of_its_model(model, tmp_path, capsys):
     shutil.copytree(model, tmp_path / "run" / "best")
     assert call("info", tmp_path / "run") == 2
