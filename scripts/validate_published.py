@@ -31,7 +31,7 @@ from sepc_zoo.data.sharing import read_once
 from sepc_zoo.errors import UserError
 from sepc_zoo.evaluation.validate import validate_model, validation_loader
 from sepc_zoo.files import write_csv
-from sepc_zoo.options import OptionError, Options, option
+from sepc_zoo.options import OptionError, option
 from sepc_zoo.published import PUBLISHED, Published, find_row
 from sepc_zoo.registry import UnknownModelError, list_models
 from sepc_zoo.training.accelerator import make_accelerator
@@ -44,7 +44,7 @@ HEADER = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(Options):
+class Arguments(DeviceOptions, LoaderOptions):
     """Models and data."""
 
     names: tuple[str, ...] = option(
@@ -57,11 +57,6 @@ class TableOptions(Options):
     data: str = option(help="folder of COCO, or of another data set", metavar="DIR")
     split: str = option("val", "name of the split", metavar="NAME")
     output: str = option(str(MEASURED_FILE), "table to add to", metavar="FILE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments(TableOptions, DeviceOptions, LoaderOptions):
-    """Arguments of the script."""
 
 
 def main(texts: Sequence[str] | None = None) -> int:

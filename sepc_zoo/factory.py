@@ -83,7 +83,8 @@ def create_model(
         ConfigError: the name is unknown (with the nearest ones) or an override does not fit.
         HubError: weights are missing, unreachable or do not fit; the message says what to do.
     """
-    download = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    download: dict[str, Any] = {"cache_dir": cache_dir, "token": token}
+    download["local_files_only"] = local_files_only
     folder = find_model(name, pretrained, revision=revision, **download)
     known = model_config(name) if folder is None else read_config(folder)
     changes = dict(config_overrides)

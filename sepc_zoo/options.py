@@ -25,8 +25,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # Placeholders of values that may be paths, in which ``~`` is the home folder.
 PATHS = {
-    *("CHECKPOINT", "DATA", "DIR", "FILE", "IMAGES", "MODEL", "NAME_OR_DIR", "OUT", "RUN"),
-    "SOURCE",
+    *("A", "B", "CHECKPOINT", "DATA", "DIR", "FILE", "FILE.csv", "IMAGES", "MODEL"),
+    *("NAME_OR_DIR", "OUT", "RUN", "SOURCE"),
 }
 
 
@@ -274,20 +274,6 @@ def type_name(hint: Any) -> str:
         count = "list of" if args[-1] is Ellipsis else f"{len(args)} x"
         return f"{count} {type_name(args[0])}"
     return {bool: "true or false", dict: "mapping"}.get(origin or hint, (origin or hint).__name__)
-
-
-def markdown_tables(cls: type[Options]) -> Iterator[tuple[str, str]]:
-    """A Markdown table for each group of options, with the title of the group."""
-    hints = typing.get_type_hints(cls)
-    for title, entries in option_groups(cls):
-        rows = ["| option | type | range | default | meaning |", "| --- | --- | --- | --- | --- |"]
-        for entry in entries:
-            info, default = entry.metadata["option"], default_of(entry)
-            shown = "required" if default is MISSING else default_text(default)
-            cells = [type_name(hints[entry.name]), info.range, shown, info.help]
-            escaped = (cell.replace("|", r"\|") for cell in cells)
-            rows.append(f"| `{entry.name}` | {' | '.join(escaped)} |")
-        yield title, "\n".join(rows)
 
 
 def default_text(value: Any) -> str:

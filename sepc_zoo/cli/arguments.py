@@ -97,12 +97,16 @@ def refuse_unknown(
             parser.error(f"unknown option {flag}; {hint}")
 
 
-def command_line(options: Options) -> list[str]:
-    """The arguments that give these options; those at their defaults are left out."""
+def command_line(options: Options, leave_out: str | None = None) -> list[str]:
+    """The arguments that give these options, without those at their defaults.
+
+    Args:
+        leave_out: name of another option to leave out.
+    """
     words: list[str] = []
     for entry in option_fields(type(options)):
         value, flag = getattr(options, entry.name), flag_of(entry.name)
-        if value == default_of(entry):
+        if entry.name == leave_out or value == default_of(entry):
             continue
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")

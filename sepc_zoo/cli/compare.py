@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sepc_zoo.api.options import SplitOptions
 from sepc_zoo.api.validate import Detected, detect, on_main_process, read_detections, read_split
-from sepc_zoo.options import Options, option
+from sepc_zoo.options import option
 from sepc_zoo.terminal import make_console, say
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ SOURCE = "model folder, hf-hub:org/repo, name of a published model, or detection
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Options):
+class Arguments(SplitOptions):
     """Comparison."""
 
     first: str = option(help=f"model A: {SOURCE}", metavar="A", positional=True)
@@ -26,11 +26,6 @@ class CompareOptions(Options):
     bootstrap: int = option(1000, "number of resamples of the images", ge=1)
     seed: int = option(0, "seed of the resamples", ge=0)
     no_report: bool = option(False, "do not write compare.html")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments(CompareOptions, SplitOptions):
-    """Arguments of the command."""
 
 
 def run(arguments: Arguments) -> int:

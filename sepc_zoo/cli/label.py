@@ -18,7 +18,7 @@ from sepc_zoo.training.options import FormatOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions(FormatOptions):
+class Arguments(FormatOptions, LoaderOptions):
     """Labels."""
 
     data: str = option(
@@ -35,11 +35,6 @@ class LabelOptions(FormatOptions):
     )
     link: bool = option(False, "hard-link the images of the copy where possible")
     device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments(LabelOptions, LoaderOptions):
-    """Arguments of the command."""
 
 
 def run(arguments: Arguments) -> int:

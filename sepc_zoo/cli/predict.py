@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(Options):
+class VideoOptions(Options):
+    """Videos, cameras and streams."""
+
+    every: int = option(1, "detect in every n-th frame, and leave out the others", ge=1)
+    track: bool = option(
+        False, "follow objects from frame to frame: each keeps its number (ByteTrack)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(VideoOptions, LoaderOptions, DetectOptions):
     """Prediction."""
 
     source: tuple[str, ...] = option(
@@ -45,21 +55,6 @@ class PredictOptions(Options):
         le=1,
     )
     device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoOptions(Options):
-    """Videos, cameras and streams."""
-
-    every: int = option(1, "detect in every n-th frame, and leave out the others", ge=1)
-    track: bool = option(
-        False, "follow objects from frame to frame: each keeps its number (ByteTrack)"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments(PredictOptions, VideoOptions, LoaderOptions, DetectOptions):
-    """Arguments of the command."""
 
 
 def run(arguments: Arguments) -> int:

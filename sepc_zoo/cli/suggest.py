@@ -1,12 +1,12 @@
 """Suggest model, image size and options for a data set, with time and memory on this machine."""
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sepc_zoo.options import flag_of, option
+from sepc_zoo.cli.arguments import command_line
+from sepc_zoo.options import option
 from sepc_zoo.terminal import say
 from sepc_zoo.training.options import FormatOptions, InputOptions, TrainError, TrainOptions
 
@@ -92,12 +92,9 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
     if not (data.records.iscrowd == 0).any():
         where = f"split {arguments.train_split!r} of {', '.join(arguments.data)}"
         raise TrainError(f"{where} has no box to learn; label some images first")
-    asked: dict[str, Any] = {"data": arguments.data, "model": arguments.model or name}
-    names = ("format", "train_split", "val_split", "mean", "std", "cpu")
-    default = Arguments(data=arguments.data)
-    for option_name in names:
-        if getattr(arguments, option_name) != getattr(default, option_name):
-            asked[option_name] = getattr(arguments, option_name)
+    given = ("data", "format", "train_split", "val_split", "mean", "std", "cpu")
+    asked = {option_name: getattr(arguments, option_name) for option_name in given}
+    asked["model"] = arguments.model or name
     if (channels := num_channels(data)) != 3:
         asked["backbone_kwargs"] = {"in_chans": channels}
     size = asked["image_size"] = arguments.image_size or fitting_size(data, limits)
@@ -106,8 +103,8 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
         asked["auto_anchors"] = True
     plan = TrainOptions(**asked, pretrained_backbone=True, output="runs")
     recipe = choose_recipe(plan, config, data, num_processes=1)
-    asked["recipe"] = recipe.name
-    trial = Run(TrainOptions(**asked, log_with=(), output="runs/suggested"))
+    plan = replace(plan, recipe=recipe.name)
+    trial = Run(TrainOptions(**asked, recipe=recipe.name, log_with=(), output="runs/suggested"))
     will = measure(trial)
     notes = advise(trial.options, trial.detector.config, trial.train_data)
     if arguments.image_size is None:
@@ -127,7 +124,7 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
         "available_gib": will.available_memory,
         "anchors": anchors_text(trial.detector.config),
         "notes": notes,
-        "command": shlex.join(["sepc-zoo", "train", *flags(asked), "--pretrained-backbone"]),
+        "command": shlex.join(["sepc-zoo", "train", *command_line(plan, leave_out="output")]),
     }
 
 
@@ -140,14 +137,3 @@ def fitting_model(device: "torch.device") -> tuple[str, tuple[int, int]]:
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
     rows = MODELS.get(device.type, MODELS["cpu"])
     return next((name, limits) for least, name, limits in rows if memory >= least)
-
-
-def flags(asked: Mapping[str, Any]) -> list[str]:
-    """Options as they are written on the command line."""
-    words = []
-    for name, value in asked.items():
-        if isinstance(value, dict):
-            value = tuple(f"{key}={entry}" for key, entry in value.items())
-        values = value if isinstance(value, tuple) else () if value is True else (value,)
-        words += [flag_of(name), *map(str, values)]
-    return words

@@ -16,12 +16,12 @@ from sepc_zoo.api.validate import (
 )
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.metric_names import AP_METRICS
-from sepc_zoo.options import Options, option
+from sepc_zoo.options import option
 from sepc_zoo.terminal import make_console, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateOptions(Options):
+class Arguments(EvaluationOptions):
     """Validation."""
 
     model: str | None = option(
@@ -35,11 +35,6 @@ class ValidateOptions(Options):
         metavar="FILE",
     )
     output: str = option("validation", "folder to write", metavar="DIR")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments(ValidateOptions, EvaluationOptions):
-    """Arguments of the command."""
 
 
 def run(arguments: Arguments) -> int:

@@ -39,7 +39,9 @@ class ExportedModel(nn.Module):
         self.network = network
         self.metadata: dict[str, Any] = network.metadata
         self.rule: dict[str, Any] = self.metadata["input"]
-        self.config = _config_of(self.metadata)
+        self.config = config_from_json(self.metadata["config"])
+        if self.rule["height"]:
+            self.config = with_fixed_input(self.config, self.rule["height"], self.rule["width"])
         self.eval()
 
     def forward(self, images: Tensor) -> list[np.ndarray]:
@@ -163,11 +165,6 @@ def format_module(format: str) -> Any:
             f'the format {format} needs more packages: pip install "sepc_zoo[export]" ({error})'
         ) from error
     return module
-
-
-def _config_of(metadata: dict[str, Any]) -> DetectorConfig:
-    config, rule = config_from_json(metadata["config"]), metadata["input"]
-    return with_fixed_input(config, rule["height"], rule["width"]) if rule["height"] else config
 
 
 def with_fixed_input(config: DetectorConfig, height: int, width: int) -> DetectorConfig:

@@ -1,4 +1,4 @@
-"""What an exported file says about itself, so that nothing has to be guessed."""
+"""The metadata of an exported file: its model, input, thresholds and versions."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save
 
 from sepc_zoo import __version__
-from sepc_zoo.config import config_to_json
+from sepc_zoo.config import DetectorConfig, config_to_json
 from sepc_zoo.errors import UserError
 from sepc_zoo.models.detector import Detector
 
@@ -44,30 +44,14 @@ def describe(
         metrics: figures of ``validate``, of which the AP and AR are kept.
     """
     config = model.config
-    weights, post = config.weights, config.postprocess
-    height, width = image_size or (None, None)
     return {
         "format": FORMAT,
         "architecture": config.architecture,
         "label_names": list(config.label_names),
         "category_ids": list(config.category_ids),
-        "input": {
-            "channels": len(weights.mean),
-            "dtype": input_type(model),
-            "image_size": list(weights.image_size),
-            "keep_ratio": weights.keep_ratio,
-            "round_sides": weights.round_sides,
-            "antialias": weights.antialias,
-            "resize_floats": weights.resize_floats,
-            "inclusive_boxes": config.inclusive_boxes,
-            "pad_multiple": weights.pad_multiple,
-            "min_side": model.min_side,
-            "batch": batch_size,
-            "height": height,
-            "width": width,
-        },
-        "score_threshold": post.score_threshold,
-        "max_detections": post.max_detections,
+        "input": input_rule(config, model.min_side, image_size, batch_size),
+        "score_threshold": config.postprocess.score_threshold,
+        "max_detections": config.postprocess.max_detections,
         "raw": raw,
         "precision": precision,
         "config": config_to_json(config),
@@ -83,10 +67,31 @@ def describe(
     }
 
 
-def input_type(model: Detector) -> str:
-    """``uint8``, or ``float32`` where pixels have fractions of a grey level or are not RGB."""
-    weights = model.config.weights
-    return "float32" if weights.resize_floats or len(weights.mean) != 3 else "uint8"
+def input_rule(
+    config: DetectorConfig,
+    min_side: int,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """The metadata's ``input``: how images become the input of the graph."""
+    weights = config.weights
+    height, width = image_size or (None, None)
+    is_bytes = len(weights.mean) == 3 and not weights.resize_floats
+    return {
+        "channels": len(weights.mean),
+        "dtype": "uint8" if is_bytes else "float32",
+        "image_size": list(weights.image_size),
+        "keep_ratio": weights.keep_ratio,
+        "round_sides": weights.round_sides,
+        "antialias": weights.antialias,
+        "resize_floats": weights.resize_floats,
+        "inclusive_boxes": config.inclusive_boxes,
+        "pad_multiple": weights.pad_multiple,
+        "min_side": min_side,
+        "batch": batch_size,
+        "height": height,
+        "width": width,
+    }
 
 
 def weights_hash(model: Detector) -> str:

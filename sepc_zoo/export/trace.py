@@ -29,12 +29,13 @@ def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram
         ExportError: the model's code depends on a size or on values.
     """
     images, sizes, shapes = example_input(metadata)
-    step = metadata["input"]["pad_multiple"]
+    rule = metadata["input"]
     try:
-        with torch.no_grad(), standard_operators(), whole_padding(step):
+        with torch.no_grad(), standard_operators(), whole_padding(rule["pad_multiple"]):
             return torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # of torch.export, many types without a common base
-        hint = "" if fixed_input(metadata) else "; try a fixed --image-size and --batch-size"
+        is_open = None in (rule["batch"], rule["height"], rule["width"])
+        hint = "; try a fixed --image-size and --batch-size" * is_open
         raise ExportError(f"torch.export cannot record the model{hint}: {error!s:.2000}") from error
 
 
@@ -61,11 +62,6 @@ def whole_padding(step: int) -> Iterator[None]:
         yield
     finally:
         padding.get_same_padding = before
-
-
-def fixed_input(metadata: Mapping[str, Any]) -> bool:
-    """Whether the batch has one shape only."""
-    return all(metadata["input"][name] is not None for name in ("batch", "height", "width"))
 
 
 def example_input(metadata: Mapping[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:

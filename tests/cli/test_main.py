@@ -161,6 +161,10 @@ print(*sys.modules)
         assert any(text in line for text in ("no/such", *known))
 
 
+def test_in_every_value_that_is_checked_as_a_path_a_tilde_is_the_home_folder():
+    assert {*CHECKS} == options.PATHS
+
+
 @pytest.mark.parametrize("command", ["validate", "benchmark", "export"])
 @pytest.mark.parametrize("output", ["new/er", "there"])
 def test_an_output_that_can_be_made_is_not_refused(output, command, tmp_path, model):

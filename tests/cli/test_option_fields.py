@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sepc_zoo.cli.arguments import key_value, make_parser, nested, parse
+from sepc_zoo.cli.reference import markdown_tables
 from sepc_zoo.data.formats.reader import FORMATS
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import (
@@ -14,7 +15,6 @@ from sepc_zoo.options import (
     Options,
     as_dict,
     from_dict,
-    markdown_tables,
     option,
     option_fields,
     option_groups,

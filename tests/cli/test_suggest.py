@@ -7,7 +7,7 @@ import pytest
 from commands import call
 from tiny_runs import copy_of, edit_json
 
-from sepc_zoo.cli.suggest import MODELS, Arguments, flags, suggest
+from sepc_zoo.cli.suggest import MODELS, Arguments, suggest
 from sepc_zoo.registry import is_model
 from sepc_zoo.training.options import TrainOptions
 
@@ -93,11 +93,3 @@ def test_data_without_anything_to_learn_is_refused_at_once(
     assert call(command, *flags, data, *TINY) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"sepc-zoo {command}: split 'train' of {data} {problem}")
-
-
-def test_flags_read_like_the_options():
-    asked = {"data": ("a b", "c"), "image_size": (64, 96), "cpu": True, "recipe": "small"}
-    words = ["--data", "a b", "c", "--image-size", "64", "96", "--cpu", "--recipe", "small"]
-    assert flags(asked) == words
-    entries = {"backbone_kwargs": {"in_chans": 5, "pad_type": "same"}}
-    assert flags(entries) == ["--backbone-kwargs", "in_chans=5", "pad_type=same"]

@@ -2,21 +2,13 @@
 
 import pytest
 import torch
-from tiny_exports import METHODS, TorchNetwork, tiny_detector
+from tiny_exports import METHODS, in_torch, tiny_detector
 from torchvision.ops import nms
 
 from sepc_zoo.export.check import compare, made_up_batches
-from sepc_zoo.export.loaded import ExportedModel
-from sepc_zoo.export.metadata import describe
 from sepc_zoo.export.suppression import keep_best
 from sepc_zoo.ops.devices import standard_operators
 from sepc_zoo.published import CONVENTIONS, openmmlab
-
-
-def in_torch(model, image_size=None, batch_size=None, raw=False):
-    """The graph of a model as an exported file that runs in PyTorch."""
-    metadata = describe(model, image_size, batch_size, raw, "float32", {}, None)
-    return ExportedModel(TorchNetwork(model, metadata))
 
 
 def assert_equal_sets(model, **fixed):

@@ -7,23 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_exports import TorchNetwork, tiny_detector
+from tiny_exports import in_torch, tiny_detector
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.config import override
-from sepc_zoo.export.loaded import ExportedModel, find_exported
-from sepc_zoo.export.metadata import ExportError, describe
+from sepc_zoo.export.loaded import find_exported
+from sepc_zoo.export.metadata import ExportError
 from sepc_zoo.inference.preprocess import plan_resize
 
 
 @pytest.fixture(scope="module")
 def model():
     return tiny_detector("retinanet_fpn", weights={"image_size": (128, 192)})
-
-
-def in_torch(model, image_size=None, batch_size=None, raw=False):
-    metadata = describe(model, image_size, batch_size, raw, "float32", {}, None)
-    return ExportedModel(TorchNetwork(model, metadata))
 
 
 def picture(height=150, width=210, seed=0):

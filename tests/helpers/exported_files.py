@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sepc_zoo.config import DetectorConfig
+from sepc_zoo.export import metadata
 
 # Corners of the detections, as shares of the image inside of the batch; the last is padding.
 SHARES = np.array([[0.1, 0.2, 0.6, 0.8], [0.3, 0.3, 0.5, 0.9], [0, 0, 0, 0]], np.float32)
@@ -18,23 +19,7 @@ LABELS = np.array([1, 0, -1])
 
 def input_rule(config: DetectorConfig, **changes: Any) -> dict[str, Any]:
     """The metadata's ``input`` of a model."""
-    weights = config.weights
-    rule = {
-        "channels": len(weights.mean),
-        "dtype": "float32" if weights.resize_floats or len(weights.mean) != 3 else "uint8",
-        "image_size": list(weights.image_size),
-        "keep_ratio": weights.keep_ratio,
-        "round_sides": weights.round_sides,
-        "antialias": weights.antialias,
-        "resize_floats": weights.resize_floats,
-        "inclusive_boxes": config.inclusive_boxes,
-        "pad_multiple": weights.pad_multiple,
-        "min_side": weights.pad_multiple,
-        "batch": None,
-        "height": None,
-        "width": None,
-    }
-    return rule | changes
+    return metadata.input_rule(config, config.weights.pad_multiple) | changes
 
 
 def write_exported(path: Path, rule: dict[str, Any], **changes: Any) -> Path:
@@ -44,7 +29,7 @@ def write_exported(path: Path, rule: dict[str, Any], **changes: Any) -> Path:
     the whole batch's pixels over 255.
     """
     names = ["cat", "dog"]
-    metadata = {
+    facts = {
         "format": 1,
         "architecture": "retinanet_r18_fpn",
         "label_names": names,
@@ -99,6 +84,6 @@ def write_exported(path: Path, rule: dict[str, Any], **changes: Any) -> Path:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"sepc_zoo": json.dumps(metadata | changes)})
+    helper.set_model_props(model, {"sepc_zoo": json.dumps(facts | changes)})
     onnx.save(model, path)
     return path

@@ -6,6 +6,8 @@ import torch
 
 from sepc_zoo.evaluation.speed import scale_logits
 from sepc_zoo.export.graph import DetectionGraph
+from sepc_zoo.export.loaded import ExportedModel
+from sepc_zoo.export.metadata import describe
 from sepc_zoo.factory import create_model
 from sepc_zoo.models.dense import DenseDetector
 from sepc_zoo.models.necks.sepc import LevelConv2d
@@ -49,6 +51,12 @@ class TorchFormat:
 
     def Network(self, path):  # noqa: N802
         return TorchNetwork(self.model, json.loads(path.read_text()), self.change)
+
+
+def in_torch(model, image_size=None, batch_size=None, raw=False):
+    """The graph of a model as an exported file that runs in PyTorch."""
+    metadata = describe(model, image_size, batch_size, raw, "float32", {}, None)
+    return ExportedModel(TorchNetwork(model, metadata))
 
 
 class TorchNetwork:
