@@ -1,4 +1,4 @@
-"""Facts about each model without building it: size, published and measured AP, terms."""
+"""The table of models: size, operations, published and measured AP, without building any."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -10,24 +10,24 @@ from sepc_zoo.published import PUBLISHED, PUBLISHERS, find_row
 RESULTS = Path(__file__).with_name("results")
 SIZES_FILE = RESULTS / "models.csv"  # written by benchmarks/models.py
 MEASURED_FILE = RESULTS / "coco_val2017.csv"  # written by scripts/validate_published.py
-NUM_VAL2017_IMAGES = 5000  # figures of fewer images are not shown
+NUM_VAL2017_IMAGES = 5000  # AP measured on fewer images is not shown
 
 SortKey = Literal["name", "ap", "params", "gmacs"]
 
 
 class CatalogEntry(NamedTuple):
-    """A model in the table of models; None stands for what is not known.
+    """A row of the table of models; None stands for an unknown value.
 
     Attributes:
-        name: of a model, with or without a tag.
+        name: name of a model, with or without a tag.
         weights: name of the published weights with their tag.
         parameters: number of parameters.
-        gmacs: billions of multiplications with addition for one image of the image size.
+        gmacs: billions of multiply-accumulate operations for one image of ``image_size``.
         image_size: short side and maximum long side of resized images, pixels.
-        ap: of the published weights on COCO val2017, in percent, as their publisher states it.
-        measured_ap: the same, measured by ``scripts/validate_published.py``.
+        ap: AP of the published weights on COCO val2017 in percent, as their publisher states it.
+        measured_ap: AP of the same weights, measured by ``scripts/validate_published.py``.
         publisher: a key of ``PUBLISHERS``.
-        license: of the published weights.
+        license: licence of the published weights.
         url: address of the published checkpoint.
     """
 
@@ -47,8 +47,8 @@ def catalog(names: Iterable[str], sort: SortKey = "name") -> list[CatalogEntry]:
     """The entries of models, with the default weights of a name without a tag.
 
     Args:
-        sort: the highest AP first, or the fewest parameters or operations; models of which this is
-            not known come last.
+        sort: by name, or with the highest AP, the fewest parameters or the fewest operations
+            first; models for which this is not known come last.
     """
     sizes, measured = read_table(SIZES_FILE), measured_ap()
     entries = [_entry(name, sizes.get(name), measured) for name in sorted(names)]
@@ -62,7 +62,7 @@ def catalog(names: Iterable[str], sort: SortKey = "name") -> list[CatalogEntry]:
 
 
 def curated_names() -> list[str]:
-    """The names that ``list_models`` gives, without loading the methods to ask for their necks."""
+    """The names that ``list_models`` gives, read from the table: no method is imported."""
     return [name for name in read_table(SIZES_FILE) if name not in PUBLISHED]
 
 

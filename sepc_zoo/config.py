@@ -1,12 +1,11 @@
 """Configurations: frozen structs with units, and their JSON in timm's layout.
 
-A ``DetectorConfig`` describes a model completely, but for its weights: a model folder needs no
+A ``DetectorConfig`` describes a model completely except for its weights: a model folder needs no
 table of names. Methods and necks are open unions: their ``type`` entry selects the class, and
 ``register_method`` and ``register_neck`` add classes. All other entries are closed.
 """
 
 import json
-import math
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ T = TypeVar("T")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NAME = re.compile(r"\w[\w.-]*")
-# Arguments of timm.create_model that would load other files or reach the network, and Backbone's.
+# Arguments of timm.create_model that Backbone sets, and those that load files or use the network.
 REFUSED_BACKBONE_KWARGS = {
     *("self", "name", "model_name", "features_only"),
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
@@ -31,8 +30,10 @@ MAX_KWARGS_LENGTH, MAX_NUMBER = 2000, 16384
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 NonNegative = Annotated[float, Meta(ge=0, le=64)]
+Finite = Annotated[float, Meta(ge=-1e9, le=1e9)]
+FinitePositive = Annotated[float, Meta(gt=0, le=1e9)]
+PerChannel = Meta(min_length=1, max_length=1024)
 Positive = Annotated[float, Meta(gt=0, le=64)]
-ChannelValues = Annotated[tuple[float, ...], Meta(min_length=1, max_length=1024)]
 
 
 class UnknownEntriesError(ConfigError):
@@ -55,7 +56,7 @@ class MethodConfig:
         detector: the class that it trains, or its address ``"module:name"``.
         head: type of that detector's head.
         defaults: entries of ``DetectorConfig`` that new models of the method have.
-        lacks: entries that other methods have and why this one has not, for messages.
+        lacks: entries of other methods that this one lacks, with the reason, for error messages.
     """
 
     detector: ClassVar[Any] = "sepc_zoo.models.dense:DenseDetector"
@@ -76,7 +77,7 @@ class MethodConfig:
 
     @classmethod
     def fit_neck(cls, neck: "NeckConfig") -> "NeckConfig | None":
-        """The neck as new models of the method have it; None where the method cannot use it."""
+        """The neck of new models of this method; None if the method cannot use the neck."""
         return neck
 
 
@@ -87,8 +88,8 @@ class NeckConfig:
         module: the ``nn.Module`` class, or its address ``"module:name"``. It is built with the
             number of channels and this config, and maps a pyramid to one pyramid for classes and
             one for boxes.
-        head_convs: convolutions that each branch of a new head has behind this neck.
-        cropped_cells: cells that the neck cuts off at each border of a map.
+        head_convs: number of convolutions in each branch of a new head behind this neck.
+        cropped_cells: number of cells that the neck cuts off at each border of a map.
     """
 
     module: ClassVar[Any]
@@ -108,7 +109,7 @@ class NeckEntry(Entry, NeckConfig, frozen=True):
 
 
 class PlainNeck(NeckEntry, frozen=True, tag="fpn"):
-    """No neck: classes and boxes are read off the FPN (Lin et al. 2017)."""
+    """No neck: the head reads classes and boxes from the FPN itself (Lin et al. 2017)."""
 
     module: ClassVar[Any] = "sepc_zoo.models.necks:PlainNeck"
 
@@ -124,12 +125,12 @@ class SEPCNeck(NeckEntry, frozen=True, tag="sepc"):
     head_deform: bool = False  # deformable last convolution of each branch
     pconv_deform: bool = False  # deformable pyramid convolutions
     padding: Literal[0, 1] = 1  # padding of the last convolutions; the authors' weights need 0
-    branches: bool = True  # last convolutions for classes and for boxes; without, one pyramid
+    branches: bool = True  # separate last convolutions for classes and boxes; else one pyramid
 
     def __post_init__(self) -> None:
         _require(
             self.branches or not (self.head_deform or self.padding == 0),
-            "neck: head_deform and padding 0 are of branches, but branches is false",
+            "neck: head_deform and padding 0 need branches, but branches is false",
         )
 
     @property
@@ -137,7 +138,7 @@ class SEPCNeck(NeckEntry, frozen=True, tag="sepc"):
         return 1 - self.padding
 
 
-# Classes of the open unions by their type, or the address of the class.
+# Classes of the open unions by their ``type`` entry: the class, or its address "module:name".
 METHOD_TYPES: dict[str, Any] = {
     "retinanet": "sepc_zoo.methods.retinanet:RetinaNet",
     "freeanchor": "sepc_zoo.methods.freeanchor:FreeAnchor",
@@ -156,7 +157,7 @@ class BackboneConfig(Entry, frozen=True):
     name: str  # timm's name
     kwargs: dict[str, Any] = {}  # arguments for timm.create_model; in_chans: channels of an image
     norm_eps: Fraction | None = None  # epsilon of all norms; None: timm's own
-    stride_in_1x1: bool = False  # a ResNet's stages halve in their first 1x1, as in Caffe's
+    stride_in_1x1: bool = False  # a ResNet's stages have their stride in the first 1x1, as in Caffe
     # Stages of a ResNet whose 3x3 convolutions are deformable; the fourth ends in C5.
     deform_stages: Annotated[tuple[Annotated[int, Meta(ge=1, le=4)], ...], Meta(max_length=4)] = ()
 
@@ -174,22 +175,22 @@ class BackboneConfig(Entry, frozen=True):
 
     @property
     def in_chans(self) -> int:
-        """Channels of the images that it reads."""
+        """Number of channels of the input images."""
         return self.kwargs.get("in_chans", 3)
 
 
 class FPNConfig(Entry, frozen=True):
-    """The feature pyramid network: its levels, and how those above C5 are made."""
+    """The feature pyramid network (FPN): its levels, and how P6 and P7 are computed."""
 
     levels: tuple[Annotated[int, Meta(ge=2, le=5)], Annotated[int, Meta(ge=5, le=7)]] = (3, 7)
-    # Input of P6's convolution; or "pool", where P6 is every second cell of P5.
+    # The input of P6's convolution; "pool": P6 has no convolution but every second cell of P5.
     p6_from: Literal["c5", "p5", "pool"] = "c5"
     relu_before_p7: bool = False
     norm: bool = False  # batch norm after each convolution up to P5, in place of its bias
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels of a cell, by level."""
+        """Side of a cell of each level, pixels."""
         first, last = self.levels
         return tuple(2**level for level in range(first, last + 1))
 
@@ -198,11 +199,11 @@ class DenseHead(Entry, frozen=True, tag="dense"):
     """Two branches of convolutions that all levels share, for classes and for boxes."""
 
     convs: Annotated[int, Meta(ge=0, le=32)] = 4  # 3x3 convolutions of each branch before its last
-    norm: Literal["none", "group"] = "none"  # norm behind each of these; groups have 8 channels
+    norm: Literal["none", "group"] = "none"  # norm after each of them; groups have 8 channels
     norm_bias: bool = False  # whether a convolution before a norm has a bias
     box_bias: Annotated[float, Meta(ge=-64, le=64)] = 0.0  # initial bias of the box convolution
     box_scales: bool = False  # a learned factor for each level on the box convolution's output
-    box_activation: Literal["none", "relu", "exp"] = "none"  # behind the factor
+    box_activation: Literal["none", "relu", "exp"] = "none"  # activation after that factor
     quality: Literal["none", "cls", "box"] = "none"  # branch that also predicts box quality
 
 
@@ -214,9 +215,10 @@ class AnchorConfig(Entry, frozen=True):
     ratios: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=16)] = (0.5, 1.0, 2.0)
     centre: Literal["cell", "corner"] = "cell"  # middle of the cell, or its upper left corner
     rounded: bool = True  # whether sides lie on whole pixels
-    whole_sizes: bool = False  # whether sides of squares are cut to whole pixels before that
-    stride: Literal["level", "measured"] = "level"  # measured: height and width over cells
-    in_padding: bool = True  # whether anchors on a batch's padding count in training
+    whole_sizes: bool = False  # whether sides of squares are first cut to whole pixels
+    # Distance of cells: the level's stride, or height and width of the batch over those in cells.
+    stride: Literal["level", "measured"] = "level"
+    in_padding: bool = True  # whether training uses anchors on the padding of a batch
 
     @property
     def per_cell(self) -> int:
@@ -227,15 +229,15 @@ class DeltaCoder(Entry, frozen=True, tag="delta"):
     """Shift and log-ratio from anchor to box (Faster R-CNN, section 3.1.2), over ``scale``."""
 
     scale: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
-    clamp_shrinking: bool = True  # a side shrinks by a factor of 62.5 at most, as it grows
+    clamp_shrinking: bool = True  # limit shrinking of a side to a factor of 62.5, as growth is
 
 
 class DistanceCoder(Entry, frozen=True, tag="distance"):
     """Distances from the anchor's centre to the four sides of the box (FSAF, FCOS)."""
 
     order: Literal["tblr", "ltrb"] = "tblr"  # top, bottom, left, right; left, top, right, bottom
-    unit: Positive = 1.0  # unit of a distance, in sides of the anchor
-    in_pixels: bool = False  # whether the unit is one pixel instead
+    unit: Positive = 1.0  # unit of a distance, in sides of the anchor or in pixels
+    in_pixels: bool = False  # whether the unit is in pixels
 
 
 class DistributionCoder(Entry, frozen=True, tag="distribution"):
@@ -251,33 +253,32 @@ Coder = DeltaCoder | DistanceCoder | DistributionCoder
 class RPNHead(Entry, frozen=True):
     """The region proposal network (Faster R-CNN, section 3.1), and how many regions it proposes."""
 
-    convs: Annotated[int, Meta(ge=1, le=32)] = 1  # 3x3 convolutions before its last
+    convs: Annotated[int, Meta(ge=1, le=32)] = 1  # 3x3 convolutions before the last layers
     candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # anchors that reach NMS
     train_candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 2000
     max_proposals: Annotated[int, Meta(ge=1, le=10**5)] = 1000  # per image
     train_max_proposals: Annotated[int, Meta(ge=1, le=10**5)] = 2000
-    iou_threshold: Fraction = 0.7  # of NMS within a level
-    min_side: NonNegative = 1e-3  # sides of a proposal, pixels
+    iou_threshold: Fraction = 0.7  # IoU threshold of NMS within a level
+    min_side: NonNegative = 1e-3  # minimum side of a proposal, pixels
 
 
 class RoIHead(Entry, frozen=True):
     """The head that classifies each region (Faster R-CNN; choice of level: FPN, section 4.2)."""
 
-    size: Annotated[int, Meta(ge=1, le=64)] = 7  # sides of a pooled region, cells
+    size: Annotated[int, Meta(ge=1, le=64)] = 7  # side of a pooled region, cells
     sampling_ratio: Annotated[int, Meta(ge=1, le=16)] = 2  # samples along a side of a pooled cell
-    aligned: bool = True  # cells have their values at their middles, not at their corners
-    canonical_level: Annotated[int, Meta(ge=2, le=5)] = 4  # level that reads regions of this side:
-    canonical_side: Annotated[int, Meta(ge=1, le=16384)] = 224  # pixels
+    aligned: bool = True  # the value of a cell is at its centre, not at its corner
+    # A region of canonical_side pixels is pooled from canonical_level, larger ones from coarser.
+    canonical_level: Annotated[int, Meta(ge=2, le=5)] = 4
+    canonical_side: Annotated[int, Meta(ge=1, le=16384)] = 224
     convs: Annotated[int, Meta(ge=0, le=32)] = 0  # 3x3 convolutions before the linear layers
-    norm: bool = False  # batch norm after each of these, in place of its bias
+    norm: bool = False  # batch norm after each 3x3 convolution, in place of its bias
     linears: Annotated[int, Meta(ge=0, le=32)] = 2  # linear layers before the last
-    width: Annotated[int, Meta(ge=1, le=16384)] = 1024  # their outputs
-    # Classes of the softmax behind ours that weights were trained with and nobody asks for.
+    width: Annotated[int, Meta(ge=1, le=16384)] = 1024  # outputs of each of these linear layers
+    # Further classes of the softmax that the weights were trained with; none is ever reported.
     unused_classes: Annotated[int, Meta(ge=0, le=1000)] = 0
-    coder: DeltaCoder = DeltaCoder(
-        scale=(0.1, 0.1, 0.2, 0.2)
-    )  # coder of a detection, relative to its region
-    min_side: NonNegative = 1e-2  # sides of a detection, pixels
+    coder: DeltaCoder = DeltaCoder(scale=(0.1, 0.1, 0.2, 0.2))  # from a region to a detection
+    min_side: NonNegative = 1e-2  # minimum side of a detection, pixels
 
 
 class TwoStageHead(Entry, frozen=True, tag="two_stage"):
@@ -291,17 +292,18 @@ class PostprocessConfig(Entry, frozen=True):
     """From predictions to detections."""
 
     score_threshold: Fraction = 0.05
-    candidates: Literal["anchors", "pairs"] = "anchors"  # pairs: an anchor with one of its classes
+    # What is limited per level: anchors with all their classes, or pairs of anchor and class.
+    candidates: Literal["anchors", "pairs"] = "anchors"
     candidates_per_level: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # candidates that reach NMS
-    # How the quality that a head predicts enters the score: as a factor after the choice of the
-    # candidates, or before it as in the root of quality times score.
+    # How predicted quality enters the score: "factor" multiplies after candidates are chosen,
+    # "root" takes the root of quality times score before that.
     quality: Literal["factor", "root"] = "factor"
-    empty_boxes: bool = False  # whether boxes that clipping leaves without area are found
+    empty_boxes: bool = False  # whether boxes without area after clipping are kept
     iou_threshold: Fraction = 0.5
     # Soft-NMS: overlapping boxes lose score instead of being removed (Bodla et al. 2017).
     soft_nms: Literal["none", "linear", "gaussian"] = "none"
     soft_nms_sigma: Positive = 0.5  # width of the gaussian; larger ones take less score away
-    view_fusion: Literal["nms", "wbf"] = "nms"  # how views are joined, see merge_detections
+    view_fusion: Literal["nms", "wbf"] = "nms"  # how detections of several views are merged
     max_detections: Annotated[int, Meta(ge=1, le=10**5)] = 100  # per image
 
 
@@ -309,42 +311,35 @@ class WeightsConfig(Entry, frozen=True):
     """The input that the weights of a model expect, and where the weights come from."""
 
     tag: str = ""
-    mean: ChannelValues = IMAGENET_MEAN  # RGB, or the C channels of the images, in 0..1
-    std: ChannelValues = IMAGENET_STD
-    image_size: tuple[int, int] = (800, 1333)  # short side, largest long side; pixels
+    # Of RGB, or the C channels of the images, in 0..1.
+    mean: Annotated[tuple[Finite, ...], PerChannel] = IMAGENET_MEAN
+    std: Annotated[tuple[FinitePositive, ...], PerChannel] = IMAGENET_STD
+    image_size: tuple[int, int] = (800, 1333)  # short side, maximum long side; pixels
     keep_ratio: bool = True  # False: an image is stretched to image_size
-    upright: bool | None = None  # whether inputs are higher than wide; by default as the image is
+    # Orientation of a fixed input, as exported files may have: true is higher than wide.
+    upright: bool | None = None
     pad_multiple: Annotated[int, Meta(ge=1, le=4096)] = 32  # both sides of a batch, pixels
-    antialias: bool = True  # when an image is made smaller; the SEPC authors resize without
+    antialias: bool = True  # antialiasing when an image is made smaller; the SEPC authors had none
     resize_floats: bool = False  # resized pixels are not rounded to whole grey levels
-    round_sides: bool = True  # whether resized sides are rounded, or cut to whole pixels
+    round_sides: bool = True  # resized sides are rounded to whole pixels; else they are cut
     dataset: str = ""  # data set that the weights were trained on
     license: str = ""
     source: str = ""  # address of the published checkpoint
-    authors_ap: float | None = None  # COCO val2017 AP that the publisher states
+    authors_ap: Finite | None = None  # AP on COCO val2017 in percent, as the publisher states it
 
     def __post_init__(self) -> None:
         short, long = self.image_size
         _require(1 <= short <= long <= 16384, f"image_size {self.image_size}: 1 <= short <= long")
-        _require(all(map(math.isfinite, self.mean)), f"mean {self.mean} must be finite")
-        _require(
-            all(0 < value < math.inf for value in self.std), f"std {self.std} must be positive"
-        )
-        _require(
-            self.authors_ap is None or math.isfinite(self.authors_ap),
-            f"authors_ap {self.authors_ap} must be finite",
-        )
 
 
 def without_credit(weights: WeightsConfig) -> WeightsConfig:
-    """The input that weights expect, without the claim to be the published ones."""
-    return msgspec.structs.replace(
-        weights, tag="", dataset="", license="", source="", authors_ap=None
-    )
+    """The input that weights expect, without the entries that name published weights."""
+    credit = {"tag": "", "dataset": "", "license": "", "source": "", "authors_ap": None}
+    return msgspec.structs.replace(weights, **credit)
 
 
 class DetectorConfig(Entry, frozen=True):
-    """The complete description of a detector, but for its weights."""
+    """The complete description of a detector except for its weights."""
 
     architecture: str  # name that the model was built by
     method: MethodConfig
@@ -353,13 +348,13 @@ class DetectorConfig(Entry, frozen=True):
     num_classes: Annotated[int, Meta(ge=1, le=10**5)]
     label_names: tuple[str, ...]
     category_ids: tuple[int, ...]  # ids of the classes in the data set trained on
-    channels: Annotated[int, Meta(ge=1, le=8192)] = 256  # channels of every level behind the FPN
+    channels: Annotated[int, Meta(ge=1, le=8192)] = 256  # channels of each level of the FPN
     fpn: FPNConfig = FPNConfig()
     head: DenseHead | TwoStageHead = DenseHead()
     anchors: AnchorConfig = AnchorConfig()
     coder: Coder = DeltaCoder()
     postprocess: PostprocessConfig = PostprocessConfig()
-    inclusive_boxes: bool = False  # the authors' x2, y2 are the last pixel inside the box
+    inclusive_boxes: bool = False  # x2, y2 are the last pixel inside, as the SEPC authors have it
     weights: WeightsConfig = WeightsConfig()
 
     def __post_init__(self) -> None:
@@ -405,7 +400,7 @@ def resolve(address: Any) -> Any:
 
 
 def _check_kwargs(kwargs: Mapping[str, Any], where: str) -> None:
-    """Plain data of a sane size: entries of a stranger's file are passed to timm.create_model."""
+    """Refuse large or not plain arguments: they may come from an untrusted config.json."""
     try:
         text = json.dumps(kwargs)
     except (TypeError, ValueError) as error:
@@ -426,7 +421,7 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item)
 
 
-# config.json keeps these beside each other at the top, as timm does; all else is in model_args.
+# Entries at the top level of config.json, as in timm's; all others are in model_args.
 _TOP = ("architecture", "num_classes", "label_names", "category_ids")
 
 
@@ -487,20 +482,12 @@ def _merge(config: Any, changes: Mapping[str, Any], where: str) -> dict[str, Any
     if config.__struct_config__.tag is not None:
         entries["type"] = tag_of(config)
     for name, change in changes.items():
-        current = entries.get(name)
-        if (
-            isinstance(current, Entry)
-            and isinstance(change, Mapping)
-            and _same_type(current, change)
-        ):
-            entries[name] = _merge(current, change, f"{where}.{name}")
-        else:
-            entries[name] = change
+        old = entries.get(name)
+        if isinstance(old, Entry) and isinstance(change, Mapping):
+            is_same = change.get("type", tag_of(old)) == tag_of(old)
+            change = _merge(old, change, f"{where}.{name}") if is_same else change
+        entries[name] = change
     return msgspec.to_builtins(entries)
-
-
-def _same_type(config: Entry, change: Mapping[str, Any]) -> bool:
-    return change.get("type", tag_of(config)) == tag_of(config)
 
 
 def from_plain(kind: type[T], content: Any, where: str) -> T:
@@ -533,7 +520,7 @@ def _open_union(kind: type, content: Any) -> Any:
 
 
 def _with_choices(text: str, kind: type) -> str:
-    """msgspec's text on an entry of ``kind``; with the choices where a value is none of them."""
+    """The message of msgspec on an entry of ``kind``, with the choices if a value is not one."""
     found = re.fullmatch(r"(Invalid (?:enum )?value [^`]*)( - at `\$\.([\w.]+)`)", text, re.DOTALL)
     if found is None:
         return text
@@ -556,7 +543,7 @@ def _members(hint: Any) -> Iterator[Any]:
 
 
 def _explain(text: str, where: str) -> ConfigError:
-    """The error for msgspec's text ``"reason - at `$.path`"``, which may be nested."""
+    """The error for a message of msgspec, ``"reason - at `$.path`"``, which may be nested."""
     reason, *paths = re.split(r" - at `(?:\$|key in \$)([^`]*)`", text)
     path = where + "".join(reversed([part for part in paths if part]))
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
@@ -565,9 +552,8 @@ def _explain(text: str, where: str) -> ConfigError:
     missing = re.fullmatch(r"Object missing required field `(.*)`", reason)
     if missing:
         return ConfigError(f"{path}: missing entry {missing[1]!r}")
-    return ConfigError(
-        f"{path}: {reason.replace('`', '')[:1].lower()}{reason.replace('`', '')[1:]}"[:1000]
-    )
+    reason = reason.replace("`", "")
+    return ConfigError(f"{path}: {reason[:1].lower()}{reason[1:]}"[:1000])
 
 
 def _refuse_unknown(names: set[Any], where: str) -> None:

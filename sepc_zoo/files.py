@@ -1,4 +1,4 @@
-"""Atomic writes: a reader, or a run that was interrupted, never meets half a file."""
+"""Atomic writes: no reader, and no run that was interrupted, ever finds half a file."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ def write_atomically(
     was. File and folder are synced, so that the new file survives a power failure.
 
     Args:
-        previous: where the older file is kept, for disks that lose what they have synced.
+        previous: path to keep the older file at, for disks that lose synced data.
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, have reached the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders, and keeps their names itself
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder, and needs no sync of it
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

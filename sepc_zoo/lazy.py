@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are used (PEP 562)."""
+"""Lazy imports: names of a package that are imported when they are first used (PEP 562)."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ def lazy_names(
     """The functions ``__getattr__`` and ``__dir__`` of a package's ``__init__.py``.
 
     Args:
-        package: its ``__name__``.
-        homes: the module that each name lives in; of a submodule, its package.
+        package: the package's ``__name__``.
+        homes: the module that defines each name; for a submodule, its package.
     """
 
     def get_attribute(name: str) -> Any:
@@ -24,7 +24,7 @@ def lazy_names(
             value = getattr(home, name)
         except AttributeError:
             value = import_module(f"{homes[name]}.{name}")
-        # A subpackage that is called as its function is set by its import, and stays.
+        # An import sets a subpackage as an attribute; where one has the name, it stays.
         return vars(sys.modules[package]).setdefault(name, value)
 
     def list_names() -> list[str]:

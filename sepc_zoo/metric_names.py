@@ -1,10 +1,10 @@
-"""COCO's twelve figures: the one table of their names."""
+"""The names of COCO's twelve metrics, in one table."""
 
 from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """One of COCO's figures."""
+    """One of COCO's metrics."""
 
     result_key: str  # key in the result of torchmetrics' MeanAveragePrecision
     scope: str  # what it covers, in a few words

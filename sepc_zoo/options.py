@@ -1,7 +1,7 @@
 """Options stated once: a dataclass field with its type, default, range and help.
 
-The command line (``cli/arguments.py``), all checks, a run's ``config.yaml`` and the reference pages
-are made from these fields.
+The command line (``cli/arguments.py``), the checks of values, a run's ``config.yaml`` and the
+reference pages are made from these fields.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class OptionError(ConfigError):
 
     Attributes:
         name: the field's name.
-        text: what is wrong, to be read after the name: ``is 0; it must be at least 1``.
+        text: what is wrong, to follow the name: ``is 0; it must be at least 1``.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -47,15 +47,15 @@ class OptionError(ConfigError):
 class OptionInfo:
     """The facts of an option beyond its type and default."""
 
-    help: str  # one phrase that can be read alone
+    help: str  # a phrase that makes sense alone
     ge: float | None = None  # bounds of a number, or of each number of a list
     gt: float | None = None
     le: float | None = None
-    metavar: str | tuple[str, ...] | None = None  # placeholder of the value; else N, X or the name
+    metavar: str | tuple[str, ...] | None = None  # placeholder of the value (default: N, X, name)
     aliases: tuple[str, ...] = ()  # further flags
     positional: bool = False  # an argument without a flag
-    exclusive: str | None = None  # options with the same word here exclude each other
-    bare: Any = None  # value of a flag that is given without one
+    exclusive: str | None = None  # a key; options with the same key exclude each other
+    bare: Any = None  # value of the option if its flag is given without a value
     may_be_empty: bool = False  # whether the flag of a list may be given without a value
 
     @property
@@ -95,9 +95,9 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of all options: checks types and ranges when it is built.
+    """Base class of all options: checks types and ranges when it is built.
 
-    Lists become tuples, paths strings, and a single string stands for a list of one.
+    Lists become tuples, paths become strings, and a single string becomes a list of one.
 
     Raises:
         OptionError: a value has the wrong type or is out of range.
@@ -115,10 +115,10 @@ class Options:
 
 
 def option_groups(cls: type[Options]) -> Iterator[tuple[str, list[dataclasses.Field]]]:
-    """The options of a class by the base class that states them, with the title of each group.
+    """The options of a class in groups, each with its title.
 
-    The title is the first line of that class's docstring, and may be that of several classes;
-    groups come in the order of the bases.
+    A group has the options that one class states; the title is the first line of its docstring.
+    Classes of the same title share a group. The order is that of ``__mro__``.
     """
     known = {entry.name: entry for entry in fields(cls) if "option" in entry.metadata}
     groups: dict[str, list[dataclasses.Field]] = {}
@@ -140,7 +140,7 @@ def default_of(entry: dataclasses.Field) -> Any:
 
 
 def help_of(entry: dataclasses.Field) -> str:
-    """The help of an option, with its default where that is neither empty, a switch nor said."""
+    """The help of an option with its default, unless that is empty, boolean or in the help."""
     default, text = default_of(entry), entry.metadata["option"].help
     is_said = default is MISSING or isinstance(default, bool) or "(default" in text
     shown = "" if is_said else default_text(default)
@@ -150,12 +150,12 @@ def help_of(entry: dataclasses.Field) -> str:
 
 
 def takes_options(cls: type[Options]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator: names the options of a class in the signature and the help of a function.
+    """Decorator that adds the options of a class to the signature and the help of a function.
 
-    Notebooks then complete them. Type checkers read the annotation of its ``**options`` instead.
+    Notebooks then complete them. Type checkers read the annotation of ``**options`` instead.
 
     Args:
-        cls: its options are keywords of the function, but for those that it names itself.
+        cls: class of the options; one that is a parameter of the function is not added.
     """
 
     def name_options(function: Callable[P, R]) -> Callable[P, R]:
@@ -201,13 +201,13 @@ def from_dict(cls: type[T], content: Any, where: str) -> T:
 
 
 def check_names(cls: type[Options], content: Any, where: str) -> None:
-    """Refuse what is no mapping of options.
+    """Check that the content of a file is a mapping whose keys are options.
 
     Args:
         where: name of the file, for messages.
 
     Raises:
-        ConfigError: it is none, or an entry is unknown.
+        ConfigError: it is no mapping, or a key is unknown.
     """
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: expected a mapping of options, got {content!r:.80}")
@@ -226,7 +226,7 @@ def flag_of(name: str) -> str:
 
 
 def nearest_option(name: str, entries: Iterable[dataclasses.Field]) -> str | None:
-    """The option that a misspelled name or flag is most like: its name, alias or first words."""
+    """The option nearest to a misspelled name, by its name, aliases and first words of its help."""
     known: dict[str, str] = {}
     for entry in entries:
         info: OptionInfo = entry.metadata["option"]
@@ -241,7 +241,7 @@ def _in_words(name: str) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names of nested entries, with dots, and their values."""
+    """The values of nested entries, each with its dotted name."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")

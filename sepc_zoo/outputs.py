@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
         return [count * per_cell for count in cells]
 
     def in_full_precision(self) -> "Predictions":
-        """Predictions in float32, or float64 where they are: losses and boxes need the range."""
+        """Convert half precision to float32, whose range losses and boxes need."""
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         quality = None if self.quality is None else self.quality.to(dtype)
         return Predictions(self.logits.to(dtype), self.deltas.to(dtype), self.sizes, quality)
@@ -51,11 +51,11 @@ class TwoStagePredictions(NamedTuple):
 
     @property
     def exists(self) -> Tensor:
-        """Whether a region is one of its image ``(N, R)``."""
+        """Mask ``(N, R)`` of the regions that are not padding."""
         return (self.regions[..., 2:] > self.regions[..., :2]).all(dim=-1)
 
     def in_full_precision(self) -> "TwoStagePredictions":
-        """Predictions in float32, or float64 where they are: losses and boxes need the range."""
+        """Convert half precision to float32, whose range losses and boxes need."""
         dtype = torch.promote_types(self.rpn_logits.dtype, torch.float32)
         names = ("rpn_logits", "rpn_deltas", "logits", "deltas")
         return self._replace(**{name: getattr(self, name).to(dtype) for name in names})
@@ -66,7 +66,7 @@ class Anchors(NamedTuple):
 
     boxes: Tensor  # A, 4; pixels
     lengths: Sequence[int]  # number of anchors of each level
-    exists: Tensor | None = None  # N, A: False beyond an image's own padding; None: all exist
+    exists: Tensor | None = None  # N, A: False outside the image's own padded size; None: all True
 
     @property
     def levels(self) -> Tensor:
@@ -83,7 +83,7 @@ class Targets(NamedTuple):
     labels: Tensor  # N, G; -1 where there is no box
     crowds: Tensor  # N, C, 4: groups of objects, neither object nor background
     lengths: tuple[int, ...]  # number of boxes of each image
-    weights: Tensor | None = None  # N, G: of a box's class in the loss; None: all are 1
+    weights: Tensor | None = None  # N, G: weight of the box's class in the loss; None: all are 1
 
     def of_image(self, i: int) -> "Targets":
         """The targets of image ``i`` alone, with its padding."""

@@ -16,8 +16,6 @@ from msgspec.structs import replace
 
 from sepc_zoo.catalog import curated_names
 from sepc_zoo.config import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     METHOD_TYPES,
     NAME,
     NECK_TYPES,
@@ -60,8 +58,8 @@ BACKBONES = {
     "swin_tiny": "swin_tiny_patch4_window7_224",
     "swin_small": "swin_small_patch4_window7_224",
 }
-# Channels of every level behind the FPN, in new models on backbones for small devices. With the 256
-# of the others, neck and head would cost ten times the backbone.
+# Channels of each level of the FPN in new models with a backbone for small devices. With the 256 of
+# other models, neck and head would cost ten times the backbone.
 MOBILE_CHANNELS = {BACKBONES[name]: 64 for name in ("mnv2", "mnv3", "mnv4s", "mnv4m", "effnet_b0")}
 
 NECKS: dict[str, NeckConfig] = {
@@ -113,14 +111,14 @@ def model_config(name: str) -> DetectorConfig:
         "channels": MOBILE_CHANNELS.get(timm_name, 256),
         "head": {"type": "dense", "convs": fitted_neck.head_convs},
         "coder": {"type": "delta"},
-        "weights": msgspec.to_builtins(_backbone_input(timm_name)),
+        "weights": _backbone_input(timm_name),
     }
     config = from_plain(DetectorConfig, merge_entries(entries, method_type.defaults), "config")
     return config if tag is None else _as_published(config, name)
 
 
 def check_name(name: str) -> None:
-    """Check a name as far as that goes without timm, whose import takes seconds.
+    """Check a name as far as possible without importing timm, which takes seconds.
 
     Raises:
         UnknownModelError: the name has an unknown method, neck or tag.
@@ -162,7 +160,7 @@ def necks_of(method: str) -> list[str]:
 
 
 def neck_name(neck: NeckConfig) -> str:
-    """The name of a neck, whatever its padding, and as any method has it."""
+    """The name of a neck, whatever its padding and what the method's ``fit_neck`` changed."""
     if isinstance(neck, SEPCNeck):
         blocks = neck.blocks if neck.branches else SEPCNeck().blocks
         neck = replace(neck, padding=1, branches=True, blocks=blocks)
@@ -170,7 +168,7 @@ def neck_name(neck: NeckConfig) -> str:
 
 
 def _as_published(config: DetectorConfig, name: str) -> DetectorConfig:
-    """A config with the conventions of published weights and the credit to their publisher."""
+    """Add the conventions of published weights, and the entries that name their publisher."""
     row = PUBLISHED[name]
     credit = {
         **{"tag": row.tag, "source": row.url, "authors_ap": row.ap},
@@ -191,15 +189,16 @@ def _is_timm_model(name: str) -> bool:
     return timm.is_model(name)
 
 
-def _backbone_input(timm_name: str) -> WeightsConfig:
-    """Mean and deviation that the backbone's ImageNet weights expect."""
+def _backbone_input(timm_name: str) -> dict[str, Any]:
+    """Mean and standard deviation that the backbone's ImageNet weights expect, where timm has them.
+
+    They are entries of ``WeightsConfig``.
+    """
     import timm
 
     pretrained = timm.get_pretrained_cfg(timm_name)
-    if pretrained is None:
-        return WeightsConfig()
-    mean, std = pretrained.mean or IMAGENET_MEAN, pretrained.std or IMAGENET_STD
-    return override(WeightsConfig(), {"mean": mean, "std": std})
+    known = {"mean": getattr(pretrained, "mean", None), "std": getattr(pretrained, "std", None)}
+    return {name: value for name, value in known.items() if value}
 
 
 @cache
@@ -237,7 +236,7 @@ def select(
     filter: str | Iterable[str] = "",
     exclude_filters: str | Iterable[str] = "",
 ) -> list[str]:
-    """The names that the patterns of ``list_models`` leave, sorted."""
+    """The names that the patterns of ``list_models`` select, sorted."""
     wanted, unwanted = _patterns(filter) or ["*"], _patterns(exclude_filters)
     return sorted(n for n in names if _matches(n, wanted) and not _matches(n, unwanted))
 
@@ -277,7 +276,7 @@ def register_model(name: str, base: str, **config_overrides: Any) -> None:
         name: of the new row, for ``create_model``.
         base: the model that it starts from.
         config_overrides: entries of ``DetectorConfig``; a dict changes entries of a nested one.
-            ``num_classes`` or ``label_names`` alone will do for other classes.
+            For other classes, ``num_classes`` or ``label_names`` is enough.
 
     Raises:
         ConfigError: the name is taken, or an override does not fit.
@@ -335,7 +334,7 @@ def register_neck(name: str, config: NeckConfig) -> None:
 
 
 def _type_of(kind: type[MethodConfig] | type[NeckConfig]) -> str:
-    """The tag of a class of config, which ``config.json`` has as its ``type``."""
+    """The tag of a config's class: its ``type`` entry in ``config.json``."""
     tag = tag_of(kind)
     if tag is None:
         raise ConfigError(f'{kind.__name__} has no tag: write tag="its_name" beside frozen=True')
@@ -352,7 +351,7 @@ def _add_name(table: dict[str, Any], name: str, kind: str) -> None:
 def with_classes(
     config: DetectorConfig, num_classes: int | None, label_names: Sequence[str] | None
 ) -> DetectorConfig:
-    """The config for other classes. Their ids count from 1, unless they are known by name.
+    """The config for other classes. Their ids count from 1 unless all have known names.
 
     Raises:
         ConfigError: the number and the names disagree, or the names are no list of strings.

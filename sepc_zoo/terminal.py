@@ -1,4 +1,4 @@
-"""What commands print: text of others must not control the terminal."""
+"""Printing for commands, safe for untrusted text: it must not control the terminal."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Control characters but tab and line break, marks that turn text round, odd bytes of file names.
+# Control characters except tab and line break, bidirectional marks, odd bytes of file names.
 CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -15,7 +15,7 @@ MAX_NAMES = 8  # names that a message lists
 
 
 def printable(text: str) -> str:
-    """Escape what would move the cursor, change colours or the title, or cannot be encoded."""
+    """Escape characters that control the terminal or that cannot be encoded."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -25,12 +25,12 @@ def quoted(path: str | os.PathLike[str]) -> str:
 
 
 def say(*texts: object, error: bool = False, **how: Any) -> None:
-    """Print, with control characters escaped; ``error`` to the standard error."""
+    """Print with control characters escaped, to stdout or, with ``error``, to stderr."""
     print(*(printable(str(t)) for t in texts), file=sys.stderr if error else sys.stdout, **how)
 
 
 def shorten(names: Sequence[str]) -> str:
-    """How many names there are, and the first of them: ``12 (cat, dog, … and 4 more)``."""
+    """The number of names and the first of them: ``12 (cat, dog, … and 4 more)``."""
     if not names:
         return "none"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
@@ -38,7 +38,7 @@ def shorten(names: Sequence[str]) -> str:
 
 
 def make_console(**how: Any) -> Any:
-    """A console of rich that escapes control characters in what it is given to print."""
+    """A rich console that escapes control characters in the text that it prints."""
     from rich.console import Console
     from rich.segment import Segment
 

@@ -255,7 +255,7 @@ def test_a_dense_method_and_a_two_stage_head_do_not_fit():
 
 @pytest.mark.parametrize("changes", [{"head_deform": True}, {"padding": 0}])
 def test_without_branches_a_neck_has_none_of_their_entries(changes):
-    with pytest.raises(ConfigError, match="are of branches, but branches is false"):
+    with pytest.raises(ConfigError, match="need branches, but branches is false"):
         override(model_config("fasterrcnn_r18_pconv"), {"neck": changes})
 
 
