@@ -57,13 +57,19 @@ def save_model(
         OSError: the disk is full or cannot be written to.
     """
     directory = Path(directory)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    weights = save(state, {"format": "pt"})  # save_file makes files that only their owner can read
+    # safetensors' save_file would make a file that only its owner can read.
+    weights = weights_content(model)
     write_atomically(directory / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
     write_json(directory / CONFIG_FILE, config_to_json(model.config))
     card = model_card(model.config, metrics, dataset, training, repo_id)
     write_atomically(directory / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
     return directory
+
+
+def weights_content(model: Detector) -> bytes:
+    """The content of ``model.safetensors`` for a model."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    return save(state, {"format": "pt"})
 
 
 def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:

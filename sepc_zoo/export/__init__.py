@@ -1,7 +1,7 @@
-"""Detectors outside of PyTorch: exported files, and what runs them.
+"""Export detectors to files for other runtimes, and run such files.
 
 The package can be called: ``sepc_zoo.export(model, path)`` is ``sepc_zoo.export.export``. Its names
-are imported when they are used, as ``sepc_zoo.export.runtime`` runs without PyTorch.
+are imported lazily, because ``sepc_zoo.export.runtime`` runs without PyTorch.
 """
 
 import os
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from sepc_zoo.export.exporter import export
     from sepc_zoo.export.loaded import load_exported
 
-# Nothing reports to the makers of ONNX Runtime (from 1.29 on) and OpenVINO, which do so by default.
+# Switch off telemetry, which ONNX Runtime (from 1.29 on) and OpenVINO send by default.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # cannot be imported
+sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # makes its import fail
 
 # Formats by the suffix of their files.
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}

@@ -1,4 +1,4 @@
-"""Whether an exported file finds what its model finds."""
+"""Compare the detections of an exported file with those of its model."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -19,31 +19,31 @@ from sepc_zoo.models.detector import Detector
 
 
 class Tolerance(NamedTuple):
-    """How far apart two detections of one object may be."""
+    """How much two detections of one object may differ."""
 
-    score: float
-    iou: float
-    pixels: float = 0.5  # of each side of a box, for boxes without much area
-    # Share of the detections that may have no partner: where two boxes overlap by nearly the
-    # threshold, rounding decides which of them suppression keeps.
+    score: float  # maximum difference of scores
+    iou: float  # minimum IoU of boxes
+    pixels: float = 0.5  # or maximum distance of corners, for boxes with little area
+    # Share of detections that may be unmatched: if two boxes overlap by nearly the threshold,
+    # rounding decides whether suppression keeps both.
     alone: float = 0.0
 
 
 TOLERANCES = {"float32": Tolerance(1e-3, 0.99), "float16": Tolerance(2e-2, 0.9, 2.0, 0.02)}
 ROUNDING = 1e-6  # difference of scores up to which their order may change
-INSIDE = 9, 5  # pixels of padding at the right of the test images, and below
+PADDING = 9, 5  # pixels of padding on the right of a test image, and below it
 
 
 def compare(model: Detector, exported: ExportedModel) -> dict[str, Any]:
-    """Compare detections of a model and its exported file, at two sizes and two batches.
+    """Compare detections of a model and its exported file on made-up images.
 
-    Where a size is fixed, it is the only one. The images are made up.
+    There are two batches, of different length and image size unless the file has these fixed.
 
     Returns:
-        Figures: numbers of images and detections, and the largest differences.
+        Numbers of images, detections and unmatched ones, and the largest differences.
 
     Raises:
-        ExportError: a detection of one has no partner in the other.
+        ExportError: more detections than allowed are unmatched.
     """
     metadata = exported.metadata
     figures: dict[str, Any] = {"images": 0, "detections": 0, "unmatched": 0}
@@ -63,7 +63,7 @@ def compare(model: Detector, exported: ExportedModel) -> dict[str, Any]:
 
 
 def made_up_batches(rule: dict[str, Any]) -> Iterator[list[Tensor]]:
-    """Batches of images ``(C, h, w)`` that fill the sizes which a file takes."""
+    """Two batches of images ``(C, h, w)``, of sizes that the file accepts."""
     generator = torch.Generator().manual_seed(0)
     step, least = rule["pad_multiple"], rule["min_side"]
     short = -(-max(least, 128) // step) * step
@@ -71,12 +71,12 @@ def made_up_batches(rule: dict[str, Any]) -> Iterator[list[Tensor]]:
         shape = rule["height"] or height, rule["width"] or width
         yield [
             made_up_image(rule["channels"], (shape[0] - down, shape[1] - right), generator)
-            for right, down in [(0, 0), INSIDE, INSIDE][: rule["batch"] or batch]
+            for right, down in [(0, 0), PADDING, PADDING][: rule["batch"] or batch]
         ]
 
 
 def made_up_image(channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Blots of many sizes, uint8 ``(C, h, w)``."""
+    """Smooth noise at several scales, uint8 ``(C, h, w)``."""
     image = torch.zeros(1, channels, *size)
     for cells in (3, 7, 17, 41):
         noise = torch.rand(1, channels, cells, cells, generator=generator)
@@ -115,7 +115,7 @@ def compare_detections(
 
 
 def match(ours: DetectionDict, theirs: DetectionDict, tolerance: Tolerance) -> Tensor:
-    """Pairs ``(P, 2)`` of detections that stand for one object; each is in one pair at most."""
+    """Pairs ``(P, 2)`` of detections of the same object; each detection is in at most one pair."""
     iou = box_iou(ours["boxes"], theirs["boxes"])
     near = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(dim=2) <= tolerance.pixels
     score = (ours["scores"][:, None] - theirs["scores"]).abs()
@@ -133,7 +133,7 @@ def match(ours: DetectionDict, theirs: DetectionDict, tolerance: Tolerance) -> T
 
 
 def without_suppression(model: Detector) -> Detector:
-    """The model with all its candidates as detections."""
+    """A copy of the model whose detections are all its candidates."""
     model = copy.copy(model)
     model.config = override(
         model.config, {"postprocess": {"iou_threshold": 1.0, "max_detections": 10**5}}
@@ -144,7 +144,7 @@ def without_suppression(model: Detector) -> Detector:
 def without_partner(
     model: Detector, detections: DetectionDict, matched: Tensor, tolerance: Tolerance
 ) -> DetectionDict:
-    """The detections that have no partner, without those at the edge of being found."""
+    """The unmatched detections, without those whose score is at the limit of being reported."""
     post, scores = model.config.postprocess, detections["scores"]
     full = len(scores) >= post.max_detections
     edge = max(post.score_threshold, float(scores[-1]) if full else 0.0) + tolerance.score
@@ -154,9 +154,9 @@ def without_partner(
 
 
 def suppressed(model: Detector, detections: DetectionDict, others: DetectionDict) -> Tensor:
-    """Mask ``(D,)`` of detections that one of the others suppresses.
+    """Mask ``(D,)`` of detections that overlap one of the others with a higher or equal score.
 
-    Of two overlapping boxes with one score, rounding decides which is kept.
+    Suppression removes them, or rounding decided between two boxes with the same score.
     """
     iou = box_iou(detections["boxes"], others["boxes"])
     same = detections["labels"][:, None] == others["labels"]
@@ -167,7 +167,7 @@ def suppressed(model: Detector, detections: DetectionDict, others: DetectionDict
 def compare_raw(
     model: Detector, exported: ExportedModel, images: Sequence[Tensor]
 ) -> dict[str, float]:
-    """Compare what the head predicts for images, each ``(C, h, w)``; an entry may differ."""
+    """Compare the raw outputs of the head, value by value, for images ``(C, h, w)``."""
     limit = TOLERANCES[exported.metadata["precision"]].score
     sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
     batch = batch_of(images, exported.padded_size(images[0]), exported.rule)

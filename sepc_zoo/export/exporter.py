@@ -46,17 +46,17 @@ def export(
         format: ``onnx``, ``openvino`` or ``pt2``.
         image_size: fixed height and width of the input in pixels; by default both stay open.
         batch_size: fixed number of images; by default it stays open.
-        raw: the outputs are what the head predicts for each anchor; dense detectors only.
-        half: weights and maps in float16; the input, scores and boxes stay float32.
-        int8: convolutions in int8: images to calibrate on, and the AP that it may cost.
+        raw: output the predictions of the head for each anchor; dense detectors only.
+        half: weights and feature maps in float16; the input, scores and boxes stay float32.
+        int8: write convolutions in int8: images to calibrate on, and the maximum loss of AP.
         metrics: figures of ``validate``, for the metadata.
 
     Returns:
         The file.
 
     Raises:
-        ExportError: the model cannot be exported so, the file does not find what the model finds,
-            int8 costs more AP than allowed, or a package is missing; nothing is written then.
+        ExportError: the model cannot be exported as asked, the file differs from the model, int8
+            costs more AP than allowed, or a package is missing. Nothing is written then.
     """
     if format not in FORMATS:
         raise ExportError(f"--format {format}: there are {', '.join(FORMATS)}")
@@ -76,7 +76,7 @@ def export(
         metrics,
     )
     start = time.perf_counter()
-    # OpenVINO computes in the type of the processor, and only stores float16.
+    # OpenVINO stores float16, but computes in a type that suits the processor.
     halved = copy.deepcopy(network).half() if half and format != "openvino" else network
     program = trace(DetectionGraph(halved, raw), metadata)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,23 +91,23 @@ def export(
         written = [part for part in draft.parent.iterdir() if part.is_file()]
         parts = sorted(written, key=lambda part: part.suffix == file.suffix)
         figures |= {"seconds": seconds, "bytes": sum(part.stat().st_size for part in parts)}
-        for part in parts:  # the file itself is the last
+        for part in parts:  # the exported file comes last
             write_atomically(file.with_name(part.name), partial(shutil.copyfile, part))
     write_json(file.with_name(FIGURES_FILE), read_figures(file.parent) | {file.name: figures})
     return file
 
 
 def read_figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """The figures of all files of a folder, by name."""
+    """The figures in ``export.json`` of a folder, by the name of the exported file."""
     table = folder / FIGURES_FILE
     return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
 
 
 def file_of(path: str | Path, format: str, architecture: str) -> Path:
-    """The file to write; of a folder, or of a path without a suffix, one inside of it.
+    """The file to write; in a folder, or a path without a suffix, it has the architecture's name.
 
     Raises:
-        ExportError: the suffix is of another format.
+        ExportError: the suffix is that of another format.
     """
     path, suffix = Path(path).expanduser(), FORMATS[format]
     if path.is_dir() or not path.suffix:

@@ -1,7 +1,7 @@
 """A whole detector as one graph: from the pixels of a batch to a fixed number of detections.
 
-The post-processing is that of ``ops.nms`` and ``models.heads`` in tensors of fixed layout: what is
-no candidate has a score of 0 and stays in its place.
+The post-processing is that of ``ops.nms`` and ``models.heads``, but in tensors whose shapes depend
+on no values: instead of being removed, what is no candidate gets a score of 0.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from sepc_zoo.ops.coders import decode
 from sepc_zoo.ops.roi_align import roi_align
 from sepc_zoo.outputs import Anchors, Predictions
 
-NO_REGION = -1e4  # an RPN's logit under all others
+NO_REGION = -1e4  # logit of what is no proposal, below those of all proposals
 
 
 class DetectionGraph(nn.Module):
@@ -29,7 +29,7 @@ class DetectionGraph(nn.Module):
 
     Args:
         model: in eval mode.
-        raw: return what the head predicts instead, logits and deltas.
+        raw: return the predictions of the head instead, such as logits and deltas.
     """
 
     def __init__(self, model: Detector, raw: bool = False) -> None:
@@ -43,15 +43,15 @@ class DetectionGraph(nn.Module):
         self.register_buffer("std", torch.tensor(weights.std)[:, None, None])
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Find the objects of a batch.
+        """Detect the objects in a batch of images.
 
         Args:
             images: ``(N, H, W, C)`` uint8, or float32 in 0…255.
             sizes: height and width of each image inside the batch ``(N, 2)``.
 
         Returns:
-            ``boxes (N, D, 4)``, ``scores (N, D)`` by falling score and ``labels (N, D)``; behind
-            the last detection the score is 0 and the label -1.
+            ``boxes (N, D, 4)``, ``scores (N, D)`` and ``labels (N, D)``, sorted by falling score.
+            After the last detection of an image, scores are 0 and labels -1.
         """
         x = self.normalize(images, sizes).to(next(self.model.parameters()).dtype)
         if isinstance(self.model, TwoStageDetector):
@@ -62,7 +62,7 @@ class DetectionGraph(nn.Module):
         return self.dense(predictions, sizes)
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """``data.pixels.normalize`` for ``(N, H, W, C) -> (N, C, H, W)``."""
+        """Normalize as ``data.pixels.normalize``, ``(N, H, W, C) -> (N, C, H, W)``."""
         x = images.permute(0, 3, 1, 2).to(torch.float32) / 255
         x = (x - self.mean) / self.std
         row = torch.arange(x.shape[2], device=x.device) < sizes[:, 0, None]  # N, H
@@ -71,7 +71,7 @@ class DetectionGraph(nn.Module):
         return x.where(inside, 0)
 
     def dense(self, predictions: Predictions, sizes: Tensor) -> tuple[Tensor, ...]:
-        """``ops.nms.select_detections``."""
+        """Post-process dense predictions as ``ops.nms.select_detections``."""
         model: Any = self.model
         config = model.config
         post: PostprocessConfig = config.postprocess
@@ -98,11 +98,11 @@ class DetectionGraph(nn.Module):
         return self.detections(boxes, scores.mT)
 
     def detections(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best of each image after suppression in each class.
+        """The best detections of each image after suppression within each class.
 
         Args:
-            boxes: ``(N, S, 4)``, which all classes share.
-            scores: ``(N, K, S)``, 0 for what is no candidate.
+            boxes: ``(N, S, 4)``, shared by all classes.
+            scores: ``(N, K, S)``, 0 where a box is no candidate for a class.
         """
         post, count = self.model.config.postprocess, boxes.shape[1]
         scores = keep_best(boxes, scores, post.max_detections, post.iou_threshold, 0.0)
@@ -113,7 +113,7 @@ class DetectionGraph(nn.Module):
     def two_stage(
         self, x: Tensor, sizes: Tensor, model: TwoStageDetector
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``RPN.propose``, ``RoIHead.forward`` and ``ops.nms.select_region_detections``."""
+        """``RPN.propose``, ``RoIHead.forward`` and ``ops.nms.select_region_detections`` in one."""
         head: Any = model.config.head
         post = model.config.postprocess
         pyramid, _ = model.forward_features(x)
@@ -145,7 +145,7 @@ class DetectionGraph(nn.Module):
         return finish(boxes, scores, label)
 
     def propose(self, pyramid: list[Tensor], sizes: Tensor, model: TwoStageDetector) -> Tensor:
-        """``RPN.propose``: regions ``(N, R, 4)``; those behind the last have no area."""
+        """Propose regions ``(N, R, 4)`` as ``RPN.propose``; those of the padding have no area."""
         config = model.rpn.config
         logits, deltas = (y.to(torch.float32) for y in model.rpn(pyramid))
         anchors = model.anchors([(x.shape[2], x.shape[3]) for x in pyramid], like=deltas)
@@ -164,9 +164,9 @@ class DetectionGraph(nn.Module):
 
 
 def pool(pyramid: Sequence[Tensor], regions: Tensor, model: TwoStageDetector) -> Tensor:
-    """``RoIHead.pool``: maps ``(N * R, C, size, size)`` of regions ``(N, R, 4)``.
+    """Pool regions ``(N, R, 4)`` as ``RoIHead.pool``, to ``(N * R, C, size, size)``.
 
-    Each level is read for all regions, as no size may depend on values.
+    All regions are pooled from every level, because no shape may depend on values.
     """
     roi_head = model.roi_head
     config, boxes = roi_head.config, regions.flatten(0, 1)
@@ -184,7 +184,7 @@ def pool(pyramid: Sequence[Tensor], regions: Tensor, model: TwoStageDetector) ->
 
 
 def top_of_levels(scores: Tensor, lengths: Sequence[int], limit: int) -> tuple[Tensor, list[Any]]:
-    """Indices of the best anchors of each level ``(N, S)``, and how many of each level.
+    """Indices ``(N, S)`` of the best anchors of each level, and the number of each level.
 
     Args:
         scores: ``(N, A)``.
@@ -207,18 +207,18 @@ def best_pairs(scores: Tensor, limit: int) -> Tensor:
 
 
 def top_with_padding(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """The ``limit`` best of ``(N, S)`` and their indices; behind them 0, where there are fewer."""
+    """The ``limit`` best scores of ``(N, S)`` and their indices; 0 where there are fewer."""
     values, index = F.pad(scores, (0, limit)).topk(limit, dim=1)
     return values, index
 
 
 def split_index(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Rest and quotient of a division by a size."""
+    """Remainder and quotient of a division by a size."""
     divisor = index.new_full((), count)  # ONNX has no remainder by a size that is not fixed
     return index % divisor, index // divisor
 
 
 def finish(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Detections ``(N, D)`` whose padding has a label of -1 and no box."""
+    """Detections ``(N, D)`` in which padding has the label -1 and a box of zeros."""
     found = scores > 0
     return boxes.where(found[..., None], 0), scores, labels.where(found, -1)

@@ -1,4 +1,4 @@
-"""Convolutions of an exported file in eight bits, where that costs little AP."""
+"""Quantize the convolutions of an exported file to int8, if that costs little AP."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from sepc_zoo.inference.tta import SINGLE_VIEW
 
 @dataclass(frozen=True)
 class Int8:
-    """How a file in int8 is calibrated, and what it may cost.
+    """How int8 is calibrated, and the AP that it may cost.
 
     Attributes:
-        images: image files like those to come, such as 300 of the training split.
-        measure: function that gives the AP of an exported file on images with ground truth.
-        max_drop: largest loss of AP, which is a fraction: 0.01 is a point.
+        images: image files to calibrate on, such as 300 of the training split.
+        measure: function that returns the AP of an exported file on a data set.
+        max_drop: maximum loss of AP, as a fraction: 0.01 is one point.
     """
 
     images: Sequence[Path]
@@ -30,10 +30,10 @@ class Int8:
 
 
 def quantize(module: Any, draft: Path, options: Int8) -> tuple[Path, dict[str, Any]]:
-    """Write the int8 form of a file into a folder beside it.
+    """Write an int8 version of a file into a folder beside it.
 
     Args:
-        module: that of the file's format.
+        module: the module of the file's format.
 
     Returns:
         The new file, and AP before and after.
@@ -62,7 +62,7 @@ def quantize(module: Any, draft: Path, options: Int8) -> tuple[Path, dict[str, A
 def calibration_inputs(
     exported: ExportedModel, files: Sequence[Path]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The inputs of the graph for each image file."""
+    """The inputs of the graph, for one image file after the other."""
     rule = exported.rule
     for file in files:
         pixels = read_image(file, channels=rule["channels"])

@@ -26,9 +26,9 @@ class ExportedModel(nn.Module):
     """A detector in an exported file, for ``predict``, ``validate`` and ``benchmark``.
 
     Attributes:
-        config: that of the model; a fixed input size is its ``weights.image_size``.
-        metadata: what the file says about itself.
-        network: runs the graph on arrays.
+        config: config of the model; ``weights.image_size`` is the fixed input size if there is one.
+        metadata: the metadata of the file, see ``export.metadata``.
+        network: callable that runs the graph on arrays.
     """
 
     predict = predict
@@ -45,15 +45,15 @@ class ExportedModel(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> list[np.ndarray]:
-        """The outputs of the graph for a batch ``(N, C, H, W)`` in 0…255, which it fills."""
+        """The outputs of the graph for a batch ``(N, C, H, W)`` in 0…255 without padding."""
         shape = images.shape[-2], images.shape[-1]
         sizes = np.array([shape] * len(images), dtype=np.int64)
         return self.run(batch_of([*images], shape, self.rule), sizes)
 
     def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
-        """Find objects in each input ``(C, h, w)`` in 0…255, in its own pixels.
+        """Detect the objects in each input ``(C, h, w)`` in 0…255; boxes are in its own pixels.
 
-        Inputs of the same padded size go through the graph together, where it allows it.
+        Inputs of the same padded size go through the graph together, unless its batch is fixed.
         """
         if self.metadata["raw"]:
             raise ExportError("a file of --raw gives no detections; export the model without it")
@@ -71,10 +71,10 @@ class ExportedModel(nn.Module):
         return [detections[i] for i in range(len(images))]
 
     def padded_size(self, image: Tensor) -> tuple[int, int]:
-        """Height and width of the batch that an image ``(C, h, w)`` is part of.
+        """Height and width of the padded batch for an image ``(C, h, w)``.
 
         Raises:
-            ExportError: it is larger than a fixed input.
+            ExportError: the image is larger than the fixed input of the file.
         """
         rule = self.rule
         step = rule["pad_multiple"]
@@ -102,7 +102,7 @@ class ExportedModel(nn.Module):
         return found
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-        """The outputs of the graph for a batch; a fixed batch is filled up with its first image.
+        """The outputs of the graph; if its batch is fixed, copies of the first image fill it up.
 
         Args:
             images: ``(N, H, W, C)``.
@@ -141,7 +141,7 @@ def load_exported(path: str | Path) -> ExportedModel:
 
 
 def find_exported(path: str | Path) -> Path | None:
-    """The exported file that a path names, if any: itself, or the only one in this folder."""
+    """The exported file at a path, or the only one in a folder; None if there is none."""
     path = Path(path).expanduser()
     if path.is_file() and path.suffix in SUFFIXES:
         return path
@@ -168,7 +168,7 @@ def format_module(format: str) -> Any:
 
 
 def with_fixed_input(config: DetectorConfig, height: int, width: int) -> DetectorConfig:
-    """The config of a model whose input has one height and width."""
+    """The config of a model with a fixed height and width of the input."""
     size = min(height, width), max(height, width)
     weights = replace(config.weights, image_size=size, upright=height > width)
     return replace(config, weights=weights)

@@ -7,9 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from sepc_zoo import __version__
+from sepc_zoo.checkpoints.folder import weights_content
 from sepc_zoo.config import DetectorConfig, config_to_json
 from sepc_zoo.errors import UserError
 from sepc_zoo.models.detector import Detector
@@ -22,7 +21,7 @@ RAW_OUTPUTS = ("logits", "deltas", "quality")
 
 
 class ExportError(UserError, RuntimeError):
-    """A model that cannot be exported as asked, or an exported file that cannot be used."""
+    """A model cannot be exported as asked, or an exported file cannot be used."""
 
 
 def describe(
@@ -40,8 +39,8 @@ def describe(
         image_size: fixed height and width of the input in pixels, or None.
         batch_size: fixed number of images, or None.
         precision: number format of the network.
-        packages: versions of what wrote the file.
-        metrics: figures of ``validate``, of which the AP and AR are kept.
+        packages: versions of the packages that write the file.
+        metrics: figures of ``validate``; AP and AR are kept.
     """
     config = model.config
     return {
@@ -96,8 +95,7 @@ def input_rule(
 
 def weights_hash(model: Detector) -> str:
     """SHA-256 of the file ``model.safetensors`` that ``save_model`` writes."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    return hashlib.sha256(save(state, {"format": "pt"})).hexdigest()
+    return hashlib.sha256(weights_content(model)).hexdigest()
 
 
 def metadata_file(path: Path) -> Path:
@@ -109,7 +107,7 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     """Read the metadata of an exported file.
 
     Raises:
-        ExportError: it is no metadata, or of a newer version.
+        ExportError: the text is no metadata, or that of another version.
     """
     try:
         content = json.loads(text)

@@ -19,7 +19,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def packages() -> dict[str, Any]:
-    """Versions of what writes the file."""
+    """Versions of the packages that write the file."""
     return {name: version(name) for name in PACKAGES} | {"opset": OPSET}
 
 
@@ -45,7 +45,7 @@ def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> 
 
 
 def _keep_best(boxes: Any, scores: Any, limit: int, iou_threshold: float, floor: float) -> Any:
-    """``suppression.keep_best`` in operators of ONNX."""
+    """Implement ``suppression.keep_best`` with operators of ONNX."""
     from onnxscript import opset20
 
     op: Any = opset20
@@ -66,10 +66,10 @@ def quantize(
     inputs: Iterator[dict[str, np.ndarray]],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a file whose convolutions compute in int8; the deformable ones stay as they are.
+    """Write a file with convolutions in int8; deformable convolutions stay as they are.
 
     Args:
-        inputs: of the graph, to find the range of each map.
+        inputs: inputs of the graph, to find the range of values of each feature map.
     """
     import onnx
     from onnxruntime import quantization
@@ -83,10 +83,10 @@ def quantize(
         target,
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
-        # With its activation, a convolution's map is rounded once, in the range that is left.
+        # Quantized with its activation, the output of a convolution is rounded only once.
         op_types_to_quantize=["Conv", "Clip", "Relu"],
         per_channel=True,
-        # With signed maps onnxruntime leaves convolutions in float32 where two nodes read a map.
+        # With signed maps, onnxruntime keeps a convolution in float32 if two nodes read its output.
         activation_type=quantization.QuantType.QUInt8,
     )
     model = onnx.load(target)

@@ -1,4 +1,4 @@
-"""OpenVINO's files: a graph in XML, its weights beside it."""
+"""OpenVINO files: the graph in XML, the weights in a file beside it."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from sepc_zoo.export.metadata import ExportError, metadata_file, output_names, p
 
 
 def packages() -> dict[str, Any]:
-    """Versions of what writes the file."""
+    """Versions of the packages that write the file."""
     return {name: version(name) for name in ("openvino", "nncf")}
 
 
@@ -40,10 +40,10 @@ def _smaller(context: Any) -> Any:
 
 
 def _keep_best(context: Any) -> Any:
-    """``suppression.keep_best`` in operators of OpenVINO."""
+    """Implement ``suppression.keep_best`` with operators of OpenVINO."""
     from openvino import opset13 as op
 
-    # The CPU's plugin needs to know that a box has four numbers.
+    # The CPU plugin must know statically that a box has four numbers.
     boxes = op.reshape(context.get_input(0), op.constant(np.array([0, -1, 4])), special_zero=True)
     scores = context.get_input(1)
     limit, iou_threshold, floor = (context.get_values_from_const_input(i) for i in (2, 3, 4))
@@ -68,15 +68,15 @@ def quantize(
     inputs: Iterator[dict[str, np.ndarray]],
     metadata: Mapping[str, Any],  # noqa: ARG001
 ) -> None:
-    """Write a file whose convolutions compute in int8; the deformable ones stay as they are.
+    """Write a file with convolutions in int8; deformable convolutions stay as they are.
 
     Args:
-        inputs: of the graph, to find the range of each map.
+        inputs: inputs of the graph, to find the range of values of each feature map.
     """
     import nncf
     import openvino as ov
 
-    nncf.set_log_level(logging.WARNING)  # its notes are hundreds of lines
+    nncf.set_log_level(logging.WARNING)  # its information is hundreds of lines
     model, items = ov.Core().read_model(source), [*inputs]
     types = {node.get_type_name() for node in model.get_ops()} - {"Convolution", "GroupConvolution"}
     quantized = nncf.quantize(
@@ -98,7 +98,7 @@ class Network:
         description = metadata_file(path)
         try:
             self.metadata = parse(description.read_text(encoding="utf-8"), description)
-            # On some processors the default is bfloat16.
+            # The default is bfloat16 on some processors.
             hint = {"INFERENCE_PRECISION_HINT": "f32"}
             self.model = ov.Core().compile_model(path, "CPU", hint)
         except (OSError, RuntimeError) as error:

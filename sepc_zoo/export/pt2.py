@@ -1,4 +1,4 @@
-"""Archives of torch.export; to load one elsewhere, ``import sepc_zoo.export.suppression`` first."""
+"""Archives of torch.export; import ``sepc_zoo.export.suppression`` before you load one yourself."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  # its operators are those of the archive
+import torchvision  # noqa: F401  # registers operators that the archive uses
 from torch.export import ExportedProgram
 
 from sepc_zoo.export import suppression  # noqa: F401
@@ -17,7 +17,7 @@ from sepc_zoo.export.metadata import KEY, ExportError, parse
 
 
 def packages() -> dict[str, Any]:
-    """Versions of what writes the file, beside those of all files."""
+    """Versions of packages that write the file; those of PyTorch are in all metadata."""
     return {}
 
 
@@ -34,7 +34,7 @@ class Network:
         try:
             with without_pickles():
                 program = torch.export.load(path, extra_files=extra)
-            # Its guards also refuse sizes at which only the reported memory format differs.
+            # Without guards, which refuse sizes for a mere difference of the memory format.
             self.module = program.module(check_guards=False)
         except Exception as error:  # many types without a common base
             raise ExportError(f"{path}: torch.export cannot load it: {error!s:.1000}") from error
@@ -47,7 +47,7 @@ class Network:
 
 @contextmanager
 def without_pickles() -> Iterator[None]:
-    """Keep torch.export from running code in a file: it would load again what is not safe."""
+    """Make torch.load refuse code in a file: torch.export would load it again without safety."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,4 +1,4 @@
-"""Non-maximum suppression as one operator, which each format writes in its own words."""
+"""Non-maximum suppression as one custom operator, which each export format translates."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,16 @@ from torchvision.ops import nms
 def keep_best(
     boxes: Tensor, scores: Tensor, limit: int, iou_threshold: float, floor: float
 ) -> Tensor:
-    """The scores of the boxes that non-maximum suppression keeps, ``(B, K, S)``; others: ``floor``.
+    """Non-maximum suppression within each of K groups; the scores of removed boxes are ``floor``.
 
     Args:
         boxes: ``(B, S, 4)``.
-        scores: ``(B, K, S)``, of K groups that are suppressed one by one.
-        limit: maximal number of boxes kept in each group.
-        floor: a score that is not above is no candidate.
+        scores: ``(B, K, S)``; only scores above ``floor`` are candidates.
+        limit: maximum number of boxes kept in each group.
+        floor: score of what is not kept.
+
+    Returns:
+        Scores ``(B, K, S)``.
     """
     kept = torch.full_like(scores, floor)
     for boxes_of, scores_of, kept_of in zip(boxes, scores, kept, strict=True):

@@ -1,4 +1,4 @@
-"""From a detector to a program of ``torch.export``, with sizes that are fixed or not."""
+"""Trace a detector with ``torch.export``, with fixed or open sizes of its input."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ from sepc_zoo.models.detector import Detector
 from sepc_zoo.ops.devices import standard_operators
 
 MAX_BATCH, MAX_SIDE = 4096, 16384
-MAX_STRIDE = 32  # of a backbone's maps
-EXAMPLE_SIDE = 256  # pixels; each level of its pyramid has more than one cell, as tracing needs
+MAX_STRIDE = 32  # largest stride of a backbone's feature maps
+EXAMPLE_SIDE = 256  # pixels; then every level has more than one cell, which tracing needs
 
 
 def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram:
     """Record the operators of a graph.
 
     Args:
-        metadata: of the file to be; a size that it does not fix stays open.
+        metadata: metadata of the file to write; sizes that it does not fix stay open.
 
     Raises:
         ExportError: the model's code depends on a size or on values.
@@ -41,14 +41,14 @@ def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram
 
 @contextmanager
 def whole_padding(step: int) -> Iterator[None]:
-    """Let the padding ``same`` of timm's layers be computed in whole numbers.
+    """Compute the padding ``same`` of timm's layers with integers while a model is traced.
 
-    timm divides open sizes as floats, which a tracer cannot simplify: the terms grow from layer to
-    layer, and a MobileNetV2 takes more than ten minutes.
+    timm divides open sizes as floats, which the tracer cannot simplify: expressions grow from layer
+    to layer, and a MobileNetV2 takes more than ten minutes.
 
     Args:
-        step: both sides of a batch are multiples of it. Where it is one of all strides, a map has
-            the same remainder at every size, that of the example.
+        step: both sides of a batch are multiples of it. If it is a multiple of every stride, a
+            feature map has the same remainder at every size as in the example.
     """
 
     def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
@@ -65,13 +65,13 @@ def whole_padding(step: int) -> Iterator[None]:
 
 
 def example_input(metadata: Mapping[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Images ``(N, H, W, C)``, their sizes ``(N, 2)``, and which of their dimensions are open."""
+    """Example images ``(N, H, W, C)``, their sizes ``(N, 2)``, and their open dimensions."""
     rule = metadata["input"]
     step = rule["pad_multiple"]
     least = -(-rule["min_side"] // step)
     start = max(least, -(-EXAMPLE_SIDE // step), 2)
     open_dims: dict[int, Any] = {}
-    # Different lengths, none of them 1, so that tracing takes no two of them for the same.
+    # Different lengths, none of them 1: tracing would take equal ones for the same dimension.
     height, width = rule["height"] or start * step, rule["width"] or (start + 1) * step
     shape = [rule["batch"] or 2, height, width]
     if rule["batch"] is None:
@@ -93,10 +93,10 @@ def check_request(
     batch_size: int | None,
     raw: bool,
 ) -> None:
-    """Refuse what cannot be exported, before minutes are spent on it.
+    """Check that a model can be exported as asked, before minutes are spent on it.
 
     Raises:
-        ExportError: says what to change.
+        ExportError: it cannot; the message says what to change.
     """
     config, step = model.config, model.config.weights.pad_multiple
     if raw and config.method.head == "two_stage":
