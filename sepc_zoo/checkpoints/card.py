@@ -1,4 +1,4 @@
-"""The README.md of a model folder: metadata for the hub and a page for people."""
+"""The model card, README.md of a model folder: metadata for the hub and a page to read."""
 
 import re
 from collections.abc import Mapping
@@ -94,11 +94,11 @@ def model_card(
     """Write a model card.
 
     Args:
-        config: of the model.
+        config: config of the model.
         metrics: figures of ``validate``, never published ones; -1 stands for an undefined figure.
         dataset: name of the data that ``metrics`` were measured on; by default the validation
             split of the training data.
-        training: facts about the training, one line each.
+        training: facts about the training; each becomes a line.
         repo_id: repository on the hub that the card is for.
     """
     weights = config.weights
@@ -137,7 +137,9 @@ def _front_matter(
         for name, value in figures.items()
     ]
     names = filter(None, weights.dataset.split(" + "))
-    datasets = [re.sub(r"[^\w./-]+", "-", name).strip("-") for name in names]  # as the hub has ids
+    datasets = [
+        re.sub(r"[^\w./-]+", "-", name).strip("-") for name in names
+    ]  # valid ids of the hub
     return ModelCardData(
         library_name="sepc_zoo",
         pipeline_tag="object-detection",
@@ -145,7 +147,7 @@ def _front_matter(
         datasets=datasets or None,
         base_model=f"timm/{config.backbone.name}" if "." in config.backbone.name else None,
         tags=["object-detection", "pytorch", "timm", config.method.name],
-        # The hub's model-index has both or neither.
+        # model-index on the hub needs both a name and results.
         model_name=config.architecture if results else None,
         eval_results=results or None,
     )
@@ -163,15 +165,15 @@ def _in_words(value: Any) -> str:
 
 
 def _link(text: str) -> str:
-    """A plain address as it is, and any other text escaped."""
+    """Return a plain address unchanged and any other text escaped."""
     return text if re.fullmatch(r"https://[\w./%?=&#~-]+", text) else _escape(text)
 
 
 def _code(text: str) -> str:
-    """A name, without what a name does not have."""
+    """Replace characters that no name has, so that the text can stand in backticks."""
     return re.sub(r"[^\w./:+-]+", " ", text)
 
 
 def _escape(text: str) -> str:
-    """Text of a user's, escaped so that it is not read as Markdown, HTML or a formula."""
+    """Escape untrusted text, so that it is not read as Markdown, HTML or a formula."""
     return re.sub(r"([\\`*_\[\]<>|&~$#])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Download a published checkpoint: with progress, in bounded time, resumed where that is safe."""
+"""Download a published checkpoint: with progress, in bounded time, resumed if that is safe."""
 
 import os
 import re
@@ -20,9 +20,9 @@ from sepc_zoo.errors import HubError
 from sepc_zoo.terminal import printable
 
 TIMEOUT = 10.0  # seconds without a byte
-SLOW_TIME, SLOW_BYTES = 20.0, 2**16  # a connection with fewer bytes in this time is given up
-MAX_ATTEMPTS = 3  # attempts in a row that bring less than SLOW_BYTES
-MAX_BYTES = 2**32  # the largest published checkpoint has a tenth of it
+SLOW_TIME, SLOW_BYTES = 20.0, 2**16  # a connection with fewer bytes in this time is closed
+MAX_ATTEMPTS = 3  # successive attempts that bring less than SLOW_BYTES
+MAX_BYTES = 2**32  # ten times the largest published checkpoint
 CHUNK = 2**18
 BAR: dict[str, Any] = {"unit": "B", "unit_scale": True, "disable": None, "leave": False}
 PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
@@ -34,19 +34,24 @@ MIRROR_HINT = (
 
 
 class DownloadError(HubError):
-    """A download that failed for good; the message says why, and what to do if that helps."""
+    """A download failed for good; the message says why, and what to do if anything helps."""
 
 
 class _Broken(Exception):  # noqa: N818
-    """A connection that ended early; another one may get the rest."""
+    """A connection ended early; a new one may get the rest."""
 
 
 def download(url: str, path: Path, sha256: str = "") -> None:
-    """Download a file; it appears at ``path`` once it is complete, or a DownloadError says why not.
+    """Download a file; it appears at ``path`` once it is complete.
 
-    What an interrupted process has got lies beside it, and the next call asks for the rest. An
-    error leaves nothing. Without a hash nothing could tell two halves that do not fit, so such a
-    file is downloaded in one piece. ``sha256`` has the first digits of the hash.
+    A killed process leaves its part beside ``path``, and the next call resumes it; an error leaves
+    nothing. A file without a hash is never resumed, because parts of two files could be joined.
+
+    Args:
+        sha256: the first digits of the file's hash, if known.
+
+    Raises:
+        DownloadError: the file cannot be downloaded, or has another hash.
     """
     part = path.with_name(f"{path.name}.part")
     if not sha256:
@@ -64,14 +69,14 @@ def download(url: str, path: Path, sha256: str = "") -> None:
 
 
 def _download_in_pieces(url: str, part: Path, resume: bool) -> None:
-    """Ask again, from where the connection ended, as long as that brings something."""
+    """Download with new connections while they bring new bytes; ``resume`` keeps what is there."""
     attempts, best = 0, size_of(part)
     while True:
         try:
             return _receive(url, part, size_of(part) if resume else 0)
         except HTTPError as error:
             error.close()
-            if error.code == 416:  # what is there already is no start of the file
+            if error.code == 416:  # the part is not shorter than the file
                 part.unlink(missing_ok=True)
             elif best == 0 or error.code not in TRY_LATER:
                 raise DownloadError(refusal(error, url)) from error
@@ -100,11 +105,11 @@ def _download_in_pieces(url: str, part: Path, resume: bool) -> None:
 
 
 def _receive(url: str, part: Path, start: int) -> None:
-    """Receive a file, or what follows its first ``start`` bytes where the server allows that."""
+    """Receive a file, or only what follows its first ``start`` bytes if the server allows that."""
     headers = {"User-Agent": f"sepc_zoo/{__version__}", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    opener = build_opener()  # urlopen's would keep the proxies of its first use
+    opener = build_opener()  # urlopen would keep the proxies of its first call
     with opener.open(Request(url, headers=headers), timeout=TIMEOUT) as response:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0
@@ -121,7 +126,7 @@ def _receive(url: str, part: Path, start: int) -> None:
                 try:
                     file.write(chunk)
                     file.flush()
-                except OSError as error:  # not one of the connection
+                except OSError as error:  # an error of the disk, not of the connection
                     raise DownloadError(cannot_write(part, error)) from error
                 bar.update(len(chunk))
                 watch(watch.received + len(chunk))
@@ -130,17 +135,18 @@ def _receive(url: str, part: Path, start: int) -> None:
 
 
 class Watch:
-    """Stops a transfer that is too slow or too large to ever end."""
+    """Stop a transfer that is too slow or too large."""
 
     def __init__(self, part: Path, start: int = 0) -> None:
         self.part, self.start, self.received = part, start, 0
         self.since, self.bytes_then = time.monotonic(), 0
 
     def __call__(self, received: int, total: int | None = None) -> None:
-        """Note how many bytes have come, of how many in the whole file.
+        """Take note of the bytes received since ``start`` and, if known, the size of the file.
 
-        Raises a DownloadError over a file too large for a checkpoint or for the disk, and _Broken
-        where nearly nothing has come for a while.
+        Raises:
+            DownloadError: the file is too large for a checkpoint or for the disk.
+            _Broken: the transfer is too slow.
         """
         self.received, there, total = received, self.start + received, total or 0
         if max(total, there) > MAX_BYTES:
@@ -177,11 +183,11 @@ def _download_from_drive(url: str, part: Path) -> None:
                 timeout=TIMEOUT,
                 progress=watch,
             )
-    except gdown.exceptions.FileURLRetrievalError as error:  # it read a page
+    except gdown.exceptions.FileURLRetrievalError as error:  # gdown got a page, not a file
         raise DownloadError(page_reason(str(error).encode())) from error
     except (gdown.exceptions.DownloadError, _Broken) as error:
         raise DownloadError(f"{in_words(error)}: try again later") from error
-    except OSError as error:  # requests' errors are of this type
+    except OSError as error:  # also the base of the errors of requests, which have no errno
         if error.errno is not None:
             raise
         raise DownloadError(f"{host(url)}: {in_words(error)}: {MIRROR_HINT}") from error
@@ -206,7 +212,7 @@ def hash_of(path: Path) -> str:
 
 
 def is_page(start: bytes) -> bool:
-    """Tell if a web page came in place of a file: a captive portal, a used-up quota, a login."""
+    """Whether a web page came instead of a file: a captive portal, a used-up quota, a login."""
     return start.lstrip()[:20].lower().startswith(PAGE_STARTS)
 
 
@@ -244,7 +250,7 @@ def too_large(size: int) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """The first line of an error, or of what it wraps."""
+    """The first line of an error's text, or of the error that it wraps."""
     if isinstance(error, URLError) and isinstance(error.reason, Exception):
         error = error.reason
     if isinstance(error, TimeoutError):

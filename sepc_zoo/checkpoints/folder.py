@@ -20,13 +20,13 @@ from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 
-# Names in safetensors of types that no weight has; all others are floating-point numbers.
+# Types by their names in safetensors; all that are not here are floating-point numbers.
 DTYPES = {f"{sign}{bits}": torch.int64 for sign in "IU" for bits in (8, 16, 32, 64)}
 DTYPES |= {"BOOL": torch.bool, "C64": torch.complex64}
 MAX_CONFIG_BYTES = 2**24  # 100,000 classes need a third of it
 MAX_TENSORS = 20_000  # timm's largest models have 3,000
 MAX_CALLS = 60_000  # torch functions called to build a model; timm's largest need 34,000
-MAX_TABLES = 2**28  # bytes of tensors that are computed and not saved; timm's largest have 2**24
+MAX_TABLES = 2**28  # bytes of tensors that are computed and not saved; timm's models need 2**24
 
 
 def save_model(
@@ -38,9 +38,9 @@ def save_model(
     training: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write a model folder that ``create_model("local-dir:…")`` builds again, bit for bit.
+    """Write a model folder, from which ``create_model("local-dir:…")`` builds the same model.
 
-    Each file is complete before it replaces an older one.
+    An older file is replaced only by a complete new one.
 
     Args:
         model: a detector.
@@ -75,16 +75,16 @@ def weights_content(model: Detector) -> bytes:
 def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
     """Build the model of a folder with its weights, in eval mode.
 
-    The folder may be a stranger's: the model is built without memory for its tensors, which are
-    compared with the header of the weights file before any of them is read.
+    The folder may be untrusted: the model is first built without memory for its tensors, and they
+    are compared with the header of the weights file before any tensor is read.
 
     Args:
-        folder: with config and weights.
-        config: to build instead of the folder's, with the same tensors.
+        folder: folder with config and weights.
+        config: config to build instead of the folder's; it must have the same tensors.
 
     Raises:
         HubError: a file is damaged, the config describes no model or an absurdly large one, or
-            tensors are missing, left over or misshapen; names the file and what is wrong.
+            tensors are missing, left over or misshapen; the message names the file.
         ConfigError: the given config describes no model.
     """
     file = folder / WEIGHTS_FILE
@@ -98,7 +98,7 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
             shapes, model.state_dict(), f"{file} does not fit {model.config.architecture}"
         )
         if computed:
-            model = build(wanted)  # the file does not have them: building computes them
+            model = build(wanted)  # on the CPU, which computes the tensors that the file lacks
         else:
             model.to_empty(device="cpu")
         load_weights(model, file)
@@ -111,7 +111,7 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
 
 
 class BoundedBuilding(TorchFunctionMode):
-    """Raises a ConfigError after ``MAX_CALLS`` calls of torch to build a model, some seconds."""
+    """Stop building a model with a ConfigError after ``MAX_CALLS`` calls of torch (seconds)."""
 
     calls = 0
 
@@ -125,7 +125,8 @@ class BoundedBuilding(TorchFunctionMode):
 def has_computed_tensors(model: nn.Module) -> bool:
     """Whether a model has tensors that its weights file lacks, or tensors with two names.
 
-    More than ``MAX_TABLES`` bytes of them raise a ConfigError.
+    Raises:
+        ConfigError: there are more than ``MAX_TABLES`` bytes of them.
     """
     saved = {id(value) for value in model.state_dict(keep_vars=True).values()}
     computed = [
@@ -141,7 +142,7 @@ def has_computed_tensors(model: nn.Module) -> bool:
 
 
 def read_config(folder: Path) -> DetectorConfig:
-    """Read the config of a model folder; a HubError names the file and the entry that is wrong."""
+    """Read the config of a model folder; a HubError names the file and the wrong entry."""
     file = folder / CONFIG_FILE
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
@@ -157,7 +158,7 @@ def read_config(folder: Path) -> DetectorConfig:
 
 
 def load_weights(model: Detector, file: Path) -> None:
-    """Load a safetensors file strictly; a HubError names damage, and tensors that do not fit."""
+    """Load a safetensors file strictly; a HubError names the damage or the tensors that misfit."""
     state = read_weights(file)
     refuse_misfits(state, model.state_dict(), f"{file} does not fit {model.config.architecture}")
     model.load_state_dict(state)
@@ -214,7 +215,7 @@ def refuse_misfits(
 def misfits(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], max_lines: int = 20
 ) -> list[str]:
-    """Describe each tensor that is missing, left over, misshapen or cannot be right, one a line."""
+    """Describe in a line each tensor that is missing, left over, misshapen or cannot be right."""
     shared = [(key, state[key], value) for key, value in wanted.items() if key in state]
     misshapen = [
         f"  {key} is {tuple(value.shape)!s:.200}, not {tuple(ours.shape)}"
@@ -223,7 +224,7 @@ def misfits(
     ]
     impossible = [f"  {key} {reason}" for key, *pair in shared if (reason := why_impossible(*pair))]
     missing = [f"  missing: {key}" for key in wanted if key not in state]
-    # A stranger chose these names: escape line breaks and codes for the terminal.
+    # These names are untrusted: escape line breaks and terminal codes.
     left_over = [f"  left over: {ascii(key)[1:-1]:.200}" for key in state if key not in wanted]
     problems = misshapen + impossible + missing + left_over
     if len(problems) <= max_lines:
@@ -232,8 +233,8 @@ def misfits(
 
 
 def why_impossible(value: Tensor, wanted: Tensor) -> str:
-    """Say why the values of a tensor cannot be right, or ""; the meta device has no values."""
-    # Counters of batches are sometimes stored as floats, weights never as whole numbers.
+    """Why the values of a tensor cannot be right, or ""; tensors on "meta" have no values."""
+    # The number of batches is sometimes stored as a float, but weights never as integers.
     if wanted.is_floating_point() > value.is_floating_point() or value.is_complex():
         return (
             f"has values of type {str(value.dtype).removeprefix('torch.')}, which cannot be right"

@@ -1,7 +1,7 @@
 """Download model folders and backbones from the Hugging Face Hub.
 
-The cache, its locks and resumed downloads are huggingface_hub's. Whatever it raises over an answer
-becomes a HubError: its HTTP library changes with major versions, and servers answer anything.
+huggingface_hub does caching, locks and resumed downloads. Every exception that it raises becomes a
+HubError: its HTTP library changes with major versions, and a server may answer anything.
 """
 
 import re
@@ -31,7 +31,7 @@ from sepc_zoo.files import write_atomically
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 NAME_IN_CACHE = re.compile(r"\w[\w.-]{0,127}")  # ETags and commits become names of files
 TIMEOUT = 10.0  # seconds to wait until the hub says where a file is
-BACKBONE_TIMEOUT = 2.0  # the same for a backbone: training can start from a file instead
+BACKBONE_TIMEOUT = 2.0  # TIMEOUT for a backbone, short because training can start from a file
 ONLINE = "load it once online"
 
 
@@ -40,11 +40,11 @@ class NotOnHubError(HubError):
 
 
 class NotCachedError(HubError):
-    """A file is not in the cache, and the hub did not answer or may not be asked."""
+    """A file is not in the cache, and the hub did not answer or must not be asked."""
 
 
 class StrangeAnswer(Exception):  # noqa: N818
-    """Something answered that is no hub."""
+    """A server answered that is no hub."""
 
 
 class Request(NamedTuple):
@@ -125,7 +125,14 @@ def fetch_file(
 
 
 def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | None:
-    """Ask the hub once where a file is; the error if it did not answer, HubError if it said no."""
+    """Ask the hub once where a file is.
+
+    Returns:
+        The error if the hub did not answer, else None.
+
+    Raises:
+        HubError: the hub refused.
+    """
     try:
         url = hf_hub_url(request.repo_id, file, revision=request.revision)
         found = get_hf_file_metadata(url, token=request.token, timeout=timeout)
@@ -151,7 +158,7 @@ def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | No
 
 
 def check_answer(etag: str | None, commit: str | None, size: int | None) -> None:
-    """Raise a StrangeAnswer over what no hub says about a file, before anything is done with it."""
+    """Raise a StrangeAnswer if no hub would describe a file like this, before the file is used."""
     if not etag or not commit:
         raise StrangeAnswer(
             "answered without the headers of a hub: a login page of this network is in between, or "
@@ -164,10 +171,10 @@ def check_answer(etag: str | None, commit: str | None, size: int | None) -> None
 
 
 def check_hash(path: Path, request: Request) -> None:
-    """Raise a HubError unless a file in the cache has the hash that the cache names it by.
+    """Raise a HubError unless a file in the cache has the hash that is its name.
 
-    This happens once: a marker beside the file remembers its size and time of modification, and a
-    file that differs from its marker is hashed again.
+    A marker beside the file keeps size and time of the last check; only a file that differs from
+    its marker is hashed again.
     """
     blob = path.resolve()
     if len(blob.name) not in (40, 64):  # a cache without symbolic links does not know the hash
@@ -185,7 +192,7 @@ def check_hash(path: Path, request: Request) -> None:
             f"{path.name} of {request.where} is damaged: its hash is not the hub's; it was removed "
             "from the cache, try again"
         )
-    with suppress(OSError):  # a cache that cannot be written to
+    with suppress(OSError):  # the cache may be read-only
         write_atomically(marker, lambda file: file.write_text(state))
 
 

@@ -1,4 +1,4 @@
-"""Push model folders to the Hugging Face Hub, and collect them."""
+"""Push model folders to the Hugging Face Hub, and add them to collections."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from sepc_zoo.checkpoints.layout import CARD_FILE, CONFIG_FILE, METRICS_FILE, WE
 from sepc_zoo.errors import HubError
 from sepc_zoo.models.detector import Detector
 
-# Not detections.json: it may be huge. The second line has files of Spaces and endpoints.
+# Without detections.json, which may be huge; with the files of Spaces and endpoints.
 PUSHED = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE]
 PUSHED += ["app.py", "handler.py", "requirements.txt"]
 
@@ -77,7 +77,7 @@ def push_folder(
     """Push the files of a model folder, or of a Space's, in one commit; returns its address.
 
     Args:
-        space_sdk: what runs a Space: gradio or static; None for a model.
+        space_sdk: gradio or static for a Space, None for a model.
     """
     api = HfApi(token=token)
     repo_type = "model" if space_sdk is None else "space"

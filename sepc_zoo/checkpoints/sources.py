@@ -1,4 +1,4 @@
-"""Published weights: found in the local store or on the hub, imported from their publishers."""
+"""Find published weights in the local store or on the hub, or import them from their publisher."""
 
 import os
 import re
@@ -61,9 +61,8 @@ def find_model(
 def find_published(name: str, **download: Any) -> Path:
     """The folder with the published weights of a name, wherever they are.
 
-    They are looked for in the local store, on the hub, which is asked once, and at their
-    publisher's address. A revision is one of the hub's, so only the hub is asked for it. Errors
-    are those of ``import_model``.
+    The search order is the local store, the hub (asked once) and the publisher's address. With a
+    revision, which only the hub has, the hub alone is asked. Errors are those of ``import_model``.
     """
     row = published_row(name)
     organisation = os.environ.get("SEPC_ZOO_HUB_ORG", DEFAULT_ORGANISATION)
@@ -84,10 +83,14 @@ def find_published(name: str, **download: Any) -> Path:
 
 
 def published_row(name: str, publisher: str | None = None) -> Published:
-    """The row of published weights that a name stands for; without a tag the first one.
+    """The row of published weights of a name; without a tag the first one.
 
-    It is by ``publisher``, a key of ``PUBLISHERS``, or anybody. A name that builds no model raises
-    an UnknownModelError, one without weights a HubError.
+    Args:
+        publisher: a key of ``PUBLISHERS``; by default any publisher will do.
+
+    Raises:
+        UnknownModelError: the name builds no model.
+        HubError: the name has no published weights.
     """
     model_config(name)  # raises for an unknown name
     row = find_row(name, publisher)
@@ -123,15 +126,18 @@ def import_model(
 ) -> Path:
     """Convert a published checkpoint and keep it where ``pretrained=True`` finds it offline.
 
-    Returns the model folder, which appears once it is complete and builds the model again. Other
-    processes that want it wait.
+    The folder appears once it is complete and was loaded as a check. Other processes that want the
+    same model wait.
 
     Args:
-        name: such as ``"fsaf_r50_sepc"``; without a tag the first row of this name.
+        name: name of a model such as ``"fsaf_r50_sepc"``; without a tag the first row of this name.
         file: the checkpoint, if it was downloaded before.
         url: address to download from instead of the publisher's, as in ``SEPC_ZOO_MIRROR``.
-        publisher: whose checkpoint, a key of ``PUBLISHERS``.
-        unless_kept: do nothing where the model is kept already.
+        publisher: publisher of the checkpoint, a key of ``PUBLISHERS``.
+        unless_kept: do nothing if the model is in the local store already.
+
+    Returns:
+        The model folder in the local store.
 
     Raises:
         HubError: no weights of this name are published, or they cannot be downloaded.
@@ -149,7 +155,7 @@ def import_model(
                 checkpoint = given(file, row) if file else fetch_checkpoint(row, work, url)
                 state = read_state_dict(checkpoint, row.name)
                 model = CONVERTERS[row.publisher](state, row.name)
-                shutil.rmtree(work / "model", ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(work / "model", ignore_errors=True)  # left by a killed process
                 new = save_model(model, work / "model")
                 verify(model, new)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +173,7 @@ def import_model(
 
 @contextmanager
 def locked(row: Published) -> Iterator[None]:
-    """Hold the lock of a row; the system frees it when a process dies."""
+    """Hold the lock of a row; the system releases it if the process dies."""
     folder = home() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{row.name}.lock")
@@ -199,7 +205,7 @@ def fetch_checkpoint(row: Published, work: Path, url: str | None = None) -> Path
 
 
 def given(file: str | Path, row: Published) -> Path:
-    """A file that was downloaded before; says so if it is not the published one."""
+    """The path of a checkpoint that the user has; warns if it is not the published file."""
     path = Path(file)
     if row.sha256 and path.is_file() and not hash_of(path).startswith(row.sha256):
         tell(f"{file} is not the file that was published as {row.name}: its SHA-256 differs")
@@ -207,10 +213,11 @@ def given(file: str | Path, row: Published) -> Path:
 
 
 def address_of(row: Published, url: str | None = None) -> str:
-    """The address of a checkpoint: the publisher's, or that of a mirror.
+    """The address of a checkpoint, at its publisher or a mirror.
 
-    A mirror is a folder of such files, or an address with ``{file}``, ``{name}`` or ``{id}`` in it:
-    the name of the file, of the model with its tag, the last part of the publisher's address.
+    A mirror is a folder of such files, or an address in which ``{file}`` stands for the name of the
+    file, ``{name}`` for that of the model with its tag, ``{id}`` for the end of the publisher's
+    address.
     """
     mirror = url or os.environ.get("SEPC_ZOO_MIRROR")
     if not mirror:
@@ -223,7 +230,7 @@ def address_of(row: Published, url: str | None = None) -> str:
 
 
 def file_name(row: Published) -> str:
-    """The name of a published file; a file of Google Drive is called by its model."""
+    """The name of a published file; a file of Google Drive gets the name of its model."""
     return row.url.rpartition("/")[2] if row.url.endswith(".pth") else f"{row.name}.pth"
 
 

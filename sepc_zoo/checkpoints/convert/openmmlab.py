@@ -1,4 +1,4 @@
-"""From openmmlab's checkpoints (mmdetection 2 and 3) to our models."""
+"""Convert checkpoints of openmmlab (mmdetection 2 and 3) and UniverseNet to our models."""
 
 import math
 import re
@@ -54,7 +54,7 @@ RENAMES = [
 ]
 # A layer of a tower is a convolution, its norm if there is one, and a ReLU.
 TOWER_LAYER = re.compile(r"_tower\.(\d)\.(conv|gn)\.")
-BINS = "bbox_head.integral.project"  # 0, 1, 2, ...: no weight
+BINS = "bbox_head.integral.project"  # the constants 0, 1, 2, ... of GFL
 FIRST_CONV = "backbone.body.conv1.weight"
 # Convolutions before those layer norms of PVTv2 whose epsilon is 1e-6 in the original and 1e-5 in
 # timm: with sqrt(10) times their output, a norm has the same effect.
@@ -63,13 +63,13 @@ LINEAR = re.compile(r"\.mlp\.fc[12]\.weight$")  # a 1x1 convolution in the origi
 
 
 def from_openmmlab(state_dict: Mapping[str, Tensor], name: str) -> Detector:
-    """A model of ours with openmmlab's weights, in eval mode, in the precision of the weights.
+    """Build a model with weights of openmmlab, in eval mode and in the precision of the weights.
 
-    A Caffe backbone becomes one that takes RGB normalized as for ImageNet.
+    A Caffe backbone is changed to take RGB normalized as for ImageNet.
 
     Args:
-        state_dict: theirs or UniverseNet's, with or without ``module.`` before its names.
-        name: name of their config, such as ``"atss_r50_fpn_1x_coco"``, or ours.
+        state_dict: their tensors, or UniverseNet's, with or without ``module.`` before the names.
+        name: name of their config, such as ``"atss_r50_fpn_1x_coco"``, or of our model.
 
     Raises:
         UnknownModelError: there is no such model.
@@ -101,7 +101,7 @@ def openmmlab_config(name: str) -> DetectorConfig:
 
 
 def renames(keys: Iterable[str]) -> dict[str, str]:
-    """Our names of the tensors of a checkpoint, by theirs; without GFL's table of bins."""
+    """Our names of the tensors of a checkpoint, by theirs, without GFL's constants ``BINS``."""
     keys = [key for key in keys if not key.endswith(BINS)]
     layers = 3 if any(".gn." in key for key in keys) else 2
 
@@ -118,7 +118,7 @@ def renames(keys: Iterable[str]) -> dict[str, str]:
 
 
 def split_attention(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint with the projection of queries apart from that of keys and values."""
+    """Split the stacked projections of attention into queries, and keys with values, as in timm."""
     split: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         start, stacked, kind = key.partition("attn.in_proj_")
@@ -131,7 +131,7 @@ def split_attention(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fold(name: str, value: Tensor) -> Tensor:
-    """Convert the value of a tensor to that of ours, by our name."""
+    """Convert the value of a tensor to our convention, which depends on our name of it."""
     if BEFORE_NORM.search(name):
         return (value.double() * math.sqrt(10)).to(value.dtype)
     is_pointwise = LINEAR.search(name) and value.shape[2:] == (1, 1)
@@ -139,6 +139,6 @@ def fold(name: str, value: Tensor) -> Tensor:
 
 
 def fold_bgr(weight: Tensor) -> Tensor:
-    """A first convolution for BGR in 0..255 less its mean, as one for normalized RGB."""
+    """Convert a first convolution for BGR in 0..255 minus a mean to one for normalized RGB."""
     deviation = torch.tensor(IMAGENET_STD, dtype=torch.float64)[:, None, None] * 255
     return (weight.double().flip(1) * deviation).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""Read PyTorch checkpoints of strangers without running what their pickles ask for."""
+"""Read untrusted PyTorch checkpoints without running code that their pickles name."""
 
 import re
 from collections import OrderedDict
@@ -17,7 +17,7 @@ class CheckpointError(UserError, ValueError):
 
 
 class StandIn:
-    """An object of a class that a checkpoint names: it keeps nothing and does nothing."""
+    """Stands for an object of a class that a checkpoint names; keeps nothing and does nothing."""
 
     def __new__(cls, *_: Any) -> Any:
         return super().__new__(cls)
@@ -30,19 +30,19 @@ class StandIn:
 
 
 class StandInDict(StandIn):
-    """A dict of a class that a checkpoint names: PyTorch fills no dicts but its own."""
+    """Stands for a dict of such a class: PyTorch fills only dicts of its own list of types."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
 
 
 def stand_in(path: str, base: type) -> type:
-    """A class that PyTorch takes for the one at ``path``."""
+    """Make a class that PyTorch takes for the one at ``path``."""
     module, _, name = path.rpartition(".")
     return type(name, (base,), {"__module__": module})
 
 
-# What mmcv, mmengine and training scripts save beside the tensors: histories of losses, configs.
+# Classes of what mmcv, mmengine and training scripts save beside tensors, such as configs.
 STAND_INS: list[Any] = [
     *(stand_in(path, StandIn) for path in (
         "builtins.getattr",  # names a method of HistoryBuffer; the stand-in looks nothing up
@@ -55,7 +55,7 @@ STAND_INS: list[Any] = [
         "numpy._core.multiarray.scalar",
         "numpy.core.multiarray._reconstruct",
         "numpy._core.multiarray._reconstruct",
-        "builtins.dict",  # makes the values of a defaultdict, as the next ones
+        "builtins.dict",  # factories of the values of a defaultdict, as the next three
         "builtins.float",
         "builtins.int",
         "builtins.list",
@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file was refused; PyTorch's own text advises to load it in spite of that."""
+    """Why a file was refused, without PyTorch's advice to load it nevertheless."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named:
         return f"its pickle names {named[1]:.100}, and so holds more than tensors and plain data"
@@ -99,15 +99,15 @@ def _reason(error: Exception) -> str:
 
 
 def read_state_dict(path: str | Path, name: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, which may lie beside others under ``"state_dict"``.
+    """The tensors of a checkpoint, at its top level or under ``"state_dict"``.
 
     Args:
-        path: of the file.
-        name: of the model that the checkpoint should be, if known.
+        path: the file.
+        name: name of the model that the checkpoint should be of, if known.
 
     Raises:
-        CheckpointError: the file cannot be read, has other things than tensors there, or its
-            config names another method (RetinaNet and FreeAnchor have tensors of the same shapes).
+        CheckpointError: the file cannot be read, its state dict is none of tensors, or its config
+            names another method (RetinaNet and FreeAnchor have tensors of the same shapes).
     """
     content = read_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -124,7 +124,7 @@ HEADS = {"FreeAnchor": "freeanchor", "FSAF": "fsaf", "Retina": "retinanet"}
 
 
 def method_of(content: Mapping[str, Any]) -> str | None:
-    """The method that the training config in a checkpoint names, of those with like tensors."""
+    """The method that the training config in a checkpoint names, if it is one of ``HEADS``."""
     meta = content.get("meta")
     config = meta.get("config") if isinstance(meta, Mapping) else None
     if not isinstance(config, str):

@@ -11,8 +11,8 @@ from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 from sepc_zoo.registry import authors_config
 
-# Our channels of the box convolution, as indices of theirs.
-BOX_CHANNELS = {"fsaf": [1, 0, 2, 3]}  # theirs are bottom, top, left, right
+# Index in the authors' box convolution of each of our channels, where their order is another.
+BOX_CHANNELS = {"fsaf": [1, 0, 2, 3]}  # theirs: bottom, top, left, right
 
 
 def from_authors(state_dict: Mapping[str, Tensor], name: str) -> Detector:

@@ -14,7 +14,7 @@ from sepc_zoo.models.detector import Detector
 from sepc_zoo.published import PUBLISHED
 from sepc_zoo.registry import UnknownModelError, model_config
 
-# Names that torchvision itself still renames while it loads older files.
+# Names in older files, which torchvision itself renames when it loads them.
 OLD_NAMES = [
     (r"^(backbone\.fpn\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
@@ -70,7 +70,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor], name: str) -> Detector:
 
 
 def with_weights(config: DetectorConfig, state_dict: Mapping[str, Tensor]) -> Detector:
-    """Build the model of a config, the ids of whose classes are torchvision's columns."""
+    """Build a model with the weights; the category ids of its config are torchvision's columns."""
     model = build(config)
     wanted = model.state_dict()
     ids = list(config.category_ids)
@@ -103,7 +103,7 @@ def renames(keys: Iterable[str]) -> dict[str, str]:
 
 
 def select_classes(key: str, value: Tensor, ids: list[int]) -> Tensor:
-    """The rows of a last layer for the classes of these category ids; other tensors as they are."""
+    """Select the rows of a last layer for these category ids; return other tensors unchanged."""
     layer = key.rpartition(".")[0]
     if layer not in LAST_LAYERS or len(value) % NUM_COLUMNS:
         return value
@@ -115,7 +115,7 @@ def select_classes(key: str, value: Tensor, ids: list[int]) -> Tensor:
 
 
 def our_name(name: str) -> str:
-    """Our name with its tag, of torchvision's name or ours; UnknownModelError for another name."""
+    """Our name with its tag for torchvision's name or ours; else an UnknownModelError."""
     rows = [row for row in PUBLISHED.values() if row.publisher == "torchvision"]
     for row in sorted(rows, key=lambda row: row.name):  # version 1 before version 2
         theirs = row.url.rpartition("/")[2].rpartition("_coco")[0]
