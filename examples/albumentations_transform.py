@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sepc_zoo
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks PyPI for news
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no question to PyPI for a newer version
 import albumentations as A
 
 

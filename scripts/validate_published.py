@@ -60,7 +60,7 @@ class Arguments(DeviceOptions, LoaderOptions):
 
 
 def main(texts: Sequence[str] | None = None) -> int:
-    """Measure what is asked for; 0 done, 1 done but for what is listed, 2 wrong usage or input."""
+    """Run the script; return 0 done, 1 done but for what is listed, 2 wrong usage or input."""
     parser = make_parser("validate_published.py", __doc__ or "", Arguments)
     try:
         arguments: Any = parse(parser, Arguments, sys.argv[1:] if texts is None else texts)
@@ -73,7 +73,7 @@ def main(texts: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Arguments) -> int:
-    """Measure the models one after the other; one that fails does not stop the others."""
+    """Measure the models one after the other, and go on after one that fails."""
     accelerator = make_accelerator(arguments.amp, arguments.cpu)
     read = partial(read_data, arguments.data, arguments.split, drop_bad_boxes=True)
     read_split = cache(lambda names: read_once(partial(read, names)))
@@ -112,10 +112,10 @@ def run(arguments: Arguments) -> int:
 
 
 def chosen(names: Sequence[str]) -> list[Published]:
-    """The rows of published weights that names and patterns stand for, all of them by default.
+    """The rows of published weights that names and patterns select, by default all.
 
     Raises:
-        UnknownModelError: a name or pattern stands for none.
+        UnknownModelError: a name or pattern selects none.
     """
     rows: dict[str, Published] = {}
     for name in names or ["*"]:
@@ -133,8 +133,8 @@ def measured(row: Published, ap: float, facts: Mapping[str, Any]) -> dict[str, s
     """The row of the table for a model.
 
     Args:
-        ap: in percent.
-        facts: further columns.
+        ap: AP in percent.
+        facts: values of further columns.
     """
     figures = {
         **{"name": row.name, "published_ap": row.ap},

@@ -23,7 +23,7 @@ Returns:
 
 
 def make_entry_points() -> dict[str, Callable[..., Detector]]:
-    """Make the entry points, by the name of the model that each builds."""
+    """Make the entry points, by the name of the model that each of them builds."""
     return {name: _entry_point(name) for name in list_models()}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from made_up_models import same_tensors
 from safetensors.torch import load_file, save_file
 
 import sepc_zoo
@@ -32,11 +33,6 @@ def folder(model, tmp_path):
     return save_model(model, tmp_path / "model")
 
 
-def same_state(model, other):
-    ours, theirs = model.state_dict(), other.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
 def class_rows(model):
     """Weights and biases of the classification ``(anchors of a cell, K, …)``."""
     cls, classes = model.head.cls, model.config.num_classes
@@ -61,7 +57,7 @@ def test_a_saved_model_comes_back_bit_for_bit(method, neck, tmp_path):
     save_model(model, tmp_path)
     again = create_model(f"local-dir:{tmp_path}")
     assert again.config == model.config
-    assert same_state(again, model)
+    assert same_tensors(again, model)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         for ours, theirs in zip(model(images)[:2], again(images)[:2], strict=True):
@@ -69,15 +65,15 @@ def test_a_saved_model_comes_back_bit_for_bit(method, neck, tmp_path):
 
 
 def test_load_model_takes_a_folder(model, folder):
-    assert same_state(load_model(folder), model)
-    assert same_state(load_model(str(folder)), model)
-    assert same_state(load_model(f"local-dir:{folder}"), model)
+    assert same_tensors(load_model(folder), model)
+    assert same_tensors(load_model(str(folder)), model)
+    assert same_tensors(load_model(f"local-dir:{folder}"), model)
 
 
 def test_saving_over_an_older_model_replaces_it(folder):
     other = tiny(num_classes=2)
     save_model(other, folder)
-    assert same_state(load_model(folder), other)
+    assert same_tensors(load_model(folder), other)
 
 
 def test_rows_are_carried_over_by_name(model, folder):
@@ -111,7 +107,7 @@ def test_another_number_of_classes_starts_the_classification_afresh(model, folde
 
 
 def test_the_same_number_of_classes_keeps_everything(model, folder):
-    assert same_state(load_model(folder, num_classes=3), model)
+    assert same_tensors(load_model(folder, num_classes=3), model)
 
 
 def test_the_same_names_in_another_order_move_the_rows(model, folder):
@@ -173,7 +169,7 @@ def test_backbone_kwargs_reach_timm_and_travel_with_the_model(tmp_path):
 
 def test_a_checkpoint_of_the_same_model_is_loaded(model, folder):
     again = tiny(label_names=["cat", "dog", "bird"], checkpoint=folder / "model.safetensors")
-    assert same_state(again, model)
+    assert same_tensors(again, model)
 
 
 def test_a_checkpoint_of_other_classes_is_refused(folder):
@@ -298,7 +294,7 @@ def test_a_plain_name_does_not_reach_the_network(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", forbidden)
     monkeypatch.setattr(socket, "create_connection", forbidden)
-    assert sepc_zoo.create_model("fsaf_r18_sepc.coco_1x".replace("r18", "r50"), channels=16)
+    assert sepc_zoo.create_model("fsaf_r50_sepc.coco_1x", channels=16)
 
 
 def test_a_model_in_float64_is_saved_as_it_is(tmp_path):

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 MODEL = os.environ.get("MODEL", "model.onnx")
 WORKERS = int(os.environ.get("WORKERS", "2"))  # images at once; WORKERS x THREADS is the cores
 THREADS = int(os.environ.get("THREADS", "1"))  # number of threads for one image
-MAX_REQUESTS = int(os.environ.get("MAX_REQUESTS", "16"))  # at once, waiting ones too
+MAX_REQUESTS = int(os.environ.get("MAX_REQUESTS", "16"))  # at once, with those that wait
 MAX_BYTES = int(os.environ.get("MAX_BYTES", "20_000_000"))  # a larger file is refused
 MAX_PIXELS = int(os.environ.get("MAX_PIXELS", "50_000_000"))  # a larger image is refused
 UPLOAD_SECONDS = float(os.environ.get("UPLOAD_SECONDS", "30"))  # a slower upload is ended
@@ -33,7 +33,7 @@ app = FastAPI(title=model.metadata["architecture"], docs_url=None, redoc_url=Non
 
 @app.get("/health")
 async def health() -> dict[str, Any]:
-    """Say which model answers."""
+    """Report which model is served."""
     names = ("architecture", "label_names", "precision", "weights_sha256", "versions")
     return {"status": "ok"} | {name: model.metadata[name] for name in names}
 
@@ -58,7 +58,7 @@ async def detect(
 
 
 async def read_body(request: Request) -> bytes:
-    """Read the body while it is not too large."""
+    """Read the body of a request, unless it is too large."""
     data, declared = bytearray(), request.headers.get("content-length", "0")
     too_large = HTTPException(413, f"an image of more than {MAX_BYTES} bytes")
     if int(declared) > MAX_BYTES:
@@ -71,7 +71,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def detections_of(data: bytes, score_threshold: float) -> dict[str, Any]:
-    """Decode an image, once its header is known to be harmless, and find its objects."""
+    """Detect the objects in an image file, after a check of its header."""
     too_large = HTTPException(413, f"an image of more than {MAX_PIXELS} pixels")
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:

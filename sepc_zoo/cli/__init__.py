@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 done but for what is listed, 2 wrong usage or input, 130 or 143 interrupted.
     """
-    # not list(…): the module of the command "list" takes the builtin's place here
+    # The builtin list is hidden here by the module of the command "list", once that is imported.
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or [""]
     if name in ("-h", "--help"):
         say(usage())
@@ -106,7 +106,7 @@ def usage() -> str:
 
 
 def refusal(name: str) -> str:
-    """The message for a command that does not exist, with the nearest one."""
+    """The message for an unknown command, with the nearest one."""
     if not name:
         return usage()
     near = difflib.get_close_matches(name, COMMANDS, 1)

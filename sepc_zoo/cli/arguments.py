@@ -1,4 +1,4 @@
-"""From options to command-line arguments."""
+"""Parse command lines into options, and write options as command lines."""
 
 import argparse
 import ast
@@ -29,15 +29,15 @@ FLAG = re.compile(r"--?[A-Za-z][\w-]*")  # negative numbers are values
 
 
 def classes_of(cls: type[Options]) -> list[type[Options]]:
-    """The classes of options that a command takes: those that it passes on, and its own."""
+    """The classes of options of a command: the one that it passes on, if any, and its own."""
     return [*filter(None, [getattr(cls, "passes_on", None)]), cls]
 
 
 def make_parser(program: str, description: str, cls: type[Options]) -> argparse.ArgumentParser:
     """The parser of a command: the options of a class in groups.
 
-    An option that is not given is absent from the result. Where ``cls`` has ``passes_on``, another
-    class of options, its options are on the command line too, none of them required.
+    An option that is not given is absent from the result. If ``cls`` has ``passes_on``, a further
+    class of options, these are on the command line too, and none of them is required.
     """
     parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
     exclusive: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def make_parser(program: str, description: str, cls: type[Options]) -> argparse.
 
 
 def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[str]) -> Options:
-    """The options of a command line; those of ``passes_on`` are in the dict ``given``.
+    """The options of a command line; those of ``passes_on`` go into the dict ``given``.
 
     Raises:
         OptionError: a value does not fit.
@@ -86,7 +86,7 @@ def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[s
 def refuse_unknown(
     parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[str]
 ) -> None:
-    """End with the nearest flag where one is unknown, before argparse misses another."""
+    """Refuse an unknown flag and name the nearest, before argparse reports what is missing."""
     known = [entry for source in classes_of(cls) for entry in option_fields(source)]
     flags = [entry for entry in known if not entry.metadata["option"].positional]
     for text in takewhile(lambda text: text != "--", texts):
@@ -148,7 +148,7 @@ def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, 
 
 
 def number_or_word(text: str) -> int | str:
-    """A whole number where the text is one; a word is checked by the class of options."""
+    """An integer if the text is one; other text is checked by the class of options."""
     try:
         return int(text)
     except ValueError:
@@ -156,14 +156,14 @@ def number_or_word(text: str) -> int | str:
 
 
 class KeyValue(NamedTuple):
-    """A pair on the command line."""
+    """A ``key=value`` of the command line."""
 
     key: str
     value: Any
 
 
 def key_value(text: str) -> KeyValue:
-    """Split ``key=value``; the value is read as Python where it can be, as in ``bn_eps=1e-3``."""
+    """Split ``key=value``; the value becomes a Python literal if it is one: ``bn_eps=1e-3``."""
     key, separator, value = text.partition("=")
     if not key or not separator:
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
@@ -180,10 +180,10 @@ def key_value_text(key: str, value: Any) -> str:
 
 
 def nested(name: str, pairs: Sequence[KeyValue]) -> Mapping[str, Any]:
-    """Make a dict of key and value pairs; ``neck.padding=0`` goes into a dict of its own.
+    """Make a dict of pairs; a dotted key such as ``neck.padding`` makes a nested dict.
 
     Args:
-        name: of the option, for messages.
+        name: name of the option, for messages.
     """
     result: dict[str, Any] = {}
     for key, value in pairs:

@@ -36,7 +36,6 @@ class Arguments(FormatOptions):
 
 def run(arguments: Arguments) -> int:
     """Check the data, write the results, and print a summary."""
-
     from sepc_zoo.cli.data_report import show_findings, write_samples, write_statistics
     from sepc_zoo.data.quality.check import Finding, check_data
     from sepc_zoo.data.quality.fix import clean_listing, write_clean_copy
@@ -69,7 +68,7 @@ def run(arguments: Arguments) -> int:
 
 
 def check_places(root: Path, output: Path, target: Path | None) -> None:
-    """Refuse to write into the data set or over anything.
+    """Refuse to write into the data set, or a clean copy over anything.
 
     Raises:
         ConfigError: a folder to write is in the wrong place.

@@ -25,12 +25,12 @@ COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 SHOWN_CLASSES = 20
 MAX_CAPTIONS = 15  # captions on a sample; more would hide the image
 IMAGE_SIZE = WeightsConfig().image_size
-GOOD_REACH = 0.95  # share of boxes that anchors should reach; below it other ones are proposed
-MIN_GAIN = 0.02  # gain in that share for which other anchors are proposed
+GOOD_REACH = 0.95  # share of boxes that anchors should reach; below it, others are proposed
+MIN_GAIN = 0.02  # minimum gain of this share to propose other anchors
 
 
 def write_statistics(clean: Mapping[str, Listing], output: Path, console: Any) -> list[str]:
-    """Print the figures, write ``statistics.json`` and ``.png``, and return the files' names."""
+    """Print statistics, write ``statistics.json`` and ``.png``; return the names of the files."""
     splits = {split: ListedImages.of(listing.images) for split, listing in clean.items()}
     figures: dict[str, Any] = {split: describe(listing) for split, listing in clean.items()}
     train = find_train(splits)
@@ -97,7 +97,7 @@ def _table(*header: str) -> Table:
 
 
 def describe_reach(reaches: Mapping[str, float]) -> list[str]:
-    """Lines about boxes that the anchors do not reach, and about anchors that fit better."""
+    """Lines on the share of boxes that no anchor reaches, and on anchors that fit better."""
     if not reaches or reaches["default"] >= GOOD_REACH:
         return []
     lines = [

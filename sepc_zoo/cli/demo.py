@@ -1,4 +1,4 @@
-"""Show a model on a web page of this machine: upload an image, see what is found."""
+"""Serve a web page on this machine: upload an image, see what the model finds."""
 
 from dataclasses import dataclass
 

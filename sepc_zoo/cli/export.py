@@ -1,7 +1,7 @@
 """Write a detector as one file that runs without this library: ONNX, OpenVINO or torch.export.
 
 The file has everything inside, from normalisation to non-maximum suppression. Its detections are
-compared with the model's; where they differ, nothing is written.
+compared with the model's; if they differ, nothing is written.
 """
 
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def run(arguments: Arguments) -> int:
 
 
 def calibration(arguments: Arguments, label_names: tuple[str, ...]) -> "Int8":
-    """Images of the data set to calibrate on, and the AP of its validation split."""
+    """Int8 with images of the training split, and AP measured on the validation split."""
     from sepc_zoo.data import read_data
     from sepc_zoo.evaluation.validate import validate_model, validation_loader
     from sepc_zoo.export.int8 import Int8

@@ -1,4 +1,4 @@
-"""Show what is known of a model: size, operations, classes, published weights, its own metrics."""
+"""Show the facts of a model: size, operations, classes, published weights, metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def lay_out_metrics(info: "ModelInfo") -> "Table | None":
 
 
 def facts(info: "ModelInfo") -> list[tuple[str, str]]:
-    """Names and texts of all that is known of a model, but for its metrics."""
+    """The rows of the table, name and text; without metrics."""
     from sepc_zoo.catalog import measured_ap
 
     height, width = info.reference_size
@@ -85,7 +85,7 @@ def facts(info: "ModelInfo") -> list[tuple[str, str]]:
 
 
 def _describe(row: "Published", measured: Mapping[str, float]) -> str:
-    """Published weights in a sentence: whose they are, their AP and their terms."""
+    """Publisher, AP and licence of published weights in a sentence."""
     from sepc_zoo.published import PUBLISHERS
 
     publisher = PUBLISHERS[row.publisher]

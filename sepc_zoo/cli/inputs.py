@@ -1,4 +1,4 @@
-"""Paths and names on a command line, checked before PyTorch is imported and work begins."""
+"""Check paths and names on a command line before PyTorch is imported and work begins."""
 
 import glob
 import os
@@ -62,7 +62,7 @@ def check_output(text: str) -> None:
 
 
 def check_model(text: str) -> None:
-    """Check that a model has a possible name, or is there; files are checked as they are read."""
+    """Check that a folder or file is there, or a name possible; files are checked when read."""
     if os.path.isdir(text):
         if not any(name.endswith(tuple(SUFFIXES)) for name in os.listdir(text)):
             check_folder(Path(text), needs_weights=False)  # info does without
@@ -83,7 +83,7 @@ def check_run(text: str) -> None:
 
 
 def check_source(text: str) -> None:
-    """Check that images are there, where they are neither of a camera nor at an address."""
+    """Check that images are there; a camera or an address is not checked."""
     is_elsewhere = text.isdecimal() or "://" in text or text.startswith("/dev/")
     if not (is_elsewhere or os.path.lexists(text) or any(glob.iglob(text, recursive=True))):
         raise ConfigError(f"{text}: no such file or folder")

@@ -1,4 +1,4 @@
-"""List models with what helps to choose one: size, operations, published AP and its terms.
+"""List models with facts to choose by: size, operations, published AP and licence.
 
 Any timm backbone with strides 8, 16 and 32 works by its own name, too.
 """
@@ -12,7 +12,7 @@ from sepc_zoo.options import Options, option
 from sepc_zoo.published import PUBLISHED, PUBLISHERS
 from sepc_zoo.terminal import make_console, say
 
-WIDE = 200  # columns where the output is no terminal, so that nothing is wrapped
+WIDE = 200  # width of the table if the output is no terminal, so that nothing is wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
 
 
 def show(entries: Sequence[CatalogEntry]) -> None:
-    """Print the entries as a table, and whose AP it shows."""
+    """Print the entries as a table, and the sources of AP below it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -72,7 +72,7 @@ def show(entries: Sequence[CatalogEntry]) -> None:
 
 
 def describe(entries: Sequence[CatalogEntry]) -> list[dict[str, str]]:
-    """The columns of each entry as text; measured AP is a column once there are figures."""
+    """The cells of each entry by column; measured AP is a column if any was measured."""
     rows = [
         {
             "model": entry.name,
@@ -92,7 +92,7 @@ def describe(entries: Sequence[CatalogEntry]) -> list[dict[str, str]]:
 
 
 def notes(entries: Sequence[CatalogEntry]) -> list[str]:
-    """Whose weights and AP a table shows, and what its columns mean."""
+    """Lines on the publishers of the weights in a table, and on its columns of AP."""
     keys = dict.fromkeys(entry.publisher for entry in entries if entry.publisher)
     publishers = {key: PUBLISHERS[key] for key in keys}
     lines = [f"{key}: {who.title}, {who.page}; {who.terms}" for key, who in publishers.items()]

@@ -58,7 +58,7 @@ class Arguments(VideoOptions, LoaderOptions, DetectOptions):
 
 
 def run(arguments: Arguments) -> int:
-    """Predict all sources, images first; what cannot be done is reported at the end."""
+    """Predict all sources, images first; failures are listed at the end."""
     from sepc_zoo.api.models import choose_postprocess, model_with_weights
     from sepc_zoo.cli.runtime import start_on_device
     from sepc_zoo.data.resilient_loader import kill_workers
@@ -71,7 +71,7 @@ def run(arguments: Arguments) -> int:
 
     output = Path(arguments.output)
     images, videos = find_files(arguments.source, arguments.recursive, output).split()
-    if videos.files:  # what is missing is told before the work
+    if videos.files:  # report missing packages before the work starts
         import_av()
         if arguments.track:
             Tracker(arguments.score_threshold)
@@ -80,10 +80,7 @@ def run(arguments: Arguments) -> int:
         say(recommendation())
     model = model_with_weights(arguments.model or RECOMMENDED).to(device)
     choose_postprocess(model, arguments)
-    common: dict[str, Any] = {
-        "batch_size": arguments.batch_size,
-        "views": arguments.views(),
-    }
+    common: dict[str, Any] = {"batch_size": arguments.batch_size, "views": arguments.views()}
     interrupt = Interrupt()
 
     def stop_on_signal(*_: object, kept: str = "pictures", lost: str = DETECTIONS_FILE) -> None:
@@ -145,7 +142,7 @@ def report_images(
     config: "DetectorConfig",
     arguments: Arguments,
 ) -> list[str]:
-    """Write the detections of all images and say how many there are; the problem with that."""
+    """Write the detections of all images, print how many there are, and return problems."""
     from sepc_zoo.files import write_json
     from sepc_zoo.inference.bulk import DETECTIONS_FILE
     from sepc_zoo.inference.preprocess import without_password
@@ -166,7 +163,7 @@ def report_images(
 
 
 def no_box_line(best: float, config: "DetectorConfig", arguments: Arguments) -> str:
-    """One line that says why there is no box, from the highest score."""
+    """A line on why there is no box, given the highest score."""
     own, asked = config.postprocess.score_threshold, arguments.score_threshold
     if best:
         return f"no score reaches {asked:g}; the highest is {best:.3f}: lower --score-threshold"
@@ -189,7 +186,7 @@ def recommendation() -> str:
 def coco_file(
     images: "FileList", done: Sequence["FileResult"], config: "DetectorConfig"
 ) -> dict[str, Any]:
-    """All results with the images and classes that their ids mean."""
+    """COCO results of all images, with tables of the images and classes that ids refer to."""
     names = zip(config.category_ids, config.label_names, strict=True)
     return {
         "images": [

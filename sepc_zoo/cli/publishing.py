@@ -1,4 +1,4 @@
-"""Uploads of checked model folders, and the page that lists them."""
+"""Upload model folders after a check, and write the page that lists them."""
 
 import shutil
 import tempfile
@@ -20,7 +20,7 @@ from sepc_zoo.files import write_json
 from sepc_zoo.registry import neck_name
 from sepc_zoo.terminal import quoted, say
 
-RUN_FOLDERS = ("best", "last")  # model folders that take the name of their run
+RUN_FOLDERS = ("best", "last")  # model folders whose repository is named after the run
 PAGE = """\
 ---
 title: README
@@ -41,13 +41,13 @@ with `sepc-zoo validate`; the authors' AP is the one that they published.
 
 @dataclass(frozen=True)
 class Contents:
-    """What a repository on the hub gets beside the model.
+    """What is uploaded with a model.
 
     Attributes:
-        metrics: for the card; by default it stays as training wrote it.
-        dataset: the data set of the metrics.
-        license: of the weights, by its id on the hub, for the card.
-        handler: whether Inference Endpoints can run the model.
+        metrics: metrics for a new card; None keeps the card that training wrote.
+        dataset: name of the data set of these metrics.
+        license: licence of the weights for the card, by its id on the hub.
+        handler: whether to add ``handler.py``, with which Inference Endpoints run the model.
     """
 
     metrics: Mapping[str, Any] | None = None
@@ -57,10 +57,10 @@ class Contents:
 
 
 def push(folder: Path, repo_id: str, contents: Contents = Contents(), **options: Any) -> str:
-    """Upload a model folder after loading it as a check; its card gets its new address.
+    """Upload a model folder after loading it as a check; its card gets the new address.
 
     Args:
-        options: of ``push_folder``.
+        options: arguments of ``push_folder``.
 
     Returns:
         The address of the commit.
@@ -98,10 +98,10 @@ def write_repository(folder: Path, output: Path, repo_id: str, contents: Content
 
 
 def push_space(space_id: str, repo_id: str, license: str | None, **options: Any) -> str:
-    """Upload a Space that shows a model of the hub; returns the address of the commit.
+    """Upload a Space that shows a model of the hub; return the address of the commit.
 
     Args:
-        options: of ``push_folder``.
+        options: arguments of ``push_folder``.
 
     Raises:
         HubError: the hub refuses.
@@ -122,7 +122,7 @@ def push_or_say_how(folder: Path, repo_id: str) -> str | None:
 
 
 def repository_name(folder: Path) -> str:
-    """The name of a model folder on the hub: its own, or that of its run."""
+    """The name of a model folder on the hub: its own, or for best and last that of the run."""
     folder = folder.resolve()
     return folder.parent.name if folder.name in RUN_FOLDERS else folder.name
 

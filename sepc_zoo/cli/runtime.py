@@ -1,4 +1,4 @@
-"""Processes and devices that commands ask for."""
+"""Processes and devices of commands."""
 
 import torch
 from accelerate import PartialState
@@ -8,7 +8,7 @@ from sepc_zoo.training.accelerator import start_processes
 
 
 def start_on_device(asked: str | None) -> tuple[PartialState, torch.device]:
-    """Join the processes that a launcher has started, if any.
+    """Join the processes that a launcher has started, if any, and choose a device.
 
     Args:
         asked: a device of torch, such as ``cpu`` or ``cuda:1``; None takes the best one.

@@ -26,7 +26,7 @@ def show(results: list[Result], setting: Setting) -> None:
             result.part,
             result.model,
             f"{1e3 * timing.median:.{1 if timing.median < 1 else 0}f}",
-            f"{timing.ratio:.2f}" if timing.ratio < 100 else "",  # relative to almost nothing
+            f"{timing.ratio:.2f}" if timing.ratio < 100 else "",  # the first takes almost no time
             f"{setting.batch_size / timing.median:.1f}",
             "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
         )

@@ -13,7 +13,7 @@ from sepc_zoo.training.options import FormatOptions, InputOptions, TrainError, T
 if TYPE_CHECKING:
     import torch
 
-# The model for a device with at least this memory in GiB, and limits of the images' long side.
+# For each type of device: minimum memory in GiB, model, and limits of the images' long side.
 MODELS: dict[str, list[tuple[float, str, tuple[int, int]]]] = {
     "cpu": [(0, "retinanet_mnv2_sepc_lite", (256, 640))],
     "cuda": [
@@ -39,7 +39,7 @@ class Arguments(FormatOptions, InputOptions):
 
 
 def run(arguments: Arguments) -> int:
-    """Read the data, make a few steps, and print what is suggested."""
+    """Read the data, run a few training steps, and print suggestions."""
     from sepc_zoo.training.summary import show
 
     facts = suggest(arguments)
@@ -64,9 +64,9 @@ def run(arguments: Arguments) -> int:
 
 
 def suggest(arguments: Arguments) -> dict[str, Any]:
-    """All that is suggested, in plain types; time and memory are measured by a few steps.
+    """All suggestions in plain types; time and memory are measured by a few training steps.
 
-    The steps are made with a backbone of random weights: nothing is downloaded.
+    These start from random weights: nothing is downloaded.
     """
     from sepc_zoo.config import override
     from sepc_zoo.data import read_data
@@ -129,7 +129,7 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
 
 
 def fitting_model(device: "torch.device") -> tuple[str, tuple[int, int]]:
-    """The model for a device, and limits of the long side of its images in pixels."""
+    """The model for a device, and limits of the images' long side in pixels."""
     import torch
 
     memory = 0.0

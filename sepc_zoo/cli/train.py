@@ -16,7 +16,7 @@ from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import make_console, quoted, say
 from sepc_zoo.training.options import TrainOptions
 
-# Shapes that a small detector learns from scratch in about three minutes of processor time.
+# Shapes that a small detector learns from scratch in about three minutes on a CPU.
 DEMO_SHAPES: dict[str, Any] = {
     "train": 600,
     "val": 100,
@@ -64,7 +64,7 @@ class Arguments(StartOptions):
 
 
 def run(arguments: Arguments) -> int:
-    """Train, or estimate what it takes; print where the results are."""
+    """Train, or estimate memory and time; print where the results are."""
     from accelerate import PartialState
 
     from sepc_zoo.api.given import gather, options_of_run
@@ -87,9 +87,9 @@ def run(arguments: Arguments) -> int:
 def finish(
     options: TrainOptions, metrics: dict[str, Any], repo_id: str | None, is_demo: bool
 ) -> int:
-    """Print the results of a run, and upload its best model where asked."""
-
+    """Print the results of a run, and upload its best model if asked."""
     from sepc_zoo.evaluation.metrics import metrics_table
+    from sepc_zoo.training.callbacks import REPORT_FILE
 
     if metrics.get("per_class"):
         make_console().print(metrics_table(metrics))
@@ -103,19 +103,12 @@ def finish(
     if repo_id is not None:
         from sepc_zoo.cli.publishing import push_or_say_how
 
-        problem = push_or_say_how(best, repo_id)
-    if problem is not None:
-        say(problem, error=True)
-    say_report(Path(options.output))
-    return 0 if problem is None else 1
-
-
-def say_report(run: Path) -> None:
-    """Print the address of the run's report, which terminals open on a click."""
-    from sepc_zoo.training.callbacks import REPORT_FILE
-
-    if (run / REPORT_FILE).exists():
-        say(f"report: {(run / REPORT_FILE).absolute().as_uri()}")
+        if problem := push_or_say_how(best, repo_id):
+            say(problem, error=True)
+    report = Path(options.output, REPORT_FILE).absolute()
+    if report.exists():
+        say(f"report: {report.as_uri()}")  # terminals open an address on a click
+    return 1 if problem else 0
 
 
 def dry_run(options: TrainOptions) -> int:
@@ -147,7 +140,7 @@ def dry_run(options: TrainOptions) -> int:
 
 
 def demo_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the demonstration; those that are given win."""
+    """The options of the demonstration, overridden by those that are given."""
     from sepc_zoo.api.given import GROUPS
 
     taken = {GROUPS[name] for name in given}
@@ -157,7 +150,7 @@ def demo_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw_demo_data(cpu: bool) -> None:
-    """Write the synthetic data set of the demonstration if it is not there."""
+    """Write the synthetic data set of the demonstration unless it exists."""
     from sepc_zoo.data.synthetic import write_shapes
     from sepc_zoo.training.accelerator import start_processes
 

@@ -37,7 +37,6 @@ class Arguments(Options):
 
 def run(arguments: Arguments) -> int:
     """Search, and print the trials and the command of the best one."""
-
     from sepc_zoo.api.given import options_of_run
     from sepc_zoo.training.tune import tune
 
@@ -67,7 +66,7 @@ def command_of(study: "Study", output: str) -> str:
 
 
 def trials_table(study: "Study") -> "Table":
-    """All trials, the highest AP first; a pruned one has its last AP, a failed one its reason."""
+    """A table of all trials, finished ones first, then by AP; pruned ones have their last AP."""
     from rich.table import Table
 
     names = sorted({name for trial in study.trials for name in trial.params})

@@ -82,19 +82,20 @@ def test_a_missing_folder_is_named(tmp_path):
         create_model(f"local-dir:{tmp_path}/nowhere")
 
 
-def test_a_missing_tensor_is_named(folder):
-    edit_state(folder, lambda state: state.pop("head.box.bias"))
-    refused(folder, "missing: head.box.bias")
-
-
-def test_a_tensor_left_over_is_named(folder):
-    edit_state(folder, lambda state: state.update(extra=torch.zeros(1)))
-    refused(folder, "left over: extra")
-
-
-def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
-    edit_state(folder, lambda state: state.update({"head.box.bias": torch.zeros(5)}))
-    refused(folder, r"head.box.bias is \(5,\), not \(4,\)")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.pop("head.box.bias"), "missing: head.box.bias"),
+        (lambda state: state.update(extra=torch.zeros(1)), "left over: extra"),
+        (
+            lambda state: state.update({"head.box.bias": torch.zeros(5)}),
+            r"head.box.bias is \(5,\), not \(4,\)",
+        ),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(change, named, folder):
+    edit_state(folder, change)
+    refused(folder, named)
 
 
 def spoil(value):

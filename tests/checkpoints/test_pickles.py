@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy
 import pytest
 import torch
+from authors_checkpoints import META
 
 from sepc_zoo.checkpoints.convert.pickles import CheckpointError, read_checkpoint, read_state_dict
 
@@ -156,7 +157,55 @@ def test_a_hand_written_pickle_that_looks_up_an_attribute_gets_nothing(tmp_path)
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {"a": numpy.zeros(2)}}, numpy.float64(1)])
-def test_stand_ins_are_no_tensors(content, tmp_path):
-    with pytest.raises(CheckpointError, match="has no state_dict of tensors"):
+def test_a_bare_pickle_with_code_is_refused(tmp_path):
+    content = {"meta": attacks(tmp_path / "made")["open"], "state_dict": TENSORS}
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=r"x\.pth"):
+        read_state_dict(tmp_path / "x.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@FORMATS
+def test_tensors_are_read_beside_meta_or_alone(zipped, tmp_path):
+    whole = {"meta": META, "state_dict": TENSORS, "optimizer": {"state": {}, "param_groups": []}}
+    for content in (whole, TENSORS):
+        assert_read(write(tmp_path / "x.pth", content, zipped))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([], 5, torch.ones(2), {"state_dict": [1]}, {"state_dict": {"a": 1}}, {"a": "b"}),
+        *({"state_dict": {"a": numpy.zeros(2)}}, numpy.float64(1)),  # read as stand-ins
+    ],
+)
+def test_a_file_without_tensors_by_name_is_refused(content, tmp_path):
+    with pytest.raises(CheckpointError, match=r"x.pth: has no state_dict of tensors"):
         read_state_dict(write(tmp_path / "x.pth", content))
+
+
+@FORMATS
+def test_a_truncated_checkpoint_is_refused(zipped, tmp_path):
+    path = write(tmp_path / "x.pth", {"a": torch.ones(1000)}, zipped)
+    data = path.read_bytes()
+    for keep in [*range(0, 400, 7), len(data) // 2, len(data) - 10]:
+        path.write_bytes(data[:keep])
+        with pytest.raises(CheckpointError, match=r"x.pth"):
+            read_state_dict(path)
+
+
+def test_noise_is_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    generator = torch.Generator().manual_seed(0)
+    for start in (b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x02}", b"\x80\x02ccopy_reg\n"):
+        for _ in range(20):
+            noise = torch.randint(0, 256, (300,), generator=generator, dtype=torch.uint8)
+            path.write_bytes(start + bytes(noise.tolist()))
+            with pytest.raises(CheckpointError, match=r"x.pth"):
+                read_state_dict(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "nowhere.pth", tmp_path):
+        with pytest.raises(CheckpointError, match=path.name):
+            read_state_dict(path)

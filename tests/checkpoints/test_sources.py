@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-import torch
 from authors_checkpoints import their_state, write_checkpoint
 from drive_server import LOGIN, QUOTA, Drive, point_gdown_at
+from made_up_models import same_tensors
 
 from sepc_zoo import create_model, load_model
 from sepc_zoo.checkpoints import sources
@@ -60,8 +60,7 @@ def test_an_imported_model_is_found_offline(on_drive, state, capsys, monkeypatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model, expected = create_model(NAME, pretrained=True), from_authors(state, NAME)
     assert model.config == expected.config
-    ours, theirs = model.state_dict(), expected.state_dict()
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert same_tensors(model, expected)
 
 
 def test_a_checkpoint_of_another_variant_is_refused_and_nothing_is_kept(file):

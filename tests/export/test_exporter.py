@@ -195,39 +195,23 @@ def test_a_comparison_without_detections_is_told(tmp_path, monkeypatch, capsys):
     assert f"use it: sepc-zoo predict IMAGE --model '{tmp_path}/a b.onnx'\n" in said
 
 
+SOFT = {"postprocess": {"soft_nms": "linear"}}
+CROPPED = {"neck": {"padding": 0}}
 REFUSED = {
-    "a size that is no multiple": ({"image_size": (100, 128)}, "multiples of 32"),
-    "a batch of nothing": ({"batch_size": 0}, "at least 1"),
+    "no multiple": ("retinanet_fpn", {}, {"image_size": (100, 128)}, "multiples of 32"),
+    "too small": ("retinanet_pconv", CROPPED, {"image_size": (256, 288)}, "from 288 to"),
+    "a batch of nothing": ("retinanet_fpn", {}, {"batch_size": 0}, "at least 1"),
+    "raw of two stages": ("fasterrcnn_fpn", {}, {"raw": True}, "two-stage"),
+    "soft suppression": ("retinanet_fpn", SOFT, {}, "soft_nms"),
+    "a suffix": ("retinanet_fpn", {}, {"format": "openvino"}, r"format openvino ends in \.xml"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_exported_is_refused_at_once(tmp_path, model, case):
-    options, message = REFUSED[case]
+def test_what_cannot_be_exported_is_refused_at_once(tmp_path, case):
+    name, changes, options, message = REFUSED[case]
     with pytest.raises(ExportError, match=message):
-        export(model, tmp_path / "model.onnx", **options)
-
-
-def test_a_cropped_neck_needs_larger_images(tmp_path):
-    model = tiny_detector("retinanet_pconv", neck={"padding": 0})
-    with pytest.raises(ExportError, match="from 288 to"):
-        export(model, tmp_path / "model.onnx", image_size=(256, 288))
-
-
-def test_raw_outputs_are_of_dense_detectors(tmp_path):
-    with pytest.raises(ExportError, match="two-stage"):
-        export(tiny_detector("fasterrcnn_fpn"), tmp_path / "model.onnx", raw=True)
-
-
-def test_soft_suppression_is_refused(tmp_path):
-    model = tiny_detector("retinanet_fpn", postprocess={"soft_nms": "linear"})
-    with pytest.raises(ExportError, match="soft_nms"):
-        export(model, tmp_path / "model.onnx")
-
-
-def test_the_suffix_of_another_format_is_refused(tmp_path, model):
-    with pytest.raises(ExportError, match=r"format openvino ends in \.xml"):
-        export(model, tmp_path / "model.onnx", "openvino")
+        export(tiny_detector(name, **changes), tmp_path / "model.onnx", **options)
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
