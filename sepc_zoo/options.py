@@ -4,7 +4,6 @@ The command line (``cli/arguments.py``), the checks of values, a run's ``config.
 reference pages are made from these fields.
 """
 
-import dataclasses
 import difflib
 import inspect
 import math
@@ -12,8 +11,8 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
 import msgspec
@@ -45,7 +44,7 @@ class OptionError(ConfigError):
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """The facts of an option beyond its type and default."""
+    """An option: the facts that its field states, and the field's name, type and default."""
 
     help: str  # a phrase that makes sense alone
     ge: float | None = None  # bounds of a number, or of each number of a list
@@ -57,6 +56,14 @@ class OptionInfo:
     exclusive: str | None = None  # a key; options with the same key exclude each other
     bare: Any = None  # value of the option if its flag is given without a value
     may_be_empty: bool = False  # whether the flag of a list may be given without a value
+    name: str = ""
+    hint: Any = None
+    default: Any = None  # dataclasses.MISSING: the option is required
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is MISSING
 
     @property
     def range(self) -> str:
@@ -85,7 +92,7 @@ def option(
 
     Args:
         factory: a function that makes the default, such as ``dict``.
-        facts: as in ``OptionInfo``.
+        facts: further fields of ``OptionInfo``.
     """
     metadata = {"option": OptionInfo(help, **facts)}
     if factory is not None:
@@ -104,46 +111,46 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for entry in option_fields(type(self)):
-            name, info = entry.name, entry.metadata["option"]
-            value = _convert(name, getattr(self, name), hints[name], info.metavar in PATHS)
+        for info in option_fields(type(self)):
+            value = _convert(getattr(self, info.name), info)
             for number in value if isinstance(value, tuple) else (value,):
                 if type(number) in (int, float) and not info.accepts(number):
-                    raise OptionError(name, f"is {value}; it must be {info.range or 'finite'}")
-            object.__setattr__(self, name, value)
+                    text = f"is {value}; it must be {info.range or 'finite'}"
+                    raise OptionError(info.name, text)
+            object.__setattr__(self, info.name, value)
 
 
-def option_groups(cls: type[Options]) -> Iterator[tuple[str, list[dataclasses.Field]]]:
-    """The options of a class in groups, each with its title.
+def option_groups(cls: type[Options]) -> Mapping[str, Sequence[OptionInfo]]:
+    """The options of a class in groups, by the title of each.
 
     A group has the options that one class states; the title is the first line of its docstring.
     Classes of the same title share a group. The order is that of ``__mro__``.
     """
-    known = {entry.name: entry for entry in fields(cls) if "option" in entry.metadata}
-    groups: dict[str, list[dataclasses.Field]] = {}
+    hints = typing.get_type_hints(cls)
+    known: dict[str, OptionInfo] = {}
+    for entry in fields(cls):
+        if info := entry.metadata.get("option"):
+            factory, name = entry.default_factory, entry.name
+            default = entry.default if factory is MISSING else factory()
+            known[name] = replace(info, name=name, hint=hints[name], default=default)
+    groups: dict[str, list[OptionInfo]] = {}
     for base in cls.__mro__:
         title = (base.__doc__ or "").partition("\n")[0].rstrip(".")
         names = [name for name in vars(base).get("__annotations__", {}) if name in known]
         groups.setdefault(title, []).extend(known.pop(name) for name in names)
-    yield from ((title, entries) for title, entries in groups.items() if entries)
+    return {title: infos for title, infos in groups.items() if infos}
 
 
-def option_fields(cls: type[Options]) -> list[dataclasses.Field]:
+def option_fields(cls: type[Options]) -> list[OptionInfo]:
     """The options of a class in the order of their groups."""
-    return [entry for _, entries in option_groups(cls) for entry in entries]
+    return [info for infos in option_groups(cls).values() for info in infos]
 
 
-def default_of(entry: dataclasses.Field) -> Any:
-    """The default of an option; ``dataclasses.MISSING`` where it is required."""
-    return entry.default if entry.default_factory is MISSING else entry.default_factory()
-
-
-def help_of(entry: dataclasses.Field) -> str:
+def help_of(info: OptionInfo) -> str:
     """The help of an option with its default, unless that is empty, boolean or in the help."""
-    default, text = default_of(entry), entry.metadata["option"].help
-    is_said = default is MISSING or isinstance(default, bool) or "(default" in text
-    shown = "" if is_said else default_text(default)
+    text = info.help
+    is_said = info.required or isinstance(info.default, bool) or "(default" in text
+    shown = "" if is_said else default_text(info.default)
     if not shown:
         return text
     return f"{text[:-1]}; default {shown})" if text.endswith(")") else f"{text} (default {shown})"
@@ -161,12 +168,12 @@ def takes_options(cls: type[Options]) -> Callable[[Callable[P, R]], Callable[P, 
     def name_options(function: Callable[P, R]) -> Callable[P, R]:
         signature, text = inspect.signature(function), inspect.cleandoc(function.__doc__ or "")
         named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        others = [e for e in option_fields(cls) if e.name not in signature.parameters]
-        for entry in others:
-            default = None if default_of(entry) is MISSING else default_of(entry)
+        others = [info for info in option_fields(cls) if info.name not in signature.parameters]
+        for info in others:
+            default = None if info.required else info.default
             kind = inspect.Parameter.KEYWORD_ONLY
-            named.append(inspect.Parameter(entry.name, kind, default=default))
-        rows = "\n".join(f"    {entry.name}: {help_of(entry)}" for entry in others)
+            named.append(inspect.Parameter(info.name, kind, default=default))
+        rows = "\n".join(f"    {info.name}: {help_of(info)}" for info in others)
         function.__doc__ = f"{text}\n\nOptions:\n{rows}"
         function.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
         return function
@@ -177,7 +184,7 @@ def takes_options(cls: type[Options]) -> Callable[[Callable[P, R]], Callable[P, 
 def as_dict(options: Options) -> dict[str, Any]:
     """The options in plain types, in the order of their groups; lists for tuples."""
     content = msgspec.json.decode(msgspec.json.encode(options))
-    return {entry.name: content[entry.name] for entry in option_fields(type(options))}
+    return {info.name: content[info.name] for info in option_fields(type(options))}
 
 
 def from_dict(cls: type[T], content: Any, where: str) -> T:
@@ -189,10 +196,9 @@ def from_dict(cls: type[T], content: Any, where: str) -> T:
     Raises:
         ConfigError: an entry is missing, unknown, of the wrong type or out of range.
     """
-    known = {entry.name: entry for entry in option_fields(cls)}
     check_names(cls, content, where)
-    missing = [n for n, e in known.items() if default_of(e) is MISSING and n not in content]
-    if missing:
+    required = [info.name for info in option_fields(cls) if info.required]
+    if missing := [name for name in required if name not in content]:
         raise ConfigError(f"{where}: missing options {missing}")
     try:
         return cls(**content)
@@ -211,11 +217,10 @@ def check_names(cls: type[Options], content: Any, where: str) -> None:
     """
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: expected a mapping of options, got {content!r:.80}")
-    entries = option_fields(cls)
-    known = {entry.name for entry in entries}
+    infos = option_fields(cls)
     for name in content:
-        if name not in known:
-            near = nearest_option(str(name), entries)
+        if name not in {info.name for info in infos}:
+            near = nearest_option(str(name), infos)
             hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(f"{where}: unknown option {name!r:.80}{hint}")
 
@@ -225,13 +230,12 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def nearest_option(name: str, entries: Iterable[dataclasses.Field]) -> str | None:
+def nearest_option(name: str, infos: Iterable[OptionInfo]) -> str | None:
     """The option nearest to a misspelled name, by its name, aliases and first words of its help."""
     known: dict[str, str] = {}
-    for entry in entries:
-        info: OptionInfo = entry.metadata["option"]
+    for info in infos:
         first_words = re.split(r"[,;]| \(", info.help)[0].removeprefix("number of ")
-        known |= dict.fromkeys(map(_in_words, (first_words, *info.aliases, entry.name)), entry.name)
+        known |= dict.fromkeys(map(_in_words, (first_words, *info.aliases, info.name)), info.name)
     near = difflib.get_close_matches(_in_words(name), known, 1)
     return known[near[0]] if near else None
 
@@ -285,17 +289,19 @@ def default_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _convert(name: str, value: Any, hint: Any, is_path: bool) -> Any:
+def _convert(value: Any, info: OptionInfo) -> Any:
+    is_path = info.metavar in PATHS
     if is_path and isinstance(value, list | tuple):
         value = [_expand(item) for item in value]
     value = _expand(value) if is_path else value
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if isinstance(value, str) and typing.get_origin(strip_none(hint)) is tuple:
+    if isinstance(value, str) and typing.get_origin(strip_none(info.hint)) is tuple:
         value = (value,)
     try:
-        return msgspec.convert(value, hint)
+        return msgspec.convert(value, info.hint)
     except msgspec.ValidationError as error:
-        raise OptionError(name, f"is {value!r:.80}; it must be {type_name(hint)}") from error
+        text = f"is {value!r:.80}; it must be {type_name(info.hint)}"
+        raise OptionError(info.name, text) from error
 
 
 def _expand(value: Any) -> Any:

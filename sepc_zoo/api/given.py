@@ -14,7 +14,7 @@ from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.options import TrainError, TrainOptions
 
 # The group of options that exclude each other, or the option itself where it is alone.
-GROUPS = {e.name: e.metadata["option"].exclusive or e.name for e in option_fields(TrainOptions)}
+GROUPS = {info.name: info.exclusive or info.name for info in option_fields(TrainOptions)}
 
 
 def gather(given: Mapping[str, Any], start: StartOptions) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 import argparse
 import ast
-import dataclasses
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +12,6 @@ from sepc_zoo.options import (
     OptionError,
     OptionInfo,
     Options,
-    default_of,
     flag_of,
     flatten,
     help_of,
@@ -43,23 +40,22 @@ def make_parser(program: str, description: str, cls: type[Options]) -> argparse.
     exclusive: dict[str, Any] = {}
     words: list[str] = []
     for source in classes_of(cls):
-        for title, entries in option_groups(source):
+        for title, infos in option_groups(source).items():
             group = parser.add_argument_group(title)
-            for entry in entries:
-                key, target = entry.metadata["option"].exclusive, group
+            for info in infos:
+                key, target = info.exclusive, group
                 if key is not None:
                     if key not in exclusive:
                         exclusive[key] = group.add_mutually_exclusive_group()
                     target = exclusive[key]
-                names, arguments = describe(entry, typing.get_type_hints(source)[entry.name])
+                names, arguments = describe(info)
                 if source is not cls:
                     arguments.pop("required", None)
                 action = target.add_argument(*names, default=argparse.SUPPRESS, **arguments)
-                is_positional = entry.metadata["option"].positional
                 text = f"{action.metavar}{' ...' * (action.nargs in ('+', '*'))}"
                 if action.required:
-                    words.append(text if is_positional else f"{names[0]} {text}")
-                elif is_positional:
+                    words.append(text if info.positional else f"{names[0]} {text}")
+                elif info.positional:
                     words.append(f"[{text}]")
     parser.usage = " ".join(["%(prog)s", *words, "[OPTION ...]"])
     return parser
@@ -79,7 +75,8 @@ def parse(parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[s
             values[name] = nested(name, value)
     if not hasattr(cls, "passes_on"):
         return cls(**values)
-    own = {name: values.pop(name) for name in typing.get_type_hints(cls) if name in values}
+    names = [info.name for info in option_fields(cls)]
+    own = {name: values.pop(name) for name in names if name in values}
     return cls(**own, given=values)  # type: ignore[call-arg]
 
 
@@ -87,8 +84,8 @@ def refuse_unknown(
     parser: argparse.ArgumentParser, cls: type[Options], texts: Sequence[str]
 ) -> None:
     """Refuse an unknown flag and name the nearest, before argparse reports what is missing."""
-    known = [entry for source in classes_of(cls) for entry in option_fields(source)]
-    flags = [entry for entry in known if not entry.metadata["option"].positional]
+    known = [info for source in classes_of(cls) for info in option_fields(source)]
+    flags = [info for info in known if not info.positional]
     for text in takewhile(lambda text: text != "--", texts):
         flag = text.partition("=")[0]
         if FLAG.fullmatch(flag) and flag not in parser._option_string_actions:
@@ -104,9 +101,9 @@ def command_line(options: Options, leave_out: str | None = None) -> list[str]:
         leave_out: name of another option to leave out.
     """
     words: list[str] = []
-    for entry in option_fields(type(options)):
-        value, flag = getattr(options, entry.name), flag_of(entry.name)
-        if entry.name == leave_out or value == default_of(entry):
+    for info in option_fields(type(options)):
+        value, flag = getattr(options, info.name), flag_of(info.name)
+        if info.name == leave_out or value == info.default:
             continue
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
@@ -117,26 +114,24 @@ def command_line(options: Options, leave_out: str | None = None) -> list[str]:
     return words
 
 
-def describe(entry: dataclasses.Field, hint: Any) -> tuple[list[str], dict[str, Any]]:
+def describe(info: OptionInfo) -> tuple[list[str], dict[str, Any]]:
     """The names and the other arguments of ``add_argument`` for an option."""
-    info: OptionInfo = entry.metadata["option"]
-    hint, default = strip_none(hint), default_of(entry)
+    hint = strip_none(info.hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     kind = args[0] if origin is tuple else hint
-    is_required = default is MISSING
-    names = [entry.name] if info.positional else [flag_of(entry.name), *info.aliases]
-    result: dict[str, Any] = {"help": help_of(entry).replace("%", "%%")}
+    names = [info.name] if info.positional else [flag_of(info.name), *info.aliases]
+    result: dict[str, Any] = {"help": help_of(info).replace("%", "%%")}
     if not info.positional:
-        result |= {"dest": entry.name, "required": is_required}
+        result |= {"dest": info.name, "required": info.required}
     if hint is bool:
-        action = argparse.BooleanOptionalAction if default is None else "store_true"
+        action = argparse.BooleanOptionalAction if info.default is None else "store_true"
         return names, result | {"action": action}
     result["metavar"] = info.metavar or {int: "N", float: "X"}.get(kind)
     if origin is dict:
         return names, result | {"nargs": "+", "type": key_value}
     if is_union(hint):
         return names, result | {"type": number_or_word}
-    may_be_absent = info.positional and not is_required
+    may_be_absent = info.positional and not info.required
     if origin is tuple and args[-1] is Ellipsis:
         result["nargs"] = "*" if info.may_be_empty or may_be_absent else "+"
     elif origin is tuple:

@@ -23,9 +23,9 @@ def check_inputs(options: Options) -> None:
     """
     values = vars(options) | getattr(options, "given", {})
     for cls in classes_of(type(options)):
-        for entry in option_fields(cls):
-            if check := CHECKS.get(entry.metadata["option"].metavar):
-                value = values.get(entry.name) or ()
+        for info in option_fields(cls):
+            if check := CHECKS.get(info.metavar):
+                value = values.get(info.name) or ()
                 for text in (value,) if isinstance(value, str) else value:
                     check(os.path.expanduser(text))
 

@@ -1,13 +1,11 @@
 """The reference of all commands as Markdown, made from their options."""
 
 import importlib
-import typing
 from collections.abc import Iterator
-from dataclasses import MISSING
 
 from sepc_zoo.cli import COMMANDS, module_of
 from sepc_zoo.cli.arguments import classes_of
-from sepc_zoo.options import Options, default_of, default_text, option_groups, type_name
+from sepc_zoo.options import Options, default_text, option_groups, type_name
 from sepc_zoo.terminal import say
 
 INTRODUCTION = (
@@ -29,15 +27,13 @@ def reference() -> str:
 
 def markdown_tables(cls: type[Options]) -> Iterator[tuple[str, str]]:
     """A Markdown table for each group of options, with the title of the group."""
-    hints = typing.get_type_hints(cls)
-    for title, entries in option_groups(cls):
+    for title, infos in option_groups(cls).items():
         rows = ["| option | type | range | default | meaning |", "| --- | --- | --- | --- | --- |"]
-        for entry in entries:
-            info, default = entry.metadata["option"], default_of(entry)
-            shown = "required" if default is MISSING else default_text(default)
-            cells = [type_name(hints[entry.name]), info.range, shown, info.help]
+        for info in infos:
+            shown = "required" if info.required else default_text(info.default)
+            cells = [type_name(info.hint), info.range, shown, info.help]
             escaped = (cell.replace("|", r"\|") for cell in cells)
-            rows.append(f"| `{entry.name}` | {' | '.join(escaped)} |")
+            rows.append(f"| `{info.name}` | {' | '.join(escaped)} |")
         yield title, "\n".join(rows)
 
 

@@ -233,7 +233,7 @@ def read_dimension(text: str, defaults: Mapping[str, Any]) -> tuple[str, BaseDis
     if typing.get_origin(hint) is Literal:
         return name, CategoricalDistribution(typing.get_args(hint))
     if name in RELATIVE and default:
-        limit = OPTIONS[name].metadata["option"].le or 10 * default
+        limit = OPTIONS[name].le or 10 * default
         return name, number_range(hint(default / 10), hint(min(10 * default, limit)))
     ways = f"write {name}=LOWEST:HIGHEST or {name}=A,B,C"
     raise OptionError("space", f"has {name!r:.80} without values; {ways}")

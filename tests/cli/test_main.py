@@ -19,7 +19,7 @@ from sepc_zoo.cli.inputs import CHECKS, check_inputs
 from sepc_zoo.cli.predict import Arguments as PredictArguments
 from sepc_zoo.cli.reference import reference
 from sepc_zoo.errors import UserError
-from sepc_zoo.options import MISSING, default_of, flag_of, nearest_option, option_fields
+from sepc_zoo.options import flag_of, nearest_option, option_fields
 from sepc_zoo.training.options import TrainOptions
 
 REPO = Path(__file__).parents[2]
@@ -129,14 +129,13 @@ def wrong_inputs(there):
     for command in COMMANDS:
         own = option_fields(arguments_of(command))
         for tested in all_options(command):
-            if tested.metadata["option"].metavar not in CHECKS:
+            if tested.metavar not in CHECKS:
                 continue
             words = ["--int8"] if tested.name == "calibrate" else []
             for entry in own if tested in own else [tested]:
-                info = entry.metadata["option"]
-                value = f"{file}/no/such/x" if entry is tested else others.get(info.metavar, there)
-                if entry is tested or default_of(entry) is MISSING:
-                    words += [value] if info.positional else [flag_of(entry.name), value]
+                value = f"{file}/no/such/x" if entry is tested else others.get(entry.metavar, there)
+                if entry is tested or entry.required:
+                    words += [value] if entry.positional else [flag_of(entry.name), value]
             yield [command, *words]
 
 

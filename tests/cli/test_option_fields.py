@@ -140,9 +140,8 @@ def test_key_and_value_are_read_as_python_where_they_can_be():
 
 
 def test_every_option_of_a_run_is_in_one_group_with_a_help_of_its_own():
-    groups = dict(option_groups(TrainOptions))
-    assert len(groups) == 7
-    helps = [e.metadata["option"].help for e in option_fields(TrainOptions)]
+    assert len(option_groups(TrainOptions)) == 7
+    helps = [info.help for info in option_fields(TrainOptions)]
     assert len(helps) == len({*helps})
     assert all(text[0].islower() and not text.endswith(".") for text in helps)
 

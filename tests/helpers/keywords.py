@@ -53,14 +53,12 @@ def content():
     """The text of the file."""
     lines = [HEAD]
     for function, cls in CLASSES_OF.items():
-        hints = typing.get_type_hints(cls)
         lines += [f"class {function.title()}Keywords(TypedDict, total=False):"]
         lines += [f'    """The options of ``{cls.__name__}``."""', ""]
-        for entry in option_fields(cls):
-            if entry.name not in NAMED[function]:
-                is_path = entry.metadata["option"].metavar in PATHS
-                kind = SPECIAL.get(entry.name) or annotation(hints[entry.name], is_path)
-                lines.append(f"    {entry.name}: {kind}")
+        for info in option_fields(cls):
+            if info.name not in NAMED[function]:
+                kind = SPECIAL.get(info.name) or annotation(info.hint, info.metavar in PATHS)
+                lines.append(f"    {info.name}: {kind}")
         lines.append("")
     return "\n".join(lines)
 
