@@ -37,7 +37,7 @@ class DownloadError(HubError):
     """A download failed for good; the message says why, and what to do if anything helps."""
 
 
-class _Broken(Exception):  # noqa: N818
+class _Disconnected(Exception):  # noqa: N818
     """A connection ended early; a new one may get the rest."""
 
 
@@ -81,7 +81,7 @@ def _download_in_pieces(url: str, part: Path, resume: bool) -> None:
             elif best == 0 or error.code not in TRY_LATER:
                 raise DownloadError(refusal(error, url)) from error
             reason: Exception = error
-        except (*TRANSPORT_ERRORS, _Broken) as error:
+        except (*TRANSPORT_ERRORS, _Disconnected) as error:
             reason = error
         except DownloadError:
             raise
@@ -131,7 +131,7 @@ def _receive(url: str, part: Path, start: int) -> None:
                 bar.update(len(chunk))
                 watch(watch.received + len(chunk))
         if total is not None and size_of(part) < total:
-            raise _Broken(f"cut after {size_of(part)} of {total} bytes")
+            raise _Disconnected(f"cut after {size_of(part)} of {total} bytes")
 
 
 class Watch:
@@ -146,7 +146,7 @@ class Watch:
 
         Raises:
             DownloadError: the file is too large for a checkpoint or for the disk.
-            _Broken: the transfer is too slow.
+            _Disconnected: the transfer is too slow.
         """
         self.received, there, total = received, self.start + received, total or 0
         if max(total, there) > MAX_BYTES:
@@ -161,7 +161,7 @@ class Watch:
         now = time.monotonic()
         if now - self.since > SLOW_TIME:
             if received - self.bytes_then < SLOW_BYTES:
-                raise _Broken(f"under {SLOW_BYTES // 1024} KiB in {SLOW_TIME:.0f} seconds")
+                raise _Disconnected(f"under {SLOW_BYTES // 1024} KiB in {SLOW_TIME:.0f} seconds")
             self.since, self.bytes_then = now, received
 
 
@@ -185,7 +185,7 @@ def _download_from_drive(url: str, part: Path) -> None:
             )
     except gdown.exceptions.FileURLRetrievalError as error:  # gdown got a page, not a file
         raise DownloadError(page_reason(str(error).encode())) from error
-    except (gdown.exceptions.DownloadError, _Broken) as error:
+    except (gdown.exceptions.DownloadError, _Disconnected) as error:
         raise DownloadError(f"{in_words(error)}: try again later") from error
     except OSError as error:  # also the base of the errors of requests, which have no errno
         if error.errno is not None:

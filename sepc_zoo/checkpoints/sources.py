@@ -103,14 +103,14 @@ def published_row(name: str, publisher: str | None = None) -> Published:
     return row
 
 
-def home() -> Path:
+def local_store() -> Path:
     """The local store: ``SEPC_ZOO_HOME``, or a folder beside the hub's cache."""
-    home = os.environ.get("SEPC_ZOO_HOME") or Path(constants.HF_HOME) / "sepc_zoo"
-    return Path(home).expanduser()
+    folder = os.environ.get("SEPC_ZOO_HOME") or Path(constants.HF_HOME) / "sepc_zoo"
+    return Path(folder).expanduser()
 
 
 def kept_folder(row: Published) -> Path:
-    return home() / row.name
+    return local_store() / row.name
 
 
 def is_kept(folder: Path) -> bool:
@@ -152,7 +152,7 @@ def import_model(
                 return folder
             work.mkdir(parents=True, exist_ok=True)
             try:
-                checkpoint = given(file, row) if file else fetch_checkpoint(row, work, url)
+                checkpoint = own_checkpoint(file, row) if file else fetch_checkpoint(row, work, url)
                 state = read_state_dict(checkpoint, row.name)
                 model = CONVERTERS[row.publisher](state, row.name)
                 shutil.rmtree(work / "model", ignore_errors=True)  # left by a killed process
@@ -174,13 +174,13 @@ def import_model(
 @contextmanager
 def locked(row: Published) -> Iterator[None]:
     """Hold the lock of a row; the system releases it if the process dies."""
-    folder = home() / ".locks"
+    folder = local_store() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{row.name}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        tell(f"waiting for another process that imports {row.name}")
+        log(f"waiting for another process that imports {row.name}")
         lock.acquire()
     try:
         yield
@@ -192,7 +192,7 @@ def fetch_checkpoint(row: Published, work: Path, url: str | None = None) -> Path
     """Download the checkpoint of a row into the folder ``work``; a HubError says what to do."""
     address = address_of(row, url)
     publisher = PUBLISHERS[row.publisher]
-    tell(f"downloading {row.name} from {address}: weights of {publisher.title}; {publisher.terms}")
+    log(f"downloading {row.name} from {address}: weights of {publisher.title}; {publisher.terms}")
     path = work / file_name(row)
     try:
         download(address, path, row.sha256)
@@ -204,11 +204,11 @@ def fetch_checkpoint(row: Published, work: Path, url: str | None = None) -> Path
     return path
 
 
-def given(file: str | Path, row: Published) -> Path:
+def own_checkpoint(file: str | Path, row: Published) -> Path:
     """The path of a checkpoint that the user has; warns if it is not the published file."""
     path = Path(file)
     if row.sha256 and path.is_file() and not hash_of(path).startswith(row.sha256):
-        tell(f"{file} is not the file that was published as {row.name}: its SHA-256 differs")
+        log(f"{file} is not the file that was published as {row.name}: its SHA-256 differs")
     return path
 
 
@@ -234,7 +234,7 @@ def file_name(row: Published) -> str:
     return row.url.rpartition("/")[2] if row.url.endswith(".pth") else f"{row.name}.pth"
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     say(f"sepc_zoo: {text}", error=True, flush=True)
 
 

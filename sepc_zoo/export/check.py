@@ -26,7 +26,7 @@ class Tolerance(NamedTuple):
     pixels: float = 0.5  # or maximum distance of corners, for boxes with little area
     # Share of detections that may be unmatched: if two boxes overlap by nearly the threshold,
     # rounding decides whether suppression keeps both.
-    alone: float = 0.0
+    unmatched: float = 0.0
 
 
 TOLERANCES = {"float32": Tolerance(1e-3, 0.99), "float16": Tolerance(2e-2, 0.9, 2.0, 0.02)}
@@ -53,7 +53,7 @@ def compare(model: Detector, exported: ExportedModel) -> dict[str, Any]:
             known = figures.get(name, 0)
             figures[name] = max(known, value) if name.startswith("max") else known + value
         figures["images"] += len(images)
-    allowed = TOLERANCES[metadata["precision"]].alone * figures["detections"]
+    allowed = TOLERANCES[metadata["precision"]].unmatched * figures["detections"]
     if figures["unmatched"] > allowed:
         raise ExportError(
             f"the exported file is not the model: {figures['unmatched']} of "
@@ -90,25 +90,25 @@ def compare_detections(
 ) -> dict[str, float]:
     """Match the detections of images, each ``(C, h, w)``."""
     tolerance = TOLERANCES[exported.metadata["precision"]]
-    num_ours = num_alone = 0
+    num_ours = num_unmatched = 0
     differences: dict[str, list[float]] = {"scores": [0.0], "boxes": [0.0]}
     found = model.detect(images), exported.detect(images)
     for image, ours, theirs in zip(images, *found, strict=True):
         pairs = match(ours, theirs, tolerance)
         num_ours += len(ours["scores"])
-        mine = without_partner(model, ours, pairs[:, 0], tolerance)
-        num_alone += int((~suppressed(model, mine, theirs)).sum())
-        other = without_partner(model, theirs, pairs[:, 1], tolerance)
+        mine = unmatched(model, ours, pairs[:, 0], tolerance)
+        num_unmatched += int((~suppressed(model, mine, theirs)).sum())
+        other = unmatched(model, theirs, pairs[:, 1], tolerance)
         if len(other["scores"]):
             [candidates] = without_suppression(model).detect([image])
             known = match(other, candidates, tolerance)[:, 0]
-            num_alone += len(other["scores"]) - int(suppressed(model, other, ours)[known].sum())
+            num_unmatched += len(other["scores"]) - int(suppressed(model, other, ours)[known].sum())
         for name, values in differences.items():
             difference = ours[name][pairs[:, 0]] - theirs[name][pairs[:, 1]]
             values += difference.abs().flatten().tolist()
     return {
         "detections": num_ours,
-        "unmatched": num_alone,
+        "unmatched": num_unmatched,
         "max_score_difference": max(differences["scores"]),
         "max_box_difference": max(differences["boxes"]),
     }
@@ -141,16 +141,16 @@ def without_suppression(model: Detector) -> Detector:
     return model
 
 
-def without_partner(
+def unmatched(
     model: Detector, detections: DetectionDict, matched: Tensor, tolerance: Tolerance
 ) -> DetectionDict:
     """The unmatched detections, without those whose score is at the limit of being reported."""
     post, scores = model.config.postprocess, detections["scores"]
     full = len(scores) >= post.max_detections
     edge = max(post.score_threshold, float(scores[-1]) if full else 0.0) + tolerance.score
-    alone = scores > edge
-    alone[matched] = False
-    return {name: values[alone] for name, values in detections.items()}
+    mask = scores > edge
+    mask[matched] = False
+    return {name: values[mask] for name, values in detections.items()}
 
 
 def suppressed(model: Detector, detections: DetectionDict, others: DetectionDict) -> Tensor:

@@ -23,7 +23,7 @@ from uuid import uuid4
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it reports to its maker from 1.29 on
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # sent by default from 1.29 on
 import onnxruntime
 
 METADATA_KEY = "sepc_zoo"
@@ -38,7 +38,7 @@ TRANSPOSES = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# PIL raises these over broken files: SyntaxError for PNG chunks, struct.error for TIFF tags ...
+# PIL raises these on broken files: SyntaxError for PNG chunks, struct.error for TIFF tags ...
 READ_ERRORS = (
     OSError,
     ValueError,
@@ -57,9 +57,9 @@ PALETTE = (
     "#f05a5a", "#4bc3a5", "#96e15a", "#2d7887", "#d200d2", "#ff9600", "#d25ac3", "#784b1e",
     "#69870f", "#b496f0", "#c31e78", "#00964b",
 )  # fmt: skip
-MAX_NAMED = 5  # detections that are named in a text
-MAX_PRECISION = 22  # bits of the weights of a resize
-BLOCK = 16  # new lines of pixels at once, so that they stay in the processor's cache
+MAX_NAMED = 5  # detections listed in a summary
+MAX_PRECISION = 22  # bits of the integer weights of a resize
+BLOCK = 16  # lines of pixels that are resized at once, few enough for the CPU cache
 
 Corner = tuple[int, int, int, int]
 
@@ -186,8 +186,8 @@ class Runtime:
     """An exported detector; several threads may use it at once.
 
     Attributes:
-        session: what onnxruntime made of the file.
-        metadata: what the file says of its model: names, input, thresholds, versions.
+        session: the file loaded by onnxruntime.
+        metadata: the metadata of the file: names, input, thresholds, versions.
     """
 
     session: onnxruntime.InferenceSession
@@ -295,17 +295,14 @@ def write_runtime(folder: str | os.PathLike[str]) -> Path:
 # Images
 
 
-class LoadedImage(NamedTuple):
-    """The pixels ``(H, W, C)`` uint8 of an image, and the file that they come from."""
-
-    pixels: np.ndarray
-    path: Path | None = None
+# Pixels (H, W, C) uint8 of an image, and its file if it comes from one.
+LoadedImage = tuple[np.ndarray, Path | None]
 
 
 def open_images(source: Any, channels: int = 3) -> tuple[Iterator[LoadedImage], bool]:
     """Open the images of a source one by one; the flag says whether it is a single image.
 
-    Arguments and errors as in ``Runtime.predict``.
+    Arguments and errors are those of ``Runtime.predict``.
     """
     if isinstance(source, str | os.PathLike):
         source = Path(source).expanduser()
@@ -346,7 +343,7 @@ def read_image(path: str | os.PathLike[str], channels: int = 3) -> np.ndarray:
 def decode_image(
     data: bytes, name: str | os.PathLike[str] = "image", channels: int = 3
 ) -> np.ndarray:
-    """Decode the content of an image file that ``name`` stands for; as in ``read_image``."""
+    """Decode the content of an image file as ``read_image``; errors name it ``name``."""
     with _naming(name), Image.open(BytesIO(data)) as image:
         if image.format == "TIFF":
             return pixels_of_pil(ImageOps.exif_transpose(image), channels)
@@ -381,13 +378,13 @@ def pixels_of_pil(image: Image.Image, channels: int = 3) -> np.ndarray:
 
 def _open_image(source: Any, channels: int) -> LoadedImage:
     if isinstance(source, bytes):
-        return LoadedImage(decode_image(source, f"{len(source)} bytes", channels))
+        return decode_image(source, f"{len(source)} bytes", channels), None
     if isinstance(source, str | os.PathLike):
-        return LoadedImage(read_image(source, channels), Path(source))
+        return read_image(source, channels), Path(source)
     if isinstance(source, Image.Image):
-        return LoadedImage(pixels_of_pil(ImageOps.exif_transpose(source), channels))
+        return pixels_of_pil(ImageOps.exif_transpose(source), channels), None
     if isinstance(source, np.ndarray):
-        return LoadedImage(_pixels_of_array(source, channels))
+        return _pixels_of_array(source, channels), None
     raise TypeError(
         f"cannot predict on {type(source).__name__}: expected a file, folder, bytes, PIL image, "
         "array, or a list of these"
@@ -506,7 +503,7 @@ def _resize_first_axis(pixels: np.ndarray, length: int, antialias: bool) -> np.n
         return pixels
     lines = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     is_bytes = pixels.dtype == np.uint8
-    precision = np.float64 if is_bytes else np.float32  # of PyTorch's own places
+    precision = np.float64 if is_bytes else np.float32  # in which PyTorch computes positions
     index, weights = _resize_weights(len(pixels), length, antialias, precision)
     bits = _precision(weights.max())
     weights = np.floor(weights * 2**bits + 0.5).astype(np.int32) if is_bytes else weights
@@ -544,7 +541,7 @@ def _resize_weights(
 
 
 def _precision(max_weight: float) -> int:
-    """Number of bits by which the largest weight fits into 16 bits with a sign."""
+    """Number of bits to scale weights by, so that the largest fits into a signed 16-bit integer."""
     bits = 0
     while bits < MAX_PRECISION and int(0.5 + max_weight * 2 ** (bits + 1)) < 2**15:
         bits += 1
@@ -576,7 +573,7 @@ def draw_boxes(
     """Draw boxes with captions on an image; later boxes are drawn over earlier ones.
 
     Args:
-        image: ``(H, W, C)`` uint8; other channels than RGB are brightened, so that they are seen.
+        image: ``(H, W, C)`` uint8; images that are not RGB are brightened to be visible.
         boxes: ``(D, 4)`` xyxy in continuous pixels of the image; parts outside are not drawn.
         captions: D texts.
         colors: D colours (r, g, b).
@@ -589,7 +586,7 @@ def draw_boxes(
     for corner, color in zip(corners, colors, strict=True):
         draw.rectangle(corner, outline=color, width=max(1, round(side / 240)))
     for corner, caption, color in zip(corners, captions, colors, strict=True):
-        # After all the boxes, so that no line crosses a text.
+        # Captions come after all boxes, so that no line crosses a text.
         _draw_caption(draw, canvas.size, corner, " ".join(caption.splitlines()), color, font)
     return canvas
 
@@ -619,7 +616,7 @@ def _draw_caption(
     color: tuple[int, int, int],
     font: Any,
 ) -> None:
-    """Draw a caption on a plate of the box's colour above the box, or inside it without room."""
+    """Draw a caption on the box's colour, above the box or, if there is no room, inside it."""
     pad = max(2, round(font.size / 5))
     caption = shorten(caption, font, size[0] - 2 * pad)
     ascent, descent = font.getmetrics()
@@ -633,7 +630,7 @@ def _draw_caption(
 
 
 def shorten(text: str, font: Any, width: float, tail: int = 5) -> str:
-    """Leave out the middle of a text, but not the score at its end, until it is narrow enough."""
+    """Shorten a text to a width: leave out its middle, and keep the score at its end."""
     kept = len(text) - tail
     while kept > 0 and font.getlength(text) > width:
         kept -= 1

@@ -31,7 +31,7 @@ def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram
     images, sizes, shapes = example_input(metadata)
     rule = metadata["input"]
     try:
-        with torch.no_grad(), standard_operators(), whole_padding(rule["pad_multiple"]):
+        with torch.no_grad(), standard_operators(), integer_padding(rule["pad_multiple"]):
             return torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # of torch.export, many types without a common base
         is_open = None in (rule["batch"], rule["height"], rule["width"])
@@ -40,7 +40,7 @@ def trace(graph: DetectionGraph, metadata: Mapping[str, Any]) -> ExportedProgram
 
 
 @contextmanager
-def whole_padding(step: int) -> Iterator[None]:
+def integer_padding(step: int) -> Iterator[None]:
     """Compute the padding ``same`` of timm's layers with integers while a model is traced.
 
     timm divides open sizes as floats, which the tracer cannot simplify: expressions grow from layer

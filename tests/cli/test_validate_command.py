@@ -82,14 +82,6 @@ def test_further_figures_are_written_and_shown_at_request(validated, shapes, tmp
     assert {key: metrics[key] for key in plain} == plain
 
 
-def test_the_page_can_be_left_out(shapes, tmp_path):
-    (tmp_path / "none.json").write_text("[]")
-    flags = ("--data", shapes, "--output", tmp_path, "--no-report")
-    assert call("validate", "--from-json", tmp_path / "none.json", *flags) == 0
-    assert not (tmp_path / "report.html").exists()
-    assert (tmp_path / "metrics.json").exists()
-
-
 def test_without_matplotlib_there_is_all_but_the_page(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sepc_zoo.evaluation.report.charts.find_spec", lambda _: None)
     (tmp_path / "none.json").write_text("[]")
@@ -177,11 +169,13 @@ def test_a_file_without_results_is_refused(content, shapes, tmp_path, capsys):
     assert_refused(capsys, file)
 
 
-def test_no_detections_at_all_have_metrics(shapes, tmp_path):
+@pytest.mark.parametrize("page", [(), ("--no-report",)])
+def test_no_detections_at_all_have_metrics_and_the_page_can_be_left_out(page, shapes, tmp_path):
     (tmp_path / "none.json").write_text("[]")
-    flags = ("--data", shapes, "--output", tmp_path)
+    flags = ("--data", shapes, "--output", tmp_path, *page)
     assert call("validate", "--from-json", tmp_path / "none.json", *flags) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == 0
+    assert (tmp_path / "report.html").exists() == (not page)
 
 
 @pytest.mark.parametrize("command", ["validate", "predict"])

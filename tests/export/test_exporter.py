@@ -23,7 +23,7 @@ from sepc_zoo.export.check import compare_detections
 from sepc_zoo.export.exporter import export
 from sepc_zoo.export.loaded import format_module, load_exported
 from sepc_zoo.export.metadata import FORMAT, ExportError, parse
-from sepc_zoo.export.trace import whole_padding
+from sepc_zoo.export.trace import integer_padding
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_metadata_of_another_version_is_refused(tmp_path, text, message):
 def test_the_same_padding_of_timms_layers_is_that_of_timm(step):
     cases = [*itertools.product((8, 9, 127, 256), (1, 3), (1, 2), (1, 2))]
     expected = [get_same_padding(*case) for case in cases]
-    with whole_padding(step):
+    with integer_padding(step):
         assert [padding.get_same_padding(*case) for case in cases] == expected
     assert padding.get_same_padding is get_same_padding
 
@@ -256,7 +256,7 @@ def test_the_same_padding_of_timms_layers_is_that_of_timm(step):
 def test_the_same_padding_of_open_sizes_is_a_number():
     layers = torch.nn.Sequential(*(Conv2dSame(1, 1, 3, 2) for _ in range(5)))
     sides = {axis: 32 * Dim(f"steps{axis}", max=100) for axis in (2, 3)}
-    with whole_padding(32):
+    with integer_padding(32):
         program = torch.export.export(layers, (torch.zeros(1, 1, 64, 96),), dynamic_shapes=(sides,))
     pads = [node.args[1] for node in program.graph.nodes if "pad" in str(node.target)]
     assert pads == [[0, 1, 0, 1]] * 5
@@ -265,7 +265,7 @@ def test_the_same_padding_of_open_sizes_is_a_number():
 def test_the_same_padding_fits_maps_of_odd_sides():
     layers = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, 2), Conv2dSame(1, 1, 5, 2))
     sides = {axis: 32 * Dim(f"steps{axis}", max=100) for axis in (2, 3)}
-    with whole_padding(32):
+    with integer_padding(32):
         program = torch.export.export(layers, (torch.zeros(1, 1, 64, 96),), dynamic_shapes=(sides,))
     images = torch.rand(1, 1, 96, 32)
     assert torch.equal(program.module()(images), layers(images))
