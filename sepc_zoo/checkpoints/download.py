@@ -42,16 +42,11 @@ class _Disconnected(Exception):  # noqa: N818
 
 
 def download(url: str, path: Path, sha256: str = "") -> None:
-    """Download a file; it appears at ``path`` once it is complete.
+    """Download a file; it appears at ``path`` once it is complete, else a DownloadError says why.
 
     A killed process leaves its part beside ``path``, and the next call resumes it; an error leaves
     nothing. A file without a hash is never resumed, because parts of two files could be joined.
-
-    Args:
-        sha256: the first digits of the file's hash, if known.
-
-    Raises:
-        DownloadError: the file cannot be downloaded, or has another hash.
+    ``sha256`` has the first digits of the hash.
     """
     part = path.with_name(f"{path.name}.part")
     if not sha256:
@@ -142,11 +137,9 @@ class Watch:
         self.since, self.bytes_then = time.monotonic(), 0
 
     def __call__(self, received: int, total: int | None = None) -> None:
-        """Take note of the bytes received since ``start`` and, if known, the size of the file.
+        """Check the bytes received since ``start`` and, if known, the size of the file.
 
-        Raises:
-            DownloadError: the file is too large for a checkpoint or for the disk.
-            _Disconnected: the transfer is too slow.
+        Raise a DownloadError if the file is too large, _Disconnected if the transfer is too slow.
         """
         self.received, there, total = received, self.start + received, total or 0
         if max(total, there) > MAX_BYTES:

@@ -125,8 +125,7 @@ class BoundedBuilding(TorchFunctionMode):
 def has_computed_tensors(model: nn.Module) -> bool:
     """Whether a model has tensors that its weights file lacks, or tensors with two names.
 
-    Raises:
-        ConfigError: there are more than ``MAX_TABLES`` bytes of them.
+    More than ``MAX_TABLES`` bytes of them raise a ConfigError.
     """
     saved = {id(value) for value in model.state_dict(keep_vars=True).values()}
     computed = [

@@ -77,14 +77,9 @@ def fetch_model(request: Request, needs_weights: bool = True) -> Path:
 def fetch_backbone(name: str, **download: Any) -> Path | None:
     """Download timm's ImageNet weights of a backbone unless they are in the cache.
 
-    Args:
-        download: ``cache_dir``, ``token`` and ``local_files_only``.
-
-    Returns:
-        A safetensors file; None for a model that timm does not keep on the hub.
-
-    Raises:
-        HubError: the hub refuses, or does not answer once within ``BACKBONE_TIMEOUT`` seconds.
+    Returns a safetensors file; None for a model that timm does not keep on the hub. ``download``
+    has ``cache_dir``, ``token`` and ``local_files_only``. A HubError says why the hub refused; it
+    is asked once, and waited for ``BACKBONE_TIMEOUT`` seconds.
     """
     known = timm.get_pretrained_cfg(name)
     source = known.hf_hub_id if known and known.custom_load != "hf" else None
@@ -125,13 +120,9 @@ def fetch_file(
 
 
 def ask(request: Request, file: str, timeout: float = TIMEOUT) -> Exception | None:
-    """Ask the hub once where a file is.
+    """Ask the hub once where a file is; return the error if it did not answer.
 
-    Returns:
-        The error if the hub did not answer, else None.
-
-    Raises:
-        HubError: the hub refused.
+    A HubError says why the hub refused.
     """
     try:
         url = hf_hub_url(request.repo_id, file, revision=request.revision)

@@ -13,11 +13,7 @@ METRICS_FILE = "metrics.json"
 
 
 def check_folder(folder: Path, needs_weights: bool = True) -> None:
-    """Check that a folder has the files of a model, or its config alone.
-
-    Raises:
-        HubError: it lacks one.
-    """
+    """Raise a HubError unless a folder has the files of a model, or its config alone."""
     for file in (CONFIG_FILE, WEIGHTS_FILE) if needs_weights else (CONFIG_FILE,):
         if not (folder / file).is_file():
             hint = "; did you mean its folder best?" * (folder / "best" / file).is_file()
@@ -31,11 +27,7 @@ def metrics_of(folder: Path) -> dict[str, Any] | None:
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """Read a ``metrics.json`` of ``validate``.
-
-    Raises:
-        HubError: the file is missing or damaged.
-    """
+    """Read a ``metrics.json`` of ``validate``; a HubError says that it is missing or damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

@@ -83,14 +83,9 @@ def find_published(name: str, **download: Any) -> Path:
 
 
 def published_row(name: str, publisher: str | None = None) -> Published:
-    """The row of published weights of a name; without a tag the first one.
+    """The row of published weights of a name, by ``publisher`` or any; without a tag the first.
 
-    Args:
-        publisher: a key of ``PUBLISHERS``; by default any publisher will do.
-
-    Raises:
-        UnknownModelError: the name builds no model.
-        HubError: the name has no published weights.
+    A name that builds no model raises an UnknownModelError, one without weights a HubError.
     """
     model_config(name)  # raises for an unknown name
     row = find_row(name, publisher)

@@ -49,11 +49,7 @@ class Arguments(Options):
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of ``HxW``.
-
-    Raises:
-        OptionError: the text is no size.
-    """
+    """Height and width of ``HxW``; an OptionError for any other text."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise OptionError("image_size", f"is {text!r}; expected HEIGHTxWIDTH in pixels")

@@ -68,11 +68,7 @@ def run(arguments: Arguments) -> int:
 
 
 def check_places(root: Path, output: Path, target: Path | None) -> None:
-    """Refuse to write into the data set, or a clean copy over anything.
-
-    Raises:
-        ConfigError: a folder to write is in the wrong place.
-    """
+    """Raise a ConfigError for an output inside the data set, or a clean copy over a folder."""
     from sepc_zoo.data.quality.fix import is_inside
 
     for flag, path in (("--output", output), ("--fix", target)):

@@ -46,11 +46,7 @@ def run(arguments: Arguments) -> int:
 
 
 def lay_out_metrics(info: "ModelInfo") -> "Table | None":
-    """The metrics of a model folder for the terminal, if it has any.
-
-    Raises:
-        HubError: they are not what validation writes.
-    """
+    """The metrics of a model folder as a table; a HubError if ``validate`` did not write them."""
     from sepc_zoo.evaluation.metrics import metrics_table
 
     if info.metrics is None:

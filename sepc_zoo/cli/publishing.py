@@ -74,11 +74,7 @@ def push(folder: Path, repo_id: str, contents: Contents = Contents(), **options:
 
 
 def write_repository(folder: Path, output: Path, repo_id: str, contents: Contents) -> None:
-    """Write the files of a model's repository after loading the model as a check.
-
-    Raises:
-        HubError: the folder is not a model folder.
-    """
+    """Write the files of a model's repository after loading the model as a check."""
     model, metrics = load_model(f"local-dir:{folder}"), contents.metrics
     save_model(model, output, metrics=metrics, dataset=contents.dataset, repo_id=repo_id)
     card, metrics_file = folder / CARD_FILE, folder / METRICS_FILE

@@ -82,11 +82,7 @@ def run(arguments: Arguments) -> int:
 
 
 def check_repository(option_name: str, repo_id: str) -> None:
-    """Check the name of a repository before anything is done for it.
-
-    Raises:
-        OptionError: it is not of the form ``org/name``.
-    """
+    """Raise an OptionError unless the name of a repository has the form ``org/name``."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

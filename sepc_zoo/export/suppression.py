@@ -13,12 +13,9 @@ def keep_best(
 
     Args:
         boxes: ``(B, S, 4)``.
-        scores: ``(B, K, S)``; only scores above ``floor`` are candidates.
+        scores: ``(B, K, S)``, as the result; only scores above ``floor`` are candidates.
         limit: maximum number of boxes kept in each group.
         floor: score of what is not kept.
-
-    Returns:
-        Scores ``(B, K, S)``.
     """
     kept = torch.full_like(scores, floor)
     for boxes_of, scores_of, kept_of in zip(boxes, scores, kept, strict=True):

@@ -93,11 +93,7 @@ def check_request(
     batch_size: int | None,
     raw: bool,
 ) -> None:
-    """Check that a model can be exported as asked, before minutes are spent on it.
-
-    Raises:
-        ExportError: it cannot; the message says what to change.
-    """
+    """Raise an ExportError, before the work starts, if a model cannot be exported as asked."""
     config, step = model.config, model.config.weights.pad_multiple
     if raw and config.method.head == "two_stage":
         raise ExportError(

@@ -196,8 +196,3 @@ def test_info_of_a_run_names_the_folder_of_its_model(model, tmp_path, capsys):
 def test_info_of_an_unknown_name_suggests_the_nearest(capsys):
     assert call("info", "fsaf_r50_spec") == 2
     assert_refused(capsys, "fsaf_r50_sepc")
-
-
-def test_info_takes_a_folder_with_its_prefix(model, capsys):
-    assert call("info", f"local-dir:{model}") == 0
-    assert "mobilenetv4_conv_small" in capsys.readouterr().out
