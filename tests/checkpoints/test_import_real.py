@@ -69,7 +69,7 @@ def test_a_model_is_loaded_and_then_found_offline(name, publisher, shared_refere
     publisher.files[sources.file_name(row)] = content
     expected = digest(CONVERTERS[row.publisher](state, name))
     assert digest(create_model(name, pretrained=True)) == expected
-    publisher.__exit__()
+    publisher.close()
     tests = Path(__file__).parents[1]
     paths = [str(tests.parent), str(tests / "helpers"), str(tests)]
     done = subprocess.run(

@@ -72,7 +72,7 @@ def test_a_model_of_each_publisher_is_loaded_and_then_found_offline(
     assert (model.config.weights.tag, model.config.weights.authors_ap) == (row.tag, row.ap)
     assert [path.name for path in home.glob("[!.]*")] == [row.name]
     assert PUBLISHERS[source].terms in (home / row.name / "README.md").read_text()
-    publisher.__exit__()
+    publisher.close()
     digests, said = new_processes(publisher, source, HF_HUB_OFFLINE="1")
     assert digests == [digest(model)]
     assert "downloading" not in said

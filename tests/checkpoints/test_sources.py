@@ -54,8 +54,8 @@ def kept(name):
 
 @pytest.mark.parametrize("options", [[], ["--url", "{server}/plain?id={{id}}&confirm=t"]])
 def test_an_imported_model_is_found_offline(on_drive, state, capsys, monkeypatch, options):
-    address = f"http://127.0.0.1:{on_drive.server_port}"
-    assert main(["import", NAME, *(text.format(server=address) for text in options)]) == 0
+    words = [text.format(server=on_drive.address) for text in options]
+    assert main(["import", NAME, *words]) == 0
     assert str(kept(NAME)) in capsys.readouterr().out
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model, expected = create_model(NAME, pretrained=True), from_authors(state, NAME)
@@ -136,11 +136,11 @@ PLAIN_PAGES = {
 def test_a_page_in_place_of_the_file_is_recognised(page, drive):
     drive.pages[NAME], match = PLAIN_PAGES[page]
     with pytest.raises(HubError, match=f"{match}.*--file"):
-        import_model(NAME, url=f"http://127.0.0.1:{drive.server_port}/plain?id={{id}}")
+        import_model(NAME, url=f"{drive.address}/plain?id={{id}}")
 
 
 def test_a_file_that_is_not_there_says_how_to_get_it(drive):
-    for url in (None, f"http://127.0.0.1:{drive.server_port}/plain?id={{id}}"):
+    for url in (None, f"{drive.address}/plain?id={{id}}"):
         with pytest.raises(HubError, match=r"cannot download .*--file"):
             import_model(NAME, url=url)
 

@@ -5,11 +5,12 @@ host, a page with a warning, and the file once the form in it is sent.
 """
 
 import re
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from loopback import LoopbackServer, QuietHandler
+
+HTML = "text/html; charset=utf-8"
 HOSTS = re.compile(r"https://(drive|drive\.usercontent|accounts)\.google\.com(?=/)")
 WARNING = """<!DOCTYPE html><html><head><title>Virus scan warning</title></head><body>
 <p class="uc-warning-subcaption">The file is too large for Google to scan for viruses.</p>
@@ -25,7 +26,7 @@ LOGIN = """<!doctype html><html><head><title>Google Drive: Sign-in</title></head
 <form method="post"><input name="identifier"></form></body></html>"""
 
 
-class Drive(ThreadingHTTPServer):
+class Drive(LoopbackServer):
     """A Drive that listens while it is entered as a context.
 
     Attributes:
@@ -35,50 +36,33 @@ class Drive(ThreadingHTTPServer):
     """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.files: dict[str, Callable[[], bytes]] = {}
         self.pages: dict[str, str] = {}
         self.sent: list[str] = []
 
-    def __enter__(self) -> "Drive":
-        threading.Thread(target=self.serve_forever, args=(0.005,), daemon=True).start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Drive
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         address = urlsplit(self.path)
         query = parse_qs(address.query)
         id = query["id"][0]
         if id in self.server.pages:
-            self.send(200, "text/html; charset=utf-8", self.server.pages[id].encode())
+            self.answer(200, self.server.pages[id].encode(), Content_Type=HTML)
         elif id not in self.server.files:
-            self.send(404, "text/html; charset=utf-8", b"<html><title>Error 404</title></html>")
+            self.answer(404, b"<html><title>Error 404</title></html>", Content_Type=HTML)
         elif address.path == "/uc":
             there = f"https://drive.usercontent.google.com/download?id={id}&export=download"
-            self.send(303, "application/binary", b"", Location=there)
+            self.answer(303, b"", Content_Type="application/binary", Location=there)
         elif "confirm" not in query:
-            self.send(200, "text/html; charset=utf-8", WARNING.format(id=id).encode())
+            self.answer(200, WARNING.format(id=id).encode(), Content_Type=HTML)
         else:
             self.server.sent.append(id)
-            name = {"Content-Disposition": 'attachment; filename="checkpoint.pth"'}
-            self.send(200, "application/octet-stream", self.server.files[id](), **name)
-
-    def send(self, status: int, kind: str, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": len(body), **headers}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+            headers = {"Content_Type": "application/octet-stream"}
+            headers["Content_Disposition"] = 'attachment; filename="checkpoint.pth"'
+            self.answer(200, self.server.files[id](), **headers)
 
 
 def point_gdown_at(drive: Drive, monkeypatch) -> None:
@@ -88,8 +72,8 @@ def point_gdown_at(drive: Drive, monkeypatch) -> None:
     send = HTTPAdapter.send
 
     def send_here(adapter, request, **kwargs):
-        request.url = HOSTS.sub(f"http://127.0.0.1:{drive.server_port}", request.url)
-        here = request.url.startswith(f"http://127.0.0.1:{drive.server_port}")
+        request.url = HOSTS.sub(drive.address, request.url)
+        here = request.url.startswith(drive.address)
         assert here, f"a request for {request.url}"
         return send(adapter, request, **kwargs | {"proxies": {}})
 

@@ -93,9 +93,32 @@ class Scene:
         return self
 
 
-Case = tuple[Callable[[Scene], Any], str]
+Act = Callable[[Scene], Any]
+Case = tuple[Act, str]
+
+
+def faulty_load(path: str = "*", **fault: Any) -> Act:
+    return lambda s: s.misbehaving(path, **fault).load()
+
+
+def faulty_push(path: str = "*", **fault: Any) -> Act:
+    return lambda s: s.misbehaving(path, **fault).push()
+
+
+def load_with(files: Mapping[str, bytes | None], **settings: Any) -> Act:
+    return lambda s: s.load_other(files, **settings)
+
+
 NO_NAME = "expected org/name"
 NOT_YOURS = "is not yours to write to with this token"
+NOT_CACHED = "is not in the cache, and local_files_only or HF_HUB_OFFLINE forbids"
+NO_MIRROR = "HF_ENDPOINT is no whole mirror"
+NO_ETAG = "an ETag or a commit that is none"
+NO_WEIGHTS = f"cannot download {WEIGHTS_FILE} of zoo/cells .* try again"
+DAMAGED = "is damaged: its hash is not the hub's; it was removed from the cache, try again"
+NO_ANSWER = "zoo/cells: no answer from the hub"
+GATED = "zoo/other is gated: ask for access"
+REFUSED = "zoo/cells: the hub refused the files .*"
 # Each error comes at once.
 LOADING: dict[str, Case] = {
     "name of no repository": (lambda s: s.load("hf-hub:zoo/a/b"), NO_NAME),
@@ -110,7 +133,7 @@ LOADING: dict[str, Case] = {
         "zoo/none does not exist, or your token may not see it",
     ),
     "private, without a token": (
-        lambda s: s.load_other({}, private=True, token=False),
+        load_with({}, private=True, token=False),
         "is private and you are not logged in",
     ),
     "private, another user's token": (
@@ -121,16 +144,13 @@ LOADING: dict[str, Case] = {
         lambda s: s.load(token="hf_wrong"),
         "the token is not valid, log in again",
     ),
-    "gated, without a token": (
-        lambda s: s.load_other({}, gated="manual", token=False),
-        "zoo/other is gated: ask for access",
-    ),
+    "gated, without a token": (load_with({}, gated="manual", token=False), GATED),
     "gated, access not granted": (
         lambda s: s.load_other({}, gated="manual", token=s.user()),
-        "zoo/other is gated: ask for access",
+        GATED,
     ),
     "disabled by the hub": (
-        lambda s: s.load_other({}, disabled=True),
+        load_with({}, disabled=True),
         "the hub refuses access with this token, ask the repository's owner",
     ),
     "no such revision": (
@@ -138,12 +158,12 @@ LOADING: dict[str, Case] = {
         "zoo/cells has no revision 'v9': there are main",
     ),
     "no config": (
-        lambda s: s.load_other({CONFIG_FILE: None}),
+        load_with({CONFIG_FILE: None}),
         "at revision main has no config.json: it is no model of this library",
     ),
-    "no weights": (lambda s: s.load_other({WEIGHTS_FILE: None}), f"has no {WEIGHTS_FILE}: it is"),
+    "no weights": (load_with({WEIGHTS_FILE: None}), f"has no {WEIGHTS_FILE}: it is"),
     "only a pickle": (
-        lambda s: s.load_other({WEIGHTS_FILE: None, "model.pth": b"\x80\x02"}),
+        load_with({WEIGHTS_FILE: None, "model.pth": b"\x80\x02"}),
         r"but model\.pth: a pickle may run code and is never loaded.*sepc-zoo convert",
     ),
     "published weights neither on the hub nor within reach": (
@@ -154,14 +174,8 @@ LOADING: dict[str, Case] = {
         lambda s: s.load("fsaf_r18_sepc", pretrained=True),
         "no weights of fsaf_r18_sepc are published.*list_models",
     ),
-    "local files only, not cached": (
-        lambda s: s.load(local_files_only=True),
-        "is not in the cache, and local_files_only or HF_HUB_OFFLINE forbids",
-    ),
-    "HF_HUB_OFFLINE, not cached": (
-        lambda s: s.offline().load(),
-        "is not in the cache, and local_files_only or HF_HUB_OFFLINE forbids",
-    ),
+    "local files only, not cached": (lambda s: s.load(local_files_only=True), NOT_CACHED),
+    "HF_HUB_OFFLINE, not cached": (lambda s: s.offline().load(), NOT_CACHED),
     "HF_HUB_OFFLINE, published weights": (
         lambda s: s.offline().load_published(),
         "HF_HUB_OFFLINE forbids .* or `sepc-zoo import fsaf_r50_sepc.coco_1x`",
@@ -171,91 +185,56 @@ LOADING: dict[str, Case] = {
         "cannot download fsaf_r50_sepc.coco_1x: .* --file FILE",
     ),
     "connection refused": (lambda s: s.closed().load(), r"cannot be reached \(.*load it once"),
-    "connection cut without an answer": (
-        lambda s: s.misbehaving(hang_up=True).load(),
-        r"cannot be reached \(",
-    ),
-    "server error 500": (
-        lambda s: s.misbehaving(status=500).load(),
-        "answered with error 500: try again later",
-    ),
-    "server error 503": (
-        lambda s: s.misbehaving(status=503).load(),
-        "answered with error 503: try again later",
-    ),
-    "rate limit 429": (
-        lambda s: s.misbehaving(status=429, headers={"Retry-After": "30"}).load(),
-        "answered with error 429: try again later",
-    ),
+    "connection cut without an answer": (faulty_load(hang_up=True), r"cannot be reached \("),
+    **{
+        f"error {status}": (
+            faulty_load(status=status, headers={"Retry-After": "30"}),
+            f"answered with error {status}: try again later",
+        )
+        for status in (429, 500, 503)
+    },
     "captive portal": (
-        lambda s: s.misbehaving(page=PORTAL).load(),
+        faulty_load(page=PORTAL),
         "answered without the headers of a hub: a login page of this network",
     ),
     "captive portal between hub and weights": (
-        lambda s: s.misbehaving("/storage/*", page=PORTAL).load(),
+        faulty_load("/storage/*", page=PORTAL),
         "it is incomplete, or a web page came in its place .log in to this network.; try again",
     ),
-    "mirror without ETag": (
-        lambda s: s.misbehaving(without=("ETag", "X-Linked-ETag")).load(),
-        "HF_ENDPOINT is no whole mirror",
-    ),
-    "mirror without commits": (
-        lambda s: s.misbehaving(without=("X-Repo-Commit",)).load(),
-        "HF_ENDPOINT is no whole mirror",
-    ),
-    "a path for an ETag": (
-        lambda s: s.misbehaving(headers={"ETag": '"../../../../../../tmp/evil"'}).load(),
-        "an ETag or a commit that is none",
-    ),
-    "a path for a commit": (
-        lambda s: s.misbehaving(headers={"X-Repo-Commit": "../../evil"}).load(),
-        "an ETag or a commit that is none",
-    ),
+    "mirror without ETag": (faulty_load(without=("ETag", "X-Linked-ETag")), NO_MIRROR),
+    "mirror without commits": (faulty_load(without=("X-Repo-Commit",)), NO_MIRROR),
+    "a path for an ETag": (faulty_load(headers={"ETag": '"../../../../../../tmp/evil"'}), NO_ETAG),
+    "a path for a commit": (faulty_load(headers={"X-Repo-Commit": "../../evil"}), NO_ETAG),
     "an ETag that is no name of a file": (
-        lambda s: s.misbehaving(headers={"ETag": f'"{"a" * 3000}"'}).load(),
-        "an ETag or a commit that is none",
+        faulty_load(headers={"ETag": f'"{"a" * 3000}"'}),
+        NO_ETAG,
     ),
     "a size of 10^18": (
-        lambda s: s.misbehaving(headers={"X-Linked-Size": str(10**18)}).load(),
+        faulty_load(headers={"X-Linked-Size": str(10**18)}),
         "announces or sends 1000000000 GB",
     ),
     "a size that is no number": (
-        lambda s: s.misbehaving("*/config.json", headers={"Content-Length": "many"}).load(),
+        faulty_load("*/config.json", headers={"Content-Length": "many"}),
         "cannot be reached",
     ),
     **{
         f"redirected to {address!r}": (
-            lambda s, a=address: s.misbehaving(status=302, headers={"Location": a}).load(),
+            faulty_load(status=302, headers={"Location": address}),
             "cannot be reached|answered without the headers",
         )
         for address in ("http://[::1", "http://localhost:99999/x", "//", "", "file:///etc/passwd")
     },
-    "weights: storage error 500": (
-        lambda s: s.misbehaving(**GET_WEIGHTS, status=500).load(),
-        f"cannot download {WEIGHTS_FILE} of zoo/cells .* try again",
-    ),
-    "weights: storage forbids, 403": (
-        lambda s: s.misbehaving(**GET_WEIGHTS, status=403).load(),
-        f"cannot download {WEIGHTS_FILE} of zoo/cells .* try again",
-    ),
-    "weights: fewer bytes than announced": (
-        lambda s: s.misbehaving(**GET_WEIGHTS, truncate=1000).load(),
-        f"cannot download {WEIGHTS_FILE} of zoo/cells .* try again",
-    ),
-    "weights: other bytes than announced": (
-        lambda s: s.misbehaving(**GET_WEIGHTS, wrong_bytes=True).load(),
-        "is damaged: its hash is not the hub's; it was removed from the cache, try again",
-    ),
-    "weights: altered in the cache": (
-        lambda s: s.load_altered(),
-        "is damaged: its hash is not the hub's; it was removed from the cache, try again",
-    ),
+    "weights: storage error 500": (faulty_load(**GET_WEIGHTS, status=500), NO_WEIGHTS),
+    "weights: storage forbids, 403": (faulty_load(**GET_WEIGHTS, status=403), NO_WEIGHTS),
+    "weights: fewer bytes than announced": (faulty_load(**GET_WEIGHTS, truncate=1000), NO_WEIGHTS),
+    "weights: other bytes than announced": (faulty_load(**GET_WEIGHTS, wrong_bytes=True), DAMAGED),
+    "weights: altered in the cache": (lambda s: s.load_altered(), DAMAGED),
     "weights: truncated before they were pushed": (
         lambda s: s.load_other({WEIGHTS_FILE: s.files[WEIGHTS_FILE][:-1000]}),
         "cannot be read as safetensors: .*; download it again",
     ),
     "weights: a pickle by their name": (
-        lambda s: s.load_other({WEIGHTS_FILE: b"\x80\x02." * 99}),
+        load_with({WEIGHTS_FILE: b"\x80\x02." * 99}),
         "cannot be read as safetensors",
     ),
     "weights: of another model": (
@@ -283,10 +262,10 @@ LOADING: dict[str, Case] = {
 }
 # These take as long as the client's own retries and timeouts.
 SLOW: dict[str, Case] = {
-    "no answer in time": (lambda s: s.misbehaving(delay=60).load(), r"cannot be reached \("),
+    "no answer in time": (faulty_load(delay=60), r"cannot be reached \("),
     "weights: connection cut, again and again": (
-        lambda s: s.misbehaving(**GET_WEIGHTS, cut_after=1000).load(),
-        f"cannot download {WEIGHTS_FILE} of zoo/cells .* try again",
+        faulty_load(**GET_WEIGHTS, cut_after=1000),
+        NO_WEIGHTS,
     ),
 }
 # Each leaves the repository as it was.
@@ -301,55 +280,34 @@ PUSHING: dict[str, Case] = {
     "push: to an unknown organisation": (lambda s: s.push("nobody/cells"), NOT_YOURS),
     "push: connection refused": (lambda s: s.closed().push(), "no answer from the hub"),
     "push: server error 500 at first": (
-        lambda s: s.misbehaving("*/create", status=500).push(),
-        "zoo/cells: the hub refused the files .*500.*nothing was committed",
+        faulty_push("*/create", status=500),
+        f"{REFUSED}500.*nothing was committed",
     ),
-    "push: rate limit 429 at first": (
-        lambda s: s.misbehaving("*/create", status=429).push(),
-        "zoo/cells: the hub refused the files .*429",
-    ),
+    "push: rate limit 429 at first": (faulty_push("*/create", status=429), f"{REFUSED}429"),
     "push: server error 500 at the commit": (
-        lambda s: s.misbehaving("*/commit/*", status=500).push(),
-        "zoo/cells: the hub refused the files .*500",
+        faulty_push("*/commit/*", status=500),
+        f"{REFUSED}500",
     ),
-    "push: connection cut at the commit": (
-        lambda s: s.misbehaving("*/commit/*", hang_up=True).push(),
-        "zoo/cells: no answer from the hub",
-    ),
-    "push: rate limit 429 at the commit": (
-        lambda s: s.misbehaving("*/commit/*", status=429).push(),
-        "zoo/cells: the hub refused the files .*429",
-    ),
+    "push: connection cut at the commit": (faulty_push("*/commit/*", hang_up=True), NO_ANSWER),
+    "push: rate limit 429 at the commit": (faulty_push("*/commit/*", status=429), f"{REFUSED}429"),
     "push: error in the upload's plan": (
-        lambda s: s.misbehaving("*/objects/batch", status=500).push(),
-        "zoo/cells: the hub refused the files .*500",
+        faulty_push("*/objects/batch", status=500),
+        f"{REFUSED}500",
     ),
-    "push: nonsense for the upload's plan": (
-        lambda s: s.misbehaving("*/objects/batch", truncate=5).push(),
-        "zoo/cells: no answer from the hub",
-    ),
-    "push: storage forbids, 403": (
-        lambda s: s.misbehaving(method="PUT", status=403).push(),
-        NOT_YOURS,
-    ),
+    "push: nonsense for the upload's plan": (faulty_push("*/objects/batch", truncate=5), NO_ANSWER),
+    "push: storage forbids, 403": (faulty_push(method="PUT", status=403), NOT_YOURS),
     "push: too large for the storage, 413": (
-        lambda s: s.misbehaving(method="PUT", status=413).push(),
-        "zoo/cells: the hub refused the files .*413",
+        faulty_push(method="PUT", status=413),
+        f"{REFUSED}413",
     ),
-    "push: storage error 500": (
-        lambda s: s.misbehaving(method="PUT", status=500).push(),
-        "zoo/cells: the hub refused the files .*500",
-    ),
-    "push: connection cut while uploading": (
-        lambda s: s.misbehaving(method="PUT", hang_up=True).push(),
-        "zoo/cells: no answer from the hub",
-    ),
+    "push: storage error 500": (faulty_push(method="PUT", status=500), f"{REFUSED}500"),
+    "push: connection cut while uploading": (faulty_push(method="PUT", hang_up=True), NO_ANSWER),
     "publish: collection of another": (lambda s: s.collect(s.user()), f"zoo: Models {NOT_YOURS}"),
 }
 # The files are committed, but the client cannot know.
 LOST: dict[str, Case] = {
     "push: answer to the commit lost": (
-        lambda s: s.misbehaving("*/commit/*", truncate=0).push(),
+        faulty_push("*/commit/*", truncate=0),
         "look at .* whether it has the files",
     ),
 }

@@ -24,12 +24,12 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
+from loopback import LoopbackServer, QuietHandler
 
 LARGE = (".safetensors", ".pt", ".pth", ".bin")  # kept in the storage
 Files = Mapping[str, bytes]
@@ -169,7 +169,7 @@ class Request:
         return json.loads(self.body)
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LoopbackServer):
     """A hub that listens while it is entered as a context.
 
     Leaving the context raises what went wrong inside of the server, and names requests that wanted
@@ -179,8 +179,8 @@ class HubServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Handler)
+        self.endpoint = self.address
         self.storage = f"http://localhost:{self.server_port}/storage"
         self.users: dict[str, User] = {}  # by token
         self.repositories: dict[tuple[str, str], Repository] = {}  # by kind and id
@@ -190,23 +190,11 @@ class HubServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.problems: list[str] = []
         self.lock = threading.RLock()
-        self.closing = threading.Event()
-
-    def __enter__(self) -> "HubServer":
-        threading.Thread(target=self.serve_forever, args=(0.005,), daemon=True).start()
-        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.close()
         if kind is None and self.problems:
             raise AssertionError("\n".join(self.problems))
-
-    def close(self) -> None:
-        """Refuse connections from now on, and cut those that wait."""
-        if not self.closing.is_set():
-            self.closing.set()
-            self.shutdown()
-            self.server_close()
 
     def add_user(self, name: str, organizations: Iterable[str] = (), access: str = "write") -> str:
         """The token of a new user."""
@@ -463,7 +451,7 @@ def add_item(hub, request, slug):
     return hub.collections[slug]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: HubServer
 
     def handle_one_method(self) -> None:
@@ -502,9 +490,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start : start + step])
             if fault.rate is not None and self.server.closing.wait(step / fault.rate):
                 break
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing: the requests are kept."""
 
 
 def client_environment(hub: HubServer, home: Path) -> dict[str, str]:

@@ -106,7 +106,7 @@ class Scene:
         return self
 
     def closed(self) -> "Scene":
-        self.publisher.__exit__()
+        self.publisher.close()
         return self
 
     def without_files(self) -> "Scene":
@@ -115,7 +115,14 @@ class Scene:
         return self
 
 
-Case = tuple[Callable[[Scene], Any], str]
+Act = Callable[[Scene], Any]
+Case = tuple[Act, str]
+
+
+def faulty(**manners: Any) -> Act:
+    return lambda s: s.misbehaving(**manners).load()
+
+
 BROKE = "the connection to .* broke again and again"
 # Each error comes at once.
 QUICK: dict[str, Case] = {
@@ -123,40 +130,28 @@ QUICK: dict[str, Case] = {
         lambda s: s.without_files().load(),
         "there is no file at .*pip install -U sepc_zoo",
     ),
-    "address is gone, 410": (lambda s: s.misbehaving(status=410).load(), "there is no file at"),
-    "access refused, 403": (
-        lambda s: s.misbehaving(status=403).load(),
-        "refuses it with error 403: .*SEPC_ZOO_MIRROR",
-    ),
-    "network wants a login, 511": (lambda s: s.misbehaving(status=511).load(), "error 511"),
-    "server error 500": (lambda s: s.misbehaving(status=500).load(), "500: try again later"),
-    "server error 503": (lambda s: s.misbehaving(status=503).load(), "503: try again later"),
-    "rate limit 429": (lambda s: s.misbehaving(status=429).load(), "429: try again later"),
-    "redirects in a circle": (
-        lambda s: s.misbehaving(redirect=True).load(),
-        "redirects in a circle",
-    ),
+    "address is gone, 410": (faulty(status=410), "there is no file at"),
+    "access refused, 403": (faulty(status=403), "refuses it with error 403: .*SEPC_ZOO_MIRROR"),
+    "network wants a login, 511": (faulty(status=511), "error 511"),
+    "server error 500": (faulty(status=500), "500: try again later"),
+    "server error 503": (faulty(status=503), "503: try again later"),
+    "rate limit 429": (faulty(status=429), "429: try again later"),
+    "redirects in a circle": (faulty(redirect=True), "redirects in a circle"),
     **{
         f"redirected to {address!r}": (
-            lambda s, a=address: s.misbehaving(location=a).load(),
+            faulty(location=address),
             "as a server should|refuses it|redirects|cannot be reached|there is no file at",
         )
         for address in ("http://[::1", "http://localhost:99999/x", "http:///", "file:///etc/passwd")
     },
-    "a length of many digits": (
-        lambda s: s.misbehaving(length="9" * 5000).load(),
-        "does not answer as a server should",
-    ),
+    "a length of many digits": (faulty(length="9" * 5000), "does not answer as a server should"),
     "a mirror with a broken address": (
         lambda s: s.mirrored("http://[::1").load(),
         "does not answer as a server should",
     ),
-    "page of a captive portal": (
-        lambda s: s.misbehaving(page=PORTAL).load(),
-        "a web page came in place of the file",
-    ),
+    "page of a captive portal": (faulty(page=PORTAL), "a web page came in place of the file"),
     "page of a login": (
-        lambda s: s.misbehaving(page="<!DOCTYPE html><h1>Sign in").load(),
+        faulty(page="<!DOCTYPE html><h1>Sign in"),
         "a page that asks for a login came in place of the file",
     ),
     "connection refused": (lambda s: s.closed().load(), "cannot be reached .*SEPC_ZOO_MIRROR"),
@@ -165,19 +160,13 @@ QUICK: dict[str, Case] = {
         "nowhere.invalid cannot be reached",
     ),
     "mirror that is no address": (lambda s: s.mirrored("nowhere").load(), "is no address: check"),
-    "connection cut before the first byte": (
-        lambda s: s.misbehaving(cut_after=0).load(),
-        "cannot be reached",
-    ),
+    "connection cut before the first byte": (faulty(cut_after=0), "cannot be reached"),
     "wrong hash": (
-        lambda s: s.misbehaving(wrong=True).load(),
+        faulty(wrong=True),
         "its SHA-256 starts with [0-9a-f]{8}, not with [0-9a-f]{8}: .* --file FILE",
     ),
-    "fewer bytes announced than there are": (
-        lambda s: s.misbehaving(announced=5000).load(),
-        "its SHA-256 starts with",
-    ),
-    "a terabyte announced": (lambda s: s.misbehaving(announced=10**12).load(), "1000 GB"),
+    "fewer bytes announced than there are": (faulty(announced=5000), "its SHA-256 starts with"),
+    "a terabyte announced": (faulty(announced=10**12), "1000 GB"),
     "no space for the file": (
         lambda s: s.with_little_space().load(),
         "MB of free space, the file has .* MB: free some space, or set SEPC_ZOO_HOME",
@@ -207,24 +196,12 @@ QUICK: dict[str, Case] = {
 # These take as long as the timeouts.
 SLOW: dict[str, Case] = {
     "connection cut, again and again": (
-        lambda s: s.misbehaving(cut_after=1000).load(),
+        faulty(cut_after=1000),
         rf"{BROKE} .cut after 3000 of \d+ bytes.: try again later",
     ),
-    "connection cut, no ranges": (
-        lambda s: s.misbehaving(cut_after=1000, ranges=False).load(),
-        BROKE,
-    ),
-    "more bytes announced than there are": (
-        lambda s: s.misbehaving(announced=10**6).load(),
-        BROKE,
-    ),
-    "no answer": (
-        lambda s: s.misbehaving(stall_after=0).load(),
-        r"cannot be reached \(no answer for",
-    ),
-    "nothing more after some bytes": (
-        lambda s: s.misbehaving(stall_after=1000).load(),
-        rf"{BROKE} .no answer for",
-    ),
-    "a trickle": (lambda s: s.misbehaving(rate=1000).load(), rf"{BROKE} .under 64 KiB in"),
+    "connection cut, no ranges": (faulty(cut_after=1000, ranges=False), BROKE),
+    "more bytes announced than there are": (faulty(announced=10**6), BROKE),
+    "no answer": (faulty(stall_after=0), r"cannot be reached \(no answer for"),
+    "nothing more after some bytes": (faulty(stall_after=1000), rf"{BROKE} .no answer for"),
+    "a trickle": (faulty(rate=1000), rf"{BROKE} .under 64 KiB in"),
 }

@@ -4,9 +4,9 @@ It plays any publisher whose files lie at plain addresses, by being the mirror o
 """
 
 import re
-import threading
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from loopback import LoopbackServer, QuietHandler
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Manners:
     times: int = 10**6
 
 
-class Publisher(ThreadingHTTPServer):
+class Publisher(LoopbackServer):
     """A server of files that listens while it is entered as a context.
 
     Attributes:
@@ -53,29 +53,17 @@ class Publisher(ThreadingHTTPServer):
     """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Handler)
         self.files: dict[str, bytes] = {}
         self.manners = Manners()
         self.requests: list[tuple[str, str | None]] = []
         self.sent = 0
-        self.closing = threading.Event()
-
-    def __enter__(self) -> "Publisher":
-        threading.Thread(target=self.serve_forever, args=(0.005,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.closing.is_set():
-            self.closing.set()
-            self.shutdown()
-            self.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Publisher
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         name, wanted = self.path.rpartition("/")[2], self.headers["Range"]
         self.server.requests.append((name, wanted))
         manners = self.server.manners
@@ -92,13 +80,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(404, b"<html>not found")
         else:
             self.send_file(self.server.files[name], wanted, manners)
-
-    def answer(self, status: int, body: bytes, **headers: object) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": len(body), **headers}.items():
-            self.send_header(key.replace("_", "-"), str(value))
-        self.end_headers()
-        self.wfile.write(body)
 
     def send_file(self, content: bytes, wanted: str | None, manners: Manners) -> None:
         match = re.fullmatch(r"bytes=(\d+)-", wanted or "") if manners.ranges else None
@@ -131,6 +112,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.sent += len(part)
             if rate is not None and self.server.closing.wait(step / rate):
                 return
-
-    def log_message(self, *_: object) -> None:
-        pass
