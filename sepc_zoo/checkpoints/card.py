@@ -137,9 +137,8 @@ def _front_matter(
         for name, value in figures.items()
     ]
     names = filter(None, weights.dataset.split(" + "))
-    datasets = [
-        re.sub(r"[^\w./-]+", "-", name).strip("-") for name in names
-    ]  # valid ids of the hub
+    # As ids of the hub.
+    datasets = [re.sub(r"[^\w./-]+", "-", name).strip("-") for name in names]
     return ModelCardData(
         library_name="sepc_zoo",
         pipeline_tag="object-detection",
