@@ -4,13 +4,13 @@ import ast
 import importlib
 import inspect
 import re
-import subprocess
 import sys
 import textwrap
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from new_process import run_python
 
 import sepc_zoo
 from sepc_zoo.config import METHOD_TYPES, NECK_TYPES, resolve
@@ -48,10 +48,9 @@ LIGHT = (
 )
 
 
-def run_python(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+def loaded_by(code):
+    """Names of the modules that are loaded after some code in a new process."""
+    return {*run_python("-c", f"{code}; import sys; print(*sys.modules)").stdout.split()}
 
 
 def module_name(path):
@@ -104,16 +103,14 @@ def test_imports_run_downwards():
 
 
 def test_importing_the_package_loads_nothing_and_its_names_no_heavy_library():
-    loaded = run_python("import sys, sepc_zoo; print(*sys.modules)").split()
-    assert HEAVY | {"torch", "timm", "numpy"} & {*loaded} == HEAVY
-    assert not HEAVY & {*loaded}
-    code = "import sys, sepc_zoo as s; [getattr(s, n) for n in s.__all__]; print(*sys.modules)"
-    assert HEAVY & {*run_python(code).split()} == set()
+    assert (HEAVY | {"torch", "timm", "numpy"}) & loaded_by("import sepc_zoo") == set()
+    code = "import sepc_zoo; [getattr(sepc_zoo, name) for name in sepc_zoo.__all__]"
+    assert HEAVY & loaded_by(code) == set()
 
 
 def test_options_and_errors_load_neither_torch_nor_timm():
-    code = f"import sys; import {', '.join(f'sepc_zoo.{n}' for n in LIGHT)}; print(*sys.modules)"
-    assert {"torch", "torchvision", "timm", "numpy"} & {*run_python(code).split()} == set()
+    code = f"import {', '.join(f'sepc_zoo.{name}' for name in LIGHT)}"
+    assert {"torch", "torchvision", "timm", "numpy"} & loaded_by(code) == set()
 
 
 @pytest.mark.parametrize("package", ["__init__.py", "data/__init__.py"])

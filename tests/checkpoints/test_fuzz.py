@@ -13,6 +13,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from attacks import Call
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
@@ -329,12 +330,8 @@ def test_any_length_of_the_header(good, folder, length, keep):
     built_or_refused(folder, good | {WEIGHTS: join_weights(header, body, length)[:keep]})
 
 
-class Code:
-    def __reduce__(self):
-        return os.system, ("true",)
-
-
-STRANGE_FILES = [pickle.dumps(Code()), pickle.dumps(Code(), 0), b"PK\3\4", b"\x89HDF\r\n\x1a\n"]
+CODE = Call(os.system, "true")
+STRANGE_FILES = [pickle.dumps(CODE), pickle.dumps(CODE, 0), b"PK\3\4", b"\x89HDF\r\n\x1a\n"]
 
 
 @given(st.data())

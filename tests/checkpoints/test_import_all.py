@@ -2,18 +2,16 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache, partial
-from pathlib import Path
 
+import imported_models
 import pytest
 import torch
 from drive_server import QUOTA, Drive, point_gdown_at
 from imported_models import digest
+from new_process import run_python
 from test_parity import GOLDENS, import_authors, our_name
 
 from sepc_zoo.checkpoints.convert.sepc_authors import from_authors
@@ -97,16 +95,8 @@ def test_the_one_can_be_imported_later(imported):
 def test_a_new_process_finds_all_offline_and_they_compute_what_the_originals_did(
     authors, home, shared_reference
 ):
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {
-        "SEPC_ZOO_HOME": str(home),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
-    }
-    program = tests / "helpers" / "imported_models.py"
-    command = [sys.executable, str(program), str(shared_reference)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    environment = {"SEPC_ZOO_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    done = run_python(imported_models.__file__, shared_reference, **environment)
     found = dict(json.loads(line) for line in done.stdout.splitlines())
     assert set(found) == set(IDS)
     goldens = {our_name(name) for name in GOLDENS}

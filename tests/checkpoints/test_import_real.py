@@ -2,16 +2,13 @@
 
 import hashlib
 import io
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from imported_models import digest
 from module_files import import_file
+from new_process import run_python
 from openmmlab_goldens import published_shapes, repeatable_weights
 from publisher_server import Publisher
 
@@ -70,14 +67,4 @@ def test_a_model_is_loaded_and_then_found_offline(name, publisher, shared_refere
     expected = digest(CONVERTERS[row.publisher](state, name))
     assert digest(create_model(name, pretrained=True)) == expected
     publisher.close()
-    tests = Path(__file__).parents[1]
-    paths = [str(tests.parent), str(tests / "helpers"), str(tests)]
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, name],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [expected]
+    assert run_python("-c", LOAD, name, HF_HUB_OFFLINE="1").stdout.split() == [expected]

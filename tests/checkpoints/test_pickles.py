@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy
 import pytest
 import torch
+from attacks import Call
 from authors_checkpoints import META
 
 from sepc_zoo.checkpoints.convert.pickles import CheckpointError, read_checkpoint, read_state_dict
@@ -90,16 +91,6 @@ def test_stand_ins_are_forgotten_after_a_file(foreign, tmp_path):
     read_checkpoint(path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-
-
-class Call:
-    """Calls a function with arguments when it is unpickled by ``pickle``."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 def attacks(made):

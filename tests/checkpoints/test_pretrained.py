@@ -1,13 +1,10 @@
 """``pretrained=True`` from the publisher's server to a model that a new process finds offline."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import published_files
 import pytest
 import torch
 from imported_models import digest
+from new_process import run_python
 from published_files import REAL, content, state, tiny_row
 from publisher_server import Publisher
 
@@ -16,8 +13,6 @@ from sepc_zoo.checkpoints import sources
 from sepc_zoo.checkpoints.convert import CONVERTERS
 from sepc_zoo.cli import main
 from sepc_zoo.published import PUBLISHED, PUBLISHERS
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -44,17 +39,7 @@ def published(publisher, source):
 
 
 def new_processes(publisher, source, count=1, **environment):
-    paths = [str(TESTS.parent), str(TESTS / "helpers"), str(TESTS)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
-    program = str(TESTS / "helpers" / "published_files.py")
-    done = subprocess.run(
-        [sys.executable, program, publisher.address, source, str(count)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(published_files.__file__, publisher.address, source, count, **environment)
     return done.stdout.split(), done.stderr
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from attacks import Call
 from authors_checkpoints import their_state, write_checkpoint
 from drive_server import LOGIN, QUOTA, Drive, point_gdown_at
 from made_up_models import same_tensors
@@ -77,20 +78,10 @@ def test_a_checkpoint_that_says_it_is_of_another_method_is_refused(tmp_path):
     assert read_state_dict(file, "freeanchor_r50_sepc") == {}
 
 
-class Code:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, made):
-        self.made = made
-
-    def __reduce__(self):
-        return open, (str(self.made), "w")
-
-
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(zipped, tmp_path, capsys):
     made = tmp_path / "made"
-    file = write_checkpoint(tmp_path / "x.pth", NAME, {}, zipped, hook=Code(made))
+    file = write_checkpoint(tmp_path / "x.pth", NAME, {}, zipped, hook=Call(open, str(made), "w"))
     assert main(["import", NAME, "--file", str(file)]) == 2
     assert "not a checkpoint that is safe to read" in capsys.readouterr().err
     assert not made.exists()

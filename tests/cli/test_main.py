@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import assert_refused, call
+from new_process import run_python
 
 from sepc_zoo import __version__, options
 from sepc_zoo.cli import COMMANDS, main, module_of
@@ -149,8 +150,7 @@ print(*sys.modules)
     shutil.copytree(model, tmp_path / "run" / "best")
     cases = [*wrong_inputs(str(model)), ["predict", ".", "--model", "nope.onnx"]]
     cases += [["info", "fsaf_r50_spec"], ["predict", ".", "--model", str(tmp_path / "run")]]
-    command = [sys.executable, "-c", code, json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_python("-c", code, json.dumps(cases))
     statuses, modules = done.stdout.splitlines()
     assert statuses.split() == ["2"] * len(cases)
     assert {"torch", "timm", "accelerate"} & {*modules.split()} == set()
@@ -231,14 +231,12 @@ for command in (["--help"], ["--version"], ["trian"], *([name, "--help"] for nam
         main(command)
 print(*sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python("-c", code)
     assert HEAVY & {*done.stdout.splitlines()[-1].split()} == set()
 
 
 def test_the_package_runs_as_a_module():
-    command = [sys.executable, "-m", "sepc_zoo", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"sepc-zoo {__version__}\n"
+    assert run_python("-m", "sepc_zoo", "--version").stdout == f"sepc-zoo {__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from authors_checkpoints import their_state
 from commands import assert_refused, call
+from new_process import run_python
 
 from sepc_zoo.factory import create_model
 from sepc_zoo.metric_names import METRICS
@@ -119,9 +120,8 @@ def test_list_says_that_no_name_fits(capsys):
 
 def test_list_needs_neither_torch_nor_timm():
     code = "import sys; from sepc_zoo.cli import main; main(['list']); print(*sys.modules)"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert {"torch", "timm", "huggingface_hub"} & {*done.stdout.split()} == set()
+    modules = run_python("-c", code).stdout.split()
+    assert {"torch", "timm", "huggingface_hub"} & {*modules} == set()
 
 
 def test_list_ends_quietly_where_nobody_reads_on():

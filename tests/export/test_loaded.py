@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attacks import Call
 from tiny_exports import in_torch, tiny_detector
 
 from sepc_zoo.checkpoints.folder import save_model
@@ -94,17 +95,12 @@ def test_a_model_folder_is_never_taken_for_an_export_in_it(model, tmp_path):
     assert find_exported(tmp_path / "model.onnx") == tmp_path / "model.onnx"
 
 
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("harm",)
-
-
 def test_an_archive_with_code_in_it_is_refused(tmp_path, monkeypatch):
     pt2 = pytest.importorskip("sepc_zoo.export.pt2")
     monkeypatch.chdir(tmp_path)
     program = torch.export.export(torch.nn.ReLU(), (torch.ones(2),))
     torch.export.save(program, "good.pt2")
-    torch.save(Evil(), "evil.pt")
+    torch.save(Call(os.mkdir, "harm"), "evil.pt")
     shutil.copy("good.pt2", "evil.pt2")
     names = zipfile.ZipFile("good.pt2").namelist()
     with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("evil.pt2", "w") as evil:

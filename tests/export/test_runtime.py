@@ -24,6 +24,7 @@ pytest.importorskip("onnxruntime")
 
 from commands import assert_refused, call
 from exported_files import SHARES, input_rule, write_exported
+from new_process import run_python
 from tiny_exports import tiny_detector
 
 from sepc_zoo.export import runtime
@@ -419,8 +420,7 @@ def test_the_module_loads_nothing_but_its_three_libraries():
         "import sys; sys.modules['torch'] = None; import sepc_zoo.export.runtime; "
         "print(*sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {*run.stdout.split()}
+    loaded = {*run_python("-c", code).stdout.split()}
     assert {name for name in loaded if name.startswith("sepc_zoo")} == {
         "sepc_zoo",
         "sepc_zoo.export",
@@ -541,19 +541,14 @@ def test_the_maker_of_onnxruntime_gets_no_reports(tmp_path, monkeypatch):
     write_runtime(tmp_path)
     for code in ("import sepc_zoo.export.onnx, onnxruntime", "import detect"):
         command = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"
-        assert run_python(command) == "1"
+        assert run_python("-c", command).stdout == "1"
 
 
 def test_the_maker_of_openvino_gets_no_reports():
     code = (
         "import sepc_zoo.export, openvino.tools.ovc.telemetry_utils as ovc; print(ovc.tm.__name__)"
     )
-    assert run_python(code).endswith("telemetry_stub\n")
-
-
-def run_python(code):
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return run.stdout
+    assert run_python("-c", code).stdout.endswith("telemetry_stub\n")
 
 
 def test_detect_py_of_another_project_is_not_overwritten(tmp_path):

@@ -27,6 +27,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
 import httpx
+from attacks import Call
 from exported_files import input_rule, write_exported
 
 from sepc_zoo.config import override
@@ -106,16 +107,6 @@ def png_of_size(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-class WritesFile:
-    """A pickle of it would write a file where it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_health_says_which_model_answers(client):
     answer = client.get("/health").json()
     assert (answer["status"], answer["architecture"]) == ("ok", "retinanet_r18_fpn")
@@ -187,7 +178,7 @@ def test_a_bad_upload_is_refused_with_its_reason(name, client):
 
 
 def test_a_pickle_is_refused_and_not_loaded(client, tmp_path):
-    answer = client.post("/detect", content=pickle.dumps(WritesFile(tmp_path / "written")))
+    answer = client.post("/detect", content=pickle.dumps(Call(Path.touch, tmp_path / "written")))
     assert answer.status_code == 415
     assert not (tmp_path / "written").exists()
 
