@@ -106,8 +106,8 @@ def read_state_dict(path: str | Path, name: str | None = None) -> dict[str, Tens
         name: name of the model that the checkpoint should be of, if known.
 
     Raises:
-        CheckpointError: the file cannot be read, its state dict is none of tensors, or its config
-            names another method (RetinaNet and FreeAnchor have tensors of the same shapes).
+        CheckpointError: the file cannot be read, has no state dict of tensors, or its config names
+            another method (RetinaNet and FreeAnchor have tensors of the same shapes).
     """
     content = read_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
