@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gdown  # noqa: F401  # its first import takes a second, and errors are timed
 import pytest
 from authors_checkpoints import TINY_ROWS, write_checkpoint
 from drive_server import LOGIN, QUOTA, Drive, point_gdown_at
