@@ -6,8 +6,9 @@ compared with the model's; if they differ, nothing is written.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from sepc_zoo.export import Format
 from sepc_zoo.options import OptionError, Options, option
 from sepc_zoo.terminal import quoted, say
 
@@ -26,7 +27,7 @@ class Arguments(Options):
         metavar="NAME_OR_DIR",
     )
     output: str = option(help="file or folder to write", metavar="OUT")
-    format: Literal["onnx", "openvino", "pt2"] = option("onnx", "format of the file")
+    format: Format = option("onnx", "format of the file")
     image_size: tuple[int, int] | None = option(
         None,
         "fixed height and width of the input in pixels (default: any)",

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sepc_zoo.lazy import lazy_names
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # makes its import fail
 
-# Formats by the suffix of their files.
-SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
+Format = Literal["onnx", "openvino", "pt2"]
+SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 
 __all__ = ["export", "load_exported"]
 _HOMES = {"export": "sepc_zoo.export.exporter", "load_exported": "sepc_zoo.export.loaded"}

@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from sepc_zoo.export import Format
 from sepc_zoo.export.check import compare
 from sepc_zoo.export.graph import DetectionGraph
 from sepc_zoo.export.int8 import Int8, quantize
@@ -20,7 +21,6 @@ from sepc_zoo.files import write_atomically, write_json
 from sepc_zoo.models.detector import Detector
 
 FIGURES_FILE = "export.json"
-Format = Literal["onnx", "openvino", "pt2"]
 
 
 def export(
@@ -103,7 +103,7 @@ def read_figures(folder: Path) -> dict[str, dict[str, Any]]:
     return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
 
 
-def file_of(path: str | Path, format: str, architecture: str) -> Path:
+def file_of(path: str | Path, format: Format, architecture: str) -> Path:
     """The file to write; in a folder, or a path without a suffix, it has the architecture's name.
 
     Raises:
