@@ -134,8 +134,8 @@ def wrong_inputs(there):
                 continue
             words = ["--int8"] if tested.name == "calibrate" else []
             for entry in own if tested in own else [tested]:
-                value = f"{file}/no/such/x" if entry is tested else others.get(entry.metavar, there)
-                if entry is tested or entry.required:
+                value = f"{file}/no/such/x" if entry == tested else others.get(entry.metavar, there)
+                if entry == tested or entry.required:
                     words += [value] if entry.positional else [flag_of(entry.name), value]
             yield [command, *words]
 
