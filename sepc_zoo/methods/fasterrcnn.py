@@ -18,7 +18,6 @@ from sepc_zoo.config import (
     NeckConfig,
     NonNegative,
     SEPCNeck,
-    TwoStageHead,
 )
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.methods.box_losses import OverlapLoss, overlap_loss
@@ -72,17 +71,18 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
         predictions: TwoStagePredictions,
         anchors: Anchors,
         targets: Targets,
-        head: TwoStageHead,
         coder: DeltaCoder,
+        roi_coder: DeltaCoder,
     ) -> Terms:
         """Differentiable sums over the images of this process, and the counts to divide them by.
 
         Args:
-            coder: of the RPN.
+            coder: codes boxes for the RPN.
+            roi_coder: codes boxes for the second head.
         """
         return {
             **self.rpn_loss(predictions, anchors.boxes, targets, coder),
-            **self.roi_loss(predictions, targets, head.roi.coder),
+            **self.roi_loss(predictions, targets, roi_coder),
         }
 
     def rpn_loss(

@@ -93,6 +93,14 @@ def positives(match: Tensor, targets: Targets) -> Positives:
     )
 
 
+def known_image_sizes(targets: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]] | None:
+    """Height and width of each image inside the batch, pixels; None where a target lacks them."""
+    if any("image_size" not in target for target in targets):
+        return None
+    sizes = [target["image_size"] for target in targets]
+    return [(int(height), int(width)) for height, width in sizes]
+
+
 def check_targets(
     targets: Sequence[Mapping[str, Any]], num_classes: int, extent: tuple[int, int]
 ) -> None:
@@ -105,22 +113,8 @@ def check_targets(
         TargetError: names the image by its ``image_id``, or by its index in the batch, and the box.
     """
     for place, target in enumerate(targets):
-        missing = [key for key in ("boxes", "labels") if key not in target]
-        if missing:
-            lacks = " and no ".join(missing)
-            raise TargetError(f"{_name(target, place)}: the target has no {lacks}")
-        boxes, labels = target["boxes"], target["labels"]
-        if boxes.shape != (len(labels), 4):
-            raise TargetError(
-                f"{_name(target, place)}: boxes are {tuple(boxes.shape)} for {len(labels)} labels; "
-                "expected (G, 4)"
-            )
-        for key in ("iscrowd", "weights"):
-            if key in target and target[key].shape != labels.shape:
-                shape = tuple(target[key].shape)
-                raise TargetError(
-                    f"{_name(target, place)}: {key} is {shape} for {len(labels)} labels"
-                )
+        if reason := _malformed(target):
+            raise TargetError(f"{_name(target, place)}: {reason}")
     # All images at once: on a GPU that is one wait.
     boxes = torch.cat([target["boxes"] for target in targets])
     labels = torch.cat([target["labels"] for target in targets])
@@ -135,6 +129,20 @@ def check_targets(
                 f"image, or its label is not in 0..{num_classes - 1}; correct it, or train with "
                 "--drop-bad-boxes"
             )
+
+
+def _malformed(target: Mapping[str, Any]) -> str:
+    """Say which entries of a target are missing or differ in length; "" where all fit."""
+    missing = [key for key in ("boxes", "labels") if key not in target]
+    if missing:
+        return f"the target has no {' and no '.join(missing)}"
+    shape, count = tuple(target["boxes"].shape), len(target["labels"])
+    if shape != (count, 4):
+        return f"boxes are {shape} for {count} labels; expected (G, 4)"
+    for key in ("iscrowd", "weights"):
+        if key in target and target[key].shape != target["labels"].shape:
+            return f"{key} is {tuple(target[key].shape)} for {count} labels"
+    return ""
 
 
 def _name(target: Mapping[str, Any], place: int) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,10 +12,13 @@ from sepc_zoo.config import DetectorConfig, override
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.inference.predictor import detect, predict, stream
 from sepc_zoo.methods.losses import mean_terms
+from sepc_zoo.methods.targets import check_targets, collate_targets, known_image_sizes
 from sepc_zoo.models.backbone import Backbone
 from sepc_zoo.models.necks import build_neck
 from sepc_zoo.models.necks.fpn import FPN
-from sepc_zoo.outputs import Terms
+from sepc_zoo.ops.anchors import existing_anchors, make_anchors
+from sepc_zoo.ops.devices import to_device
+from sepc_zoo.outputs import Anchors, Terms
 from sepc_zoo.registry import with_classes
 
 Target = Mapping[str, Any]
@@ -23,7 +27,7 @@ Target = Mapping[str, Any]
 class Detector(nn.Module):
     """Backbone, FPN and neck, which all families share; ``create_model`` builds it by name.
 
-    A family adds its head, ``forward``, ``loss_terms``, ``postprocess`` and ``reset_head``.
+    A family adds its head, ``forward``, ``postprocess`` and ``reset_head``.
 
     Attributes:
         config: the complete description of the detector, but for its weights.
@@ -62,7 +66,45 @@ class Detector(nn.Module):
             outputs: what ``forward`` returned for N images.
             targets: as in ``loss``: ``boxes (G, 4)`` in pixels, ``labels (G,)``.
         """
-        raise NotImplementedError
+        if len(targets) != len(outputs.logits):
+            raise ValueError(f"{len(targets)} targets for {len(outputs.logits)} images")
+        check_targets(targets, self.config.num_classes, self._extent(outputs.sizes))
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            predictions = outputs.in_full_precision()
+            sizes, like = predictions.sizes, predictions.deltas
+            anchors = self.anchors(sizes, like, known_image_sizes(targets))
+            collated = collate_targets(targets, like)
+            return self.method.loss(predictions, anchors, collated, *self.coders)
+
+    @property
+    def coders(self) -> tuple[Any, ...]:
+        """The box coders that the method's loss takes."""
+        return (self.config.coder,)
+
+    def anchors(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        like: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> Anchors:
+        """The anchors of a batch.
+
+        Args:
+            sizes: height and width of each level in cells.
+            like: a tensor of the type and on the device of the anchors.
+            image_sizes: height and width of each image inside the batch, pixels.
+        """
+        config, strides = self.config, self.config.fpn.strides
+        exists = None
+        if image_sizes is not None and not config.anchors.in_padding:
+            multiple = config.weights.pad_multiple
+            exists = existing_anchors(config.anchors, sizes, strides, image_sizes, multiple)
+            exists = to_device(exists, like.device)
+        return Anchors(
+            make_anchors(config.anchors, sizes, strides, like.device, like.dtype),
+            [height * width * config.anchors.per_cell for height, width in sizes],
+            exists,
+        )
 
     def postprocess(
         self, outputs: Any, image_sizes: Sequence[tuple[int, int]]

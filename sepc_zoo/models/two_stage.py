@@ -12,10 +12,9 @@ from sepc_zoo.methods.targets import check_targets, collate_targets
 from sepc_zoo.models.detector import Detector, Target
 from sepc_zoo.models.heads.roi import RoIHead
 from sepc_zoo.models.heads.rpn import RPN
-from sepc_zoo.ops.anchors import make_anchors
 from sepc_zoo.ops.coders import decode
 from sepc_zoo.ops.nms import select_region_detections
-from sepc_zoo.outputs import Anchors, Terms, TwoStagePredictions
+from sepc_zoo.outputs import TwoStagePredictions
 
 
 class TwoStageDetector(Detector):
@@ -58,16 +57,10 @@ class TwoStageDetector(Detector):
         side, count = self.roi_head.config.size, self.rpn.config.max_proposals * len(images)
         self.roi_head.classify(pyramid[0].new_empty(count, self.config.channels, side, side))
 
-    def loss_terms(self, outputs: TwoStagePredictions, targets: Sequence[Target]) -> Terms:
-        if len(targets) != len(outputs.regions):
-            raise ValueError(f"{len(targets)} targets for {len(outputs.regions)} images")
-        check_targets(targets, self.config.num_classes, self._extent(outputs.sizes))
-        with torch.autocast(outputs.logits.device.type, enabled=False):
-            predictions = outputs.in_full_precision()
-            collated = collate_targets(targets, like=predictions.rpn_deltas)
-            anchors = self.anchors(predictions.sizes, like=predictions.rpn_deltas)
-            config = self.config
-            return self.method.loss(predictions, anchors, collated, config.head, config.coder)
+    @property
+    def coders(self) -> tuple[Any, ...]:
+        head: Any = self.config.head
+        return self.config.coder, head.roi.coder
 
     def postprocess(
         self, outputs: TwoStagePredictions, image_sizes: Sequence[tuple[int, int]]
@@ -83,14 +76,6 @@ class TwoStageDetector(Detector):
 
     def reset_head(self, old_index: Sequence[int | None]) -> None:
         self.roi_head.reset_classes(old_index)
-
-    def anchors(self, sizes: Sequence[tuple[int, int]], like: Tensor) -> Anchors:
-        """The anchors of levels of ``sizes`` in cells, with type and device of ``like``."""
-        config = self.config
-        return Anchors(
-            make_anchors(config.anchors, sizes, config.fpn.strides, like.device, like.dtype),
-            [height * width * config.anchors.per_cell for height, width in sizes],
-        )
 
     def _propose(
         self,

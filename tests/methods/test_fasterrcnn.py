@@ -15,7 +15,7 @@ from sepc_zoo.outputs import Anchors, TwoStagePredictions
 from sepc_zoo.registry import model_config
 
 CONFIG = model_config("fasterrcnn_r18_fpn")
-HEAD, CODER = CONFIG.head, CONFIG.coder
+CODERS = CONFIG.coder, CONFIG.head.roi.coder
 TAKE_ALL = FasterRCNN(rpn_samples=10**6, rpn_positive_fraction=1.0)
 NUM_CLASSES = 3
 
@@ -55,7 +55,7 @@ def a_batch(crowd=False):
 
 def losses_of(method, predictions, anchors, targets):
     collated = collate_targets(targets, predictions.rpn_deltas)
-    terms = method.loss(predictions, anchors, collated, HEAD, CODER)
+    terms = method.loss(predictions, anchors, collated, *CODERS)
     return {name: (total.item(), count.item()) for name, (total, count) in terms.items()}
 
 
@@ -161,7 +161,7 @@ def test_wild_predictions_have_finite_losses_and_gradients(wild):
     names = ("rpn_logits", "rpn_deltas", "logits", "deltas")
     leaves = {n: torch.full_like(getattr(predictions, n), wild).requires_grad_() for n in names}
     collated = collate_targets(targets, predictions.rpn_deltas)
-    terms = TAKE_ALL.loss(predictions._replace(**leaves), anchors, collated, HEAD, CODER)
+    terms = TAKE_ALL.loss(predictions._replace(**leaves), anchors, collated, *CODERS)
     sum(total for total, _ in terms.values()).backward()
     assert all(total.isfinite() for total, _ in terms.values())
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())

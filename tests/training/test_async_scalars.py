@@ -12,7 +12,7 @@ from sepc_zoo.data import collate
 from sepc_zoo.factory import create_model
 from sepc_zoo.methods import targets as targets_module
 from sepc_zoo.methods.targets import collate_targets
-from sepc_zoo.models import dense
+from sepc_zoo.models import dense, detector
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.trainer import train
 
@@ -66,8 +66,10 @@ def on_host(function):
 def test_a_step_does_not_wait_for_a_gpu(method, opt, shapes, tmp_path, monkeypatch):
     """The first one does, and those that are logged or saved."""
     monkeypatch.setattr(targets_module, "GATHER_ALL", True)
-    for name in ("check_targets", "collate_targets"):  # they read targets, which are on the host
-        monkeypatch.setattr(dense, name, on_host(getattr(dense, name)))
+    # They read targets, which are on the host.
+    readers = (detector, "check_targets"), (detector, "collate_targets"), (dense, "collate_targets")
+    for module, name in readers:
+        monkeypatch.setattr(module, name, on_host(getattr(module, name)))
     train_step, waits = engine.train_step, []
 
     def watched(run, batches):

@@ -87,10 +87,10 @@ class Head(nn.Module):
         quality = None
         if self.quality is not None:
             source = cls_pyramid if self.quality_branch == "cls" else box_pyramid
-            quality = _join([self.quality(x) for x in source], 1).squeeze(2)
+            quality = join_levels([self.quality(x) for x in source], 1).squeeze(2)
         return Predictions(
-            logits=_join(logits, self.num_classes),
-            deltas=_join(deltas, self.box_values),
+            logits=join_levels(logits, self.num_classes),
+            deltas=join_levels(deltas, self.box_values),
             sizes=tuple((x.shape[2], x.shape[3]) for x in logits),
             quality=quality,
         )
@@ -123,7 +123,7 @@ def _tower(channels: int, config: DenseHead) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _join(maps: list[Tensor], values: int) -> Tensor:
-    """Maps ``(N, anchors * values, H, W)`` of all levels to ``(N, A, values)``."""
+def join_levels(maps: list[Tensor], values: int) -> Tensor:
+    """Join maps ``(N, anchors * values, H, W)`` of all levels to ``(N, A, values)``."""
     levels = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values) for x in maps]
     return torch.cat(levels, dim=1)

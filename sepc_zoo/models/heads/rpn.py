@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sepc_zoo.config import RPNHead
+from sepc_zoo.models.heads.dense import join_levels
 from sepc_zoo.models.init import init_conv
 from sepc_zoo.models.recompute import run
 from sepc_zoo.ops.boxes import clip_boxes
@@ -44,9 +45,8 @@ class RPN(nn.Module):
     def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits ``(N, A)`` and deltas ``(N, A, 4)`` of all anchors."""
         pyramid = [run(self.convs, x, recompute=self.grad_checkpointing) for x in pyramid]
-        logits = torch.cat([_by_anchor(self.cls(x), 1) for x in pyramid], dim=1)
-        deltas = torch.cat([_by_anchor(self.box(x), 4) for x in pyramid], dim=1)
-        return logits.squeeze(2), deltas
+        logits = join_levels([self.cls(x) for x in pyramid], 1).squeeze(2)
+        return logits, join_levels([self.box(x) for x in pyramid], 4)
 
     @torch.no_grad()
     def propose(
@@ -91,8 +91,3 @@ class RPN(nn.Module):
         keep = suppress(boxes, scores, group, config.iou_threshold)
         found = best_of_images(keep, group // len(levels), images, limit)
         return pad_sequence([boxes[kept] for kept in found], batch_first=True)
-
-
-def _by_anchor(x: Tensor, values: int) -> Tensor:
-    """``(N, anchors * values, H, W) -> (N, H * W * anchors, values)``."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
