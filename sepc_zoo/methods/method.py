@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from sepc_zoo.config import Coder, DetectorConfig, Entry, MethodConfig
-from sepc_zoo.errors import ConfigError
+from sepc_zoo.config import Coder, Entry, MethodConfig
 from sepc_zoo.outputs import Anchors, Predictions, Targets, Terms
 
 __all__ = ["Coder", "Method"]
@@ -34,15 +33,3 @@ class Method(Entry, MethodConfig, frozen=True):
     def counts(self, anchors: Anchors, targets: Targets) -> dict[str, Tensor] | None:  # noqa: ARG002
         """The counts of ``loss``, where they depend on the targets alone; else None."""
         return None
-
-
-def require_quality(config: DetectorConfig) -> None:
-    """Refuse a config whose head predicts no quality.
-
-    Raises:
-        ConfigError: says what to set.
-    """
-    if getattr(config.head, "quality", "none") == "none":
-        raise ConfigError(
-            f'method {config.method.name} learns quality: head.quality must be "cls" or "box"'
-        )
