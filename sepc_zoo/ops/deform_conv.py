@@ -206,42 +206,22 @@ GRADIENTS_SCHEMA = (
 
 
 @torch.library.custom_op("sepc_zoo::deform_conv", mutates_args=(), schema=CONV_SCHEMA)
-def fused_op(
-    rows: Tensor,
-    offset: Tensor,
-    kernel: Tensor,
-    bias: Tensor,
-    sizes: Sequence[int],
-    count: int,
-    stride: int,
-    padding: int,
-) -> Tensor:
+def fused_op(*arguments: Any) -> Tensor:
     from sepc_zoo.ops.deform_conv_triton import convolve  # Triton is not installed everywhere
 
-    return convolve(rows, offset, kernel, bias, sizes, count, stride, padding)
+    return convolve(*arguments)
 
 
 @torch.library.custom_op(
     "sepc_zoo::deform_conv_gradients", mutates_args=(), schema=GRADIENTS_SCHEMA
 )
-def fused_gradients_op(
-    rows: Tensor,
-    offset: Tensor,
-    kernel: Tensor,
-    grad: Tensor,
-    sizes: Sequence[int],
-    count: int,
-    stride: int,
-    padding: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def fused_gradients_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from sepc_zoo.ops.deform_conv_triton import gradients
 
-    return gradients(rows, offset, kernel, grad, sizes, count, stride, padding)
+    return gradients(*arguments)
 
 
-@fused_op.register_kernel("cpu")
-def _(*arguments: Any) -> Tensor:
-    return gather_and_multiply(*arguments)
+fused_op.register_kernel("cpu")(gather_and_multiply)
 
 
 @fused_op.register_fake
