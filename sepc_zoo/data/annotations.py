@@ -1,4 +1,4 @@
-"""Annotations: what a reader lists becomes records, once files and boxes are checked."""
+"""Annotations: the records of a listing whose image files and boxes have been checked."""
 
 import math
 import os
@@ -48,9 +48,9 @@ class Annotations:
     label_names: tuple[str, ...]
     category_ids: tuple[int | None, ...]  # the data set's own, by label; None: it lacks the class
     dropped: tuple[Problem, ...] = ()  # one for each box and image left out
-    corrected: tuple[Problem, ...] = ()  # what was not as it should be, but could be read
+    corrected: tuple[Problem, ...] = ()  # problems that a reader has corrected
     federation: Federation | None = None  # None: the file is not one of LVIS
-    note: str = ""  # says how its images were chosen, if they are no split of the data set's own
+    note: str = ""  # how its images were chosen, where it is not one of the data set's own splits
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", Records.of(self.records))
@@ -70,7 +70,7 @@ def build_annotations(
             A name that the data set lacks gets the category id None.
         drop_bad_boxes: Leave out boxes that are empty, outside their image or not finite, and list
             them in ``dropped``, instead of refusing the data set.
-        skip_bad_images: Likewise for images that cannot be decoded, with their boxes.
+        skip_bad_images: Leave out images that cannot be decoded, with their boxes, in the same way.
 
     Raises:
         DataError: with all problems of the listing, of image files and of boxes.
@@ -145,9 +145,11 @@ def clip_box(box: ListedBox, size: Size | None) -> ListedBox | Problem:
 def check_boxes(
     images: ListedImages, sizes: Sequence[Size | None], num_classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[tuple[int, int, Problem]]]:
-    """Clip boxes ``(G, 4)``; return them, which ``(G,)`` are inside their image, and problems.
+    """Clip all boxes to their images.
 
-    The problems are those of ``clip_box`` and unknown categories, each with its image and row.
+    Returns:
+        The clipped boxes ``(G, 4)``, which of them ``(G,)`` are good, and the problems of
+        ``clip_box`` and of unknown categories, each with the indices of its image and box.
     """
     limits = np.array([size or (np.inf, np.inf) for size in sizes]).reshape(-1, 2)[images.image]
     clipped = np.clip(images.boxes.xyxy, 0, limits[:, [1, 0, 1, 0]])
@@ -166,7 +168,7 @@ def check_boxes(
 
 
 def check_files(images: ListedImages) -> list[tuple[Size | None, Problem | None]]:
-    """Compare image files with their annotations; return the size of each and what is wrong."""
+    """Check all image files; return the size of each, and its problem or None."""
 
     def check(i: int) -> tuple[Size | None, Problem | None]:
         image = images.files[i]
@@ -187,7 +189,7 @@ def check_files(images: ListedImages) -> list[tuple[Size | None, Problem | None]
 
 
 def size_problem(image: ListedImage, size: Size, stored: Size) -> Problem:
-    """Describe an annotated size that is not the upright or the stored one of the file."""
+    """Describe how an annotated size differs from the file's, upright and as stored."""
     text = f"annotated as {size_text(image.size)}, but the image is {size_text(size)}"
     if image.size == size[::-1] and size == stored and fit(image.boxes, size):
         return Problem("size swapped", str(image.path), text)
@@ -200,5 +202,5 @@ def size_problem(image: ListedImage, size: Size, stored: Size) -> Problem:
 
 
 def fit(boxes: Sequence[ListedBox], size: Size) -> bool:
-    """Whether boxes end inside an image, or not more than a pixel beyond."""
+    """Whether no box ends more than a pixel beyond the image."""
     return all(box.xyxy[2] <= size[1] + 1 and box.xyxy[3] <= size[0] + 1 for box in boxes)

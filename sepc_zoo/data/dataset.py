@@ -51,15 +51,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     Index i + k * N is image i of N again, augmented in another way. ``set_epoch`` also reaches
     persistent workers.
 
-    An image that can no longer be read becomes a grey one without boxes; ``unreadable`` of its
-    target names the reason.
+    An image that can no longer be read becomes grey and has no boxes; ``unreadable`` of its target
+    names the reason.
 
     Args:
         mix: Combines images before the transform.
-        largest: The short and the long side of an image after the transform, at most; JPEGs of at
-            least twice the size are then decoded at a fraction of it. None: decoded whole.
-        channels: Of the images, as in ``read_image``.
-        factors: How often each image ``(N,)`` comes in a shuffled epoch, as itself or mixed into
+        largest: The largest short and long side of an image after the transform; JPEGs of at least
+            twice the size are then decoded at a fraction of it. None: decoded whole.
+        channels: Number of channels of the images, as in ``read_image``.
+        factors: How often each image ``(N,)`` is used in a shuffled epoch, as itself or mixed into
             another, see ``repeat_factors``. None: once.
     """
 
@@ -107,6 +107,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return image, target if x == y == 1 else scale(target, x, y)
 
     def draw(self) -> Sample:
+        """Read a random image, with a probability in proportion to its factor."""
         if self._ends is None:
             return self.read(int(torch.randint(len(self), ())))
         place = torch.rand((), dtype=self._ends.dtype) * self._ends[-1]
@@ -120,7 +121,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self._epoch.fill_(epoch)
 
     def subset(self, indices: Sequence[int]) -> "DetectionDataset":
-        """Make a data set of the images at ``indices``."""
+        """Build the data set of the images at ``indices``."""
         records = self.annotations.records.take(indices)
         factors = None if self.factors is None else self.factors[list(indices)]
         return replace(
@@ -130,7 +131,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[int]):
-    """Shuffles by seed and by the data set's epoch, which is kept in one place only."""
+    """Shuffles by seed and epoch; the epoch is kept by the data set alone."""
 
     dataset: DetectionDataset
     seed: int

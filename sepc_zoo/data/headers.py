@@ -10,7 +10,7 @@ JPEG_FRAMES, JPEG_SCAN = (0xC0, 0xC1, 0xC2), 0xDA  # baseline, extended and prog
 JPEG_TABLES = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)  # Huffman, quantization, restart, JFIF, comment
 HEAD_BYTES = 8192  # searched for the header of a JPEG
 TAIL_BYTES = 4096  # searched for the end marker before the whole file is decoded
-MAX_PLAIN = 2**26  # pixels of an image that PIL takes for no attack
+MAX_PLAIN = 2**26  # pixels; PIL warns of larger images as decompression bombs
 
 
 def plain_jpeg_size(file: BinaryIO) -> tuple[int, int] | None:

@@ -67,9 +67,9 @@ def read_image(
     Args:
         reduction: 2, 4 or 8 decodes a JPEG at a fraction of its sides, which is faster; see
             ``fitting_reduction``. Other formats are decoded whole.
-        channels: 3 gives RGB, without transparency, 1 grey, 4 RGB with transparency; but a TIFF
-            must itself have four, and any other number of channels. None: RGB, or all channels of a
-            TIFF that has no RGB; to draw them.
+        channels: 3 gives RGB without transparency, 1 grey, 4 RGB with transparency. A TIFF must
+            itself have 4 channels, or any number other than these. None, for drawing: RGB, or all
+            channels of a TIFF that has no RGB.
 
     Raises:
         ImageError: the file is missing, damaged or no image, has float samples or other channels.
@@ -85,7 +85,7 @@ def decode_image(
     reduction: int = 1,
     channels: int | None = 3,
 ) -> Tensor:
-    """Decode the content of an image file that ``name`` stands for; as in ``read_image``."""
+    """Decode the bytes of an image file as ``read_image`` does; ``name`` is for messages."""
     with _naming(name):
         file = io.BytesIO(data)
         if channels not in (1, 3, None) and is_tiff(file):
@@ -97,8 +97,8 @@ def decode_image(
                 mode = torchvision.io.ImageReadMode.RGB
                 return torchvision.io.decode_image(encoded, mode, apply_exif_orientation=True)
             except (RuntimeError, AttributeError):
-                # PIL reads some files that torchvision refuses, and gives the better reasons.
-                # torchvision announces to remove its decoders, which are faster.
+                # PIL reads some files that torchvision refuses, and gives better reasons.
+                # AttributeError: torchvision has announced to remove this faster decoder.
                 pass
         try:
             with Image.open(file) as image:
@@ -231,7 +231,7 @@ def list_images(
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn errors of decoding into an ImageError that names the file."""
+    """Turn errors of decoding into an ``ImageError`` that names the file."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe might never end
             raise ValueError("is a folder, pipe or device, no file")
@@ -244,7 +244,7 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _decode_tiff(file: BinaryIO, channels: int | None, error: Exception | None = None) -> Tensor:
-    """Decode a TIFF, after PIL's ``error`` only one with channels that PIL has no mode for."""
+    """Decode a TIFF with tifffile; re-raise PIL's ``error`` unless PIL lacks a mode for it."""
     is_beyond_pil = isinstance(error, Image.UnidentifiedImageError) or "raw mode" in str(error)
     if error and not (is_beyond_pil and is_tiff(file)):
         raise error
@@ -267,7 +267,7 @@ def _decode_tiff(file: BinaryIO, channels: int | None, error: Exception | None =
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image by the same orientation as ``_upright_size``."""
+    """Turn an image upright by its EXIF orientation, as ``_upright_size`` turns its size."""
     if image.format == "TIFF":
         return ImageOps.exif_transpose(image)
     transpose = TRANSPOSES.get(_orientation(image))

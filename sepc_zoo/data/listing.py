@@ -18,10 +18,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Federation(NamedTuple):
-    """Facts beyond boxes in annotations of LVIS, by the ids of their file.
+    """What annotations of LVIS state beside boxes, by the ids of their file.
 
-    Where ``absent`` has images, only some classes are annotated in each: those with boxes, and
-    those known to be absent.
+    An image in ``absent`` is annotated for some classes only: those with boxes, and those that are
+    known to be absent.
     """
 
     frequency: dict[int, str]  # by category: r, c or f, for rare, common, frequent in training
@@ -60,21 +60,22 @@ class BoxColumns(NamedTuple):
     bbox: NDArray[np.float64]  # (G, 4)
 
     def only(self, rows: NDArray[Any]) -> "BoxColumns":
+        """Choose rows by a mask or by indices."""
         return BoxColumns._make(column[rows] for column in self)
 
 
 @dataclass(frozen=True, eq=False)
 class ListedImages(Sequence[ListedImage]):
-    """Listed images whose boxes are columns, image by image; each is made when asked for."""
+    """Listed images with their boxes as columns; indexing builds a ``ListedImage``."""
 
-    files: Sequence[ListedImage]  # the images; their own boxes do not count
+    files: Sequence[ListedImage]  # the images; their own ``boxes`` are ignored
     counts: NDArray[np.int64]  # (N,) numbers of boxes
     boxes: BoxColumns
-    describe: Callable[[int], tuple[str, str]]  # place and category of a row, for messages
+    describe: Callable[[int], tuple[str, str]]  # where a box is listed, and its category
 
     @classmethod
     def of(cls, images: Sequence[ListedImage]) -> "ListedImages":
-        """Gather the boxes of listed images in columns, unless they are."""
+        """Gather the boxes of images in columns; ``ListedImages`` stay as they are."""
         if isinstance(images, ListedImages):
             return images
         boxes = [box for image in images for box in image.boxes]
@@ -137,23 +138,23 @@ class ListedImages(Sequence[ListedImage]):
 
 
 class Listing(NamedTuple):
-    """A split as its annotation files have it, unchecked. Every reader returns one."""
+    """A split as its annotation files state it, unchecked; what every reader returns."""
 
     images: Sequence[ListedImage]
     label_names: Sequence[str]  # the data set's own classes
-    category_ids: Sequence[int | None]  # its ids of them
+    category_ids: Sequence[int | None]  # their ids in the data set
     problems: list[Problem]  # one for each file or entry that cannot be listed
     source: str = ""  # the file that names the classes, for messages
     federation: Federation | None = None
 
 
-Splits = Mapping[str, Callable[[], Listing]]  # how each split of a data set is listed
+Splits = Mapping[str, Callable[[], Listing]]  # a function for each split that lists it
 
 
 def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
-    """Let labels follow ``label_names``; boxes of other classes get the label None.
+    """Renumber labels by the order of ``label_names``; boxes of other classes get the label None.
 
-    Two classes of one name become a problem: boxes of one would be taken for the other's.
+    Two classes of one name are a problem, as their boxes could not be told apart.
     """
     names = listing.label_names if label_names is None else label_names
     problems = listing.problems + [
@@ -177,12 +178,12 @@ def relabel(listing: Listing, label_names: Sequence[str] | None) -> Listing:
 
 
 def find_duplicates(keys: Iterable[K]) -> list[K]:
-    """Name each key that comes more than once, in order of first appearance."""
+    """List each key that occurs more than once, in order of first appearance."""
     return [key for key, number in Counter(keys).items() if number > 1]
 
 
 def unite_classes(listings: Iterable[Listing]) -> dict[str, int]:
-    """Find the classes of all listings by name, in order of first appearance, with unique ids.
+    """Collect the classes of all listings by name, in order of first appearance, with unique ids.
 
     A class keeps its first category id unless another class has it already.
     """
@@ -194,7 +195,7 @@ def unite_classes(listings: Iterable[Listing]) -> dict[str, int]:
 
 
 def unique_ids(wanted: Mapping[K, int | None]) -> dict[K, int]:
-    """Give each key the id it wants, or a new one where it wants none or an earlier key has it."""
+    """Give each key the id it wants, or a new one if it wants none or an earlier key has it."""
     owner: dict[int, K] = {}
     for key, wish in wanted.items():
         if wish is not None:

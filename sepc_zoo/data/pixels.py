@@ -51,8 +51,8 @@ def normalize(
 def _copy_as(images: Tensor, dtype: torch.dtype) -> Tensor:
     if images.device.type != "cpu":
         return images.to(dtype, copy=True)
-    # numpy asks the system for large pages; to touch new memory in small ones takes several times
-    # as long as to normalise its content.
+    # numpy asks the system for large pages: the first access to new memory in small pages takes
+    # several times as long as normalising its content.
     memory = torch.from_numpy(np.empty(images.numel() * dtype.itemsize, dtype=np.uint8))
     return memory.view(dtype).view(images.shape).copy_(images)
 

@@ -57,17 +57,17 @@ SEVERITY_OF: dict[Kind, Severity] = {
 BAD_BOXES: frozenset[Kind] = frozenset(
     ("box missing", "box not finite", "box without area", "box outside the image", "box twice")
 )
-# Readers correct these; they are told, and nothing is refused.
+# Readers correct and report these; nothing is refused.
 CORRECTED: frozenset[Kind] = frozenset(
     ("size swapped", "ids given anew", "annotation id twice", "corners swapped")
 )
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a data set; its text is ``where: text``."""
+    """One thing that is wrong with a data set; printed as ``where: text``."""
 
     kind: Kind
-    where: str  # file, and line or entry; "" where the text says it
+    where: str  # file, and line or entry; "" if the text names it
     text: str
 
     def __str__(self) -> str:
@@ -98,5 +98,5 @@ class DataError(UserError, ValueError):
 
 
 def unreadable(where: object, text: object, hint: str = "") -> DataError:
-    """Make the error for annotations that cannot be read at all."""
+    """Build the error for annotations that cannot be read at all."""
     return DataError([Problem("unreadable annotations", str(where), str(text))], hint)

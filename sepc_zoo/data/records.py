@@ -39,10 +39,10 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Records(Sequence[Record]):
-    """N images and their G boxes as columns; a ``Record`` is made when it is asked for.
+    """N images and their G boxes as columns; indexing builds a ``Record``.
 
-    A process that multiprocessing hands them to, such as a worker of a loader, maps the memory of
-    one temporary file instead of getting a copy. The file has no name and ends with its processes.
+    Pickled for another process, such as a worker of a loader, they are not copied: the process maps
+    a temporary file, which has no name and is gone with the last process that uses it.
     """
 
     image_ids: NDArray[np.int64]  # (N,)
@@ -65,9 +65,11 @@ class Records(Sequence[Record]):
         counts: Sequence[int] | NDArray[np.int64],
         *boxes: Any,
     ) -> "Records":
-        """Make columns: ids, sizes and paths of images, their numbers of boxes, and of the boxes.
+        """Convert columns of images, and of their boxes, to arrays.
 
-        ``boxes`` are boxes, labels, iscrowd, area and bbox, image by image.
+        Args:
+            counts: number of boxes of each image.
+            boxes: boxes, labels, iscrowd, area and bbox, image by image.
         """
         encoded = [os.fspath(path).encode("utf-8", "surrogatepass") for path in paths]
         dtypes: tuple[Any, ...] = (np.float32, np.int64, np.int64, np.float64, np.float64)
@@ -165,9 +167,9 @@ class Records(Sequence[Record]):
         return places
 
 
-def map_records(descriptor: int, places: Sequence[Place]) -> Records:
-    """Map records that were written to an open file; what one process changes, no other sees."""
-    memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+def map_records(file: IO[bytes], places: Sequence[Place]) -> Records:
+    """Map records that were written to a file; a process does not see what another changes."""
+    memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return Records(*(np.ndarray(shape, dtype, memory, offset) for dtype, shape, offset in places))
 
 
@@ -184,11 +186,8 @@ def _reduce(records: Records) -> tuple[Any, ...]:
 
 
 def _attach(duplicate: Any, places: Sequence[Place]) -> Records:
-    descriptor = duplicate.detach()
-    try:
-        return map_records(descriptor, places)
-    finally:
-        os.close(descriptor)
+    with os.fdopen(duplicate.detach(), "rb") as file:
+        return map_records(file, places)
 
 
 if hasattr(reduction, "DupFd"):  # Windows hands over copies

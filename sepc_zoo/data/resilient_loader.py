@@ -35,11 +35,11 @@ class ResilientLoader:
     handler from before; a loader finds dead workers without it, within seconds.
 
     Args:
-        loader: Of ``Batch`` as ``accelerator.prepare`` returns it, or of lists of items with a
-            text ``problem``.
-        on_worker_death: Gets torch's message; raises where the deaths are too many.
-        on_unreadable: Gets the messages of a batch's images that cannot be read.
-        waiting: Makes a context for each wait for a batch.
+        loader: Loads a ``Batch``, as ``accelerator.prepare`` returns it, or lists of items that
+            have a text ``problem``.
+        on_worker_death: Called with torch's message; raises to give up.
+        on_unreadable: Called for each batch with the messages of its images that cannot be read.
+        waiting: Returns a context that is entered while a batch is waited for.
     """
 
     loader: DataLoader
@@ -54,7 +54,7 @@ class ResilientLoader:
         return self.batches()
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
-        """Load the batches of an epoch from ``start`` on; those before it are not read."""
+        """Load the batches of an epoch from number ``start`` on, without reading those before."""
         loader = skip_first_batches(self.loader, start) if start else self.loader
         handler = child_handler()
         while True:
@@ -83,7 +83,7 @@ class ResilientLoader:
 
 
 def is_worker_death(error: Exception) -> bool:
-    """Whether a loader's error means a dead worker, perhaps one that was handing a batch over."""
+    """Whether a loader's error means a dead worker, perhaps one that was sending a batch."""
     text = str(error)
     if isinstance(error, RuntimeError):
         return text.startswith(WORKER_DIED)
@@ -98,7 +98,7 @@ def unreadable_in(batch: Any) -> list[str]:
 
 
 def child_handler() -> Any:
-    """Get this process's handler of SIGCHLD; None if it is torch's or cannot be changed here."""
+    """Get the handler of SIGCHLD to restore; None where it cannot be changed."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() != threading.main_thread():
         return None  # torch sets no handler on Windows and in other threads
     handler = signal.getsignal(signal.SIGCHLD)
@@ -116,9 +116,10 @@ def _is_torchs(handler: Any) -> bool:
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let workers survive signals to the whole process group, and a shared memory that is full.
+    """Let workers survive signals to the whole process group, and a full shared memory.
 
-    The step in progress needs them to finish (Ctrl-C, timeout, Slurm). They end with this process.
+    After Ctrl-C, a timeout or a signal of Slurm, the step in progress still needs them. They end
+    with this process.
     """
     loader.worker_init_fn = _prepare_worker
     atexit.unregister(kill_workers)
@@ -140,10 +141,10 @@ def kill_workers() -> None:
 
 
 def _send_tensor(tensor: Tensor) -> tuple[Any, ...]:
-    """How a worker hands over a tensor: in shared memory, or as bytes where that is full.
+    """Pickle a worker's tensor: in shared memory, or as bytes if that is full.
 
-    Torch alone would drop the batch, and the loader wait for it for ever. Small tensors would each
-    take a file descriptor.
+    Torch alone would drop the batch, and the loader would wait for ever. Small tensors are sent as
+    bytes, because each would take a file descriptor.
     """
     if tensor.nbytes >= MIN_SHARED:
         with suppress(RuntimeError, OSError):

@@ -1,4 +1,4 @@
-"""Repeat-factor sampling: images with rare classes come more often (LVIS, Gupta et al. 2019)."""
+"""Repeat-factor sampling: images with rare classes are used more often (Gupta et al. 2019)."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from sepc_zoo.data.annotations import Annotations
 
 
 def repeat_factors(annotations: Annotations, threshold: float) -> tuple[Tensor, Tensor]:
-    """Compute how often each class ``(K,)`` and each image ``(N,)`` should come in an epoch.
+    """Compute how often an epoch should use each class ``(K,)`` and each image ``(N,)``.
 
     A class c on a fraction f(c) of the images has ``max(1, sqrt(threshold / f(c)))``, an image the
     largest factor of its classes. Crowds do not count; an image without boxes comes once.
@@ -23,21 +23,21 @@ def repeat_factors(annotations: Annotations, threshold: float) -> tuple[Tensor, 
 
 
 def epoch_length(factors: Tensor) -> int:
-    """The number of images of an epoch, the same for each."""
+    """Number of images of an epoch, the same for all epochs."""
     return int(factors.sum())
 
 
 def draw_epoch(factors: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the shuffled indices of an epoch; index i + k * N is the k-th copy of image i.
 
-    Each image comes as often as its factor says, rounded up or down at random (systematic sampling:
-    the sum is always the same, and the mean is the factor).
+    Each image is drawn as often as its factor says, rounded up or down at random. By systematic
+    sampling the sum is always the same, and the mean is the factor.
     """
     order = torch.randperm(len(factors), generator=generator)
     total, length = factors.sum(), epoch_length(factors)
     start = torch.rand((), generator=generator, dtype=torch.float64) * (length + 1 - total)
     ends = (factors[order].cumsum(0) + start).floor().long().clamp(max=length)
-    ends[-1] = length  # whatever the last bits of the sum
+    ends[-1] = length  # the last bits of the sum may differ
     starts = ends.roll(1)
     starts[0] = 0
     images = order.repeat_interleave(ends - starts)

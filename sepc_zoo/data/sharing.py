@@ -1,6 +1,5 @@
 """Reading a data set once on each machine, for all of its processes."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from tempfile import NamedTemporaryFile
@@ -17,8 +16,8 @@ from sepc_zoo.errors import UserError
 def read_once(read: Callable[[], Annotations]) -> Annotations:
     """Read annotations in the first process of each machine; the others map its memory.
 
-    All processes must call it. They share a temporary file, which has lost its name when this
-    function returns, so that nothing is left behind however they end.
+    All processes must call it. They share a temporary file that is unlinked before this function
+    returns, so that nothing is left behind however they end.
 
     Raises:
         UserError: what ``read`` raised on any machine, in all processes.
@@ -40,10 +39,7 @@ def read_once(read: Callable[[], Annotations]) -> Annotations:
             if isinstance(other, UserError):
                 raise other
         name, places, data = messages[process.process_index - process.local_process_index]
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            data = replace(data, records=map_records(descriptor, places))
-        finally:
-            os.close(descriptor)
+        with open(name, "rb") as written:
+            data = replace(data, records=map_records(written, places))
         process.wait_for_everyone()
     return data

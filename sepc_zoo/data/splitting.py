@@ -1,4 +1,4 @@
-"""Images to train and validate on: a data set's own splits, a share held out, or own lists."""
+"""Images to train and validate on: a data set's own splits, a held-out share, or a user's lists."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ class Division(NamedTuple):
 
     train: Listing
     val: Listing
-    note: str = ""  # says how they were divided, if they do not come as the data set's own splits
+    note: str = ""  # how they were divided, where they are not the data set's own splits
 
 
 def divide(
@@ -53,7 +53,7 @@ def divide(
             training images are held out.
         fraction: Share of the training images to hold out, although there may be a split for it.
         file: Assigns the images to the splits instead; see ``read_assignment``.
-        whole: Whether ``file`` speaks of the images of all splits, or of those of ``train`` alone.
+        whole: Whether ``file`` lists images of all splits, or of ``train`` alone.
 
     Raises:
         DataError: a missing split, a file that does not fit, or too few images.
@@ -113,7 +113,7 @@ def hold_out(images: Sequence[ListedImage], fraction: float, seed: int) -> set[i
 def stratify(groups: Sequence[tuple[Iterable[Hashable], int]], fraction: float) -> set[int]:
     """Choose groups, given by classes and size, with that share of the images of each class.
 
-    The rarest classes choose first, as they have the least choice (Sechidis et al., "On the
+    Rare classes are served first, as they have the least choice (Sechidis et al., "On the
     stratification of multi-label data", 2011). At least one group is chosen, and one is not.
     """
     total: Counter[Hashable] = Counter()

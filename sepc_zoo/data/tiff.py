@@ -11,7 +11,7 @@ ORIENTATION = 274  # tag
 
 
 def is_tiff(file: BinaryIO) -> bool:
-    """Whether a file starts as a TIFF does; leaves it at its start."""
+    """Whether a file starts as a TIFF does; rewinds it."""
     file.seek(0)
     start = file.read(4)
     file.seek(0)

@@ -57,7 +57,7 @@ def test_chosen_images_keep_their_boxes(indices):
 def test_written_records_are_mapped_as_they_were(chosen, tmp_path):
     with open(tmp_path / "records", "w+b") as file:
         places = Records.of(chosen).write(file)
-        mapped, other = (map_records(file.fileno(), places) for _ in range(2))
+        mapped, other = (map_records(file, places) for _ in range(2))
     assert_same(mapped, chosen)
     mapped.area[:] = -1  # stays in its process
     assert_same(other, chosen)
