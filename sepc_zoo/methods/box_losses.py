@@ -7,25 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sepc_zoo.ops.boxes import box_area, paired_intersection, paired_iou
+from sepc_zoo.ops.boxes import box_area, box_centre, paired_intersection, paired_iou
 
 OverlapLoss = Literal["iou", "giou", "diou", "ciou"]
 
 
 def overlap_loss(kind: OverlapLoss, boxes: Tensor, targets: Tensor, eps: float = 0.0) -> Tensor:
-    """The loss of this kind, ``(P, 4), (P, 4) -> (P,)``.
+    """Compute the loss of this kind, ``(P, 4), (P, 4) -> (P,)``.
 
     Args:
-        eps: of ``giou_loss``.
+        eps: passed to ``giou_loss``; the others have none.
     """
     if kind == "giou":
         return giou_loss(boxes, targets, eps)
     return {"iou": iou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind](boxes, targets)
 
 
-def iou_loss(boxes: Tensor, targets: Tensor, min_iou: float = 1e-6) -> Tensor:
+def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     """``-log IoU``, ``(P, 4), (P, 4) -> (P,)`` (UnitBox, eq. 3)."""
-    return -paired_iou(boxes, targets).clamp(min=min_iou).log()
+    return -paired_iou(boxes, targets).clamp(min=1e-6).log()
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, eps: float = 0.0) -> Tensor:
@@ -43,9 +43,10 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = 0.0) -> Tensor:
 
 
 def diou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """``1 - IoU`` and the distance of the centres, ``(P, 4), (P, 4) -> (P,)``.
+    """``1 - IoU`` plus the distance of the centres, ``(P, 4), (P, 4) -> (P,)``.
 
-    Squared, over the squared diagonal of the box around both (Zheng et al. 2020, eq. 7).
+    The distance is squared and divided by the squared diagonal of the box around both (Zheng et al.
+    2020, eq. 7).
     """
     shift = (boxes[..., :2] + boxes[..., 2:] - targets[..., :2] - targets[..., 2:]) / 2
     around = _around(boxes, targets)
@@ -55,10 +56,10 @@ def diou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
 
 
 def ciou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """``diou_loss`` and the difference of the aspects, ``(P, 4), (P, 4) -> (P,)``.
+    """``diou_loss`` plus the difference of the aspects, ``(P, 4), (P, 4) -> (P,)``.
 
-    Zheng et al. 2020, eq. 10. For the aspect a side counts as at least a pixel: the gradient of
-    smaller ones would explode.
+    Zheng et al. 2020, eq. 10. For the aspect a side counts as at least one pixel: the gradient of
+    smaller sides would explode.
     """
     aspect = (2 / math.pi * (_angle(boxes) - _angle(targets))).square()
     with torch.no_grad():
@@ -99,12 +100,12 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """How central the centre of each anchor lies in its box, 1 to 0 (FCOS, eq. 3).
+    """How close each anchor's centre is to the centre of its box, from 1 to 0 (FCOS, eq. 3).
 
     Args:
         anchors: ``(P, 4)``, their centres inside of ``boxes (P, 4)``.
     """
-    centre = (anchors[..., :2] + anchors[..., 2:]) / 2
+    centre = box_centre(anchors)
     before, after = centre - boxes[..., :2], boxes[..., 2:] - centre  # P, (x, y)
     longer = torch.maximum(before, after).clamp(min=torch.finfo(before.dtype).tiny)
     ratio = torch.minimum(before, after).clamp(min=0) / longer

@@ -10,7 +10,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from sepc_zoo.ops.boxes import box_area, box_iof, box_iou, shrink_boxes, table_chunks
+from sepc_zoo.ops.boxes import (
+    box_area,
+    box_centre,
+    box_iof,
+    box_iou,
+    shrink_boxes,
+    table_chunks,
+)
 from sepc_zoo.outputs import Anchors, Targets
 
 NEGATIVE = -1
@@ -80,7 +87,7 @@ def match_by_centre(
     order = box_area(boxes).argsort(dim=-1, stable=True)  # ..., G
     boxes = boxes.gather(-2, order[..., None].expand_as(boxes))
     left, top, right, bottom = boxes[..., None].unbind(-2)  # ..., G, 1
-    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).T.contiguous()  # A
+    x, y = box_centre(anchors).T.contiguous()  # A
     number = torch.arange(num_boxes, 0, -1, device=boxes.device).to(boxes)[:, None]  # G, 1
     for chunk, cover, holds in table_chunks(box_iof, shrink_boxes(boxes, central), anchors):
         hit = cover.gt_(min_cover)  # 1 or 0
@@ -88,9 +95,8 @@ def match_by_centre(
         outside = hit.amax(dim=-2)
         for low, high, centre in ((left, right - 1, x[chunk]), (top, bottom - 1, y[chunk])):
             hit.mul_(torch.lt(low, centre, out=holds)).mul_(torch.gt(high, centre, out=holds))
-        place = (
-            num_boxes - hit.mul_(number).amax(dim=-2).long()
-        )  # rank of the smallest box that holds it
+        # The rank of the smallest box that holds the anchor.
+        place = num_boxes - hit.mul_(number).amax(dim=-2).long()
         box = order.gather(-1, place.clamp(max=num_boxes - 1))
         missed = torch.where(outside > 0, IGNORE, NEGATIVE)
         match[..., chunk] = torch.where(place < num_boxes, box, missed)

@@ -14,6 +14,7 @@ from sepc_zoo.methods.matching import NEGATIVE
 from sepc_zoo.ops.boxes import (
     anchor_chunks,
     box_area,
+    box_centre,
     box_iof,
     paired_iou,
     rows_at_once,
@@ -46,7 +47,7 @@ def match_atss(
     match = torch.full((*boxes.shape[:-2], len(anchors)), NEGATIVE, device=anchors.device)
     if boxes.shape[-2] == 0:
         return match
-    anchor, valid = _nearest(_centre(boxes), _centre(anchors), lengths, exists, candidates)
+    anchor, valid = _nearest(box_centre(boxes), box_centre(anchors), lengths, exists, candidates)
     near = anchors[anchor]  # ..., G, C, 4
     iou = paired_iou(boxes[..., None, :], near).masked_fill(~valid, 0)  # ..., G, C
     count = valid.sum(dim=-1, keepdim=True)
@@ -54,7 +55,7 @@ def match_atss(
     deviation = (iou - mean).masked_fill(~valid, 0)
     spread = (deviation.square().sum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     positive = valid & (iou >= mean + spread)
-    centre, box = _centre(near), boxes[..., None, :]
+    centre, box = box_centre(near), boxes[..., None, :]
     positive &= (centre - box[..., :2]).amin(dim=-1) > MIN_INSIDE
     positive &= (box[..., 2:] - centre).amin(dim=-1) > MIN_INSIDE
 
@@ -133,7 +134,7 @@ def match_points(
     order = (area - 1e8 if coarse_areas else area).argsort(dim=-1, stable=True)  # ..., G
     boxes = boxes.gather(-2, order[..., None].expand_as(boxes))
     x1, y1, x2, y2 = boxes[..., None].unbind(-2)  # ..., G, 1
-    x, y = _centre(anchors).T.contiguous()  # A
+    x, y = box_centre(anchors).T.contiguous()  # A
     side = anchors[:, 2] - anchors[:, 0]
     low, high = side * reach[0], side * reach[1]
     low[: lengths[0]], high[len(high) - lengths[-1] :] = 0, torch.inf
@@ -184,7 +185,7 @@ def match_by_centre_pairs(
         image, box, anchor = covered.nonzero(as_tuple=True)  # waits for a GPU
         pairs.append(torch.stack([image, box, anchor + chunk.start]))
     image, box, anchor = torch.cat(pairs, dim=1)
-    centre, found = _centre(anchors.boxes[anchor]), boxes[image, box]
+    centre, found = box_centre(anchors.boxes[anchor]), boxes[image, box]
     label = targets.labels[image, box]
     inside = ((centre > found[:, :2]) & (centre < found[:, 2:])).all(dim=1)
 
@@ -199,7 +200,3 @@ def match_by_centre_pairs(
     won = (cell * num_classes + label)[wins]
     match[won[torch.isin(won, ignored)] // num_classes] = NEGATIVE
     return match.view(num_images, -1), ignored
-
-
-def _centre(boxes: Tensor) -> Tensor:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2

@@ -41,6 +41,11 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def box_centre(boxes: Tensor) -> Tensor:
+    """Centres (x, y), ``(..., 4) -> (..., 2)``."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
 def box_iou(boxes1: Tensor, boxes2: Tensor, out: Buffers = FRESH) -> Tensor:
     """Intersection over union ``(..., G, A)``; 0 for two boxes without area."""
     inter = intersection(boxes1, boxes2, out)
@@ -132,6 +137,5 @@ def clip_boxes(boxes: Tensor, sizes: Tensor, border: float = 0.0) -> Tensor:
 
 def shrink_boxes(boxes: Tensor, factor: float) -> Tensor:
     """The central part of each box ``(..., 4)``, its sides times ``factor``."""
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-    half = (boxes[..., 2:] - boxes[..., :2]) * (factor / 2)
+    centre, half = box_centre(boxes), (boxes[..., 2:] - boxes[..., :2]) * (factor / 2)
     return torch.cat([centre - half, centre + half], dim=-1)

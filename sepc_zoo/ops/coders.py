@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sepc_zoo.config import Coder, DeltaCoder, DistributionCoder
+from sepc_zoo.ops.boxes import box_centre
 
 # A side changes by at most this factor; the exponential of a wild prediction would overflow.
 MAX_SIDE_RATIO = 1000 / 16
@@ -62,7 +63,7 @@ def decode_delta(
     limit = math.log(MAX_SIDE_RATIO)
     lower = -limit if clamp_shrinking else None
     size = anchors[..., 2:] - anchors[..., :2]
-    centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
+    centre = box_centre(anchors) + deltas[..., :2] * size
     half = size * deltas[..., 2:].clamp(lower, limit).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
@@ -108,7 +109,7 @@ def _centre_and_step(anchors: Tensor, unit: float, in_pixels: bool) -> tuple[Ten
     """Centres of the anchors and the unit of distances along x and y, ``(..., 2)`` each."""
     size = anchors[..., 2:] - anchors[..., :2]
     step = torch.full_like(size, unit) if in_pixels else size * unit
-    return (anchors[..., :2] + anchors[..., 2:]) / 2, step
+    return box_centre(anchors), step
 
 
 def expected_bins(logits: Tensor, bins: int) -> Tensor:

@@ -18,10 +18,8 @@ from triton import knobs
 
 TAPS = tl.constexpr(9)
 MAX_LEVELS = 5
-NOT_CONSTANT = [
-    "count",
-    *(f"level{i}" for i in range(MAX_LEVELS)),
-]  # else each size compiles a kernel
+# Arguments that are not compiled in: else each size would compile a kernel.
+NOT_CONSTANT = ["count", *(f"level{i}" for i in range(MAX_LEVELS))]
 
 
 def convolve(

@@ -111,9 +111,8 @@ def best_of_images(keep: Tensor, image: Tensor, images: int, limit: int) -> list
         image: the image of each candidate; ``keep`` counts these.
     """
     image = image[keep]
-    counts = torch.zeros(images, dtype=torch.long, device=image.device)
-    counts.scatter_add_(0, image, torch.ones_like(image))
-    by_image = keep[image.argsort(stable=True)].split(counts.tolist())
+    counts = image.bincount(minlength=images).tolist()
+    by_image = keep[image.argsort(stable=True)].split(counts)
     return [kept[:limit] for kept in by_image]
 
 
@@ -222,9 +221,8 @@ def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float)
     """Indices of the boxes kept, by falling score; a group is a class of an image."""
     if boxes.device.type != "cpu" or not len(boxes):
         # batched_nms separates groups by offsets, which float32 holds too coarsely for many groups.
-        precise = (
-            torch.float32 if boxes.device.type == "mps" else torch.float64
-        )  # Apple has no more
+        # Apple's Metal has no float64.
+        precise = torch.float32 if boxes.device.type == "mps" else torch.float64
         return batched_nms(boxes.to(precise), scores.to(precise), group, iou_threshold)
     # batched_nms on the CPU searches all boxes for each group's members; sorted, they are adjacent.
     groups, order = group.sort(stable=True)

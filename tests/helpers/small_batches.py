@@ -51,6 +51,12 @@ def target(boxes, labels):
     return {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.long)}
 
 
+BOXES_OF_TWO_IMAGES = [
+    target([[10, 12, 50, 60], [30, 20, 110, 90], [3, 3, 9, 8]], [0, 3, 1]),
+    target([[60, 10, 100, 80]], [2]),
+]
+
+
 def losses_of(method, predictions, *targets, **changes):
     """The losses of a batch by a method with its default hyperparameters, but for changes."""
     config, deltas = config_of(method), predictions.deltas

@@ -10,7 +10,7 @@ from sepc_zoo.config import METHOD_TYPES, override, resolve
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.factory import create_model
 from sepc_zoo.methods.losses import focal_loss
-from sepc_zoo.methods.targets import Positives, TargetError, check_targets, collate_targets
+from sepc_zoo.methods.targets import Positives, collate_targets
 from sepc_zoo.ops.coders import encode
 from sepc_zoo.outputs import TwoStagePredictions
 from sepc_zoo.registry import model_config
@@ -98,11 +98,6 @@ def test_weights_of_crowds_are_left_out():
     assert collate_targets(TARGETS, torch.zeros(())).weights is None
     assert targets.flat_weights().tolist() == [3.0, 4.0]
     assert targets.of_image(1).weights.tolist() == [[4.0]]
-
-
-def test_weights_must_be_as_many_as_labels():
-    with pytest.raises(TargetError, match=r"image 0 of the batch: weights is \(1,\) for 2"):
-        check_targets(weighted([1.0], [1.0]), CLASSES, (100, 120))
 
 
 def test_a_smoothed_focal_loss_is_least_at_the_smoothed_target():

@@ -36,12 +36,6 @@ def test_a_wrong_box_is_named_with_its_image(kind):
         check(GOOD, {"boxes": boxes, "labels": torch.tensor([0, 0])})
 
 
-@pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_out_of_range_is_named(label):
-    with pytest.raises(TargetError, match=rf"image 0 of the batch: box 0 .* label {label} "):
-        check({"boxes": GOOD["boxes"], "labels": torch.tensor([label])})
-
-
 @pytest.mark.parametrize("image_id", [77, torch.tensor(77), torch.tensor([77]), "77"])
 def test_the_image_is_named_by_its_id(image_id):
     target = {"boxes": GOOD["boxes"], "labels": torch.tensor([9]), "image_id": image_id}
@@ -49,19 +43,20 @@ def test_the_image_is_named_by_its_id(image_id):
         check(target)
 
 
-def test_boxes_and_labels_must_be_as_many():
-    with pytest.raises(TargetError, match=r"boxes are \(1, 4\) for 2 labels"):
-        check({"boxes": GOOD["boxes"], "labels": torch.tensor([0, 1])})
-
-
-def test_boxes_of_another_shape_are_refused():
-    with pytest.raises(TargetError, match=r"image 0 .* expected \(G, 4\)"):
-        check({"boxes": torch.zeros(1, 5), "labels": torch.tensor([0])})
-
-
-def test_iscrowd_must_be_as_many():
-    with pytest.raises(TargetError, match=r"image 0 of the batch: .*iscrowd"):
-        check(GOOD | {"iscrowd": torch.tensor([0, 1])})
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": torch.tensor([-1])}, r"box 0 .* label -1 "),
+        ({"labels": torch.tensor([3])}, r"box 0 .* label 3 "),
+        ({"labels": torch.tensor([0, 1])}, r"boxes are \(1, 4\) for 2 labels"),
+        ({"boxes": torch.zeros(1, 5)}, r"boxes are \(1, 5\) .* expected \(G, 4\)"),
+        ({"iscrowd": torch.tensor([0, 1])}, r"iscrowd is \(2,\) for 1"),
+        ({"weights": torch.ones(2)}, r"weights is \(2,\) for 1"),
+    ],
+)
+def test_entries_that_do_not_fit_are_named(changes, says):
+    with pytest.raises(TargetError, match=f"image 0 of the batch: {says}"):
+        check(GOOD | changes)
 
 
 @pytest.mark.parametrize("key", ["boxes", "labels"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sepc_zoo.data.pixels import resize_image, resized_size
 from sepc_zoo.data.transforms.augmentation import Augmentation
-from sepc_zoo.ops.boxes import box_area, box_iof
+from sepc_zoo.ops.boxes import box_area, box_centre, box_iof
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -28,9 +28,9 @@ MAX_COVERED = 0.3  # share of an object that pasted ones may cover
 
 @dataclass(frozen=True)
 class Mixer:
-    """Combines an image with others, as ``augmentation`` asks.
+    """Combines an image with others, by the probabilities of ``augmentation``.
 
-    The result is at most ``short`` x ``long`` pixels, as the image alone would be.
+    The result is at most ``short`` x ``long`` pixels, like a single image.
     """
 
     augmentation: Augmentation
@@ -43,7 +43,7 @@ class Mixer:
         return self.augmentation.mixes and (last is None or epoch < last)
 
     def __call__(self, sample: Sample, another: Callable[[], Sample]) -> Sample:
-        """Mix ``sample`` with samples that ``another`` draws; it keeps its ``image_id``."""
+        """Mix ``sample`` with samples that ``another`` draws; keep its ``image_id``."""
         if chance(self.augmentation.mosaic or 0.0):
             sample = self.mosaic([sample, another(), another(), another()])
         if chance(self.augmentation.copy_paste):
@@ -71,7 +71,7 @@ class Mixer:
             is_lower, is_right = divmod(i, 2)
             rows = min(image.shape[1], height - y if is_lower else y)
             columns = min(image.shape[2], width - x if is_right else x)
-            # The corner of the image that meets the point stays, the far sides are cut off.
+            # The corner of the image at the common point stays, the far sides are cut off.
             part, target = crop(
                 sample,
                 0 if is_lower else image.shape[1] - rows,
@@ -109,7 +109,7 @@ def paste_objects(sample: Sample, other: Sample) -> Sample:
     number = min(len(objects), int(uniform(1, MAX_PASTED + 1)))
     unreadable = target["unreadable"] + other[1]["unreadable"]
     image, targets = image.clone(), [target | {"unreadable": unreadable}]
-    hidden = torch.zeros(len(target["boxes"]))  # share of each, overlaps of pieces counted twice
+    hidden = torch.zeros(len(target["boxes"]))  # covered share of each box, piece by piece
     for index in objects[torch.randperm(len(objects))[:number]].tolist():
         piece, alone = cut_out(other, index)
         rows, columns = image.shape[-2] - piece.shape[-2], image.shape[-1] - piece.shape[-1]
@@ -127,7 +127,7 @@ def paste_objects(sample: Sample, other: Sample) -> Sample:
 
 
 def cut_out(sample: Sample, index: int) -> Sample:
-    """Crop a sample to one box, without the other boxes; their pixels stay."""
+    """Crop a sample to one box, and drop the other boxes, but not their pixels."""
     x1, y1, x2, y2 = sample[1]["boxes"][index].tolist()
     top, left = math.floor(y1), math.floor(x1)
     alone = select(sample[1], torch.arange(len(sample[1]["boxes"])) == index)
@@ -163,7 +163,7 @@ def clip_target(target: Target, height: int, width: int) -> Target:
     """Clip the boxes of a target to an image; those whose centres are outside are left out."""
     boxes = target["boxes"]
     extent = boxes.new_tensor([width, height])
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centres = box_centre(boxes)
     inside = ((centres >= 0) & (centres <= extent)).all(dim=1)
     clipped = torch.minimum(boxes.clamp(min=0), extent.repeat(2))
     left_over = box_area(clipped) / box_area(boxes).clamp(min=1e-6)
