@@ -24,11 +24,11 @@ from sepc_zoo.data.problems import Problem
 from sepc_zoo.files import write_json
 
 PREFIX = "instances_"
-FEDERATION = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS has these
+FEDERATION = ("neg_category_ids", "not_exhaustive_category_ids")  # keys of LVIS
 FREQUENCIES = ("r", "c", "f")  # rare, common and frequent classes of LVIS
 ANNOTATION_FOLDER = "annotations"
 PLACES = (f"{ANNOTATION_FOLDER}/*.json", "*.json", "*/*.json", f"{ANNOTATION_FOLDER}/*/*.json")
-MAX_FILES = 50  # JSON files of a folder, above which each is of an image
+MAX_FILES = 50  # a folder with more JSON files has one for each image
 
 
 def coco_splits(root: Path) -> Splits:
@@ -66,7 +66,7 @@ def _find_files(root: Path) -> dict[str, Path]:
 
 
 def _has_tables(file: Path) -> bool:
-    """Whether a file speaks of the tables of COCO; it is searched, not parsed."""
+    """Whether a file names the tables of COCO; it is searched, not parsed."""
     if file.suffix != ".json" or not file.is_file() or not file.stat().st_size:
         return False
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
@@ -76,7 +76,7 @@ def _has_tables(file: Path) -> bool:
 def _image_folders(root: Path, file: Path, split: str) -> list[Path]:
     """Find the folders that may have the images of a split, the likeliest first.
 
-    They are those named by the split, or by no split.
+    They are the folders named by the split, or else those named by no split.
     """
     with_images = (f for f, names in walk(root) if any(map(is_image, names)))
     above = {parent for folder in with_images for parent in (folder, *folder.parents)}
@@ -90,9 +90,10 @@ def _image_folders(root: Path, file: Path, split: str) -> list[Path]:
 
 
 def list_coco_file(json_path: Path, *image_folders: Path) -> Listing:
-    """List a COCO instances file, unchecked; its ``file_name`` are relative to one of the folders.
+    """List a COCO instances file, unchecked.
 
-    Labels follow the rising category ids. Crowds and images without boxes are kept.
+    Each ``file_name`` is relative to one of the folders. Labels follow the category ids in rising
+    order. Crowds and images without boxes are kept.
 
     Raises:
         DataError: the file is no COCO instances file.

@@ -31,7 +31,7 @@ Entry = tuple[str, dict[str, Any]]  # place, for messages, and content
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """An annotation as it mostly is; it is decoded many times faster than into a dict."""
+    """An annotation in its usual form, which is decoded many times faster than into a dict."""
 
     image_id: Int64
     category_id: Int64
@@ -42,9 +42,10 @@ class Annotation(msgspec.Struct, gc=False):
 
 
 class CocoFile:
-    """A COCO instances file; what is wrong with it goes to ``problems``, by table.
+    """The content of a COCO instances file; its ``problems`` are listed by table.
 
-    A file that is none raises a DataError.
+    Raises:
+        DataError: the file cannot be read, or is not a JSON object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +57,7 @@ class CocoFile:
         except OSError as error:
             raise unreadable(path, error.strerror) from error
         except (ValueError, RecursionError, msgspec.MsgspecError):
-            # The standard library takes more, and says what is wrong.
+            # The standard library reads more, and its errors say what is wrong.
             self._clear()
             self.tables = self._load(path.read_bytes())
             if not isinstance(self.tables, dict):
@@ -74,7 +75,7 @@ class CocoFile:
         self.num_entries = 0
 
     def _read(self, entries: Iterable[Any]) -> None:
-        """Add annotations, undecoded or as objects, to the columns."""
+        """Add annotations to the columns, from their JSON text or from objects."""
         decode = msgspec.json.Decoder(Annotation).decode
         images, categories = self.image_ids, self.category_ids
         for i, raw in enumerate(entries, start=self.num_entries):
@@ -94,7 +95,7 @@ class CocoFile:
             self.floats.extend((x, y, width, height, area))
 
     def _parse(self, raw: Any, index: int) -> Annotation | None:
-        """Parse an annotation that is written in another way; None where it is broken."""
+        """Parse an annotation in any other form; None where it is broken."""
         entry = self._check(raw, "annotations", index)
         if not entry or not (box := parse_box(*entry, self.problems["annotations"])):
             return None
@@ -106,7 +107,7 @@ class CocoFile:
         return Annotation(*ids, box.bbox, box.area, box.iscrowd, own_id)  # type: ignore[arg-type]
 
     def entries(self, table: str) -> Iterator[Entry]:
-        """List the well-formed entries of a table, with their places; the others are problems."""
+        """List the well-formed entries of a table with their places; report the others."""
         ids = []
         for i, raw in enumerate(self._take(table)):
             if entry := self._check(raw, table, i):
@@ -120,13 +121,14 @@ class CocoFile:
         images: Sequence[ListedImage],
         categories: Sequence[Mapping[str, Any]],
     ) -> ListedImages:
-        """Give the boxes to the images of these ids.
+        """Assign the boxes to their images, and the categories to their labels.
 
-        Images that share an id are left out where it has boxes, whose image is unknown then. Boxes
-        of a category id with several names have no class.
+        If images share an id and it has boxes, these images are left out, as the image of each box
+        is unknown. Boxes whose category id has several names have no class.
 
         Args:
-            categories: In the order of labels.
+            ids: The id of each image.
+            categories: In the order of their labels.
         """
         by_id: dict[Id, list[int]] = defaultdict(list)
         for i, image_id in enumerate(ids):
@@ -172,7 +174,7 @@ class CocoFile:
         xyxy = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
         labels = np.array([label_of.get(i, -1) for i in self.category_ids], dtype=np.int64)
         columns = BoxColumns(xyxy, labels[category], iscrowd, area, bbox)
-        path, odd = self.path, self.odd_ids  # without ``self``, whose columns go
+        path, odd = self.path, self.odd_ids  # a reference to ``self`` would keep its columns
 
         def describe(row: int) -> tuple[str, str]:
             i = int(entry[row])
@@ -188,7 +190,7 @@ class CocoFile:
         return []
 
     def _check(self, raw: Any, table: str, index: int) -> Entry | None:
-        """Decode an entry, check its keys, and make ids equal that are written differently."""
+        """Decode an entry, check its keys, and bring its ids into one form."""
         entry = self._load(raw) if isinstance(raw, msgspec.Raw) else raw
         where = f"{self.path.name}: {table}[{index}]"
         if not isinstance(entry, dict):

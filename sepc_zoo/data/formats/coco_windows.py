@@ -1,4 +1,4 @@
-"""Decoding a large COCO file a part at a time, so that its annotations are never all in memory."""
+"""Decoding a large COCO file in parts, so that its annotations are never all in memory."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 START = re.compile(rb'"annotations"\s*:\s*\[')
 WINDOW = 2**22  # bytes that are decoded at once
 OVERLAP = 64  # bytes before a window in which the key of the annotations may begin
-MAX_TRIES = 20  # places where the entries of a window may end
+MAX_TRIES = 20  # places that are tried as the end of the entries of a window
 ENTRIES = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -25,9 +25,10 @@ class Tables(msgspec.Struct):
 def read_in_windows(
     file: IO[bytes], read: Callable[[list[msgspec.Raw]], object]
 ) -> dict[str, list[msgspec.Raw]]:
-    """Hand the annotations to ``read`` in parts; return the other tables.
+    """Pass the annotations to ``read`` in parts; return the other tables.
 
-    The parts are decoded strictly: a file that is unlike what is expected raises a DecodeError.
+    Raises:
+        DecodeError: the file is not in the usual form of COCO, which is all that is accepted here.
     """
     head, start = b"", None
     while start is None and (window := file.read(WINDOW)):
@@ -50,7 +51,7 @@ def read_in_windows(
 
 
 def _split(text: bytes) -> tuple[list[msgspec.Raw], bytes]:
-    """Find the whole entries at the start of a text, and what follows them."""
+    """Split a text into the complete entries at its start, and the rest."""
     end = len(text)
     for _ in range(MAX_TRIES):
         end = text.rfind(b"},", 0, end)
@@ -58,6 +59,6 @@ def _split(text: bytes) -> tuple[list[msgspec.Raw], bytes]:
             break
         try:
             return ENTRIES.decode(b"[" + text[: end + 1] + b"]"), text[end + 2 :]
-        except msgspec.DecodeError:  # this one is inside of an entry, or the list has ended
+        except msgspec.DecodeError:  # this place is inside an entry, or behind the list
             continue
     return [], text

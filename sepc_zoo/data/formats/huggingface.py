@@ -85,7 +85,7 @@ def _list_split(
 
 
 def _find_classes(root: Source, table: Table) -> tuple[Sequence[str], Sequence[int], str]:
-    """Find the names and ids of the classes, and what names them."""
+    """Find the names and ids of the classes, and where the names come from."""
     names, source = table.names, f"{os.fspath(root)}: the feature of objects"
     if names is None and (file := Path(root) / CLASS_FILE).is_file():
         names, source = read_class_names(file), CLASS_FILE
@@ -122,9 +122,10 @@ def _list_boxes(
 
 
 def parse_objects(objects: Any) -> list[dict[str, Any]]:
-    """Turn ``objects``, lists by key or a list of objects, into annotations with COCO's keys.
+    """Convert ``objects``, lists by key or a list of objects, to annotations with COCO's keys.
 
-    A ValueError says what is wrong.
+    Raises:
+        ValueError: says what is wrong.
     """
     if not objects:
         return []
@@ -151,9 +152,9 @@ def is_category(category: Any) -> bool:
 
 
 def _metadata_splits(source: Source) -> dict[str, tuple[Path, str]]:
-    """Find the metadata file of each split, and the folder in which its rows have their images.
+    """Find the metadata file of each split, and how the file names of the split's rows begin.
 
-    A file for all splits names the images as ``train/1.jpg``; the folder is "" for all of its rows.
+    Rows of a file for all splits begin with the split, as in ``train/1.jpg``; others with "".
     """
     root = Path(source)
     if not root.is_dir():  # such as a name on the hub

@@ -27,12 +27,12 @@ SHARD = re.compile(r"(.+?)-[0-9]+-of-[0-9]+")  # train-00000-of-00002.parquet
 
 
 class Table(NamedTuple):
-    """A split with its boxes as they are written, and what names the classes of the data set."""
+    """A split with its boxes as they are written, and what its class names can be taken from."""
 
     rows: Sequence[tuple[str, Path, Mapping[str, Any]]]  # place, for messages; image; columns
     names: Sequence[str] | None  # class names by number; None: the table has none
-    objects: Iterable[Any]  # objects of all splits name the classes where nothing else does
-    source: str  # holds them, for messages
+    objects: Iterable[Any]  # of all splits; their categories are the classes if there are no names
+    source: str  # where the objects are, for messages
 
 
 def is_hub_name(root: Source) -> bool:
@@ -113,7 +113,7 @@ def first_of(entry: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _load(datasets: ModuleType, files: Any) -> Any:
-    """Load a split as an iterable of rows with ``features``; only the hub's is copied."""
+    """Load a split as an iterable of rows with ``features``, without copying local files."""
     if not isinstance(files, list):
         return files
     if files[0].is_dir():
@@ -137,9 +137,9 @@ def _load_from_hub(name: str) -> Any:
 
 
 def _image_path(image: Any, root: Path, stem: Path) -> Path | None:
-    """Find the file of an image that is bytes, a path, or a dict of these; bytes are written out.
+    """Find the file of an image that is bytes, a path, or a dict of these; write bytes to a file.
 
-    The name has a part of the bytes' hash, so that data that changes is written again.
+    The file name includes a hash of the bytes, so that changed data is written again.
     """
     is_dict = isinstance(image, Mapping)
     content, name = (image.get("bytes"), image.get("path")) if is_dict else (image, image)

@@ -1,4 +1,4 @@
-"""Shared by the readers: where files are, and which split they belong to."""
+"""Helpers of all readers: where files are, and which split they belong to."""
 
 import os
 import re
@@ -21,23 +21,23 @@ SPLIT_WORD = re.compile(
 SAME_SPLIT = {"training": "train", "testing": "test"}
 SAME_SPLIT |= dict.fromkeys(("valid", "validation", "dev", "eval"), "val")
 UNREAD = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".raw", ".psd", ".jp2", ".svg", ".pdf")
-MAX_DEPTH = 6  # folders below a data set that are searched
-MAX_FOLDERS = 50_000  # likewise, should it be a whole disk
-LAST_ALONE = ("images", "labels")  # names that say nothing without the folder above
+MAX_DEPTH = 6  # levels of folders below a data set that are searched
+MAX_FOLDERS = 50_000  # folders that are searched, in case the data set is a whole disk
+LAST_ALONE = ("images", "labels")  # folder names that are ambiguous without the folder above
 
 # ------------------------------------------------------------------------------------- files
 
 
 def fold(name: str) -> str:
-    """Unify case and Unicode form of a name, which other systems do not keep."""
+    """Unify case and Unicode form of a name, which other file systems may change."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 class Finder:
-    """Finds files by paths as data sets write them: of another machine, case or Unicode form.
+    """Finds files by the paths in annotations: of another machine, case or Unicode form, too.
 
-    The paths may be relative to ``bases``, the likeliest first. Each folder is listed once, and no
-    other file is touched.
+    The paths may be relative to ``bases``, the likeliest first. Each folder is listed once; files
+    are not opened.
     """
 
     def __init__(self, bases: Iterable[Path]) -> None:
@@ -45,7 +45,7 @@ class Finder:
         self._names: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, text: str) -> Path | None:
-        """Find the file or folder of a path by its longest end that is below a base."""
+        """Find the file or folder of a path by the longest end of it that exists below a base."""
         if os.path.isabs(text) and os.path.exists(text):
             return Path(text)
         for base in self.bases:  # archives of Windows may become files with backslashes
@@ -64,7 +64,7 @@ class Finder:
         return None
 
     def follow(self, base: Path, parts: Sequence[str]) -> Path | None:
-        """Follow a path below a folder; None where it leads nowhere, or to several files alike."""
+        """Follow a path below a folder; None if it leads to no file, or to several of like name."""
         if not parts:
             return base
         name, *rest = parts
@@ -82,7 +82,7 @@ class Finder:
         return sorted(name for names in self.names(folder).values() for name in names)
 
     def names(self, folder: Path) -> Mapping[str, list[str]]:
-        """List the files of a folder by folded name; none for what is no folder."""
+        """List the files of a folder by folded name; empty where there is no such folder."""
         if folder not in self._names:
             names: dict[str, list[str]] = {}
             with suppress(OSError):
@@ -93,9 +93,9 @@ class Finder:
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Walk a folder and those below it, with the sorted names of their files, hidden ones left out.
+    """Walk a folder and those below it; yield each with the sorted names of its visible files.
 
-    Links are followed, each folder once; after ``MAX_FOLDERS`` it ends.
+    Links are followed, and each folder is visited once, at most ``MAX_FOLDERS`` of them.
     """
     seen: set[str] = set()
     for parent, children, names in os.walk(root, followlinks=True):
@@ -110,7 +110,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def no_image_text(alike: Iterable[Path]) -> str:
-    """Say that an annotation has no image, and which of the files ``alike`` is not read."""
+    """Say that an annotation has no image, and name one of its stem that cannot be read."""
     others = [file for file in alike if file.suffix.lower() in UNREAD]
     text = "no image of this name"
     return f"{text}: {others[0]} is of a kind that is not read; convert it" if others else text
@@ -143,7 +143,7 @@ def is_visible(name: str) -> bool:
 
 
 def split_word(text: str) -> str | None:
-    """Find the split that a name of a file or folder speaks of: "train", "val", "test" ..."""
+    """Find the split in the name of a file or folder: "train", "val", "test" ..."""
     match = SPLIT_WORD.search(text)
     if match is None:
         return None
@@ -152,15 +152,15 @@ def split_word(text: str) -> str | None:
 
 
 def split_of(parts: Iterable[str]) -> str | None:
-    """Find the split that the innermost of some folders speaks of."""
+    """Find the split in the names of nested folders; the innermost name with one counts."""
     words = (split_word(part) for part in reversed([*parts]))
     return next((word for word in words if word), None)
 
 
 def matching_splits(split: str, names: Sequence[str]) -> list[str]:
-    """Find the names that may be meant by ``split``: the same, or else those that begin with it.
+    """Find the names that match ``split``: the same one, or else those that begin with it.
 
-    So "train" finds ``Train`` or ``train2017``, and "val" finds ``valid`` or ``dev``.
+    "train" finds ``Train`` or ``train2017``, and "val" finds ``valid`` or ``dev``.
     """
     if split in names:
         return [split]
@@ -171,9 +171,10 @@ def matching_splits(split: str, names: Sequence[str]) -> list[str]:
 
 
 def choose_split(split: str, names: Sequence[str], where: object) -> str:
-    """Choose the one of ``names`` that may be meant by ``split``; DataError if none or several may.
+    """Choose the one of ``names`` that matches ``split``.
 
-    Its message names ``where``, a file or folder.
+    Raises:
+        DataError: none or several match; the message names ``where``, a file or folder.
     """
     matches = matching_splits(split, names)
     if len(matches) == 1:

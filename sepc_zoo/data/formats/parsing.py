@@ -1,4 +1,4 @@
-"""Shared by the readers: text files, ids and boxes as tools write them."""
+"""Helpers of all readers: text files, ids and boxes in the forms that tools write."""
 
 import math
 import re
@@ -9,13 +9,14 @@ from typing import Any
 from sepc_zoo.data.listing import ListedBox
 from sepc_zoo.data.problems import Kind, Problem, unreadable
 
-FALSE = ("", "0", "0.0", "false", "no", "none")  # as tools write it; all else is true
+FALSE = ("", "0", "0.0", "false", "no", "none")  # values of ``iscrowd``; all others are true
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
     """Read a UTF-8 file, without the byte order mark of Windows programs.
 
-    A file that cannot be read, or is of another encoding, raises a DataError with file and line.
+    Raises:
+        DataError: the file cannot be read, or has another encoding; names file and line.
     """
     try:
         return path.read_bytes().decode("utf-8-sig", errors)
@@ -32,14 +33,16 @@ def read_lines(path: Path, errors: str = "strict") -> list[str]:
 
 
 def read_paths(path: Path) -> list[str]:
-    """Read a list of files; names that are not UTF-8 come as Python has them."""
+    """Read a list of files; names that are not UTF-8 are decoded as ``os.fsdecode`` does."""
     return read_lines(path, "surrogateescape")
 
 
 def read_class_names(path: Path) -> list[str]:
     """Read a file with one class name per line.
 
-    DataError if there are none, or an empty line between them, which would shift all that follow.
+    Raises:
+        DataError: there are no names, or there is an empty line between them, which would shift the
+            numbers of all that follow.
     """
     lines = read_lines(path)
     while lines and not lines[-1]:
@@ -52,7 +55,7 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def parse_id(value: Any) -> int | str:
-    """Make ids equal that are written as 1, 1.0 and "1"; others are texts."""
+    """Convert 1, 1.0 and "1" to the same number, other ids to texts."""
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     text = str(value)
@@ -60,7 +63,7 @@ def parse_id(value: Any) -> int | str:
 
 
 def number_ids(ids: Iterable[int | str]) -> dict[int | str, int]:
-    """Map ids to numbers of 63 bits: to themselves where all are such, else from 1 on."""
+    """Map ids to themselves if all are numbers of 63 bits, else to numbers from 1 on."""
     unique = list(dict.fromkeys(ids))
     if all(isinstance(i, int) and abs(i) < 2**63 for i in unique):
         return {i: int(i) for i in unique}
@@ -81,7 +84,7 @@ def parse_box(
     label: int | None = None,
     category: str = "",
 ) -> ListedBox | None:
-    """Parse an annotation with COCO's keys; None where it is broken, which is a problem then.
+    """Parse an annotation with COCO's keys; a broken one gives None and a problem.
 
     It has ``bbox`` (x, y, width, height in pixels) or ``segmentation`` (polygons), and perhaps
     ``area``, by default width times height, and ``iscrowd``.
@@ -118,5 +121,5 @@ def _polygon_box(annotation: Mapping[str, Any]) -> list[float] | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Accept floats, and whole numbers that a float can hold: JSON's have any length."""
+    """Whether a value is a float, or a whole number that a float can hold."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

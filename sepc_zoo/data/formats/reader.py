@@ -20,12 +20,12 @@ from sepc_zoo.files import encodable
 Placed = TypeVar("Placed", ListedBox, Problem)
 
 MAX_NAMES = 20  # files of a folder that an error lists
-MAX_ABOVE = 2  # folders above a data set that may be given in its place
+MAX_ABOVE = 2  # levels that the given folder may lie above the data set
 MAX_FOLDERS = 200  # folders that are tried
 
 
 class DataFormat(NamedTuple):
-    """A layout of data sets: a folder has it if ``splits`` finds any."""
+    """A layout of data sets; a folder has it if ``splits`` finds splits in it."""
 
     layout: Sequence[str]  # the lines of a small tree of its files, for messages
     splits: Callable[[Path], Splits]
@@ -38,9 +38,9 @@ class DataSource(NamedTuple):
     splits: Splits
 
     def list(self, split: str) -> Listing:
-        """List a split, unchecked, with names of classes that every file can hold.
+        """List a split, unchecked, with class names that can be encoded in every file.
 
-        "train" finds ``train2017`` if there is no ``train``, "val" finds ``valid`` too.
+        "train" also finds ``train2017``, and "val" finds ``valid``; see ``choose_split``.
         """
         listing = self.splits[choose_split(split, [*self.splits], self.root)]()
         return listing._replace(label_names=[*map(encodable, listing.label_names)])
@@ -174,9 +174,9 @@ def _inner_folders(folder: Path) -> list[Path]:
 
 
 def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Listing:
-    """Make one listing of several; classes of one name become one (see ``unite_classes``).
+    """Join listings to one; classes of the same name become one (see ``unite_classes``).
 
-    Images are numbered anew, from 1. Names that differ in case only are a problem.
+    Images are renumbered from 1. Class names that differ in case only are a problem.
     """
     id_of = unite_classes(listings)
     problems = _case_problems(listings, sources)
@@ -192,7 +192,7 @@ def join_listings(listings: Sequence[Listing], sources: Sequence[Source]) -> Lis
 
 
 def _name_source(source: Source, found: Sequence[Placed]) -> list[Placed]:
-    """Let the places of problems or boxes begin with their data set."""
+    """Prefix the places of problems or boxes with their data set."""
     name = os.fspath(source)
     return [
         f if f.where.startswith(name) else f._replace(where=f"{name}: {f.where}".removesuffix(": "))

@@ -26,7 +26,7 @@ from sepc_zoo.data.listing import ListedBox, ListedImage, Listing, Splits
 from sepc_zoo.data.problems import Problem
 
 LIST_FOLDERS = ("ImageSets/Main", "ImageSets", ".")
-FLAG = re.compile(r"\s+(-1|0|1)$")  # whether an image of a list has the class of the list
+FLAG = re.compile(r"\s+(-1|0|1)$")  # behind an image: whether it has the class of its list
 ROOT_TAG = re.compile(rb"<annotation[\s>]")  # CVAT's own files have <annotations>
 HEAD = 1024  # bytes of a file that are searched for its root
 DECLARATION = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"'][^>]*\?>")
@@ -34,9 +34,9 @@ IMAGE_FOLDERS = ("jpegimages", "images", "image", "img", "imgs")
 
 
 def voc_splits(root: Path) -> Splits:
-    """Find the splits of a folder: lists of images, else folders of XML files; none elsewhere.
+    """Find the splits of a folder, as lists of images or folders of XML files; none elsewhere.
 
-    VOC's own lists for single classes (``cat_train.txt`` beside ``train.txt``) are no splits.
+    VOC's own lists of single classes (``cat_train.txt`` beside ``train.txt``) are not splits.
     """
     files = _find_xml(root)
     found = _find_lists(root, files) or _group_by_folder(root, files)
@@ -44,10 +44,10 @@ def voc_splits(root: Path) -> Splits:
 
 
 def _list_split(root: Path, files: Sequence[Path], paths: Path | Sequence[Path]) -> Listing:
-    """List the images of XML files or of a list of them.
+    """List the images of XML files, or of a file that lists them.
 
-    The classes are the sorted names in all XML files, so that all splits agree, and their category
-    ids count from 1. VOC's pixel indices count from 1 and include the last, so a box becomes
+    The classes are the sorted names in all XML files, so that all splits agree; their category ids
+    count from 1. VOC's pixel indices count from 1 and include the last pixel, so a box becomes
     ``(xmin - 1, ymin - 1, xmax, ymax)``. Objects marked ``difficult`` become crowds: VOC's
     evaluation neither rewards nor punishes finding them. An image's id is its position in the
     split, from 1.
@@ -78,7 +78,7 @@ def _list_split(root: Path, files: Sequence[Path], paths: Path | Sequence[Path])
 
 
 def _find_lists(root: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """Find the lists of images of a folder by split; outside of VOC's place they must fit."""
+    """Find the lists of images by split; outside ImageSets/Main their first image needs an XML."""
     for place in LIST_FOLDERS:
         lists = {
             file.stem: file
@@ -124,7 +124,7 @@ def _read_list(file: Path, root: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def _find_xml(root: Path) -> list[Path]:
-    """Find the XML files of images; the first of each folder tells whether the others are."""
+    """Find the annotations; the first XML file of a folder decides for all files of the folder."""
     found: list[Path] = []
     for folder, names in walk(root):
         files = [folder / name for name in names if name.lower().endswith(".xml")]
@@ -172,7 +172,7 @@ def _parse(path: Path, problems: list[Problem]) -> ElementTree.Element | None:
         declared = DECLARATION.search(data[:HEAD])
         if declared is None:
             return ElementTree.fromstring(data)
-        name = declared[1].decode("ascii").lower()  # the parser knows none of several bytes
+        name = declared[1].decode("ascii").lower()  # the parser knows no multi-byte encodings
         name = "gb18030" if name.startswith("gb") else name  # GB 18030 includes GB 2312 and GBK
         return ElementTree.fromstring(data[declared.end() :].decode(name))
     except OSError as error:

@@ -46,7 +46,7 @@ def yolo_splits(root: Path) -> Splits:
 def _list_split(folder: YoloFolder, split: str) -> Listing:
     """List one split of a folder, with boxes in pixels.
 
-    An image without a label file has no boxes; labels that would not be read are a problem. The
+    An image without a label file has no boxes; a label file that no image uses is a problem. The
     category ids are the class numbers, the area is width times height. An image's id is its
     position from 1, by sorted path or in the list of images.
     """
@@ -67,7 +67,7 @@ def _list_split(folder: YoloFolder, split: str) -> Listing:
     for i, (path, label_file, size, (lines, broken)) in enumerate(files, start=1):
         problems += broken
         where = _shorten(label_file, folder.bases)
-        # An image that cannot be read is found by the checks; until then its boxes have no pixels.
+        # The checks report an image that cannot be read; its boxes have no size in pixels here.
         boxes = list_boxes(lines, where, size or (1, 1), classes, folder.has_keypoints, problems)
         images.append(ListedImage(i, path, size, boxes if size else []))
     return Listing(images, names, ids, problems, folder.file.name)
@@ -76,7 +76,7 @@ def _list_split(folder: YoloFolder, split: str) -> Listing:
 def _find_images(
     folder: YoloFolder, split: str, problems: list[Problem]
 ) -> tuple[list[Path], bool]:
-    """Find the images of a split; the flag says that these are all in their folders."""
+    """Find the images of a split, and whether they are all the images of their folders."""
     paths: list[Path] = []
     has_all = True
     where, finder = f"{folder.file}: {split}", Finder(folder.bases)
@@ -165,9 +165,10 @@ def _find_labels(
 
 
 def _unread_labels(path: Path, alike: Sequence[Path], finder: Finder) -> Iterator[Problem]:
-    """List the label files of an image without labels that lie where they are not looked for.
+    """List label files of an image without labels that lie in places that are not searched.
 
-    ``alike`` are all files of its stem.
+    Args:
+        alike: All files with the image's stem.
     """
     images = (file.parent for file in alike if is_image(file.name))
     read = {place for parent in images for place in label_places(parent, finder)}

@@ -1,4 +1,4 @@
-"""What a folder in a YOLO layout declares: classes and splits, by YAML, Darknet or folders."""
+"""Classes and splits of a folder in a YOLO layout, from YAML, Darknet's file or its folders."""
 
 import os
 import re
@@ -23,11 +23,11 @@ SPLITS = ("train", "val", "valid", "validation", "minival", "test")
 class YoloFolder(NamedTuple):
     """The classes and splits that a folder's own files declare."""
 
-    file: Path  # names the classes
+    file: Path  # the file that names the classes
     names: dict[int, str]  # class names in the order of their numbers
     splits: dict[str, list[str]]  # folders of images, or text files that list images, as written
     bases: list[Path]  # folders to which these may be relative
-    has_keypoints: bool = False  # behind each box
+    has_keypoints: bool = False  # whether keypoints follow each box
 
 
 def describe(root: Path) -> YoloFolder | None:
@@ -77,7 +77,7 @@ def _describe_file(path: Path, content: Mapping[str, Any]) -> YoloFolder:
 
 
 def _describe_folders(root: Path) -> YoloFolder | None:
-    """Describe a folder that has splits with labels, and a ``classes.txt`` in one of its places."""
+    """Describe a folder that has splits with labels, and a ``classes.txt`` in a usual place."""
     folders = {split: path for split, path in _split_folders(root).items() if _has_labels(path)}
     if not folders:
         return None

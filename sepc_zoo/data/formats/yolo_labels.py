@@ -13,16 +13,16 @@ from sepc_zoo.data.listing import ListedBox
 from sepc_zoo.data.problems import DataError, Problem
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
-IMAGE_FOLDERS = ("images", "jpegimages")  # in whose place a path of labels has "labels"
+IMAGE_FOLDERS = ("images", "jpegimages")  # replaced by "labels" in the paths of label files
 MIN_POLYGON = 6  # numbers of a triangle
-MAX_BEYOND = 1.0  # of a side of the image; values further outside are no fractions of it
+MAX_BEYOND = 1.0  # sides of the image; values further outside are not fractions of it
 COLUMNS = "'class x y width height' (or 'class x1 y1 x2 y2 x3 y3 ...' of a polygon)"
 
 
 def label_places(folder: Path, finder: Finder) -> list[Path]:
-    """List the folders where labels of the images of a folder may be.
+    """List the folders that may have the labels of a folder's images.
 
-    They are those with ``labels`` for an ``images`` of the path, the last first, and the same one.
+    They are its path with ``labels`` in place of one ``images``, the last first, and the folder.
     """
     parts = folder.parts
     places = []
@@ -122,7 +122,7 @@ def _corners(values: Sequence[float], size: Size) -> tuple[float, float, float, 
 
 
 def keypoint_problems(where: Path, lines: Iterable[str]) -> list[Problem]:
-    """Say that what could be polygons looks like boxes with keypoints."""
+    """Report lines that could be polygons, but look like boxes with keypoints."""
     rows = [row for text in lines if len(row := _numbers(text)) >= MIN_POLYGON]
     if len({len(row) for row in rows}) != 1:
         return []
@@ -138,7 +138,7 @@ def keypoint_problems(where: Path, lines: Iterable[str]) -> list[Problem]:
 
 
 def _numbers(text: str) -> list[float]:
-    """Parse the values of a line behind its class; none where they are no numbers."""
+    """Parse the values of a line behind its class; empty if they are not numbers."""
     try:
         return [float(value) for value in text.split()[1:]]
     except ValueError:
@@ -146,9 +146,9 @@ def _numbers(text: str) -> list[float]:
 
 
 def _have_keypoints(rows: NDArray[np.float64], size: int) -> bool:
-    """Whether rows are boxes around points, each of ``size`` numbers, unless unknown: 0, 0.
+    """Whether rows are boxes around points of ``size`` numbers each; a point at 0, 0 is unknown.
 
-    As the second corner of a polygon, width and height would mostly lie far from the others.
+    Width and height, taken for the second corner of a polygon, mostly lie far from the others.
     """
     center, sides = rows[:, None, :2], rows[:, None, 2:4]
     points = rows[:, 4:].reshape(len(rows), -1, size)

@@ -1,6 +1,6 @@
 """Problems of a data set, by file and entry: every image is decoded, every box checked.
 
-Errors stop a training, at its start or later; warnings do not; notes are no faults.
+Errors stop a training, at its start or later; warnings do not; notes are not faults.
 """
 
 import os
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
     severity: Severity
     kind: Kind
-    split: str  # "": of the whole data set
+    split: str  # "" for the whole data set
     where: str  # file, and line or entry
     text: str
 
@@ -54,7 +54,7 @@ class DataCheck:
     root: Path
     listings: Mapping[str, Listing]  # the listing of each split
     files: Mapping[Path, ImageFile]
-    joint: Mapping[str, list[str]]  # splits that are unions of others, as VOC's trainval; parts
+    joint: Mapping[str, list[str]]  # parts of splits that are unions of others (VOC's trainval)
     findings: tuple[Finding, ...]  # the worst first
 
     def has_errors(self) -> bool:
@@ -76,8 +76,8 @@ def check_data(
     A broken file never stops the check. Memory holds one image per thread and all annotations.
 
     Args:
-        splits: The splits to check, by default all. Unused images are found with all of them only.
-        progress: Shows how far it is; called and used like ``tqdm.tqdm``.
+        splits: The splits to check, by default all, which is needed to find unused images.
+        progress: Shows the progress; called and used like ``tqdm.tqdm``.
 
     Raises:
         DataError: an unknown layout, or no such split.
@@ -137,7 +137,7 @@ def find_train(splits: Iterable[str]) -> str | None:
 
 
 def names_alike(listings: Iterable[Listing]) -> list[Counter[str]]:
-    """Group class names that differ in case or spaces only, with their numbers of boxes."""
+    """Group class names that differ in case or spaces only; count the boxes of each."""
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for listing in listings:
         for name, number in zip(listing.label_names, count_boxes(listing), strict=True):
@@ -161,7 +161,7 @@ def _finding(split: str, problem: Problem, severity: Severity | None = None) -> 
 
 
 def _refused(listing: Listing, files: Mapping[Path, ImageFile]) -> list[Problem]:
-    """List what training refuses in a split: broken images, and all that keeps it from starting."""
+    """List what training refuses in a split: broken images, and what keeps it from starting."""
     paths = dict.fromkeys(image.path for image in listing.images)
     broken = {str(path): problem for path in paths if (problem := files[path].problem)}
     try:
@@ -174,7 +174,7 @@ def _refused(listing: Listing, files: Mapping[Path, ImageFile]) -> list[Problem]
 def _check_split(
     split: str, listing: Listing, files: Mapping[Path, ImageFile], refused: Container[Kind]
 ) -> Iterator[Problem]:
-    """List what training accepts; some of it may be among the kinds that it refuses already."""
+    """List what training accepts; kinds that are ``refused`` are not reported again."""
     if not listing.images and "no images" not in refused:
         yield Problem("no images", listing.source, f"split {split!r} has no images")
     elif ListedImages.of(listing.images).boxes.iscrowd.all():

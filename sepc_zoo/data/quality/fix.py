@@ -1,4 +1,4 @@
-"""A clean copy of a data set, in the COCO layout; the original is only read."""
+"""A clean copy of a data set, in the COCO layout; the original is not changed."""
 
 import os
 import re
@@ -35,7 +35,7 @@ from sepc_zoo.data.quality.check import (
 from sepc_zoo.data.quality.image_files import ImageFile, picture_key
 from sepc_zoo.files import new_folder, write_csv
 
-RESOLVED: dict[Kind, str] = {  # without leaving anything out
+RESOLVED: dict[Kind, str] = {  # how problems are solved without leaving anything out
     "duplicate id": "the ids were given anew",
     "annotation id twice": "the ids were given anew",
     "ids given anew": "the ids were given anew",
@@ -45,7 +45,7 @@ RESOLVED: dict[Kind, str] = {  # without leaving anything out
     "shared label file": "both images kept the boxes",
 }
 LEFT_OUT: frozenset[Kind] = BAD_BOXES | {"box of a pixel or less"}
-LOST: dict[Kind, str] = {
+LOST: dict[Kind, str] = {  # what the copy lacks
     "unreadable annotations": "split left out",
     "unused image": "file not taken over",
 }
@@ -54,7 +54,7 @@ Note = Callable[[object, str], None]  # place and text of a change
 
 
 class Change(NamedTuple):
-    """One difference of the copy."""
+    """One difference between the copy and the original."""
 
     split: str
     where: str  # file, and line or entry, of the original
@@ -68,19 +68,18 @@ def write_clean_copy(
     progress: Progress = NO_PROGRESS,
     edit: Callable[[dict[str, Listing]], dict[str, Listing]] = lambda listings: listings,
 ) -> list[Change]:
-    """Write what is usable of a checked data set as COCO; return the changes of ``changes.csv``.
+    """Write the usable part of a checked data set as COCO; return the rows of ``changes.csv``.
 
-    Broken images, boxes and entries are left out, boxes are clipped to their images, and turned
-    with images that are annotated as before their EXIF rotation. A picture in two splits stays with
-    the one to test or validate on. Class names that differ in case or spaces only become the most
-    frequent of them. All splits have the same classes. Masks, keypoints and licences are not taken
-    over.
+    Broken images, boxes and entries are left out. Boxes are clipped to their images, and turned if
+    their image is annotated as before its EXIF rotation. A picture in two splits stays in the one
+    to test or validate on. Class names that differ in case or spaces only become the most frequent
+    of them. All splits get the same classes. Masks, keypoints and licences are not copied.
 
     Args:
-        check: Of all splits that the copy shall have.
+        check: The check of all splits that the copy shall have.
         target: The folder to make; it appears complete or not at all.
         link: Hard-link the image files instead of copying them, where the disk allows it.
-        edit: Changes what is clean before it is written, by split.
+        edit: Changes the clean listings, by split, before they are written.
 
     Raises:
         FileExistsError: ``target`` is there already.
@@ -109,7 +108,7 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def clean_listings(check: DataCheck, changes: list[Change]) -> dict[str, Listing]:
-    """Clean all splits; the differences go to ``changes``."""
+    """Clean all splits; append the differences to ``changes``."""
     for _, kind, split, where, text in check.findings:
         if kind in LOST:
             changes.append(Change(split, where, f"{LOST[kind]}: {text}"))
@@ -133,7 +132,7 @@ def _noting(split: str, changes: list[Change]) -> Note:
 def clean_listing(
     listing: Listing, files: Mapping[Path, ImageFile], note: Note = lambda *_: None
 ) -> Listing:
-    """Clean one split; ``note`` gets place and text of each difference."""
+    """Clean one split; ``note`` is called with place and text of each difference."""
     images: dict[Path, ListedImage] = {}
     for image in listing.images:
         first = images.setdefault(image.path, image)
@@ -167,9 +166,9 @@ def _clean_image(image: ListedImage, file: ImageFile, note: Note) -> ListedImage
 
 
 def _turn_boxes(image: ListedImage, stored: Size, upright: Size) -> list[ListedBox]:
-    """Turn the boxes of an image that is annotated as stored into the upright image.
+    """Turn the boxes of an image that is annotated as stored, so that they fit the upright image.
 
-    Annotations are taken to agree with themselves, unless boxes fit into the upright image alone.
+    Boxes that fit into the upright image alone are not turned.
     """
     boxes = image.boxes
     if image.size != stored or (fit(boxes, upright) and not fit(boxes, stored)):
@@ -213,7 +212,7 @@ def _clean_boxes(boxes: Sequence[ListedBox], size: Size, note: Note) -> list[Lis
 def _separate_splits(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
-    """Keep every picture in one split only: the first to evaluate on, train last."""
+    """Keep every picture in one split only: preferably one to evaluate on, train last."""
     train = find_train(listings) or "train"
 
     def rank(split: str) -> tuple[bool, ...]:  # test, val, others, train
@@ -238,7 +237,7 @@ def _separate_splits(
 def _share_classes(
     listings: Mapping[str, Listing], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
-    """Give all splits the same classes, by rising id; names that are alike become one."""
+    """Give all splits the same classes, by rising id; join names that are alike."""
     groups = names_alike(listings.values())
     spelling = {name: group.most_common(1)[0][0] for group in groups for name in group}
     renamed = {}
@@ -284,7 +283,7 @@ def _copy_images(
 
 
 def _free_name(path: Path, used: set[str]) -> str:
-    """Find a file name that JSON can hold and no other file has, whatever its case."""
+    """Find a file name that JSON can hold and that no other file has, in any case."""
     stem, suffix = (re.sub("[\ud800-\udfff]", "_", part) for part in (path.stem, path.suffix))
     others = (f"{stem}_{i}{suffix}" for i in count(2))
     name = next(name for name in chain([stem + suffix], others) if name.casefold() not in used)

@@ -14,7 +14,7 @@ from sepc_zoo.data.images import ImageError, check_image, has_grey_pages, read_i
 from sepc_zoo.data.problems import Problem
 from sepc_zoo.data.tiff import read_tiff
 
-MIN_BRIGHTEST = 16  # of 255; an image without such a pixel is next to black
+MIN_BRIGHTEST = 16  # of 255; an image without such a pixel is nearly black
 
 
 class ImageFile(NamedTuple):
@@ -24,7 +24,7 @@ class ImageFile(NamedTuple):
     stored: Size | None  # before its EXIF rotation
     digest: bytes  # digest of the upright pixels
     problem: Problem | None = None
-    dark: str = ""  # says how little light is in it, if it is next to black
+    dark: str = ""  # how bright it is, if it is nearly black
 
 
 def inspect_image(path: Path) -> ImageFile:
@@ -46,7 +46,7 @@ def inspect_image(path: Path) -> ImageFile:
 
 
 def _describe_dark(path: Path, brightest: int) -> str:
-    """Say that an image is next to black, and whether it holds fewer bits than its file could."""
+    """Describe a nearly black image, and whether its samples use fewer bits than they could."""
     text, top = f"no pixel is brighter than {brightest} of 255", _brightest_sample(path)
     if not top:
         return text

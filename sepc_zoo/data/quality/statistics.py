@@ -12,7 +12,7 @@ from sepc_zoo.ops.anchors import cell_anchors
 SMALL, MEDIUM = 32**2, 96**2  # upper limits of COCO's annotated areas, pixels
 QUANTILES = {"min": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "max": 100}
 MIN_IOU = 0.5  # smallest IoU of a positive anchor
-MAX_SAMPLE = 50_000  # boxes that the reach of anchors is computed from
+MAX_SAMPLE = 50_000  # boxes from which the reach of anchors is computed
 
 # Proposed where the default anchors do not reach the boxes.
 OTHER_ANCHORS = {
@@ -22,9 +22,10 @@ OTHER_ANCHORS = {
 
 
 def describe(listing: Listing) -> dict[str, Any]:
-    """Compute the statistics of a clean split for JSON. Crowds count as boxes, and by themselves.
+    """Compute the statistics of a clean split for JSON; crowds count as boxes, and separately.
 
-    All images have a size, all boxes a label.
+    Args:
+        listing: All its images have a size, all boxes a label.
     """
     images = ListedImages.of(listing.images)
     (height, width), (box_height, box_width) = images.sizes.T, images.box_sizes.T
@@ -55,9 +56,11 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 def anchor_reach(images: ListedImages, image_size: tuple[int, int], anchors: AnchorConfig) -> float:
     """Compute the share of boxes that some anchor of the same centre overlaps by ``MIN_IOU``.
 
-    RetinaNet learns the others from their best anchor only, wherever they lie. ``image_size`` is
-    the (short, long) side that images are resized to. Of many boxes, ``MAX_SAMPLE`` are taken,
-    evenly spread.
+    RetinaNet learns the others from their best anchor only, wherever they lie. Of many boxes, a
+    sample of ``MAX_SAMPLE`` is used, evenly spread.
+
+    Args:
+        image_size: The (short, long) side to which images are resized.
     """
     chosen = np.flatnonzero(images.boxes.iscrowd == 0)
     chosen = chosen[:: -(-len(chosen) // MAX_SAMPLE) or 1]
@@ -69,9 +72,7 @@ def anchor_reach(images: ListedImages, image_size: tuple[int, int], anchors: Anc
 
 
 def resize_factors(sizes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Compute the factors ``(N,)`` that resize images of height and width ``(N, 2)`` to at most
-    ``image_size`` (short, long side).
-    """
+    """Compute ``resize_scale`` for images of height and width ``(N, 2)``: the factors ``(N,)``."""
     short, long = image_size
     return np.minimum(long / sizes.max(axis=1), short / sizes.min(axis=1))
 
@@ -81,8 +82,9 @@ def best_ious(
 ) -> np.ndarray:
     """Compute the highest IoU ``(G,)`` of boxes of height and width ``(G, 2)`` with an anchor.
 
-    The ``strides`` of the levels are in pixels. ``offset`` is the distance between the centres of
-    box and anchor in both directions, in strides.
+    Args:
+        strides: Of the levels, in pixels.
+        offset: Distance between the centres of box and anchor in both directions, in strides.
     """
     best = np.zeros(len(boxes))
     for stride in strides:

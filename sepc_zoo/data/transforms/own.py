@@ -22,7 +22,7 @@ MAX_OUTSIDE = 1.0  # pixels by which boxes may leave the image, from rounding; t
 
 
 class TransformError(UserError, ValueError):
-    """A user's transform that fails, or whose result does not fit; names the transform."""
+    """A user's transform fails, or returns what does not fit; the message names the transform."""
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -37,10 +37,10 @@ class OwnTransform:
     The transform gets the image and the boxes as tv_tensors, so that one of
     ``torchvision.transforms.v2`` can be given as it is. It may change the size of the image, and
     drop or add boxes. The random numbers of torch, NumPy and Python follow from the seed of the
-    image; NumPy's and Python's are as before afterwards.
+    image; afterwards the states of NumPy and Python are restored.
 
     Args:
-        function: called as ``sepc_zoo.train`` tells.
+        function: called as the argument ``transform`` of ``sepc_zoo.train`` describes.
         num_classes: number of classes of the data.
     """
 
@@ -48,7 +48,7 @@ class OwnTransform:
     num_classes: int
 
     def check_workers(self) -> None:
-        """Refuse a transform that workers cannot get; forked ones need nothing.
+        """Refuse a transform that cannot be sent to workers; forked workers have it already.
 
         Raises:
             TransformError: it cannot be pickled.
@@ -84,7 +84,7 @@ class OwnTransform:
         return new_image, target | columns | {"area": box_area(columns["boxes"])}
 
     def checked_image(self, image: Any, channels: int) -> Tensor:
-        """A plain uint8 image of as many channels as before."""
+        """Return a plain uint8 tensor ``(channels, H, W)``; refuse anything else."""
         wanted = f"a uint8 tensor ({channels}, H, W) in 0..255"
         if not isinstance(image, Tensor):
             raise self.error(f"returned a {type(image).__name__} as image; it must be {wanted}")
@@ -94,7 +94,7 @@ class OwnTransform:
         return image.as_subclass(Tensor).contiguous()
 
     def checked_columns(self, target: Any, height: int, width: int) -> dict[str, Tensor]:
-        """``boxes (G, 4)``, ``labels (G,)`` and ``iscrowd (G,)`` that fit the image."""
+        """Return ``boxes (G, 4)``, ``labels (G,)``, ``iscrowd (G,)``; refuse what does not fit."""
         for name in ("boxes", "labels"):
             if not isinstance(target, Mapping) or not isinstance(target.get(name), Tensor):
                 raise self.error(f"returned a target without a tensor {name!r}")
@@ -127,7 +127,7 @@ class OwnTransform:
                     f"returned iscrowd {tuple(crowds.shape)} for {len(labels)} boxes; it must drop "
                     "their crowd flags with the boxes"
                 )
-            crowds = torch.zeros_like(labels)  # may be left as it was where there are none
+            crowds = torch.zeros_like(labels)  # flags that are all 0 may be left as they were
         return {"boxes": boxes, "labels": labels, "iscrowd": crowds.as_subclass(Tensor)}
 
     def error(self, text: str) -> TransformError:
@@ -136,7 +136,7 @@ class OwnTransform:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Seed NumPy and Python by torch's random numbers for a while."""
+    """Seed NumPy and Python by torch's random numbers, and restore their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     seed = int(torch.randint(2**31, ()))
     random.seed(seed)

@@ -62,7 +62,7 @@ def train_transform(
 
 
 def crop_at_random(probability: float, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Crop an image with this probability, see ``random_crop``."""
+    """Apply ``random_crop`` with this probability."""
     sample = image, target
     return random_crop(sample) if chance(probability) else sample
 

@@ -53,7 +53,7 @@ class Warp:
 
 
 def warp_image(image: Tensor, matrix: Tensor) -> Tensor:
-    """Warp ``(C, H, W)``, bilinear; what comes from outside of the image is grey."""
+    """Warp ``(C, H, W)``, bilinear; pixels from outside the image become grey."""
     inverse = torch.linalg.inv(matrix).flatten()
     coefficients = (inverse[:8] / inverse[8]).tolist()
     return TF.perspective(image, None, None, fill=GREY, coefficients=coefficients)
