@@ -57,12 +57,12 @@ def predict_files(
     """Draw the detections of image files, each process in its share of them.
 
     The id of an image in COCO results is its place among ``images``, from 1 on. An image that
-    cannot be read, and a picture that cannot be written, cost the others nothing.
+    cannot be read, or a picture that cannot be written, does not affect the others.
 
     Args:
         after_batch: called with the number of files that this process has done; an exception in it
             ends the prediction, once the pictures in progress are written.
-        waiting: makes a context for each wait for a batch.
+        waiting: returns a context that is entered while a batch is waited for.
 
     Returns:
         The results of all files in their order, in every process.
@@ -126,13 +126,13 @@ def predict_videos(
 ) -> list[VideoResult]:
     """Draw the detections of videos, cameras and streams, each process in its share of them.
 
-    Each gives an mp4 file, and a file of JSON lines with the detections of a frame in each. What
-    goes wrong in one costs the others nothing.
+    Each gives an mp4 file, and a file with a line of JSON for the detections of each frame. An
+    error in one does not affect the others.
 
     Args:
         every: detect in every n-th frame, and leave the others out.
         track: follow objects from frame to frame.
-        stopped: asked after each batch; what was done until then is written.
+        stopped: called after each batch; True ends the prediction, and what is done is written.
 
     Returns:
         The results of all videos in their order, in every process.
@@ -167,14 +167,14 @@ def predict_videos(
 
 
 def picture_path(output: Path, image: Path) -> Path:
-    """Name the picture of an image in a folder of the output; two images never share one."""
+    """Build the path of an image's picture; no two images have the same."""
     if image.suffix.lower() not in IMAGE_SUFFIXES:
         return output / image.parent / f"{image.name}_boxes.png"
     return output / image.parent / f"{image.stem}_boxes{image.suffix}"
 
 
 def save_picture(detections: Detections, path: Path, image: object) -> str:
-    """Draw and write a picture; the reason where that cannot be done, else ""."""
+    """Draw and write a picture; return why it cannot be written, or ""."""
     try:
         detections.save(path)
     except (OSError, ValueError) as error:  # ValueError: too large for its format

@@ -71,13 +71,13 @@ class Detections:
         config: DetectorConfig,
         image: Path | Tensor,
     ) -> "Detections":
-        """Keep what a model found in an image with at least a score.
+        """Build the detections of an image with at least a score.
 
         Args:
             detections: ``boxes (D, 4)`` in pixels, ``scores (D,)`` and ``labels (D,)``, and
                 ``track_ids (D,)`` where objects are tracked.
             score_threshold: lowest score of a detection.
-            config: of the model, with the names and ids of its classes.
+            config: config of the model, with the names and ids of its classes.
             image: the image, as its file or as a uint8 tensor ``(C, H, W)``.
         """
         kept = detections["scores"] >= score_threshold
@@ -121,8 +121,7 @@ class Detections:
         """Draw each box with class, track and score; the highest scores are drawn last.
 
         Args:
-            size: largest width and height, pixels, to which the image is resized first; by default
-                it keeps its size.
+            size: resize the image to this largest width and height, pixels, before drawing.
 
         Raises:
             ImageError: the image's file can no longer be read.
@@ -145,7 +144,7 @@ class Detections:
         if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
             raise ValueError(f"cannot write {path}: use one of {', '.join(IMAGE_SUFFIXES)}")
         image = self.draw()
-        # Full colour resolution: JPEG's usual half of it smears thin coloured lines.
+        # Full colour resolution: JPEG's usual half resolution blurs thin coloured lines.
         write_atomically(path, lambda file: image.save(file, quality=92, subsampling=0))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -197,8 +196,8 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """Convert detections of one image to COCO's results, ready for JSON.
 
-    Labels without a category id are left out. Boxes are rounded no more than float32 does it,
-    scores not at all: either would move AP.
+    Labels without a category id are left out. Boxes are rounded no more than in float32, scores not
+    at all: either would change AP.
     """
     boxes = box_convert(detections["boxes"].cpu().double(), "xyxy", "xywh").tolist()
     rows = zip(boxes, detections["scores"].tolist(), detections["labels"].tolist(), strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 Color = tuple[int, int, int]
 
-# Class colours, repeated after twenty. Those of the first classes differ most, also to eyes with
+# Class colours, repeated after twenty. Those of the first classes differ most, also for people with
 # protanopia, deuteranopia or tritanopia.
 PALETTE = (
     "#2f8cff", "#ff4b3c", "#00ffa5", "#fff000", "#872d4b", "#691eff", "#ffa5f0", "#782d96",
@@ -86,7 +86,7 @@ def fit(
 def close_up(
     image: Tensor, boxes: Tensor, colors: Sequence[Color], size: tuple[int, int], focus: int
 ) -> Image.Image:
-    """Cut an image to its last ``focus`` boxes and their surroundings, and draw all boxes.
+    """Crop an image to its last ``focus`` boxes and their surroundings, and draw all boxes.
 
     Args:
         size: largest width and height of the picture, pixels.
@@ -140,8 +140,8 @@ def draw_batch(
     """Draw normalised images ``(N, C, H, W)`` as the network gets them, with their targets.
 
     Args:
-        mean: of each channel in 0…1, that was subtracted.
-        std: of each channel in 0…1, that the images were divided by.
+        mean: values in 0…1 that were subtracted from each channel.
+        std: values by which each channel was divided.
     """
     images = images.detach().float().cpu()
     offset, factor = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
@@ -151,9 +151,9 @@ def draw_batch(
 
 
 def to_rgb(image: Tensor) -> Tensor:
-    """Make a picture of uint8 ``(C, H, W)``: RGB as it is, else its first channels, brightened.
+    """Convert uint8 ``(C, H, W)`` to RGB; images of other channels are brightened.
 
-    These are three, or one where there are no three; their highest value becomes white.
+    They show their first three channels, or one if there are fewer; the highest value becomes 255.
     """
     if len(image) == 3:
         return image
@@ -209,7 +209,7 @@ def _draw_caption(
     color: Color,
     font_size: float,
 ) -> None:
-    """Draw a caption on a plate of the box's colour above the box, or inside it without room."""
+    """Draw a caption on a plate of the box's colour, above the box or, without room, inside it."""
     font = choose_font(frozenset(caption), font_size)
     pad = max(2, round(font_size / 5))
     caption = shorten(caption, font, size[0] - 2 * pad)
@@ -224,7 +224,7 @@ def _draw_caption(
 
 
 def shorten(text: str, font: Any, width: float) -> str:
-    """Leave out the middle of a text, but not the score at its end, until it is narrow enough."""
+    """Leave out the middle of a text until it is narrow enough; the score at its end stays."""
     kept = len(text) - SCORE
     while kept > 0 and font.getlength(text) > width:
         kept -= 1
@@ -234,14 +234,14 @@ def shorten(text: str, font: Any, width: float) -> str:
 
 @cache
 def choose_font(characters: frozenset[str], size: float) -> Any:
-    """Choose Pillow's own font for ASCII, else the first that lacks the fewest characters."""
+    """Choose Pillow's own font for ASCII, else the first of those that lack fewest characters."""
     own = ImageFont.load_default(size)
     others = {character for character in characters if not character.isascii()}
     return min([own, *_fonts(size)], key=lambda font: _num_lacking(font, others)) if others else own
 
 
 def _num_lacking(font: Any, characters: set[str]) -> int:
-    """Count the characters that a font shows as it shows one that does not exist."""
+    """Count the characters that a font draws like a character that does not exist."""
     lacking = bytes(font.getmask("\uffff"))
     return sum(bytes(font.getmask(character)) == lacking for character in characters)
 

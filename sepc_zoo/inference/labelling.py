@@ -1,4 +1,4 @@
-"""Labels that a model gives to a data set."""
+"""Boxes that a model adds to a data set."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ def add_labels(
 ) -> dict[str, Listing]:
     """Add a model's detections of classes that have no box in a split to this split.
 
-    All splits get the model's classes, behind their own.
+    All splits get the model's classes, after their own.
 
     Args:
         listings: splits of the same classes, whose images can be read.
         split: the split to label.
         score_threshold: lowest score of a detection that becomes a box.
-        added: gets the number of new boxes of each class.
+        added: counts the new boxes of each class.
     """
     config, own = model.config, listings[split]
     theirs = dict(zip(config.label_names, config.category_ids, strict=True))
@@ -62,7 +62,11 @@ def new_boxes(
     new_label: Mapping[int, int],
     names: Sequence[str],
 ) -> list[ListedBox]:
-    """The boxes that a model adds to an image; ``new_label`` has the labels that are added."""
+    """Build the boxes that a model adds to an image.
+
+    Args:
+        new_label: label in the data set of each label of the model that is added.
+    """
     boxes = []
     rows = zip(*(found[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
     for (x1, y1, x2, y2), score, label in rows:

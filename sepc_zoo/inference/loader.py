@@ -54,9 +54,9 @@ class ImageFiles(Dataset[ImageFile]):
 def image_loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoader:
     """Load this process's share of the files, in lists of ``ImageFile``.
 
-    ``accelerate`` must not prepare the loader: it would repeat images, so that every process gets
-    as many batches. Here one process may get a batch more than another, so none may wait for the
-    others before its last batch.
+    Do not prepare the loader with ``accelerate``, which would repeat images until every process has
+    as many batches. Here one process may get a batch more than another, so that none may wait for
+    the others before its last batch.
     """
     process, every = PartialState(), BatchSampler(range(len(images)), batch_size, drop_last=False)
     # An image is in the same batch, and gets the same detections, with any number of processes.
@@ -77,7 +77,7 @@ def image_loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoade
 def detect_files(
     model: ImageDetector, files: Sequence[ImageFile]
 ) -> list[tuple[ImageFile, DetectionDict | None]]:
-    """Find objects in the pixels of each image of a batch; None where a file cannot be read."""
+    """Detect objects in each image of a batch, in its pixels; None if its file cannot be read."""
     readable = [file.views for file in files if file.views is not None]
     detections = iter(detect_views(model.detect, readable, model.config.postprocess))
     return [(file, None if file.views is None else next(detections)) for file in files]

@@ -25,7 +25,7 @@ from sepc_zoo.ops.devices import to_device
 
 
 class ImageDetector(Protocol):
-    """A model as prediction knows it: ``detect`` finds objects in inputs ``(C, h, w)`` in 0…255."""
+    """What prediction needs of a model; ``detect`` takes inputs ``(C, h, w)`` in 0…255."""
 
     config: DetectorConfig
 
@@ -65,8 +65,8 @@ def predict(
         score_threshold: lowest score of a detection. Scores under the config's
             ``postprocess.score_threshold`` are dropped before.
         views: mirror images, sizes and tiles, see ``Views``.
-        batch_size: number of images that are read at a time; those that have one size when padded
-            go through the network together. Results are the same with any, but for rounding.
+        batch_size: number of images that are read at a time; those of the same padded size go
+            through the network together. It changes the results only by rounding.
 
     Returns:
         ``Detections`` in pixels of the image; for many images a list of them.
@@ -94,7 +94,7 @@ def stream(
     every: int = 1,
     track: bool = False,
 ) -> Iterator[Detections]:
-    """Find the objects in one image or frame after the other; memory does not grow.
+    """Find the objects in images or frames, one after the other, in constant memory.
 
     Args:
         source: a video file, its URL, the address of a stream (``rtsp://…``), a camera's index or
@@ -146,7 +146,7 @@ def detect_batches(
 
 
 def _batched(images: Iterable[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
-    """Lists of images; where one cannot be read, those before it come first."""
+    """Group images in lists; before an error of one image, those read before it are yielded."""
     if size < 1:
         raise ValueError(f"batch_size is {size}; it must be at least 1")
     batch: list[LoadedImage] = []
@@ -181,13 +181,13 @@ def _images_and_frames(source: Any, channels: int, every: int) -> Iterator[Loade
 
 @torch.no_grad()
 def detect(network: Any, images: Sequence[Tensor]) -> list[DetectionDict]:
-    """Find objects in inputs ``(C, h, w)`` in 0…255, in the pixels of each input.
+    """Find objects in inputs ``(C, h, w)`` in 0…255; boxes are in the pixels of each input.
 
-    Inputs that have one size when padded go through the network together, others do not: padding
-    beyond what an image needs would change its detections.
+    Inputs of the same padded size go through the network together, others do not: padding beyond
+    what an image needs would change its detections.
 
     Args:
-        network: a ``Detector``, which this layer does not know.
+        network: a ``Detector``, a class that this module must not import.
     """
     weight, conventions = next(network.parameters()), network.config.weights
     precision = torch.promote_types(weight.dtype, torch.float32)
@@ -208,9 +208,9 @@ def detect(network: Any, images: Sequence[Tensor]) -> list[DetectionDict]:
 
 @contextmanager
 def eval_mode(model: object) -> Iterator[None]:
-    """Put a module in eval mode for a while; each of its modules gets its own mode back."""
+    """Put a module in eval mode inside the context; then restore the mode of each submodule."""
     training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for module in training:  # one by one, as a frozen backbone stays in eval mode
+    for module in training:  # one by one: a frozen backbone stays in eval mode
         module.training = False
     try:
         yield

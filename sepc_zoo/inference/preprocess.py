@@ -1,4 +1,4 @@
-"""Images as users give them, their way to a network's input, and the way of boxes back."""
+"""Images of any kind: opened, resized to a network's input, and their boxes moved back."""
 
 import os
 import re
@@ -44,15 +44,15 @@ class LoadedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Resize:
-    """How the pixels of an image become a network's input, and how boxes come back.
+    """How the pixels of an image become a network's input, and how boxes are moved back.
 
     Attributes:
         image_size: height and width of the image.
         input_size: height and width of the image inside the network's input.
         antialias: whether to filter when the image is made smaller.
         floats: whether resized pixels keep fractions of a grey level.
-        inclusive_scale: input pixels per image pixel, where boxes include their last pixel (the
-            SEPC authors' models); None: boxes return by the ratio of each side.
+        inclusive_scale: input pixels per image pixel, if boxes include their last pixel (the SEPC
+            authors' models); None: boxes are moved back by the ratio of each side.
     """
 
     image_size: tuple[int, int]
@@ -81,8 +81,8 @@ def plan_resize(
 ) -> Resize:
     """Choose the input size of an image by the conventions of a model's weights.
 
-    Nothing else reads these conventions; a new one is an entry of the config, read here, and a
-    field of ``Resize``.
+    These conventions are read here only; a new one is an entry of the config and a field of
+    ``Resize``.
 
     Args:
         image_size: height and width of the image.
@@ -163,7 +163,7 @@ def download_image(url: str) -> bytes:
 
 
 def without_password(address: str) -> str:
-    """Leave user, password and query, which may be a token, out of an address."""
+    """Remove user, password and query, which may be a token, from an address."""
     return re.sub(r"(://)([^/]*@)?([^?]*)(\?.*)?", r"\1\3", address)
 
 

@@ -12,7 +12,7 @@ INTERVAL = 30.0  # seconds between the lines of a log
 class ProgressLines(tqdm):
     """Progress for log files and pipes: a line every ``INTERVAL`` seconds and one at the end.
 
-    A bar that is removed at its end (``leave=False``) has no last line.
+    With ``leave=False`` there is no last line.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -21,7 +21,7 @@ class ProgressLines(tqdm):
 
     @staticmethod
     def status_printer(file: Any) -> Any:  # noqa: ARG004
-        """Print no status: ``close`` then writes nothing either."""
+        """Print no status; without one, ``close`` writes nothing either."""
         return None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002

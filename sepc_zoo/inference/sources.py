@@ -21,13 +21,13 @@ MAX_NAME = 100  # letters of a file name that is made from an address
 
 @dataclass(frozen=True)
 class FileList:
-    """Files, URLs and cameras, and the folder from which the results of files are named."""
+    """Files, URLs and cameras; results are named by the paths of files below ``base``."""
 
     files: list[Any]  # Path, URL or index of a camera
     base: Path
 
     def name(self, position: int) -> str:
-        """The path of a file below the common folder, with slashes; a flat name for others."""
+        """Build the name of a result: the path of a file below ``base``, else a flat name."""
         file = self.files[position]
         if isinstance(file, Path):
             return file.relative_to(self.base).as_posix()
@@ -39,11 +39,11 @@ class FileList:
 
     @cached_property
     def _counts(self) -> Counter[str]:
-        """How many files are called the same without passwords and queries."""
+        """Count the files that are the same without passwords and queries."""
         return Counter(without_password(str(file)) for file in self.files)
 
     def split(self) -> "tuple[FileList, FileList]":
-        """Those that are images, and those that are videos, cameras or streams."""
+        """Split into images, and videos, cameras or streams."""
         is_one = {file: is_video(file) for file in self.files}
         images, videos = ([f for f, one in is_one.items() if one == kind] for kind in (False, True))
         return replace(self, files=images), replace(self, files=videos)
@@ -58,10 +58,10 @@ def find_files(
         sources: files, folders, patterns such as ``images/*.png`` or ``images/**/*.png``, URLs,
             and cameras as index or device.
         recursive: also take the folders inside of folders.
-        output: folder of results, which is left out.
+        output: folder of results, which is not searched.
 
     Raises:
-        ImageError: there are none in one of the sources.
+        ImageError: a source has none.
         ConfigError: the output would be written among the images.
     """
     folder = Path(output).resolve()

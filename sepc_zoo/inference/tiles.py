@@ -1,4 +1,4 @@
-"""Tiles: overlapping windows of a large image, and one result from the detections in them."""
+"""Tiles: overlapping windows of a large image, whose detections are joined to one result."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ class Window(NamedTuple):
     y2: int
 
     def crop(self, pixels: Tensor) -> Tensor:
-        """The part of ``(C, H, W)``, in the same memory."""
+        """Crop ``(C, H, W)`` without a copy."""
         return pixels[:, self.y1 : self.y2, self.x1 : self.x2]
 
 
@@ -57,7 +57,7 @@ class Tiles:
             )
 
     def windows(self, height: int, width: int) -> list[Window]:
-        """The whole image, then its tiles in rows; no tiles where the image fits one."""
+        """List the whole image, then its tiles in rows; no tiles if the image fits one."""
         whole = Window(0, 0, width, height)
         if max(height, width) <= self.size:
             return [whole]
@@ -67,7 +67,7 @@ class Tiles:
         ]
 
     def _starts(self, side: int) -> list[int]:
-        """Where the tiles along a side start; the last ends with the image."""
+        """List where the tiles along a side start; the last tile ends with the image."""
         if side <= self.size:
             return [0]
         common = int(self.size * self.overlap)
@@ -78,11 +78,11 @@ class Tiles:
 def join_windows(found: Mapping[Window, DetectionDict], config: PostprocessConfig) -> DetectionDict:
     """Join the detections of an image and of its tiles, all in pixels of the image, class by class.
 
-    Boxes that a border inside the image cuts are first joined to whole objects. Of two boxes from
-    different windows, one is then suppressed by intersection over union; or over the smaller box,
-    where the larger reaches beyond the window of the smaller, which may thus show a piece of it.
-    What no border has cut has precedence, then the higher score. The limit of the config holds for
-    each window.
+    Boxes that are cut by a border inside the image are first joined to whole objects. Of two boxes
+    from different windows, one is then suppressed by intersection over union; or by intersection
+    over the smaller box, if the larger one reaches beyond the window of the smaller, which may then
+    be a piece of it. Boxes that are not cut take precedence, then the higher score. The limit of
+    the config holds for each window.
 
     Args:
         found: detections by window, the whole image first.
@@ -103,8 +103,8 @@ def join_windows(found: Mapping[Window, DetectionDict], config: PostprocessConfi
 
 
 def cut_boxes(boxes: Tensor, windows: Tensor, whole: Window) -> Tensor:
-    """Mask ``(D,)`` of the boxes that end at a border of their window inside the image."""
-    # One pixel more: boxes that include their last pixel reach beyond an image that was enlarged.
+    """Return a mask ``(D,)`` of boxes that end at a border of their window inside the image."""
+    # One pixel more: boxes that include their last pixel reach beyond an enlarged image.
     margin = 1 + BORDER * (windows[:, 2:] - windows[:, :2]).amax(dim=1, keepdim=True)
     ends = ((boxes - windows).abs() <= margin) & (windows != windows.new_tensor(whole))
     return ends.any(dim=1)
@@ -133,7 +133,7 @@ def join_pieces(pieces: Columns, threshold: float) -> Columns:
 
 
 def suppress_doubles(found: Columns, threshold: float) -> Tensor:
-    """Indices of the boxes that are kept; see ``join_windows``.
+    """Return the indices of the boxes that are kept, see ``join_windows``.
 
     Args:
         found: by falling precedence.
@@ -146,7 +146,7 @@ def suppress_doubles(found: Columns, threshold: float) -> Tensor:
 
 
 def _pairs(found: Columns, overlap: Overlap, threshold: float) -> Tensor:
-    """Indices ``(2, P)`` of the pairs of a class in different windows that overlap, in order."""
+    """Return the overlapping pairs of a class in different windows as sorted indices ``(2, P)``."""
     boxes, labels, windows = found["boxes"], found["labels"], found["windows"]
     pairs = [torch.empty(0, 2, dtype=torch.int64)]
     for window in windows.unique(dim=0):
@@ -161,7 +161,7 @@ def _pairs(found: Columns, overlap: Overlap, threshold: float) -> Tensor:
 
 
 def _overlap(boxes1: Tensor, windows1: Tensor, boxes2: Tensor, windows2: Tensor) -> Tensor:
-    """Intersection ``(D1, D2)`` over the union, or over a smaller box that may be a piece."""
+    """Compute intersection over union ``(D1, D2)``, or over a smaller box that may be a piece."""
     inter, area1, area2 = intersection(boxes1, boxes2), box_area(boxes1)[:, None], box_area(boxes2)
     beyond = torch.where(
         area1 > area2, _beyond(boxes1[:, None], windows2), _beyond(boxes2, windows1[:, None])
@@ -179,7 +179,7 @@ def _beyond(boxes: Tensor, windows: Tensor) -> Tensor:
 def _overlap_in_common(
     boxes1: Tensor, windows1: Tensor, boxes2: Tensor, windows2: Tensor
 ) -> Tensor:
-    """Intersection over union ``(D1, D2)`` of what two windows both show."""
+    """Compute intersection over union ``(D1, D2)`` in the common part of two windows."""
     upper = torch.minimum(windows1[:, None, 2:], windows2[:, 2:])
     lower = torch.maximum(windows1[:, None, :2], windows2[:, :2]).minimum(upper)
     shown = [

@@ -17,10 +17,10 @@ class TrackError(UserError, RuntimeError):
 
 
 class Tracker:
-    """ByteTrack (Zhang et al., 2022) as the library ``trackers`` has it; it ignores classes.
+    """ByteTrack (Zhang et al., 2022) of the library ``trackers``, which ignores classes.
 
-    A track begins with two detections in a row of at least the threshold; detections with lower
-    scores continue one. After a second without any it ends.
+    A track begins with two consecutive detections of at least the threshold. Detections with lower
+    scores continue it. It ends after a second without detections.
 
     Raises:
         TrackError: the library is missing.
@@ -43,8 +43,8 @@ class Tracker:
 
         Args:
             detections: all that the model found, ``boxes (D, 4)`` and ``scores (D,)``.
-            seconds: time since the start of the video; one that is not later than before begins
-                a new video. None: a frame after the last one.
+            seconds: time since the start of the video; a time that is not later than the last one
+                begins a new video. None: the frame after the last one.
 
         Returns:
             ``(D,)`` int64, -1 where a detection has no track.

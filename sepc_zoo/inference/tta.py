@@ -1,4 +1,4 @@
-"""Views of an image, by window, size and mirroring, and one result from the detections in them."""
+"""Views of an image by window, size and mirroring, whose detections are merged to one result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from sepc_zoo.inference.tiles import Tiles, Window, join_windows
 from sepc_zoo.ops.nms import best_boxes, fuse_boxes
 
 MAX_SIDE = 16384  # pixels of a network's input
-TILES_AT_ONCE = 4  # views of a tiled image through the network, unless the batch has more images
+TILES_AT_ONCE = 4  # views of tiled images in a batch, unless there are more images
 
 
 @dataclass(frozen=True, eq=False)
 class SharedImage:
-    """An image that its tiles share on the way from a worker; a loader pins no copies of it."""
+    """An image that all its tiles share, so that a worker sends it once and none pins copies."""
 
     pixels: Tensor  # (C, H, W) uint8
 
 
 class ImageView(NamedTuple):
-    """One view of an image: what the network gets, and how boxes come back."""
+    """One view of an image: the network's input, and how boxes are moved back."""
 
     pixels: Tensor | SharedImage  # (C, h, w) in 0…255, not mirrored yet; the image of a tile
     resize: Resize
@@ -72,7 +72,7 @@ class Views:
     def of_image(self, pixels: Tensor, config: DetectorConfig) -> list[ImageView]:
         """Make the views of ``(C, H, W)`` uint8, each resized from the image itself.
 
-        Views of the whole image come first. Tiles share its memory, and are cut when used.
+        Views of the whole image come first. Tiles share its memory, and are cropped when used.
         """
         height, width = pixels.shape[-2:]
         whole, shared = Window(0, 0, width, height), SharedImage(pixels)
@@ -107,7 +107,7 @@ def detect_views(
     images: Sequence[Sequence[ImageView]],
     postprocess: PostprocessConfig,
 ) -> list[DetectionDict]:
-    """Detect objects in the views of each image, and merge them; in its pixels, on the CPU."""
+    """Detect objects in the views of each image, and merge them in its pixels, on the CPU."""
     by_window: list[dict[Window, list[DetectionDict]]] = [{} for _ in images]
     places = sorted((k, i) for i, views in enumerate(images) for k in range(len(views)))
     is_tiled = any(views[0].window != views[-1].window for views in images)
@@ -124,7 +124,7 @@ def detect_views(
 def merge_detections(views: Sequence[DetectionDict], config: PostprocessConfig) -> DetectionDict:
     """Merge detections of several views of an image, class by class.
 
-    By non-maximum suppression, hard or soft, or by weighted boxes fusion, as the config says.
+    The config chooses non-maximum suppression, hard or soft, or weighted boxes fusion.
     """
     if len(views) == 1:
         return views[0]

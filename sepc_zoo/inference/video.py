@@ -35,7 +35,7 @@ CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation"}
 PIXEL_FORMATS = {1: "gray", 3: "rgb24"}  # by channels of the model's input
 TIMEOUT = 10.0  # seconds that an address may send nothing
 MAX_LAG = 1.0  # seconds behind a camera or live stream, before frames are left out
-MAX_STEP_BACK = 1  # seconds that a disordered time may lie before the one of the frame before
+MAX_STEP_BACK = 1  # seconds that the time of a frame may lie before that of the previous frame
 MISSING_PART = 0.05  # of a video that may be missing at its end, as durations are rounded
 USUAL_RATE = Fraction(30)  # frames per second, where a video does not tell
 
@@ -68,7 +68,7 @@ def is_camera(source: object) -> bool:
 def is_video(source: object) -> bool:
     """Whether a source is a video, camera or stream rather than an image or a collection.
 
-    An HTTP address with the suffix of neither is asked for the type of its content.
+    An HTTP address without a known suffix is requested to learn its content type.
     """
     if is_camera(source):
         return True
@@ -93,8 +93,8 @@ def _has_image_content(url: str) -> bool:
 class Video:
     """An opened video file, camera or stream; iterating gives its frames, upright, in order.
 
-    Reading survives frames that cannot be decoded, and ends without an error where the source ends
-    too early; ``damaged`` and ``faults`` tell.
+    Reading continues after frames that cannot be decoded, and ends without an error if the source
+    ends too early; ``damaged`` and ``faults`` record it.
 
     Args:
         source: a file, address, device such as ``/dev/video0`` or index of a camera.
@@ -103,10 +103,10 @@ class Video:
         keep_sound: collect the packets of sound in ``sound``.
 
     Attributes:
-        rate: frames per second as the file states them; times are exact, this may not be.
-        num_frames: number of frames, as far as the file states it; 0 where it is unknown.
+        rate: frames per second as the file states them, unlike times not always exact.
+        num_frames: number of frames as the file states it; 0 if it is unknown.
         time_base: seconds in a tick of the frames' times.
-        start: seconds on the clock of the file at which its time begins.
+        start: the file's own time at its start, in seconds.
         sound: packets of sound that were read and not written yet.
         damaged: number of frames that could not be decoded, or only in part.
         late: number of frames left out, to keep up with a camera or live stream.
@@ -165,7 +165,7 @@ class Video:
 
     @property
     def damage(self) -> str:
-        """The number of damaged frames in words; empty where there are none."""
+        """The number of damaged frames as a message; empty if there are none."""
         text = f"{self.name}: {self.damaged} frames could not be decoded, or only in part"
         return text * bool(self.damaged)
 
@@ -195,7 +195,7 @@ class Video:
             raise VideoError(f"{self.name}: {_reason(error)}") from error
 
     def _packets(self) -> Iterator["Packet"]:
-        """Read to the end, or to where that is impossible; then look how much is missing."""
+        """Read up to the end or an error; then record in ``faults`` if much is missing."""
         first = last = None
         try:
             for packet in self._all_packets():
@@ -228,7 +228,7 @@ class Video:
                 self.sound.append(packet)
             elif packet.stream_index == self._stream.index:
                 yield from self._frames_of(packet)
-        yield from self._frames_of(None)  # what the decoder has kept back
+        yield from self._frames_of(None)  # frames that the decoder has buffered
 
     def _frames_of(self, packet: "Packet | None") -> Iterator["VideoFrame"]:
         try:
@@ -241,7 +241,7 @@ class Video:
             yield frame
 
     def _time_of(self, frame: "VideoFrame", latest: Fraction | None) -> Fraction:
-        """Seconds since the start; later than the frame before, whatever the file says."""
+        """Seconds since the start; always later than the previous frame's."""
         if frame.pts is None:
             return Fraction(0) if latest is None else latest + 1 / self.rate
         on_clock = frame.pts * self.time_base

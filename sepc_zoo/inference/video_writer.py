@@ -37,14 +37,14 @@ class VideoWriter:
 
     Args:
         path: file to write, ``.mp4``.
-        video: gives times and sound; opened with ``keep_sound``.
+        video: the source of times and sound, opened with ``keep_sound``.
     """
 
     def __init__(self, path: Path, video: Video) -> None:
         self.video = video
         options = {"movflags": "faststart"}  # players on the web start before the end
         self._container = import_av().open(str(path), "w", format="mp4", container_options=options)
-        self._stream: Any = None  # opened by the first picture, which tells its size
+        self._stream: Any = None  # opened with the size of the first picture
         self._sounds = {stream.index: self._copy(stream) for stream in video.sound_streams}
         self._last_dts = dict.fromkeys(self._sounds, -sys.maxsize)
 
@@ -52,17 +52,17 @@ class VideoWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write what the encoder has kept back, and the index without which nothing plays."""
+        """Write the frames that the encoder has buffered, and the index of the file."""
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
             self.write_sound()
         self._container.close()
 
     def write(self, picture: Image.Image, seconds: Fraction) -> None:
-        """Write a picture; all get the size of the first one, made even.
+        """Write a picture, resized to the first one with even sides.
 
         Args:
-            seconds: its time since the start, later than that of the picture before.
+            seconds: time since the start, later than that of the previous picture.
         """
         if self._stream is None:
             self._stream = self._start(picture.size)
@@ -73,7 +73,7 @@ class VideoWriter:
         self.write_sound()
 
     def write_sound(self) -> None:
-        """Write the sound that the video has read since; packets out of order are left out."""
+        """Write the sound that was read since the last call; drop packets out of order."""
         while self.video.sound:
             packet = self.video.sound.popleft()
             target, index = self._sounds[packet.stream_index], packet.stream_index
@@ -109,7 +109,7 @@ class VideoWriter:
 def write_video(
     video: Video, batches: Iterable[Batch], path: Path, score_threshold: float
 ) -> VideoResult:
-    """Write the frames with their detections of a score, and a file of JSON lines beside them.
+    """Write the frames with detections of at least a score, and a JSON line for each beside them.
 
     A thread draws and encodes a batch while the next one is detected.
     """
@@ -154,9 +154,9 @@ def write_batch(batch: Batch, writer: VideoWriter, lines: TextIO) -> None:
 
 
 def rows(found: Detections) -> list[dict[str, Any]]:
-    """Detections of a frame, ready for JSON: ``box`` (xyxy), ``score``, ``label``, ``name``.
+    """Convert detections of a frame for JSON: ``box`` (xyxy), ``score``, ``label``, ``name``.
 
-    Where objects are tracked, ``track_id`` too, which may be None.
+    If objects are tracked, also ``track_id``, which may be None.
     """
     result = [
         detection._asdict() | {"box": [round(side, 2) for side in detection.box]}
@@ -169,7 +169,7 @@ def rows(found: Detections) -> list[dict[str, Any]]:
 
 
 def video_path(output: Path, video: Path) -> Path:
-    """Name the annotated video of a video; two never share one."""
+    """Build the path of a video's annotated video; no two videos have the same."""
     is_plain = video.suffix == ".mp4" and Path(video.stem).suffix.lower() not in SUFFIXES
     name = video.stem if is_plain else video.name
     return output / video.parent / f"{name}_boxes.mp4"
