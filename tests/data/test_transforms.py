@@ -28,6 +28,10 @@ def image_with(*boxes, size=(100, 160)):
     return image, target
 
 
+def transformer(short, long, **asked):
+    return train_transform(short, long, antialias=True, augmentation=Augmentation(**asked))
+
+
 def bright_box(image):
     rows = (image.amax(dim=(0, 2)) > 127).nonzero()
     columns = (image.amax(dim=(0, 1)) > 127).nonzero()
@@ -38,9 +42,7 @@ def bright_box(image):
 @pytest.mark.parametrize("hflip", [0.0, 1.0])
 @pytest.mark.parametrize("limits", [(100, 160), (60, 200), (250, 400)])
 def test_boxes_move_with_their_pixels(hflip, limits):
-    transform = train_transform(
-        *limits, antialias=True, augmentation=Augmentation(hflip=hflip, scale=(0.8, 1.2))
-    )
+    transform = transformer(*limits, hflip=hflip, scale=(0.8, 1.2))
     torch.manual_seed(0)
     for box in [(20, 10, 60, 50), (0, 0, 30, 100), (120, 60, 160, 100)]:
         image, target = transform(*image_with(box))
@@ -51,24 +53,19 @@ def test_boxes_move_with_their_pixels(hflip, limits):
     ("hflip", "vflip", "box"), [(1.0, 0.0, [100, 10, 140, 50]), (0.0, 1.0, [20, 50, 60, 90])]
 )
 def test_a_flip_mirrors_the_box(hflip, vflip, box):
-    asked = Augmentation(hflip=hflip, vflip=vflip)
-    transform = train_transform(100, 160, antialias=True, augmentation=asked)
-    _, target = transform(*image_with((20, 10, 60, 50)))
+    _, target = transformer(100, 160, hflip=hflip, vflip=vflip)(*image_with((20, 10, 60, 50)))
     assert target["boxes"].tolist() == [box]
 
 
 def test_one_of_the_short_sides_is_drawn():
-    asked = Augmentation(short_sides=(40, 50, 60))
-    transform = train_transform(50, 1000, antialias=True, augmentation=asked)
+    transform = transformer(50, 1000, short_sides=(40, 50, 60))
     torch.manual_seed(0)
     sides = {transform(*image_with())[0].shape[-2] for _ in range(50)}
     assert sides == {40, 50, 60}
 
 
 def test_the_sides_stay_within_their_limits_times_the_factor():
-    transform = train_transform(
-        50, 1000, antialias=False, augmentation=Augmentation(scale=(0.5, 2.0))
-    )
+    transform = transformer(50, 1000, scale=(0.5, 2.0))
     torch.manual_seed(0)
     sides = [transform(*image_with())[0].shape[-2] for _ in range(50)]
     assert 25 <= min(sides) < 35
@@ -76,13 +73,13 @@ def test_the_sides_stay_within_their_limits_times_the_factor():
 
 
 def test_the_area_is_scaled_with_the_image():
-    transform = train_transform(50, 80, antialias=True)
+    transform = transformer(50, 80)
     _, target = transform(*image_with((20, 10, 60, 50)))
     assert target["area"].tolist() == [25.0]
 
 
 def test_labels_crowds_and_areas_of_dropped_boxes_are_dropped():
-    transform = train_transform(50, 80, antialias=True)
+    transform = transformer(50, 80)
     boxes = (0, 0, 9, 9), (10, 10, 11, 90), (20, 20, 80, 80), (30, 30, 31, 31)
     _, target = transform(*image_with(*boxes))  # at half the size, two are thinner than a pixel
     assert target["labels"].tolist() == [0, 2]
@@ -91,10 +88,7 @@ def test_labels_crowds_and_areas_of_dropped_boxes_are_dropped():
 
 
 def test_images_without_boxes_are_transformed():
-    transform = train_transform(
-        50, 80, antialias=True, augmentation=Augmentation(color_jitter=True)
-    )
-    image, target = transform(*image_with())
+    image, target = transformer(50, 80, color_jitter=True)(*image_with())
     assert image.shape == (3, 50, 80)
     assert target["boxes"].shape == (0, 4)
 
@@ -103,21 +97,15 @@ def test_colour_jitter_changes_colours_only():
     torch.manual_seed(0)
     original, target = image_with((20, 10, 60, 50))
     original = original // 2 + 50
-    plain = train_transform(100, 160, antialias=True, augmentation=Augmentation(hflip=0.0))
-    jittered = train_transform(
-        100, 160, antialias=True, augmentation=Augmentation(hflip=0.0, color_jitter=True)
-    )
-    image, moved = jittered(original, target)
+    image, moved = transformer(100, 160, hflip=0.0, color_jitter=True)(original, target)
     assert torch.equal(moved["boxes"], target["boxes"])
-    assert not torch.equal(image, plain(original, target)[0])
+    assert not torch.equal(image, transformer(100, 160, hflip=0.0)(original, target)[0])
 
 
 def changed(image, **asked):
     """An image after a change of its pixels, without a flip; boxes must stay."""
-    augmentation = Augmentation(hflip=0.0, **asked)
-    transform = train_transform(*image.shape[1:], antialias=True, augmentation=augmentation)
     _, target = image_with((20, 10, 60, 50))
-    changed, moved = transform(image, target)
+    changed, moved = transformer(*image.shape[1:], hflip=0.0, **asked)(image, target)
     assert torch.equal(moved["boxes"], target["boxes"])
     assert changed.shape == image.shape
     assert changed.dtype == torch.uint8
@@ -151,8 +139,8 @@ def test_a_blur_softens_edges_and_leaves_what_is_even():
     assert ((blurred > 0) & (blurred < 255)).any()
     assert (blurred[:, 15:45, 25:55] == 255).all()
     assert (blurred[:, 60:] == 0).all()
-    transform = train_transform(4, 160, antialias=True, augmentation=Augmentation(blur=1.0))
-    assert transform(*image_with(size=(4, 160)))[0].shape == (3, 4, 160)  # less than the kernel
+    thin, _ = transformer(4, 160, blur=1.0)(*image_with(size=(4, 160)))  # less than the kernel
+    assert thin.shape == (3, 4, 160)
 
 
 def test_jpeg_compression_changes_noise_more_than_smooth_pixels():
@@ -179,7 +167,7 @@ def test_channels_that_are_not_rgb_change_in_brightness_and_contrast_alone(chann
 def test_what_is_off_draws_no_random_numbers():
     """A run without an option is as it was before there was the option."""
     torch.manual_seed(0)
-    train_transform(100, 160, antialias=True)(*image_with((20, 10, 60, 50)))
+    transformer(100, 160)(*image_with((20, 10, 60, 50)))
     state = torch.get_rng_state()
     torch.manual_seed(0)
     torch.randint(1, ())  # the short side
@@ -188,17 +176,15 @@ def test_what_is_off_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-ALL = Augmentation(
-    degrees=20, shear=10, translate=0.1, perspective=0.1, crop=0.5, vflip=0.5, scale=(0.7, 1.2),
-    color_jitter=True, hue=0.1, saturation=0.5, brightness=0.3, blur=0.5, jpeg=0.5,
-)  # fmt: skip
 TRANSFORMS = {
-    "plain": train_transform(50, 80, antialias=True),
-    "jittered": train_transform(
-        50, 80, antialias=True, augmentation=Augmentation(color_jitter=True)
+    "plain": transformer(50, 80),
+    "jittered": transformer(50, 80, color_jitter=True),
+    "all": transformer(
+        50, 80, degrees=20, shear=10, translate=0.1, perspective=0.1, crop=0.5, vflip=0.5,
+        scale=(0.7, 1.2), color_jitter=True, hue=0.1, saturation=0.5, brightness=0.3, blur=0.5,
+        jpeg=0.5,
     ),
-    "all": train_transform(50, 80, antialias=True, augmentation=ALL),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from test_transforms import bright_box, image_with
+from test_transforms import bright_box, image_with, transformer
 
-from sepc_zoo.data.transforms.augmentation import Augmentation
 from sepc_zoo.data.transforms.mixing import GREY
-from sepc_zoo.data.transforms.pipeline import train_transform
 from sepc_zoo.data.transforms.warp import Warp, warp_image, warp_target
 
 WARPS = {
@@ -23,8 +21,7 @@ BORDER = torch.tensor([0.0, 0, 160, 100])
 
 
 def warper(name):
-    asked = Augmentation(hflip=0, **WARPS[name])
-    return train_transform(100, 160, antialias=True, augmentation=asked)
+    return transformer(100, 160, hflip=0, **WARPS[name])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -50,9 +47,9 @@ def test_a_box_holds_all_pixels_of_an_object_that_is_cut_off(name, seed):
 
 
 def test_the_extremes_of_all_strengths_together_keep_boxes_inside():
-    extreme = Augmentation(degrees=180, shear=30, translate=0.5, perspective=0.4)
+    extreme = {"degrees": 180, "shear": 30, "translate": 0.5, "perspective": 0.4}
     for size in [(100, 160), (30, 900), (1, 200), (7, 3)]:
-        transform = train_transform(*sorted(size), antialias=True, augmentation=extreme)
+        transform = transformer(*sorted(size), **extreme)
         for seed in range(20):
             torch.manual_seed(seed)
             image, target = transform(*image_with((0, 0, size[1], size[0]), size=size))

@@ -35,15 +35,6 @@ def write_coco(root, categories, split="train"):
     return root
 
 
-def test_coco_is_recognised(tmp_path):
-    write_shapes(tmp_path / "shapes", train=2, val=1, size=(48, 64))
-    assert len(read_data(tmp_path / "shapes", "train").records) == 2
-
-
-def test_voc_is_recognised(shared_data):
-    assert len(read_data(shared_data / "bccd", "val").records) == 87
-
-
 def test_an_unknown_layout_shows_the_files_present_and_each_known_tree_once(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "labels.csv").touch()
@@ -60,7 +51,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_missing_split_says_which_exist(tmp_path):
     write_shapes(tmp_path / "shapes", train=1, val=1, size=(48, 64))
-    with pytest.raises(DataError, match="there are: train, val"):
+    with pytest.raises(DataError, match=r"the split test\* does not exist; there are: train, val"):
         read_data(tmp_path / "shapes", "test")
     assert [*find_data(tmp_path / "shapes").splits] == ["train", "val"]
 

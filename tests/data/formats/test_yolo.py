@@ -290,13 +290,6 @@ def test_a_bad_box_is_named_and_can_be_dropped(line, says, root):
 # ----------------------------------------------------------------------------- broken data sets
 
 
-def test_given_names_decide_the_labels(root):
-    write_split(root, {"a": f"{HALF}\n1 0.5 0.5 0.5 0.5"})
-    annotations = read_data(root, "train", label_names=["dog", "yak", "cat"])
-    assert annotations.records[0].labels.tolist() == [2, 0]
-    assert annotations.category_ids == (1, None, 0)
-
-
 def test_class_numbers_may_have_gaps(root):
     write_text(root / "data.yaml", "train: images/train\nnames: {7: dog, 2: cat}")
     write_split(root, {"a": HALF.replace("0", "7", 1)})
@@ -397,11 +390,6 @@ def test_every_broken_file_and_line_is_listed_at_once(root):
     assert len(problems) == len(expected)
     for text in expected:
         assert sum(text in problem for problem in problems) == 1, text
-
-
-def test_a_yaml_without_the_split_says_which_there_are(root):
-    write_text(root / "data.yaml", "val: images/train\nnames: [cat]")
-    assert "split train* does not exist; there are: val" in problems_of(root)[0]
 
 
 def test_problems_have_kinds(root):
