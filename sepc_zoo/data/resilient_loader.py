@@ -20,8 +20,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import DataLoader
 
-from sepc_zoo.data.dataset import Batch
-
 WORKER_DIED = "DataLoader worker"  # start of torch's message about a dead worker
 MIN_SHARED = 2**16  # bytes from which a tensor goes into shared memory
 PASSED_ON = "Caught "  # start of torch's message about an error in a living worker
@@ -35,17 +33,16 @@ class ResilientLoader:
     handler from before; a loader finds dead workers without it, within seconds.
 
     Args:
-        loader: Loads a ``Batch``, as ``accelerator.prepare`` returns it, or lists of items that
-            have a text ``problem``.
+        loader: Loads batches, as torch or ``accelerator.prepare`` returns it.
         on_worker_death: Called with torch's message; raises to give up.
-        on_unreadable: Called for each batch with the messages of its images that cannot be read.
         waiting: Returns a context that is entered while a batch is waited for.
+        on_batch: Called with each batch before it is used.
     """
 
     loader: DataLoader
     on_worker_death: Callable[[str], object]
-    on_unreadable: Callable[[list[str]], object]
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+    on_batch: Callable[[Any], object] = lambda _: None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -72,7 +69,7 @@ class ResilientLoader:
                     if start == first:  # the workers have just been started
                         restore_child_handler(handler)
                     start += 1
-                    self.on_unreadable(unreadable_in(batch))
+                    self.on_batch(batch)
                     yield batch
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if not is_worker_death(error):
@@ -88,13 +85,6 @@ def is_worker_death(error: Exception) -> bool:
     if isinstance(error, RuntimeError):
         return text.startswith(WORKER_DIED)
     return not text.startswith(PASSED_ON)
-
-
-def unreadable_in(batch: Any) -> list[str]:
-    """Collect the messages of a batch's images that cannot be read."""
-    if isinstance(batch, Batch):
-        return batch.unreadable
-    return [item.problem for item in batch if item.problem]
 
 
 def child_handler() -> Any:

@@ -78,9 +78,7 @@ def predict_files(
         if len(deaths) > MAX_DEAD_WORKERS:
             raise ConfigError(f"workers die again and again, the last: {text}; try --workers 0")
 
-    loader = ResilientLoader(
-        image_loader(data, batch_size, workers), replace_worker, lambda _: None, waiting
-    )
+    loader = ResilientLoader(image_loader(data, batch_size, workers), replace_worker, waiting)
     is_hidden = len(images.files) == 1 or not PartialState().is_main_process
     done: list[FileResult] = []
     pictures: dict[int, Future[str]] = {}  # those of a batch in progress, by place in ``done``

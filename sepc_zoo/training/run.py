@@ -119,14 +119,18 @@ class Run:
 
         self.log = Log(self.accelerator, self.output)
         self.faults = Faults(self.output, options.max_faults, self.log)
-        handlers = self.faults.add_dead_worker, self.faults.add_unreadable
         train = setup.train_loader(options, self.train_data, model, self.accelerator, transform)
         val = validation_loader(self.val_data, model, options.images_per_pass, options.workers)
         self.interrupt = Interrupt()
         # Of several processes one may not leave the others alone.
         waiting = self.interrupt.ends_wait if processes == 1 else nullcontext
-        self.train_loader = ResilientLoader(train, *handlers, waiting)
-        self.val_loader = ResilientLoader(val, *handlers, waiting)
+        dead, unreadable = self.faults.add_dead_worker, self.faults.add_unreadable
+        self.train_loader = ResilientLoader(
+            train, dead, waiting, lambda batch: unreadable(batch.unreadable)
+        )
+        self.val_loader = ResilientLoader(
+            val, dead, waiting, lambda files: unreadable(f.problem for f in files if f.problem)
+        )
         self.steps_per_epoch = math.ceil(len(train) / options.grad_accum_steps)
         self.num_steps = options.max_steps or self.recipe.epochs * self.steps_per_epoch
         self.num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)

@@ -14,7 +14,7 @@ from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
 
 
 class Item:
-    problem = ""
+    pass
 
 
 class KillsItsWorker(Dataset):
@@ -43,7 +43,7 @@ def load(tmp_path):
         deaths = []
         data = KillsItsWorker(tmp_path / "died")
         loader = DataLoader(data, num_workers=1, collate_fn=list, persistent_workers=True)
-        batches = ResilientLoader(loader, deaths.append, lambda _: None)
+        batches = ResilientLoader(loader, deaths.append)
         return [item.index for batch in batches for item in batch], deaths
 
     return run
@@ -81,7 +81,7 @@ def test_torchs_signal_handler_is_replaced_by_the_one_before(is_own, monkeypatch
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     try:
         loader = DataLoader([Item(), Item()], num_workers=1, collate_fn=list)
-        batches = iter(ResilientLoader(loader, pytest.fail, lambda _: None))
+        batches = iter(ResilientLoader(loader, pytest.fail))
         next(batches)
         assert signal.getsignal(signal.SIGCHLD) == (own if is_own else signal.SIG_DFL)
         assert len(list(batches)) == 1
@@ -93,16 +93,14 @@ def test_no_signal_handler_is_touched_without_workers(monkeypatch):
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # earlier loaders may have left torch's
     monkeypatch.setattr(signal, "signal", pytest.fail)
     loader = DataLoader([Item()] * 3, collate_fn=list)
-    assert len(list(ResilientLoader(loader, pytest.fail, lambda _: None))) == 3
+    assert len(list(ResilientLoader(loader, pytest.fail))) == 3
 
 
-def test_messages_of_unreadable_images_are_passed_on():
-    broken = Item()
-    broken.problem = "a.jpg: broken"
-    messages = []
-    loader = DataLoader([Item(), broken], collate_fn=list)
-    list(ResilientLoader(loader, pytest.fail, messages.append))
-    assert messages == [[], ["a.jpg: broken"]]
+def test_a_batch_is_passed_on_before_it_is_used():
+    seen = []
+    for batch in ResilientLoader(DataLoader([1, 2]), pytest.fail, on_batch=seen.append):
+        assert seen[-1] is batch
+    assert [*map(int, seen)] == [1, 2]
 
 
 class Large(Dataset):
@@ -127,9 +125,7 @@ def test_batches_come_whole_also_where_the_shared_memory_is_full(is_full, monkey
     if is_full:
         monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     loader = shield_workers(DataLoader(Large(), 2, num_workers=2, collate_fn=list))
-    items = [
-        item for batch in ResilientLoader(loader, pytest.fail, lambda _: None) for item in batch
-    ]
+    items = [item for batch in ResilientLoader(loader, pytest.fail) for item in batch]
     assert [item.large.unique().tolist() for item in items] == [[0], [1], [2], [3]]
     assert [item.small.tolist() for item in items] == [[], [0], [0, 1], [0, 1, 2]]
     assert {item.large.is_shared() for item in items} == {not is_full}
@@ -141,7 +137,7 @@ from sepc_zoo.data.resilient_loader import ResilientLoader, shield_workers
 from test_resilient_loader import Large
 from torch.utils.data import DataLoader
 loader = shield_workers(DataLoader(Large(), 1, num_workers=2, collate_fn=list))
-batches = list(ResilientLoader(loader, print, lambda _: None))  # held, so that none is freed
+batches = list(ResilientLoader(loader, print))  # held, so that none is freed
 print([batch[0].large.is_shared() for batch in batches])
 """
 

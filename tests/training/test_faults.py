@@ -270,7 +270,7 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_replaced(monkeypatch,
 
     monkeypatch.setattr(resilient_loader, "skip_first_batches", lambda _, start: [[]] * (3 - start))
     deaths = []
-    assert len(list(resilient_loader.ResilientLoader(Loader(), deaths.append, lambda _: None))) == 3
+    assert len(list(resilient_loader.ResilientLoader(Loader(), deaths.append))) == 3
     assert len(deaths) == 1
 
 
@@ -283,7 +283,7 @@ def test_a_connection_that_breaks_in_a_living_worker_is_no_death():
             )
 
     with pytest.raises(ConnectionResetError):
-        list(resilient_loader.ResilientLoader(Loader(), pytest.fail, lambda _: None))
+        list(resilient_loader.ResilientLoader(Loader(), pytest.fail))
 
 
 def test_workers_that_die_before_any_step_end_the_run(tmp_path):

@@ -86,8 +86,7 @@ def test_a_signal_ends_a_wait_for_a_batch_that_never_comes(number, monkeypatch):
     monkeypatch.setattr(engine, "leave_terminal", lambda: None)
     loader = shield_workers(DataLoader(NeverReads(), batch_size=None, num_workers=1))
     with Interrupt() as interrupt:
-        batches = ResilientLoader(loader, pytest.fail, lambda _: None, interrupt.ends_wait)
-        monkeypatch.setattr("sepc_zoo.data.resilient_loader.unreadable_in", lambda _: [])
+        batches = ResilientLoader(loader, pytest.fail, interrupt.ends_wait)
         kill_soon(number, 2)
         seen = []
         with pytest.raises(WaitEnded):
