@@ -1,4 +1,4 @@
-"""What shows a model to others: a web page, a Space with it, a handler for Inference Endpoints."""
+"""Ways to show a model: a web page, a Space with this page, a handler for Inference Endpoints."""
 
 import os
 

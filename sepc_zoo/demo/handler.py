@@ -1,6 +1,6 @@
-"""Handler of Hugging Face Inference Endpoints, which find objects in an image that is sent.
+"""Handler of Hugging Face Inference Endpoints: detects objects in the image of a request.
 
-The answer is that of the hub's object-detection pipelines.
+It answers in the format of the hub's object-detection pipelines.
 """
 
 import base64
@@ -44,10 +44,10 @@ class EndpointHandler:
 
 
 def read_inputs(inputs: Any) -> bytes | Image.Image:
-    """The image of a request; a text is base64 and never a path or an address.
+    """Get the image of a request; a text is read as base64, never as a path or an address.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the request has no image.
     """
     if isinstance(inputs, str):
         try:
@@ -61,7 +61,7 @@ def read_inputs(inputs: Any) -> bytes | Image.Image:
 
 
 def as_rows(detections: Detections) -> list[dict[str, Any]]:
-    """``label``, ``score`` and ``box`` (``xmin``, ``ymin``, ``xmax``, ``ymax``), ready for JSON."""
+    """Convert to ``label``, ``score`` and ``box`` (``xmin``, ``ymin``, ``xmax``, ``ymax``)."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     return [
         {"label": d.name, "score": d.score, "box": dict(zip(sides, d.box, strict=True))}

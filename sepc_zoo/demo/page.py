@@ -25,8 +25,8 @@ from sepc_zoo.inference.tiles import Tiles
 from sepc_zoo.inference.tta import Views
 
 MAX_UPLOAD = "64mb"
-MAX_PIXELS = 2**27  # of an image, which may be a small file
-MAX_AGE = 3600  # seconds that files of visitors are kept
+MAX_PIXELS = 2**27  # pixels of an image; a small file can hold very many
+MAX_AGE = 3600  # seconds after which files of visitors are deleted
 MAX_SESSIONS = 16  # visitors whose last image is kept in memory
 MAX_EXAMPLES = 12
 TILES = {"off": 0, "320": 320, "640": 640, "1280": 1280}  # pixels
@@ -36,11 +36,11 @@ HEADERS = ("class", "score", "x1", "y1", "x2", "y2")
 def make_page(
     model: ImageDetector, examples: str | Path | None = None, score_threshold: float = 0.3
 ) -> gr.Blocks:
-    """Make the page of a model: an image, a threshold and tiles; its boxes, a table and JSON.
+    """Build the page of a model: image, threshold and tiles as inputs; boxes, a table and JSON.
 
     Args:
         examples: folder of images to choose from; by default drawn shapes.
-        score_threshold: lowest score of a detection at first.
+        score_threshold: initial lowest score of a detection.
 
     Raises:
         ImageError: the folder of examples is missing.
@@ -53,7 +53,7 @@ def make_page(
         with gr.Row():
             with gr.Column():
                 image = gr.Image(label="Image", type="filepath")
-                # The file as it came: our own reader says what is wrong with it.
+                # The uploaded file unchanged: our own reader says what is wrong with it.
                 image.preprocess = path_of  # type: ignore
                 score = gr.Slider(0, 1, score_threshold, step=0.01, label="Minimum score")
                 tile = gr.Radio([*TILES], value="off", label="Tiles of a large image, pixels")
@@ -79,7 +79,7 @@ def make_page(
 
 
 def path_of(upload: ImageData | None) -> str | None:
-    """The path of a file that gradio has received."""
+    """Get the path of a file that gradio has received."""
     return None if upload is None else upload.path
 
 
@@ -87,7 +87,7 @@ def serve(page: gr.Blocks, host: str | None = None, port: int | None = None) -> 
     """Serve a page until the process is interrupted.
 
     Args:
-        host: address to listen at; by default this machine's own, or what gradio's variables say.
+        host: address to listen on; by default gradio's variables decide, or only this machine.
         port: by default the first free one from 7860 on.
 
     Raises:
@@ -106,7 +106,7 @@ def serve(page: gr.Blocks, host: str | None = None, port: int | None = None) -> 
 
 
 def detect(model: ImageDetector, path: str | None, tile: str) -> Detections | str:
-    """Detect in a visitor's file; a text says why that cannot be done, empty without a file."""
+    """Detect objects in a visitor's file; an error gives its message, no file an empty text."""
     if path is None:
         return ""
     try:
@@ -120,7 +120,7 @@ def detect(model: ImageDetector, path: str | None, tile: str) -> Detections | st
 def show(
     found: Detections | str, score_threshold: float
 ) -> tuple[str, Image.Image | None, list[list[Any]], str | None]:
-    """A line, a picture, a table and a JSON file of the detections with at least a score."""
+    """Show the detections with at least a score: a line, a picture, a table and a JSON file."""
     if isinstance(found, str):
         return found, None, [], None
     kept = found[found.scores >= score_threshold]
@@ -131,10 +131,10 @@ def show(
 
 
 def read_upload(path: str, channels: int) -> Tensor:
-    """Read the pixels of a visitor's file; messages have its name without the server's folder.
+    """Read the pixels of a visitor's file.
 
     Raises:
-        ImageError: it is no image, or has more than ``MAX_PIXELS``.
+        ImageError: it is no image, or has more than ``MAX_PIXELS``; names no folder of the server.
     """
     try:
         height, width = read_size(path)
@@ -146,7 +146,7 @@ def read_upload(path: str, channels: int) -> Tensor:
 
 
 def example_images(folder: str | Path | None) -> Sequence[Path]:
-    """The first images of a folder; without one, drawn shapes, the last one large."""
+    """List the first images of a folder; without a folder, draw shapes, the last image large."""
     if folder is not None:
         return list_images(folder)[:MAX_EXAMPLES]
     root = Path(tempfile.mkdtemp(prefix="sepc_zoo_demo_"))

@@ -46,7 +46,7 @@ def write_space(folder: Path, space_id: str, repo_id: str, license: str | None) 
     Args:
         space_id: the Space on the hub, ``org/name``.
         repo_id: the model on the hub.
-        license: of the model, by its id on the hub.
+        license: licence of the model, by its id on the hub.
     """
     title = space_id.partition("/")[2]
     front = SpaceCardData(
@@ -71,12 +71,12 @@ def write_handler(folder: Path) -> None:
 
 
 def requirement(package: str) -> str:
-    """The line of a requirements file: at least this version."""
+    """Build a line of a requirements file: at least this version."""
     return f"{package}>={sepc_zoo.__version__}\n"
 
 
 def installed_gradio() -> str | None:
-    """The version that a Space gets; None, where gradio is not installed, lets the hub choose."""
+    """Get the version of gradio for a Space; None, if it is not installed: the hub chooses."""
     try:
         return version("gradio")
     except PackageNotFoundError:

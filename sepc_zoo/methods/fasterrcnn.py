@@ -55,7 +55,7 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
     def fit_neck(cls, neck: NeckConfig) -> NeckConfig | None:
         """One pyramid for both heads: without branches, and not deformable.
 
-        One pyramid convolution on P2 … P6 costs what four do on P3 … P7 and more.
+        A single pyramid convolution on P2 … P6 costs more than four on P3 … P7.
         """
         if not isinstance(neck, SEPCNeck):
             return neck
@@ -141,7 +141,7 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
         targets: Targets,
         coder: DeltaCoder,
     ) -> Tensor:
-        """Sum of the losses of the positive anchors' or regions' boxes: ``()``."""
+        """Sum the box losses of the positive anchors or regions: ``()``."""
         boxes = take(targets.boxes, match.clamp(min=0))  # N, S, 4
         unit = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(anchors)
         real = positive[..., None]
@@ -174,9 +174,9 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
 
     @torch.no_grad()
     def sample_regions(self, proposals: Tensor, targets: Targets) -> Tensor:
-        """The regions to learn from, of the proposals and the true boxes, ``(N, R, 4)``.
+        """Sample the regions to learn from proposals and ground-truth boxes, ``(N, R, 4)``.
 
-        An image with too few has regions without area.
+        An image with too few of them gets regions without area.
         """
         candidates = torch.cat([targets.boxes, proposals], dim=1)
         match = self.match_regions(candidates, targets)
@@ -185,5 +185,5 @@ class FasterRCNN(Entry, MethodConfig, frozen=True, tag="fasterrcnn"):
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows of each image, ``(N, A, V), (N, S) -> (N, S, V)``."""
+    """Take rows of each image by index, ``(N, A, V), (N, S) -> (N, S, V)``."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))

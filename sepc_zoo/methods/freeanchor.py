@@ -78,13 +78,13 @@ class FreeAnchor(Method, frozen=True, tag="freeanchor"):
     def positive_bag_loss(
         self, logits: Tensor, deltas: Tensor, wanted: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """-log of the chance that some anchor of the bag finds each object, summed: ``()``.
+        """Sum ``()`` of -log of the probability that some anchor of its bag finds an object.
 
         Args:
             logits: logits of the object's class ``(B, n)``.
             deltas: predicted deltas ``(B, n, 4)``.
-            wanted: deltas of the object ``(B, n, 4)``.
-            weights: of the objects ``(B,)``.
+            wanted: target deltas of the object ``(B, n, 4)``.
+            weights: weights of the objects ``(B,)``.
         """
         distance = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.smooth_l1_beta)
         box_prob = (-self.box_weight * distance.sum(dim=2)).exp()
@@ -94,7 +94,7 @@ class FreeAnchor(Method, frozen=True, tag="freeanchor"):
     def meant_cells(
         self, found: Tensor, targets: Targets, num_classes: int
     ) -> tuple[Tensor, Tensor]:
-        """The logits of predicted boxes ``(N, A, 4)`` that may mean an object of their class.
+        """Find the logits of predicted boxes ``(N, A, 4)`` that may mean an object of their class.
 
         Returns:
             Indices into the flattened ``(N, A, K)`` and the probability ``(M,)``, linear in the IoU
@@ -134,9 +134,9 @@ def partly_background(logits: Tensor, meant: Tensor, gamma: float) -> Tensor:
 
 
 def nearest_anchors(boxes: Tensor, anchors: Tensor, count: int) -> Tensor:
-    """The ``count`` anchors of highest IoU with each box ``(G, 4), (A, 4) -> (G, count)``.
+    """Find the ``count`` anchors of highest IoU with each box, ``(G, 4), (A, 4) -> (G, count)``.
 
-    Ties for the last places are decided as by ``topk`` of a box's IoU with all anchors.
+    Ties for the last places are broken as by ``topk`` of a box's IoU with all anchors.
     """
     count = min(count, len(anchors))
     bags = [iou.topk(count, dim=1).indices for iou in table_rows(box_iou, boxes, anchors)]
@@ -144,7 +144,9 @@ def nearest_anchors(boxes: Tensor, anchors: Tensor, count: int) -> Tensor:
 
 
 def mean_max(prob: Tensor) -> Tensor:
-    """Soft maximum over a bag ``(G, n) -> (G,)``: the mean while all are poor, the max once one is
-    good (FreeAnchor, eq. 5)."""
+    """Soft maximum over a bag ``(G, n) -> (G,)`` (FreeAnchor, eq. 5).
+
+    It is near the mean while all values are low, and near the maximum once one is high.
+    """
     weight = 1 / (1 - prob).clamp(min=1e-12)
     return (weight * prob).sum(dim=1) / weight.sum(dim=1)

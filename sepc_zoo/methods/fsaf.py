@@ -1,4 +1,4 @@
-"""FSAF: no anchors, and each box is learned on the level where it fits best (Zhu et al. 2019)."""
+"""FSAF: anchor-free; each box is learned on the level where it fits best (Zhu et al. 2019)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -21,8 +21,8 @@ from sepc_zoo.outputs import Anchors, Predictions, Targets, Terms
 class FSAF(Method, frozen=True, tag="fsaf"):
     central: Fraction = 0.2  # part of a box, by side, whose cells learn it
     min_cover: Fraction = 0.01  # part of a cell that this part must cover
-    # Where a box covers a cell without winning it, the cell is ignored if no other box wins it; or
-    # the class of the box is ignored there.
+    # Ignored where a box covers a cell without winning it: the cell, unless another box wins it; or
+    # the pair of this cell and the class of the box.
     ignore: Literal["cells", "pairs"] = "cells"
     label_smoothing: Fraction = 0.0  # a positive's own class is taught as 1 minus this
     box_loss: OverlapLoss = "iou"
@@ -78,9 +78,11 @@ class FSAF(Method, frozen=True, tag="fsaf"):
     def match(
         self, anchors: Anchors, targets: Targets, num_classes: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Index of the box of each cell ``(N, A)``, NEGATIVE or IGNORE.
+        """Match cells to boxes.
 
-        And indices into flattened logits ``(N, A, K)`` that are ignored, if pairs are.
+        Returns:
+            Index of the box of each cell ``(N, A)``, NEGATIVE or IGNORE; and, if pairs are ignored,
+            their indices into the flattened logits ``(N, A, K)``.
         """
         if self.ignore == "cells":
             match = match_by_centre(
@@ -95,7 +97,7 @@ class FSAF(Method, frozen=True, tag="fsaf"):
 
 
 def best_level(loss: Tensor, box: Tensor, level: Tensor, num_boxes: int, num_levels: int) -> Tensor:
-    """Online feature selection (FSAF, section 3.3): the level of least mean loss, ``(P,) -> (G,)``.
+    """Choose for each box the level of least mean loss, ``(P,) -> (G,)`` (FSAF, section 3.3).
 
     Args:
         loss: loss of each positive cell ``(P,)``.

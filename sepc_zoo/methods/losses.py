@@ -35,12 +35,12 @@ def focal_loss(
         logits: ``(N, A, K)``.
         positives: the positive anchors and their labels.
         ignored: ``(N, A)``, anchors that do not count.
-        chosen: ``(P,)``, False where the logit of a positive's own class is ignored.
-        ignored_pairs: ``(M,)``, more single logits that do not count, as indices into the flattened
-            logits; none of them of an anchor in ``ignored``, or a positive's own class.
+        chosen: ``(P,)``, False if the logit of a positive's own class is ignored.
+        ignored_pairs: ``(M,)``, further single logits that do not count, as indices into the
+            flattened logits; none is of an anchor in ``ignored``, or of a positive's own class.
         smoothing: a positive's own class has the target ``1 - smoothing``, as a quality (GFL,
-            eq. 5). Targets of 0 stay: thousands of anchors a little less sure of the background
-            would outweigh the objects.
+            eq. 5). Targets of 0 are not smoothed: the small losses of thousands of background
+            anchors would outweigh those of the objects.
     """
     own_index = flat_index(logits, positives.image, positives.anchor, positives.labels)
     pairs = own_index[:0] if ignored_pairs is None else ignored_pairs
@@ -126,10 +126,10 @@ def flat_index(logits: Tensor, image: Tensor, anchor: Tensor, label: Tensor) -> 
 def sum_background(
     logits: Tensor, counted: Tensor, gamma: float, picked: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The sum of ``background`` over the anchors that count, and single logits.
+    """Sum ``background`` over the anchors that count, and pick single logits.
 
     Both gradients are added in one tensor like the logits, the only one of that size. The forward
-    pass fills it, so that the backward pass need not compute the sigmoids again.
+    pass fills it, so that the backward pass need not recompute the sigmoids.
 
     Args:
         logits: ``(N, A, K)``.
@@ -169,7 +169,7 @@ class _SumBackground(torch.autograd.Function):
 def _background_pass(
     logits: Tensor, counted: Tensor, gamma: float, gradient: Tensor | None
 ) -> Tensor:
-    """The sum ``()``, and its gradient into a tensor like the logits."""
+    """Compute the sum ``()``, and write its gradient to ``gradient``, a tensor like the logits."""
     num_classes = logits.shape[-1]
     rows, weights = logits.view(-1, num_classes), counted.reshape(-1, 1).to(logits.dtype)
     grad_rows = None if gradient is None else gradient.view(-1, num_classes)
@@ -191,17 +191,16 @@ def _background_pass(
 
 
 def mean_terms(terms: Terms) -> dict[str, Tensor]:
-    """Loss terms divided by their counts over all processes."""
+    """Divide loss terms by their counts over all processes."""
     counts = mean_over_processes({name: count for name, (_, count) in terms.items()})
     return {name: total / counts[name] for name, (total, _) in terms.items()}
 
 
 def mean_over_processes(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The means of counts over all processes, by which loss terms are divided.
+    """Compute the means of counts over all processes, whose sum counts as at least 1.
 
-    A sum over all processes is at least 1.
-
-    Gradients are averaged over processes; divided so, they are those of the whole batch.
+    Gradients are averaged over processes: of terms that are divided by these means, they are those
+    of the whole batch.
     """
     dtype = torch.get_default_dtype()
     for count in counts.values():

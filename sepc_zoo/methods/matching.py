@@ -1,8 +1,8 @@
-"""From boxes to indices: which anchors answer for which box; in chunks, so memory is bounded.
+"""Matching of anchors to boxes, in chunks of bounded memory.
 
 An anchor's match is the index of its box, ``NEGATIVE`` or ``IGNORE``. Boxes are those of one image
-``(G, 4)`` or of many ``(N, G, 4)``, which have the same anchors. Boxes without area fill up the
-images that have fewer; they match nothing.
+``(G, 4)`` or of several ``(N, G, 4)``, which share their anchors. Boxes without area, with which
+images are padded, match nothing.
 """
 
 from typing import Literal, TypeAlias
@@ -41,10 +41,10 @@ def match_by_iou(
     Args:
         anchors: of all images, or of each ``(..., A, 4)``.
         exists: ``(..., A)``, False where an anchor matches nothing.
-        low_quality: what becomes of the anchors that overlap a box most, all that tie, whatever
-            their IoU. ``"claimed"``: the box gets them, if they overlap it; of two boxes that claim
-            one anchor the later. ``"own"``: each goes to the box that it overlaps most itself, as
-            in torchvision, where a box that no anchor overlaps claims all. ``"none"``: nothing.
+        low_quality: how to match the anchors of highest IoU with a box, including ties, whatever
+            their IoU. ``"claimed"``: to this box, if they overlap it; of two boxes that claim one
+            anchor, to the later. ``"own"``: to the box that the anchor itself overlaps most, as in
+            torchvision, where a box that no anchor overlaps claims all. ``"none"``: as all others.
     """
     match = _no_match(boxes, anchors)
     if boxes.shape[-2] == 0:

@@ -1,7 +1,7 @@
 """Matching by the centres of anchors: ATSS, FCOS, and FSAF with pairs that are ignored.
 
 As in ``matching``, a match is the index of a box or ``NEGATIVE``, boxes are ``(..., G, 4)`` of one
-image or of many, and boxes without area, which pad images with fewer boxes, match nothing.
+or several images, and boxes without area, with which images are padded, match nothing.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def match_atss(
 def _nearest(
     boxes: Tensor, anchors: Tensor, lengths: Sequence[int], exists: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor]:
-    """The anchors of each level nearest to each box, given as centres ``(..., G, 2), (A, 2)``.
+    """Find the anchors of each level nearest to each box, from centres ``(..., G, 2), (A, 2)``.
 
     Returns:
         Indices of anchors ``(..., G, C)``, and whether each exists.
@@ -166,8 +166,8 @@ def match_by_centre_pairs(
 
     As in ``match_by_centre``, a cell is positive where the central part of a box covers more than
     ``min_cover`` of it and its centre lies strictly inside the box; the smallest box wins. The
-    class of every other box that covers the cell so is ignored there. If that is the class of the
-    winner, the cell is not positive.
+    classes of the other boxes whose central part covers the cell are ignored there. If one of them
+    is the class of the winner, the cell is not positive.
 
     Args:
         central: part of a box that counts, by side.

@@ -1,4 +1,4 @@
-"""Random samples of anchors or regions, for losses that do not take all."""
+"""Random samples of anchors or regions, for losses that do not use all of them."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from sepc_zoo.methods.matching import NEGATIVE
 
 
 def sample(match: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw from the anchors of each image, as many for each (Faster R-CNN, section 3.1.3).
+    """Draw the same number of anchors for each image (Faster R-CNN, section 3.1.3).
 
-    At most a fraction are positives, drawn first; negatives make up the rest. No size depends on
+    Positives are drawn first, at most this fraction; negatives make up the rest. No size depends on
     the match, so nothing waits for a GPU.
 
     Args:
@@ -33,6 +33,6 @@ def sample(match: Tensor, count: int, positive_fraction: float) -> tuple[Tensor,
 
 
 def _draw(key: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The allowed anchors of highest key, and whether there are so many; those that exist first."""
+    """Draw the allowed anchors of highest key; where there are too few, the last are not valid."""
     top = key.masked_fill(~allowed, -1).topk(count, dim=1)
     return top.indices, top.values >= 0

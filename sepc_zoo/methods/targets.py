@@ -1,4 +1,4 @@
-"""From targets to what a loss takes: boxes and labels of a batch, and its positive anchors."""
+"""Targets of a batch as a loss takes them: padded boxes and labels, and the positive anchors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from sepc_zoo.errors import UserError
 from sepc_zoo.ops.devices import to_device
 from sepc_zoo.outputs import Targets
 
-# The number of positives is known on a GPU only after a wait. With True all anchors are gathered
-# instead, and those that are not positive are masked. Not measured on a GPU yet.
+# The host must wait for a GPU to learn the number of positives. True gathers all anchors instead,
+# and masks those that are not positive. Not measured on a GPU yet.
 GATHER_ALL = False
 
 
@@ -21,7 +21,7 @@ class TargetError(UserError, ValueError):
 
 
 def collate_targets(targets: Sequence[Mapping[str, Any]], like: Tensor) -> Targets:
-    """The targets of a batch, crowds apart, in the type and on the device of ``like``."""
+    """Collate the targets of a batch, crowds apart, in the type and on the device of ``like``."""
     boxes, labels, weights, crowds = map(list, zip(*map(_split_crowds, targets), strict=True))
     no_box, no_label = boxes[0].new_zeros(1, 4), labels[0].new_full((1,), -1)
     no_weight = weights[0].new_ones(1)
@@ -37,9 +37,9 @@ def collate_targets(targets: Sequence[Mapping[str, Any]], like: Tensor) -> Targe
 
 
 def _split_crowds(target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes, labels, weights and crowd boxes.
+    """Split a target into boxes, labels, weights and crowd boxes.
 
-    On the target's own device: on CUDA the split would wait.
+    This happens on the target's own device: on CUDA, indexing by a mask would wait.
     """
     boxes, labels = target["boxes"].reshape(-1, 4), target["labels"]
     weights = target["weights"] if "weights" in target else boxes.new_ones(len(labels))
@@ -50,7 +50,7 @@ def _split_crowds(target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 class Positives(NamedTuple):
-    """P anchors of a batch, and what each has to learn."""
+    """P anchors of a batch, and the target of each."""
 
     image: Tensor  # P
     anchor: Tensor  # P
@@ -61,11 +61,11 @@ class Positives(NamedTuple):
     weights: Tensor | None = None  # P, of the label in the loss; None: all are 1
 
     def weigh(self, values: Tensor) -> Tensor:
-        """Losses ``(P,)`` of the anchors' own classes, each times its weight."""
+        """Multiply the losses ``(P,)`` of the anchors' own classes by their weights."""
         return values if self.weights is None else values * self.weights
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum ``()`` of ``values (P,)`` or ``(P, V)`` over the anchors that are positive."""
+        """Sum ``values (P,)`` or ``(P, V)`` over the anchors that are positive: ``()``."""
         if self.real is None:
             return values.sum()
         real = self.real if values.ndim == 1 else self.real[:, None]
@@ -73,7 +73,7 @@ class Positives(NamedTuple):
 
 
 def positives(match: Tensor, targets: Targets) -> Positives:
-    """The positive anchors of a batch; ``match (N, A)`` counts the boxes within each image."""
+    """Gather the positive anchors of a batch; ``match (N, A)`` has indices within each image."""
     num_anchors, num_boxes = match.shape[1], targets.labels.shape[1]
     match = match.flatten()
     if GATHER_ALL:

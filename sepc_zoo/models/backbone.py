@@ -14,7 +14,7 @@ from sepc_zoo.config import BackboneConfig
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.models.deform import deform_stages
 
-# Errors that timm raises for arguments that a model does not have or cannot be built with.
+# Errors that timm raises for arguments that a model does not have or cannot take.
 TIMM_ERRORS = (
     RuntimeError,
     TypeError,
@@ -30,7 +30,7 @@ class Backbone(nn.Module):
     """The maps of a timm model at the given strides, such as C3, C4 and C5 at 8, 16 and 32.
 
     Args:
-        pretrained: whether timm downloads its ImageNet weights, or a safetensors file of them.
+        pretrained: True downloads timm's ImageNet weights; a path is a safetensors file of them.
 
     Attributes:
         channels: channels of these maps.
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         return self.strides[-1]
 
     def probe(self) -> None:
-        """Find out whether maps have their sides rounded up; call it once tensors have values.
+        """Find out whether the sides of maps are rounded up; call it when tensors have values.
 
         Raises:
             ConfigError: the model cannot process an image.
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
 
     @property
     def trunk(self) -> nn.Module:
-        """timm's model inside the feature extractor, or the extractor that took its layers over."""
+        """timm's model inside the feature extractor, or the extractor if it has the layers."""
         return getattr(self.body, "model", self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:  # N, C, H, W -> C3, C4, C5
@@ -120,7 +120,7 @@ class Backbone(nn.Module):
     def _keeps_partial_cells(self) -> bool:
         """Whether an image of 33 pixels gives maps whose sides are rounded up: 5, 3 and 2 cells.
 
-        Patches and poolings without padding drop a partial cell, and some models fail on one.
+        Patches and poolings without padding drop partial cells, and some models fail on them.
         """
         image = next(self.body.parameters()).new_zeros(1, self.config.in_chans, 33, 33)
         try:
@@ -172,13 +172,13 @@ def move_strides(body: nn.Module, name: str) -> None:
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Zeros to the right and below ``(N, 3, H, W)``, up to multiples of ``multiple`` pixels."""
+    """Pad ``(N, C, H, W)`` with zeros to the right and below, to multiples of ``multiple``."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % multiple, 0, -height % multiple))
 
 
 def _create_features(name: str, pretrained: bool | Path, kwargs: dict[str, Any]) -> Any:
-    """timm's feature extractor, for any image size where a model of fixed size allows it."""
+    """Build timm's feature extractor, for any image size if a model of fixed size allows it."""
     if isinstance(pretrained, Path):
         overlay = {"file": str(pretrained), "custom_load": False}
         kwargs, pretrained = {**kwargs, "pretrained_cfg_overlay": overlay}, True

@@ -11,9 +11,9 @@ from sepc_zoo.ops.deform_conv import asks_for_fused, deform_conv2d
 
 
 class DeformConv2d(nn.Conv2d):
-    """A 3x3 convolution whose taps are moved by offsets that it predicts; without modulation.
+    """A 3x3 convolution whose taps are moved by predicted offsets; without modulation.
 
-    Starts as the plain convolution that it replaces, with its weights.
+    It starts as the plain convolution that it replaces, with the same weights.
 
     Attributes:
         fused: see ``deform_conv2d``.
@@ -74,6 +74,6 @@ def _is_3x3(conv: Any) -> bool:
 
 
 def offset_names(trunk: nn.Module) -> set[str]:
-    """Names of the tensors that deformable convolutions have and timm's weights lack."""
+    """Names of the tensors of deformable convolutions that timm's weights lack."""
     convs = [path for path, module in trunk.named_modules() if isinstance(module, DeformConv2d)]
     return {f"{path}.offset.{kind}" for path in convs for kind in ("weight", "bias")}

@@ -25,7 +25,7 @@ Target = Mapping[str, Any]
 
 
 class Detector(nn.Module):
-    """Backbone, FPN and neck, which all families share; ``create_model`` builds it by name.
+    """Backbone, FPN, neck and loss, which all families share; ``create_model`` builds it by name.
 
     A family adds its head, ``forward``, ``postprocess`` and ``reset_head``.
 
@@ -51,7 +51,7 @@ class Detector(nn.Module):
         self.min_side = 2 * strides[-1] + 1 if self.cropped_cells else 32
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> Any:
-        """The raw outputs for a batch of images; of one type in train and eval.
+        """Compute the raw outputs for a batch of images, of one type in train and eval mode.
 
         Args:
             images: ``(N, 3, H, W)``, normalised.
@@ -157,7 +157,7 @@ class Detector(nn.Module):
         return None
 
     def forward_layers(self, images: Tensor) -> None:
-        """Run every layer at its maximal size, without reading values, to count operations.
+        """Run every layer at its largest size without reading values, to count operations.
 
         Args:
             images: ``(N, 3, H, W)``, on the meta device.
@@ -165,7 +165,7 @@ class Detector(nn.Module):
         self(images)
 
     def forward_features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The pyramids for classes and for boxes that the head reads: a map for each level.
+        """Compute the pyramids for classes and for boxes that the head reads.
 
         Args:
             images: ``(N, 3, H, W)``, normalised.
@@ -209,7 +209,7 @@ class Detector(nn.Module):
         )
 
     def _extent(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Height and width of the batch in pixels, as the finest level tells."""
+        """Height and width of the batch in pixels, from the cells of the finest level."""
         (height, width), stride, lost = sizes[0], self.config.fpn.strides[0], 2 * self.cropped_cells
         return (height + lost) * stride, (width + lost) * stride
 
@@ -236,8 +236,8 @@ class Detector(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks of backbone, neck and head in the backward pass; do not store them.
 
-        The backbone's batch norms that learn see each batch twice, as everywhere in timm. Neck and
-        head do so where their modules have ``grad_checkpointing``, see ``models.recompute``.
+        Trainable batch norms of the backbone see each batch twice, as everywhere in timm. Of neck
+        and head, modules with ``grad_checkpointing`` are recomputed, see ``models.recompute``.
 
         Args:
             enable: False stores them again.

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations are computed again in the backward pass, not stored."""
+"""Gradient checkpointing: activations are recomputed in the backward pass instead of stored."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +21,7 @@ def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), copied_statistics(module)
 
-    # torch.compile knows checkpoints, but none with contexts.
+    # torch.compile does not support checkpoints with contexts.
     compiling = torch.compiler.is_compiling()
     checkpointed = torch.compiler.disable(checkpoint) if compiling else checkpoint
     return checkpointed(module, *inputs, use_reentrant=False, context_fn=contexts)

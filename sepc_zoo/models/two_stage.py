@@ -35,9 +35,9 @@ class TwoStageDetector(Detector):
         """The raw outputs for images ``(N, 3, H, W)``, normalised.
 
         Args:
-            targets: in train mode the ground truth as in ``loss``, from which regions are sampled;
-                without, all proposals are regions. Where a target has an ``image_size`` (height and
-                width of the image inside the batch), its proposals are clipped to it.
+            targets: in train mode the ground truth as in ``loss``, for which regions are sampled;
+                otherwise all proposals are regions. Proposals are clipped to the ``image_size`` of
+                their target (height and width of the image inside the batch), or to the batch.
         """
         pyramid, _ = self.forward_features(images)
         rpn_logits, rpn_deltas = self.rpn(pyramid)
@@ -94,7 +94,7 @@ class TwoStageDetector(Detector):
 
 
 def _image_sizes(images: Tensor, targets: Sequence[Target] | None) -> list[tuple[int, int]]:
-    """Height and width of each image inside the batch, as its target tells, or of the batch."""
+    """Height and width of each image inside the batch, from its target, or of the batch."""
     batch = (images.shape[-2], images.shape[-1])
     if targets is None:
         return [batch] * len(images)

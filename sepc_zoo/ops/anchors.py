@@ -54,12 +54,12 @@ def existing_anchors(
     image_sizes: Sequence[tuple[int, int]],
     pad_multiple: int,
 ) -> Tensor:
-    """Which anchors lie inside their own image, padding included, ``(N, A)``.
+    """Whether each anchor lies inside its own image and the padding of this image, ``(N, A)``.
 
     Args:
         sizes: height and width of each level in cells.
         image_sizes: height and width of each image inside the batch, pixels.
-        pad_multiple: sides of an image, padded alone, are rounded up to multiples of this.
+        pad_multiple: an image alone is padded to multiples of this.
     """
     padded = [[-(-side // pad_multiple) * pad_multiple for side in size] for size in image_sizes]
     images = torch.tensor(padded)[:, :, None]  # N, 2, 1

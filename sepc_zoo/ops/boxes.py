@@ -2,7 +2,7 @@
 
 A table of overlaps ``(..., G, A)`` compares ``boxes (..., G, 4)`` with ``anchors (A, 4)`` that all
 images share, or with ``(..., A, 4)``. Pass three preallocated ``out`` buffers to avoid allocations
-in a loop, which cost more than the arithmetic; the first becomes the table.
+in a loop, which cost more than the arithmetic; the first one becomes the table.
 """
 
 import math
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Maximal number of cells of a table: 16 M are 64 MB in float32. On the CPU a table stays in the
-# cache, unless its rows would be too short to be worth the calls.
+# Largest number of cells of a table: 16 M are 64 MB in float32. On the CPU a table fits the cache,
+# unless its rows would be too short to be worth the calls.
 TABLE_CELLS = 2**24
 CACHED_CELLS, CACHED_ROW = 2**20, 128
 
@@ -117,7 +117,7 @@ def table_rows(overlap: Overlap, boxes: Tensor, anchors: Tensor) -> Iterator[Ten
 
 
 def rows_at_once(row_length: int, device: torch.device) -> int:
-    """Number of rows such that a part of a table outgrows no limit, unless one row does."""
+    """Number of rows for which a part of a table stays within the limit; at least 1."""
     cells = min(TABLE_CELLS, CACHED_CELLS) if device.type == "cpu" else TABLE_CELLS
     return max(1, cells // max(1, row_length))
 
@@ -126,8 +126,8 @@ def clip_boxes(boxes: Tensor, sizes: Tensor, border: float = 0.0) -> Tensor:
     """Clip boxes ``(N, A, 4)`` to their images, whose heights and widths are ``sizes (N, 2)``.
 
     Args:
-        border: every box keeps this many pixels of the image: x1 <= w - border, x2 >= border. Code
-            that counts the last pixel as inside clips with a border of 1.
+        border: part of the image that every box keeps, pixels: x1 <= w - border, x2 >= border. Code
+            whose boxes include their last pixel clips with a border of 1.
     """
     limit = sizes.flip(-1).to(boxes)[:, None]  # N, 1, (w, h)
     lower = boxes[..., :2].clamp(min=0).minimum(limit - border)

@@ -1,4 +1,4 @@
-"""Box codings in pairs: from boxes to what a head regresses, and back."""
+"""Box coders in pairs: ``encode`` boxes as regression targets, ``decode`` them from predictions."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Deformable convolution of a pyramid, in float32, float64 and under autocast.
 
-Without a GPU kernel, a tap of a cell is a weighted sum of the channels of four pixels, which
-``embedding_bag`` computes; one matrix product then takes all taps of all levels.
+Without a GPU kernel, ``embedding_bag`` computes a tap of a cell as a weighted sum of four pixels;
+one matrix product then multiplies the taps of all levels.
 """
 
 import math
@@ -164,9 +164,9 @@ def _multiply_taps(
 def pixels_of_taps(
     offset: Tensor, size: Sequence[int], stride: int, padding: int
 ) -> tuple[Tensor, Tensor]:
-    """The four pixels around each tap, and their bilinear weights, both ``(N * H' * W' * 9, 4)``.
+    """Find the four pixels around each tap, and their bilinear weights, ``(N * H' * W' * 9, 4)``.
 
-    Pixels are counted over the whole batch. Those outside of the map have weight 0.
+    Pixels are numbered over the whole batch. Those outside the map have weight 0.
 
     Args:
         offset: ``(N, H', W', 9, 2)``.

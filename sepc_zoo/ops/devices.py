@@ -1,4 +1,4 @@
-"""Differences between devices and other places where a model runs."""
+"""Differences between devices, and between PyTorch and other runtimes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +26,10 @@ _STANDARD: ContextVar[bool] = ContextVar("standard operators", default=False)
 
 @contextmanager
 def standard_operators() -> Iterator[None]:
-    """Compute with operators that other runtimes have too, on every device.
+    """Compute with operators that other runtimes also have, on every device.
 
-    On the CPU, deformable convolution and RoIAlign have faster forms of this library's own; ONNX
-    and OpenVINO only know those of torchvision.
+    On the CPU, this package has faster forms of deformable convolution and RoIAlign; ONNX and
+    OpenVINO only know those of torchvision.
     """
     token = _STANDARD.set(True)
     try:

@@ -1,4 +1,4 @@
-"""Sums over the processes of a run; with one process these functions change nothing."""
+"""Sums over the processes of a run; with one process the functions return their input."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ def process_count() -> int:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of the processes' ``x``, in all of them; differentiable.
+    """Sum ``x`` over all processes, differentiably; each process gets the sum.
 
-    Under autograd every process must sum the same tensors in the same order.
+    All processes must sum the same tensors in the same order, also in the backward pass.
     """
     return _Sum.apply(x) if process_count() > 1 else x
 

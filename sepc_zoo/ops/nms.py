@@ -143,8 +143,8 @@ def suppress_softly(
 ) -> tuple[Tensor, Tensor]:
     """Soft-NMS (Bodla et al. 2017, figure 2) of all groups at once; see ``best_boxes``.
 
-    A step takes the best box that is left in each group. Their scores fall, so that no group needs
-    more than ``max_detections`` steps. On a GPU each step waits.
+    Each step takes the best remaining box of each group. These scores fall from step to step, so
+    that no group needs more than ``max_detections`` steps. Each step waits for a GPU.
     """
     final, place = torch.zeros_like(scores), torch.arange(len(boxes), device=boxes.device)
     group = group.unique(return_inverse=True)[1]
@@ -177,16 +177,16 @@ def fuse_boxes(
 ) -> dict[str, Tensor]:
     """Weighted boxes fusion (Solovyev et al. 2021, section 3) of an image, on the CPU.
 
-    By falling score, each joins the cluster of its class whose fused box overlaps it most, or
-    starts one. A fused box is the mean weighted by scores; its score is their mean, times the share
-    of the views that found it.
+    By falling score, each box joins the cluster of its class whose fused box overlaps it most, or
+    starts a cluster. A fused box is the mean of its boxes, weighted by scores; its score is their
+    mean, times the share of the views that found it.
 
     Returns:
         ``boxes``, ``scores`` and ``labels`` of the fused boxes, by falling score.
     """
     order = scores.argsort(descending=True, stable=True)
     labels = labels[order]
-    # Small steps one after the other: numpy takes a seventh of torch's time.
+    # Many small steps: numpy takes a seventh of torch's time.
     fused = boxes[order].double().numpy()
     totals, counts = scores[order].double().numpy(), np.ones(len(order))
     for of_class in [(labels == label).nonzero().flatten().numpy() for label in labels.unique()]:
@@ -233,6 +233,23 @@ def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float)
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
+def top_of_levels(
+    scores: Tensor, lengths: Sequence[int], limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the ``limit`` highest of ``scores (N, A)`` in each level; ``lengths`` are their anchors.
+
+    Returns:
+        The scores ``(N, C)``, and the indices of their anchors and of their levels.
+    """
+    chosen, start = [], 0
+    for i, level in enumerate(scores.split(list(lengths), dim=1)):
+        top = level.topk(min(limit, lengths[i]), dim=1)
+        chosen.append((top.values, top.indices + start, torch.full_like(top.indices, i)))
+        start += lengths[i]
+    values, index, level = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
+    return values, index, level
+
+
 def _candidates(predictions: Predictions, config: PostprocessConfig) -> tuple[Tensor, Tensor]:
     """The anchors of each level and image with the highest score of any class.
 
@@ -244,13 +261,8 @@ def _candidates(predictions: Predictions, config: PostprocessConfig) -> tuple[Te
     best = predictions.logits.amax(dim=2)  # N, A
     if predictions.quality is not None and config.quality == "root":
         best = (best.sigmoid() * predictions.quality.sigmoid()).sqrt().logit()
-    chosen, start = [], 0
-    for i, length in enumerate(predictions.level_lengths):
-        level = best[:, start : start + length]
-        top = level.topk(min(config.candidates_per_level, length), dim=1)
-        chosen.append((top.values, top.indices + start, torch.full_like(top.indices, i)))
-        start += length
-    logit, anchor, level = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))  # N, C
+    limit = config.candidates_per_level
+    logit, anchor, level = top_of_levels(best, predictions.level_lengths, limit)  # N, C
     rows = anchor + best.shape[1] * torch.arange(len(best), device=best.device)[:, None]
     if counting_is_free(best.device):
         # Most scores are far below the threshold. The margin allows for rounding.

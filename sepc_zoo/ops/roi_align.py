@@ -20,7 +20,7 @@ def roi_align(
         rows: index of the image and box in pixels of the image ``(R, 5)``, in the type of ``x``.
         scale: cells per pixel.
         sampling_ratio: samples along a side of a pooled cell.
-        aligned: whether cells have their values at their middles, not at their corners.
+        aligned: whether the value of a cell is that of its centre, not of its corner.
     """
     if x.device.type != "cpu" or uses_standard_operators():
         return torchvision.ops.roi_align(x, rows, size, scale, sampling_ratio, aligned)

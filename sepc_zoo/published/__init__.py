@@ -1,8 +1,7 @@
-"""Published weights: one row for each checkpoint that somebody else trained and put on the net.
+"""Published weights: one row for each checkpoint that somebody else trained and published.
 
-The rows are in ``table.csv``: our name with its tag, the publisher, its name for the
-conventions that the weights need, its AP and its address. The first row of a model is the one that
-``pretrained=True`` loads.
+The rows are in ``table.csv``: our name with its tag, the publisher, the name of the conventions
+that the weights need, AP and address. ``pretrained=True`` loads the first row of a model.
 """
 
 import csv
@@ -19,7 +18,7 @@ HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
 class Publisher(NamedTuple):
-    """Who published checkpoints, and under which terms as far as they are known."""
+    """Who published checkpoints, and under which terms, as far as known."""
 
     title: str
     page: str
@@ -36,7 +35,7 @@ class Published(NamedTuple):
         url: where the checkpoint is.
         ap: on COCO val2017, in percent, as its publisher states it.
         conventions: entries of the config that these weights need.
-        sha256: first digits of the file's hash, where the publisher names them.
+        sha256: first digits of the file's hash, if the publisher states them.
     """
 
     name: str
@@ -155,7 +154,7 @@ def _read_table() -> dict[str, Published]:
 
 
 def _row(name: str, publisher: str, conventions: str, ap: str, url: str) -> Published:
-    """A row of the table; conventions are a key of ``CONVENTIONS`` or a config of openmmlab's."""
+    """Build a row; ``conventions`` is a key of ``CONVENTIONS`` or a config name of openmmlab."""
     entries = CONVENTIONS.get(conventions) or openmmlab.conventions(conventions)
     entries = merge_entries({"weights": {"dataset": "COCO train2017"}}, entries)
     sha256 = HASH.search(url)
@@ -166,7 +165,7 @@ PUBLISHED = _read_table()
 
 
 def find_row(name: str, publisher: str | None = None) -> Published | None:
-    """The row of a name; without a tag its first one (of a publisher, where one is given)."""
+    """Find the row of a name; without a tag the first row, optionally of one publisher."""
     for row in PUBLISHED.values():
         if name in (row.name, row.architecture) and publisher in (None, row.publisher):
             return row
@@ -174,7 +173,7 @@ def find_row(name: str, publisher: str | None = None) -> Published | None:
 
 
 def publisher_of(name: str) -> str:
-    """Who made the weights of a name, ours or a publisher's own; the SEPC authors if unknown."""
+    """Find the publisher of a name, ours or a publisher's own; unknown names are the authors'."""
     row = find_row(name)
     if row is not None:
         return row.publisher

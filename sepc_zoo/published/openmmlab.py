@@ -66,7 +66,7 @@ CONFIG_NAMES = {
 
 
 def our_name(config_name: str) -> str | None:
-    """Our name of a config of theirs, ``"atss_r50_fpn"``; None if it is not covered."""
+    """Our name for one of their configs, such as ``"atss_r50_fpn"``; None if it is not covered."""
     if UNIVERSENET_NAME.fullmatch(config_name):
         return UNIVERSENET
     match = CONFIG_NAME.fullmatch(config_name)
@@ -78,7 +78,7 @@ def our_name(config_name: str) -> str | None:
 
 
 def config_name(our_name: str) -> str:
-    """Their name of the plain recipe of a model, by our name without tag."""
+    """Their name for the plain recipe of a model, from our name without tag."""
     if our_name in CONFIG_NAMES:
         return CONFIG_NAMES[our_name]
     for ours, theirs in (("_32x", "-32x"), ("_64x", "-64x"), ("pvt_v2_", "pvtv2-")):
@@ -87,7 +87,7 @@ def config_name(our_name: str) -> str:
 
 
 def conventions(config_name: str) -> dict[str, Any]:
-    """Entries of ``DetectorConfig`` that a model of theirs needs, beside those of our name."""
+    """Entries of ``DetectorConfig`` that one of their models needs beside those of our name."""
     weights: dict[str, Any] = {"antialias": False}
     universenet = UNIVERSENET_NAME.fullmatch(config_name)
     if universenet is not None:

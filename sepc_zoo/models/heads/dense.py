@@ -19,7 +19,7 @@ MAX_EXPONENT = 11.0  # exp gives 60,000 pixels, which half precision holds
 
 
 def exp(x: Tensor) -> Tensor:
-    """Exponential in at least single precision, and finite."""
+    """Exponential in at least single precision; always finite."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).clamp(max=MAX_EXPONENT).exp()
 
 
@@ -96,7 +96,7 @@ class Head(nn.Module):
         )
 
     def reset_classes(self, old_index: Sequence[int | None]) -> None:
-        """A new class convolution, where a class keeps the weights of its old index, if any."""
+        """Make a new class convolution; each class keeps the weights of its old index, if any."""
         old, self.num_classes = self.cls, len(old_index)
         self.cls = nn.Conv2d(old.in_channels, self.num_anchors * len(old_index), 3, padding=1)
         init_conv(self.cls, bias=PRIOR_BIAS)

@@ -53,7 +53,7 @@ class RoIHead(nn.Module):
         self.box = self._new_box(width, num_classes)
 
     def forward(self, pyramid: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(N, R, 1 + K)``, the first of the background, and deltas ``(N, R, K, 4)``.
+        """Compute logits ``(N, R, 1 + K)``, background first, and deltas ``(N, R, K, 4)``.
 
         Both are 0 for regions without area.
 
@@ -65,9 +65,9 @@ class RoIHead(nn.Module):
         boxes = regions.flatten(0, 1)
         image = torch.arange(images, device=boxes.device).repeat_interleave(count).to(boxes)
         rows = torch.cat([image[:, None], boxes], dim=1)
-        # Regions go through the layers in the order of their levels, those without area not at all.
+        # Regions are processed in the order of their levels; those without area are skipped.
         level = self.level_of(boxes)
-        lengths = level.bincount(minlength=len(self.levels) + 1).tolist()[:-1]  # on a GPU, waits
+        lengths = level.bincount(minlength=len(self.levels) + 1).tolist()[:-1]  # waits for a GPU
         order = level.argsort(stable=True)[: sum(lengths)]
         outputs = self.classify(self.pool(pyramid, rows[order].split(lengths)))
         logits, deltas = (
@@ -77,7 +77,7 @@ class RoIHead(nn.Module):
         return logits.unflatten(0, (images, count)), deltas.view(shape)
 
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(R, 1 + K)`` and deltas ``(R, 4 * K)`` of ``pooled`` regions."""
+        """Compute logits ``(R, 1 + K)`` and deltas ``(R, 4 * K)`` of ``pooled`` regions."""
         recompute = self.grad_checkpointing and len(self.convs) > 0
         x = self.linears(run(self.convs, pooled, recompute=recompute).flatten(1))
         return self.cls(x), self.box(x)
@@ -95,10 +95,10 @@ class RoIHead(nn.Module):
         return level.where((width > 0) & (height > 0), len(self.levels))
 
     def pool(self, pyramid: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
-        """Maps of fixed size ``(R, C, size, size)``.
+        """Pool regions to maps of fixed size ``(R, C, size, size)``.
 
         Args:
-            rows: for each level index of the image and box of its regions ``(r, 5)``.
+            rows: for each level, image index and box of its regions ``(r, 5)``.
         """
         config = self.config
         with torch.autocast(pyramid[0].device.type, enabled=False):
@@ -116,9 +116,9 @@ class RoIHead(nn.Module):
         return torch.cat(pooled)
 
     def reset_classes(self, old_index: Sequence[int | None]) -> None:
-        """New rows for classes, where a class keeps the weights of its old index, if any.
+        """Make new rows for classes; each class keeps the weights of its old index, if any.
 
-        The background keeps its weights, and so do classes that are not reported.
+        The background and classes that are not reported keep their weights, too.
         """
         old_cls, old_box, old_count = self.cls, self.box, self.num_classes
         count = self.num_classes = len(old_index)

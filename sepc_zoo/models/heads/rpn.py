@@ -12,12 +12,12 @@ from sepc_zoo.models.init import init_conv
 from sepc_zoo.models.recompute import run
 from sepc_zoo.ops.boxes import clip_boxes
 from sepc_zoo.ops.devices import to_device
-from sepc_zoo.ops.nms import best_of_images, suppress
+from sepc_zoo.ops.nms import best_of_images, suppress, top_of_levels
 from sepc_zoo.outputs import Anchors
 
 
 class RPN(nn.Module):
-    """Whether each anchor holds an object, and where; convolutions that all levels share.
+    """Scores and boxes of objects of any class, by convolutions that all levels share.
 
     Args:
         channels: channels of every level.
@@ -57,7 +57,7 @@ class RPN(nn.Module):
         decode: Callable[[Tensor, Tensor], Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """The regions of each image with the highest scores after suppression in each level.
+        """Find the regions with the highest scores after suppression in each level.
 
         Args:
             decode: function from anchors and deltas to boxes, all ``(N, C, 4)``.
@@ -66,28 +66,18 @@ class RPN(nn.Module):
         Returns:
             ``(N, P, 4)`` by falling score; an image with fewer has regions without area.
         """
-        config, images = self.config, len(logits)
-        candidates = config.candidates_per_level
-        limit = config.max_proposals
+        config, images, num_levels = self.config, len(logits), len(anchors.lengths)
+        candidates, limit = config.candidates_per_level, config.max_proposals
         if self.training:
-            candidates = config.train_candidates_per_level
-            limit = config.train_max_proposals
-        chosen, levels, start = [], [], 0
-        for i, length in enumerate(anchors.lengths):
-            level = logits[:, start : start + length]
-            top = level.topk(min(candidates, length), dim=1).indices
-            chosen.append(top + start)
-            levels.append(torch.full_like(top, i))
-            start += length
-        index, level = torch.cat(chosen, dim=1), torch.cat(levels, dim=1)  # N, C
-        scores = logits.gather(1, index)
+            candidates, limit = config.train_candidates_per_level, config.train_max_proposals
+        scores, index, level = top_of_levels(logits, anchors.lengths, candidates)  # N, C
         boxes = decode(anchors.boxes[index], deltas.gather(1, index[..., None].expand(-1, -1, 4)))
         boxes = clip_boxes(boxes, to_device(torch.tensor(image_sizes), boxes.device))
 
         # On a GPU the next lines wait.
         large = (boxes[..., 2:] - boxes[..., :2] >= config.min_side).all(dim=-1)
-        group = level + len(levels) * torch.arange(images, device=level.device)[:, None]
+        group = level + num_levels * torch.arange(images, device=level.device)[:, None]
         boxes, scores, group = boxes[large], scores[large], group[large]
         keep = suppress(boxes, scores, group, config.iou_threshold)
-        found = best_of_images(keep, group // len(levels), images, limit)
+        found = best_of_images(keep, group // num_levels, images, limit)
         return pad_sequence([boxes[kept] for kept in found], batch_first=True)

@@ -46,9 +46,9 @@ class SEPC(nn.Module):
 class PyramidConv(nn.Module):
     """A convolution over space and scale: each level reads its two neighbours (section 3.1).
 
-    It starts as the identity with the usual noise, and without its neighbours: four random
-    convolutions over three levels in a row would mix up places and sizes, and a few hundred steps
-    hardly learn more than to undo that. It grows into the scales.
+    It starts as the identity with the usual noise, and with zero weights for its neighbours: four
+    random convolutions over three levels in a row would mix places and sizes, and a few hundred
+    steps would learn little more than to undo that.
     """
 
     def __init__(self, channels: int, config: SEPCNeck) -> None:
@@ -87,8 +87,8 @@ class Branch(nn.Module):
 class LevelConv2d(nn.Conv2d):
     """A 3x3 convolution of a pyramid that is deformable on all levels but the finest (section 3.2).
 
-    A kernel that fits all levels would need a Gaussian pyramid, which a backbone is not: on the
-    other levels, offsets adapt the kernel. There is no modulation.
+    One kernel would fit all levels of a Gaussian pyramid, but a backbone gives none: on the other
+    levels, offsets adapt the kernel. There is no modulation.
 
     Attributes:
         fused: see ``deform_conv2d``.
@@ -151,7 +151,7 @@ class IntegratedBatchNorm(nn.Module):
 def synced_batch_norm(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """Batch norm in train mode with the statistics of all processes, ``x (N, C, H, W)`` in each.
 
-    ``torch.nn.SyncBatchNorm`` does the same on a GPU alone.
+    ``torch.nn.SyncBatchNorm`` does the same, but on GPUs only.
     """
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     cells = exact.new_full((1,), exact.numel() / exact.shape[1])
