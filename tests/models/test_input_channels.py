@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tiny_two_stage import some_targets
+from tiny_detectors import some_targets
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.config import BackboneConfig, ConfigError, config_from_json, config_to_json

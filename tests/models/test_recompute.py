@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from process_pair import ProcessPair
-from tiny_two_stage import some_images, some_targets
+from tiny_detectors import some_images, some_targets
 
 from sepc_zoo.config import SEPCNeck
 from sepc_zoo.factory import create_model

@@ -1,56 +1,22 @@
+from functools import partial
+
 import pytest
+import tiny_detectors
 import torch
 from process_pair import ProcessPair
-from tiny_two_stage import LOSSES, NECKS, no_boxes, some_images, some_targets, tiny_model
+from tiny_detectors import TWO_STAGE_NECKS, no_boxes, some_images, some_targets
 from torch import nn
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.config import ConfigError, override
 from sepc_zoo.factory import create_model, model_info
 from sepc_zoo.inference.predictor import detect
-from sepc_zoo.methods.targets import TargetError
 from sepc_zoo.models.necks.sepc import SEPC, PyramidConv
 from sepc_zoo.models.two_stage import TwoStageDetector
 from sepc_zoo.outputs import TwoStagePredictions
 from sepc_zoo.registry import model_config
 
-NECK = pytest.mark.parametrize("neck", NECKS)
-
-
-def sides(regions):
-    return regions[..., 2:] - regions[..., :2]
-
-
-@NECK
-def test_every_parameter_gets_a_finite_gradient(neck):
-    model = tiny_model(neck, method={"rpn_samples": 10**5}).train()
-    outputs = model(some_images(), some_targets())
-    losses = model.loss(outputs, some_targets())
-    assert tuple(losses) == LOSSES
-    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or name.startswith("backbone."), name
-
-
-@NECK
-def test_detections_lie_in_their_images(neck):
-    model = tiny_model(neck, postprocess={"score_threshold": 0.0})
-    sizes = [(96, 128), (80, 100)]
-    with torch.no_grad():
-        outputs = model(some_images(), [{"image_size": size} for size in sizes])
-    found = model.postprocess(outputs, sizes)
-    for image, regions, (height, width) in zip(found, outputs.regions, sizes, strict=True):
-        limit = torch.tensor([width, height] * 2)
-        assert len(image["boxes"]) == 100
-        for boxes in (regions, image["boxes"]):
-            assert (boxes >= 0).all()
-            assert (boxes <= limit).all()
-        assert (sides(image["boxes"]) >= 0.01).all()
-        assert ((image["labels"] >= 0) & (image["labels"] < 4)).all()
-        assert (image["scores"].diff() <= 0).all()
+tiny_model = partial(tiny_detectors.tiny_model, "fasterrcnn")
 
 
 def test_outputs_have_one_type_and_their_shapes():
@@ -96,14 +62,6 @@ def test_nothing_proposed_gives_nothing_found():
     assert losses["loss_cls"] == 0
 
 
-def test_an_image_of_any_size_gives_detections():
-    model = tiny_model(postprocess={"score_threshold": 0.0})
-    for size in [(1, 1), (33, 57), (65, 31)]:
-        [found] = model.postprocess(model(some_images(1, *size)), [size])
-        assert found["boxes"].isfinite().all()
-        assert (found["boxes"] <= torch.tensor([*size[::-1]] * 2)).all()
-
-
 def test_an_image_is_the_same_alone_and_in_a_batch():
     model = tiny_model().double()
     images, sizes = some_images().double(), [(96, 128), (96, 128)]
@@ -124,28 +82,6 @@ def test_prediction_clips_proposals_to_each_image():
     assert model(torch.zeros(1, 3, 96, 128)).regions.max() > 100
 
 
-def test_a_wrong_box_is_named_with_its_image():
-    targets = some_targets()
-    targets[1]["boxes"][0] = torch.tensor([200.0, 10, 300, 20])
-    with pytest.raises(TargetError, match=r"image 1 of the batch: box 0 .* 128x96 image"):
-        tiny_model().train()(some_images(), targets)
-
-
-def test_losses_are_float32_under_bf16_and_float64_stays():
-    model = tiny_model("ibn_pconv").train()
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(some_images(), some_targets())
-        losses = model.loss(outputs, some_targets())
-    assert outputs.logits.dtype == torch.bfloat16
-    assert outputs.regions.dtype == torch.float32
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
-    sum(losses.values()).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    model.double()
-    losses = model.loss(model(some_images().double(), some_targets()), some_targets())
-    assert all(loss.dtype == torch.float64 for loss in losses.values())
-
-
 def test_a_seed_repeats_the_samples():
     model = tiny_model().train()
     totals = []
@@ -154,19 +90,6 @@ def test_a_seed_repeats_the_samples():
         outputs = model(some_images(), some_targets())
         totals.append(sum(model.loss(outputs, some_targets()).values()).item())
     assert totals[0] == totals[1] != totals[2]
-
-
-def test_a_few_steps_lower_the_loss():
-    model = tiny_model("ibn_pconv").train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    totals = []
-    for _ in range(6):
-        loss = sum(model.loss(model(some_images(), some_targets()), some_targets()).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        totals.append(loss.item())
-    assert totals[-1] < 0.9 * totals[0]
 
 
 def pass_through(conv: nn.Conv2d, value: float) -> None:
@@ -198,7 +121,7 @@ def test_a_pyramid_convolution_that_passes_levels_is_faster_rcnn_on_their_relu()
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name), rtol=1e-9, atol=1e-9)
 
 
-@NECK
+@pytest.mark.parametrize("neck", TWO_STAGE_NECKS)
 def test_a_saved_model_is_loaded_bit_for_bit(neck, tmp_path):
     model = tiny_model(neck)
     again = create_model(f"local-dir:{save_model(model, tmp_path)}")
