@@ -17,11 +17,7 @@ from sepc_zoo.inference.detections import Detections
 
 
 class EndpointHandler:
-    """A model folder behind an endpoint.
-
-    Args:
-        path: the folder of the repository.
-    """
+    """A model folder behind an endpoint; ``path`` is the folder of the repository."""
 
     def __init__(self, path: str = "") -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -88,8 +88,7 @@ def close_up(
 ) -> Image.Image:
     """Crop an image to its last ``focus`` boxes and their surroundings, and draw all boxes.
 
-    Args:
-        size: largest width and height of the picture, pixels.
+    The picture has at most the width and height ``size`` in pixels.
     """
     height, width = image.shape[1:]
     left, top, right, bottom = _surroundings(boxes[len(boxes) - focus :], (width, height), size)

@@ -62,11 +62,7 @@ def new_boxes(
     new_label: Mapping[int, int],
     names: Sequence[str],
 ) -> list[ListedBox]:
-    """Build the boxes that a model adds to an image.
-
-    Args:
-        new_label: label in the data set of each label of the model that is added.
-    """
+    """Build the boxes that a model adds; ``new_label`` maps its labels to those of the data set."""
     boxes = []
     rows = zip(*(found[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
     for (x1, y1, x2, y2), score, label in rows:

@@ -183,11 +183,9 @@ def _images_and_frames(source: Any, channels: int, every: int) -> Iterator[Loade
 def detect(network: Any, images: Sequence[Tensor]) -> list[DetectionDict]:
     """Find objects in inputs ``(C, h, w)`` in 0…255; boxes are in the pixels of each input.
 
-    Inputs of the same padded size go through the network together, others do not: padding beyond
-    what an image needs would change its detections.
-
-    Args:
-        network: a ``Detector``, a class that this module must not import.
+    The network is a ``Detector``, which this module must not import. Inputs of the same padded size
+    go through it together, others do not: padding beyond what an image needs would change its
+    detections.
     """
     weight, conventions = next(network.parameters()), network.config.weights
     precision = torch.promote_types(weight.dtype, torch.float32)

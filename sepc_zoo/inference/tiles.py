@@ -114,10 +114,7 @@ def join_pieces(pieces: Columns, threshold: float) -> Columns:
     """Replace the pieces of an object by the box around them, with the window of the best of them.
 
     Two cut boxes are pieces of one object if they are of one class, and overlap by more than the
-    threshold where both windows show the image.
-
-    Args:
-        pieces: by falling score, as the result.
+    threshold in the common part of their windows. Pieces and result are sorted by falling score.
     """
     i, j = _pairs(pieces, _overlap_in_common, threshold)
     first, previous = torch.arange(len(pieces["scores"])), None
@@ -133,11 +130,7 @@ def join_pieces(pieces: Columns, threshold: float) -> Columns:
 
 
 def suppress_doubles(found: Columns, threshold: float) -> Tensor:
-    """Return the indices of the boxes that are kept, see ``join_windows``.
-
-    Args:
-        found: by falling precedence.
-    """
+    """Return the indices of the boxes that are kept; ``found`` is sorted by falling precedence."""
     kept = [True] * len(found["scores"])
     for i, j in _pairs(found, _overlap, threshold).T.tolist():
         if i < j and kept[i]:

@@ -59,11 +59,7 @@ class VideoWriter:
         self._container.close()
 
     def write(self, picture: Image.Image, seconds: Fraction) -> None:
-        """Write a picture, resized to the first one with even sides.
-
-        Args:
-            seconds: time since the start, later than that of the previous picture.
-        """
+        """Write a picture, resized to the first one, at a later time than the one before."""
         if self._stream is None:
             self._stream = self._start(picture.size)
         stream, frame = self._stream, import_av().VideoFrame.from_image(picture)

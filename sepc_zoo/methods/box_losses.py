@@ -13,11 +13,7 @@ OverlapLoss = Literal["iou", "giou", "diou", "ciou"]
 
 
 def overlap_loss(kind: OverlapLoss, boxes: Tensor, targets: Tensor, eps: float = 0.0) -> Tensor:
-    """Compute the loss of this kind, ``(P, 4), (P, 4) -> (P,)``.
-
-    Args:
-        eps: passed to ``giou_loss``; the others have none.
-    """
+    """Compute the loss of this kind, ``(P, 4), (P, 4) -> (P,)``; only ``giou_loss`` has an eps."""
     if kind == "giou":
         return giou_loss(boxes, targets, eps)
     return {"iou": iou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind](boxes, targets)
@@ -31,8 +27,7 @@ def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
 def giou_loss(boxes: Tensor, targets: Tensor, eps: float = 0.0) -> Tensor:
     """``1 - generalized IoU``, ``(P, 4), (P, 4) -> (P,)`` (Rezatofighi et al. 2019, algorithm 1).
 
-    Args:
-        eps: added to both divisors, square pixels.
+    ``eps`` square pixels are added to both divisors.
     """
     tiny = torch.finfo(boxes.dtype).tiny
     inter = paired_intersection(boxes, targets)
@@ -102,8 +97,7 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
     """How close each anchor's centre is to the centre of its box, from 1 to 0 (FCOS, eq. 3).
 
-    Args:
-        anchors: ``(P, 4)``, their centres inside of ``boxes (P, 4)``.
+    ``(P, 4), (P, 4) -> (P,)``; the centres of the anchors lie inside their boxes.
     """
     centre = box_centre(anchors)
     before, after = centre - boxes[..., :2], boxes[..., 2:] - centre  # P, (x, y)

@@ -113,10 +113,8 @@ def best_level(loss: Tensor, box: Tensor, level: Tensor, num_boxes: int, num_lev
 def distance_iou_loss(found: Tensor, wanted: Tensor, min_union: float = 1.0) -> Tensor:
     """-log IoU of boxes around one centre, given as distances to their sides ``(P, 4) -> (P,)``.
 
-    Distances are top, bottom, left, right, all at least 0 (UnitBox, eq. 3).
-
-    Args:
-        min_union: smallest area that the union counts as.
+    Distances are top, bottom, left, right, all at least 0 (UnitBox, eq. 3). The union counts as at
+    least ``min_union``.
     """
     inter = _extent(torch.minimum(found, wanted))
     floor = max(min_union, torch.finfo(found.dtype).tiny)

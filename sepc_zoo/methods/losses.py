@@ -87,8 +87,7 @@ def cell_losses(
 ) -> Tensor:
     """Focal loss of each positive anchor, summed over the classes ``(P,)``.
 
-    Args:
-        ignored_pairs: see ``focal_loss``; sorted.
+    ``ignored_pairs`` are as in ``focal_loss``, and sorted.
     """
     rows = logits[positives.image, positives.anchor]  # P, K
     own = rows.gather(1, positives.labels[:, None]).squeeze(1)

@@ -169,9 +169,6 @@ def match_by_centre_pairs(
     classes of the other boxes whose central part covers the cell are ignored there. If one of them
     is the class of the winner, the cell is not positive.
 
-    Args:
-        central: part of a box that counts, by side.
-
     Returns:
         The match ``(N, A)``, and the ignored places in flattened logits ``(N, A, K)``, sorted.
     """

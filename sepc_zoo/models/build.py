@@ -7,9 +7,5 @@ from sepc_zoo.models.detector import Detector
 
 
 def build(config: DetectorConfig, pretrained_backbone: bool | Path = False) -> Detector:
-    """Build the detector of a config with new weights.
-
-    Args:
-        pretrained_backbone: load timm's ImageNet weights, or this safetensors file of timm's.
-    """
+    """Build a detector with new weights, or with timm's (or a file's) weights in the backbone."""
     return resolve(config.method.detector)(config, pretrained_backbone)

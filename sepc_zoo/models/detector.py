@@ -65,6 +65,10 @@ class Detector(nn.Module):
         Args:
             outputs: what ``forward`` returned for N images.
             targets: as in ``loss``: ``boxes (G, 4)`` in pixels, ``labels (G,)``.
+
+        Raises:
+            ValueError: there are not as many targets as images.
+            TargetError: a box or label cannot be learned from; names image and box.
         """
         if len(targets) != len(outputs.logits):
             raise ValueError(f"{len(targets)} targets for {len(outputs.logits)} images")
@@ -87,7 +91,7 @@ class Detector(nn.Module):
         like: Tensor,
         image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Anchors:
-        """The anchors of a batch.
+        """The anchors of a batch: ``boxes (A, 4)`` in pixels, and which of them exist ``(N, A)``.
 
         Args:
             sizes: height and width of each level in cells.

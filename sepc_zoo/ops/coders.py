@@ -54,10 +54,9 @@ def decode_delta(
     scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     clamp_shrinking: bool = True,
 ) -> Tensor:
-    """The inverse of ``encode_delta``; sides change by a factor of 62.5 at most.
+    """The inverse of ``encode_delta``.
 
-    Args:
-        clamp_shrinking: whether that factor also bounds sides that shrink.
+    Sides grow by a factor of 62.5 at most, and with ``clamp_shrinking`` shrink by no more.
     """
     deltas = deltas * _like(deltas, scale)
     limit = math.log(MAX_SIDE_RATIO)
@@ -78,10 +77,8 @@ def encode_distance(
 ) -> Tensor:
     """Distances from the anchors' centres to the four sides, ``(..., 4), (..., 4) -> (..., 4)``.
 
-    In ``unit`` sides of the anchor, or in pixels; positive where the centre lies inside.
-
-    Args:
-        order: initials of top, bottom, left and right.
+    They are in ``unit`` sides of the anchor or in pixels, and positive if the centre lies inside;
+    ``order`` has the initials of top, bottom, left and right.
     """
     centre, step = _centre_and_step(anchors, unit, in_pixels)
     left, top = ((centre - boxes[..., :2]) / step).unbind(-1)

@@ -165,11 +165,7 @@ def _find_labels(
 
 
 def _unread_labels(path: Path, alike: Sequence[Path], finder: Finder) -> Iterator[Problem]:
-    """List label files of an image without labels that lie in places that are not searched.
-
-    Args:
-        alike: All files with the image's stem.
-    """
+    """List label files, among all files of an image's stem, that lie where none are looked for."""
     images = (file.parent for file in alike if is_image(file.name))
     read = {place for parent in images for place in label_places(parent, finder)}
     for file in alike:

@@ -22,10 +22,9 @@ OTHER_ANCHORS = {
 
 
 def describe(listing: Listing) -> dict[str, Any]:
-    """Compute the statistics of a clean split for JSON; crowds count as boxes, and separately.
+    """Compute the statistics of a clean split, whose images have sizes and whose boxes have labels.
 
-    Args:
-        listing: All its images have a size, all boxes a label.
+    Crowds count as boxes, and separately.
     """
     images = ListedImages.of(listing.images)
     (height, width), (box_height, box_width) = images.sizes.T, images.box_sizes.T
@@ -56,11 +55,8 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 def anchor_reach(images: ListedImages, image_size: tuple[int, int], anchors: AnchorConfig) -> float:
     """Compute the share of boxes that some anchor of the same centre overlaps by ``MIN_IOU``.
 
-    RetinaNet learns the others from their best anchor only, wherever they lie. Of many boxes, a
-    sample of ``MAX_SAMPLE`` is used, evenly spread.
-
-    Args:
-        image_size: The (short, long) side to which images are resized.
+    RetinaNet learns the others from their best anchor only, wherever they lie. Images are resized
+    to the (short, long) side ``image_size``. At most ``MAX_SAMPLE`` boxes are used, evenly spread.
     """
     chosen = np.flatnonzero(images.boxes.iscrowd == 0)
     chosen = chosen[:: -(-len(chosen) // MAX_SAMPLE) or 1]
@@ -82,9 +78,7 @@ def best_ious(
 ) -> np.ndarray:
     """Compute the highest IoU ``(G,)`` of boxes of height and width ``(G, 2)`` with an anchor.
 
-    Args:
-        strides: Of the levels, in pixels.
-        offset: Distance between the centres of box and anchor in both directions, in strides.
+    The centres of box and anchor differ by ``offset`` strides (pixels) in both directions.
     """
     best = np.zeros(len(boxes))
     for stride in strides:

@@ -32,10 +32,8 @@ def train_transform(
     """Crop, resize and augment a uint8 image ``(C, H, W)``, its boxes with it.
 
     The sides are at most ``short`` and ``long`` pixels, times the factors of the augmentation.
-    Boxes of less than a pixel are left out, with their labels, crowd flags and areas.
-
-    Args:
-        first: applied before all others.
+    Boxes of less than a pixel are left out, with their labels, crowd flags and areas. The transform
+    ``first`` is applied before all others.
     """
     asked = augmentation
     steps: list[Transform | v2.Transform] = [

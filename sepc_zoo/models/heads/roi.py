@@ -95,11 +95,7 @@ class RoIHead(nn.Module):
         return level.where((width > 0) & (height > 0), len(self.levels))
 
     def pool(self, pyramid: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
-        """Pool regions to maps of fixed size ``(R, C, size, size)``.
-
-        Args:
-            rows: for each level, image index and box of its regions ``(r, 5)``.
-        """
+        """Pool regions to ``(R, C, size, size)``; ``rows (r, 5)`` of a level are image and box."""
         config = self.config
         with torch.autocast(pyramid[0].device.type, enabled=False):
             pooled = [
