@@ -87,14 +87,7 @@ class Targets(NamedTuple):
 
     def of_image(self, i: int) -> "Targets":
         """The targets of image ``i`` alone, with its padding."""
-        part = slice(i, i + 1)
-        return Targets(
-            self.boxes[part],
-            self.labels[part],
-            self.crowds[part],
-            self.lengths[part],
-            None if self.weights is None else self.weights[part],
-        )
+        return Targets._make(None if column is None else column[i : i + 1] for column in self)
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image ``(B,)``, box ``(B, 4)`` and label ``(B,)`` of all boxes, without the padding."""

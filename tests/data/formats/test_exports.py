@@ -201,6 +201,15 @@ LAYOUTS = {
         },
         {"train": "images/train/a.jpg"},
     ),
+    "CVAT's obj.data": (
+        {
+            "obj.data": "classes = 1\nnames = data/obj.names\ntrain = data/train.txt\nbackup = b/",
+            "obj.names": "cat\n",
+            "train.txt": "data/obj_train_data/a.jpg\n",
+            "obj_train_data/a.txt": YOLO,
+        },
+        {"train": "obj_train_data/a.jpg"},
+    ),
     "Yolo_mark": (
         {
             "data/obj.data": "classes= 1\ntrain  = data/train.txt\nnames = data/obj.names\n\n",

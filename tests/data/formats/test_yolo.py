@@ -100,15 +100,6 @@ def test_a_list_of_images_is_read_in_order(prefix, tmp_path):
     assert [record.image_id for record in read_data(root, "train").records] == [1, 2]
 
 
-def test_darknets_obj_data_is_read(tmp_path):
-    text = "classes = 1\nnames = data/obj.names\ntrain = data/train.txt\nbackup = backup/"
-    write_text(tmp_path / "obj.data", text)
-    write_text(tmp_path / "obj.names", "cat\n")
-    write_text(tmp_path / "train.txt", "data/obj_train_data/a.png\n")
-    write_split(tmp_path, {"a": HALF}, "obj_train_data", "obj_train_data")
-    assert boxes_of(tmp_path) == ONE
-
-
 FOLDERS = [
     ("classes.txt", "images/train", "labels/train"),
     ("labels/classes.txt", "images/train", "labels/train"),
