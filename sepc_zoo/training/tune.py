@@ -192,10 +192,13 @@ def next_trial(
     from optuna.trial import Trial, TrialState
 
     interrupted = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if interrupted:
-        return Trial(study, interrupted[0]._trial_id)
     finished = sum(trial.state.is_finished() for trial in study.trials)
-    return study.ask(dimensions) if finished < num_trials else None
+    if not interrupted and finished >= num_trials:
+        return None
+    trial = Trial(study, interrupted[0]._trial_id) if interrupted else study.ask()
+    for name, dimension in dimensions.items():
+        trial._suggest(name, dimension)  # keeps a value that was chosen before the interruption
+    return trial
 
 
 def trial_options(options: TrainOptions, chosen: Mapping[str, Any], number: int) -> TrainOptions:

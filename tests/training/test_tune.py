@@ -20,7 +20,14 @@ from sepc_zoo.training.config_file import read_options, write_options
 from sepc_zoo.training.options import TrainError, TrainOptions
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
-from sepc_zoo.training.tune import TuneError, default_values, open_study, read_dimension, tune
+from sepc_zoo.training.tune import (
+    STUDY_FILE,
+    TuneError,
+    default_values,
+    open_study,
+    read_dimension,
+    tune,
+)
 
 optuna = pytest.importorskip("optuna")
 from optuna.distributions import (  # noqa: E402
@@ -72,14 +79,18 @@ def search(folder, num_trials=4, space=SPACE, **changes):
     return tune(options("data", folder, epochs=4, **changes), num_trials, space)
 
 
+def values_of(run):
+    """The values that were searched, as the run has them."""
+    scale = run.model_kwargs["anchors"]["base_scale"]
+    return {"lr": run.lr, "opt": run.opt, "anchors.base_scale": scale}
+
+
 def test_each_trial_is_a_run_with_its_own_values(runs, tmp_path):
     study = search(tmp_path)
     assert len(runs) == len(study.trials) == 4
     for i, (run, trial) in enumerate(zip(runs, study.trials, strict=True)):
         assert run.output == str(tmp_path / f"trial_{i:03d}") == trial.user_attrs["run"]
-        anchors = run.model_kwargs["anchors"]
-        chosen = {"lr": run.lr, "opt": run.opt, "anchors.base_scale": anchors["base_scale"]}
-        assert trial.params == chosen
+        assert trial.params == values_of(run)
         assert run.model_kwargs["channels"] == 16  # what all trials share stays
     assert len({run.lr for run in runs}) == 4
 
@@ -175,6 +186,25 @@ def test_an_interrupted_search_goes_on_with_the_interrupted_run(shapes, tmp_path
         assert [int(row["step"]) for row in rows if row["loss"]] == [1, 2, 3, 4]
     lr = read_options(tmp_path / "trial_001").lr
     assert lr == study.trials[1].params["lr"] != study.trials[0].params["lr"]
+
+
+@pytest.mark.parametrize("lines", [*range(1, 8), *range(13, 17)])  # as a trial begins
+def test_a_search_that_is_killed_at_any_moment_gives_each_trial_all_of_its_values(
+    lines, runs, tmp_path
+):
+    """The study is a file that grows by lines; one that is cut short is that of a killed search."""
+    search(tmp_path / "whole", num_trials=2)
+    study_file = tmp_path / "killed" / STUDY_FILE
+    study_file.parent.mkdir()
+    written = (tmp_path / "whole" / STUDY_FILE).read_text().splitlines(keepends=True)
+    study_file.write_text("".join(written[:lines]))
+    del runs[:]
+    study = search(study_file.parent, num_trials=2)
+    for run in runs:
+        trial = study.trials[int(run.output[-3:])]
+        assert trial.params == values_of(run)
+    assert runs
+    assert len(study.trials) == 2
 
 
 def search_together(folder):
