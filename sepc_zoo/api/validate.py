@@ -1,14 +1,14 @@
 """Validation of a model, or of saved detections, on a split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sepc_zoo.api.options import EvaluationOptions, SplitOptions
-from sepc_zoo.errors import ConfigError, UserError
+from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import check_names, takes_options
 from sepc_zoo.terminal import say
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from sepc_zoo.evaluation.metrics import Evaluation
     from sepc_zoo.evaluation.results import SplitDetections
     from sepc_zoo.models.detector import Detector
-
-T = TypeVar("T")
 
 
 @takes_options(EvaluationOptions)
@@ -55,6 +53,7 @@ def validate(
         ImageError: too many images cannot be read.
         OSError: the output cannot be written; a UserError in other processes than the main one.
     """
+    from sepc_zoo.ops.distributed import on_main_process
     from sepc_zoo.training.logging import list_dropped
 
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -71,30 +70,6 @@ def validate(
         return evaluation.metrics
 
     return on_main_process(finish, detect(asked, model))
-
-
-def on_main_process(work: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in the main process, and return its result in all of them.
-
-    Raises:
-        UserError: it failed, in the other processes; the main one raises the error itself.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    is_main = PartialState().is_main_process
-    answer: list[Any] = [None, "the main process failed"]
-    try:
-        if is_main:
-            answer = [work(*arguments), ""]
-    except Exception as error:
-        answer[1] = str(error) or repr(error)
-        raise
-    finally:
-        broadcast_object_list(answer)
-    if answer[1]:
-        raise UserError(answer[1])
-    return answer[0]
 
 
 class Detected(NamedTuple):

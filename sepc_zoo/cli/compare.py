@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sepc_zoo.api.options import SplitOptions
-from sepc_zoo.api.validate import Detected, detect, on_main_process, read_detections, read_split
+from sepc_zoo.api.validate import Detected, detect, read_detections, read_split
 from sepc_zoo.options import option
 from sepc_zoo.terminal import make_console, say
 
@@ -30,6 +30,8 @@ class Arguments(SplitOptions):
 
 def run(arguments: Arguments) -> int:
     """Compare, write ``compare.json`` and ``compare.html``, print tables."""
+    from sepc_zoo.ops.distributed import on_main_process
+
     annotations = read_split(arguments, None)
     both = [
         (read_detections if source.endswith(".json") else detect)(arguments, source)

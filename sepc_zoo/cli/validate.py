@@ -10,7 +10,6 @@ from sepc_zoo.api.validate import (
     Detected,
     detect,
     evaluate_figures,
-    on_main_process,
     read_detections,
     write_results,
 )
@@ -39,6 +38,8 @@ class Arguments(EvaluationOptions):
 
 def run(arguments: Arguments) -> int:
     """Validate, write ``metrics.json``, ``detections.json`` and the report, print a table."""
+    from sepc_zoo.ops.distributed import on_main_process
+
     file, model = arguments.from_json, arguments.model
     if file is not None:
         detected, source = read_detections(arguments, file), f"Detections of {Path(file).name}"

@@ -21,6 +21,7 @@ from sepc_zoo.evaluation.report import write_report
 from sepc_zoo.evaluation.results import collect_detections, read_results
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.drawing import TILE, contact_sheet, draw_batch, draw_targets
+from sepc_zoo.ops.distributed import on_main_process
 from sepc_zoo.training.callback import Callback, Stop
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ class WriteReport(Callback):
     """Write ``report.html``, from what the validation of the best model has saved."""
 
     def after_training(self, run: Run) -> None:
+        on_main_process(self.write, run)
+
+    def write(self, run: Run) -> None:
         saved = run.output / "best" / "detections.json"
-        if not (run.accelerator.is_main_process and find_spec("matplotlib") and saved.exists()):
+        if not (find_spec("matplotlib") and saved.exists()):
             return
         data, options = run.val_data, run.options
         results, _ = read_results(saved, data)

@@ -4,9 +4,12 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import tiny_runs
@@ -17,15 +20,18 @@ from made_up_models import finds_everywhere
 from process_pair import ProcessPair
 from tiny_runs import before_step, read_log, state_of
 from torch import nn
+from torch.distributed import distributed_c10d
 
 import sepc_zoo
 from sepc_zoo.cli import main
 from sepc_zoo.data import write_shapes
 from sepc_zoo.errors import UserError
 from sepc_zoo.evaluation import validate
+from sepc_zoo.evaluation.report import write_report
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
-from sepc_zoo.ops.distributed import sum_over_processes
+from sepc_zoo.ops.distributed import on_main_process, sum_over_processes
+from sepc_zoo.training import callbacks
 from sepc_zoo.training import trainer as engine
 from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER
@@ -387,6 +393,39 @@ def test_the_functions_return_the_same_in_all_processes(pair, shapes, tmp_path):
     output, metrics, measured = first
     assert output == "runs/retinanet_mnv4s_pconv"
     assert measured == {name: metrics[name] for name in measured}
+
+
+def wait_for_slow_work():
+    """Let the main process work for longer than collective operations may take."""
+    PartialState(cpu=True)
+    distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+    try:
+        return on_main_process(lambda: time.sleep(3) or "done")
+    finally:
+        distributed_c10d._set_pg_timeout(distributed_c10d.default_pg_timeout)
+
+
+@pytest.mark.slow
+def test_work_of_the_main_process_may_take_longer_than_collective_operations(pair):
+    assert pair(wait_for_slow_work) == ["done", "done"]
+
+
+def report_is_there(options):
+    """Whether a run whose report takes long has it when it returns."""
+
+    def write_slowly(*arguments):
+        time.sleep(2)
+        write_report(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "write_report", write_slowly)
+        train(options)
+    return (Path(options.output) / callbacks.REPORT_FILE).is_file()
+
+
+@pytest.mark.slow
+def test_all_processes_wait_for_the_report_of_a_run(pair, shapes, tmp_path):
+    assert pair(report_is_there, options(shapes, tmp_path, max_steps=1)) == [True, True]
 
 
 def validate_into(output, model, data):
