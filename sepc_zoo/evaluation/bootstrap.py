@@ -11,17 +11,9 @@ import numpy as np
 
 from sepc_zoo.data import Annotations
 from sepc_zoo.data.quality.statistics import MEDIUM, SMALL
-from sepc_zoo.evaluation.average_precision import (
-    IOU_THRESHOLDS,
-    Curves,
-    nan_mean,
-)
+from sepc_zoo.evaluation.average_precision import IOU_THRESHOLDS, Curves, nan_mean
 from sepc_zoo.evaluation.matching import Floats, Ints, find_pairs, greedy_match, within_limit
-from sepc_zoo.evaluation.results import (
-    SplitDetections,
-    collect_targets,
-    max_per_class,
-)
+from sepc_zoo.evaluation.results import SplitDetections, collect_targets, max_per_class
 from sepc_zoo.inference.progress import progress_bar
 from sepc_zoo.metric_names import AP_METRICS
 

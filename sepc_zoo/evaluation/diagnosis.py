@@ -26,7 +26,6 @@ from sepc_zoo.evaluation.matching import (
     within_limit,
 )
 from sepc_zoo.evaluation.results import (
-    MAX_PER_CLASS,
     SplitBoxes,
     SplitDetections,
     SplitTargets,
@@ -36,7 +35,7 @@ from sepc_zoo.evaluation.results import (
 )
 
 WORST_PER_IMAGE = 2  # mistakes of an image among the worst
-BINS = 10  # of a calibration
+BINS = 10  # bins of scores in a calibration
 CORRECT, LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH, IGNORED = range(7)
 MISTAKES = {
     CLASSIFICATION: "classification",
@@ -92,17 +91,16 @@ class Diagnosis:
         return best.score if best else -math.inf
 
 
-def diagnose(
-    detections: SplitDetections,
-    targets: SplitTargets,
-    num_images: int,
-    max_per_class: int = MAX_PER_CLASS,
-) -> Diagnosis:
-    """Match the detections of a split to its objects, and classify the unmatched ones."""
-    count, rank = len(detections), detections.rank
-    pairs = find_pairs(detections, targets, num_images)
+def diagnose_split(detections: SplitDetections, annotations: Annotations) -> Diagnosis:
+    """Match the detections of a split to its objects, and classify the unmatched ones.
+
+    Args:
+        detections: what ``collect_detections`` returned for these annotations.
+    """
+    count, rank, targets = len(detections), detections.rank, collect_targets(annotations)
+    pairs = find_pairs(detections, targets, len(annotations.records))
     is_crowd = targets.iscrowd[pairs.target]
-    ignored = ~within_limit(detections, max_per_class)
+    ignored = ~within_limit(detections, max_per_class(annotations))
     in_crowd = pairs.detection[is_crowd & pairs.same_class & (pairs.iou >= MIN_IOU)]
     pairs = pairs.only(~is_crowd & ~ignored[pairs.detection])
     ignored[in_crowd] = True
@@ -126,12 +124,6 @@ def diagnose(
     of_nearest = pairs.target == nearest[pairs.detection]
     iou[pairs.detection[of_nearest]] = pairs.iou[of_nearest]
     return Diagnosis(detections, targets, kind, match, nearest, iou, pairs)
-
-
-def diagnose_split(detections: SplitDetections, annotations: Annotations) -> Diagnosis:
-    """Diagnose the detections that ``collect_detections`` returned for these annotations."""
-    num_images, limit = len(annotations.records), max_per_class(annotations)
-    return diagnose(detections, collect_targets(annotations), num_images, limit)
 
 
 def confusion_matrix(diagnosis: Diagnosis, num_classes: int, min_score: float) -> Ints:

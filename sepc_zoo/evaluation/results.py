@@ -66,13 +66,8 @@ class SplitDetections(SplitBoxes):
 def collect_targets(annotations: Annotations) -> SplitTargets:
     """Join the boxes of all images, in float64 as annotated."""
     records = annotations.records
-    targets = SplitTargets(
-        records.image,
-        records.bbox,
-        records.labels,
-        records.iscrowd.astype(bool),
-        records.area,
-    )
+    crowd = records.iscrowd.astype(bool)
+    targets = SplitTargets(records.image, records.bbox, records.labels, crowd, records.area)
     federation = federation_of(annotations)
     return _add_crowds(targets, annotations, federation) if federation else targets
 

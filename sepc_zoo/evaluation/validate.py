@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
-from torch import nn
 from torch.utils.data import DataLoader
 
 from sepc_zoo.data import Annotations
@@ -38,7 +37,7 @@ def validation_loader(
 
 def validate_model(
     accelerator: Accelerator,
-    model: nn.Module,
+    model: Detector,
     loader: DataLoader | ResilientLoader,
     annotations: Annotations,
     after_batch: Callable[[], object] = lambda: None,
@@ -54,7 +53,7 @@ def validate_model(
 @torch.no_grad()
 def detect_split(
     accelerator: Accelerator,
-    model: nn.Module,
+    model: Detector,
     loader: DataLoader | ResilientLoader,
     annotations: Annotations,
     after_batch: Callable[[], object] = lambda: None,
@@ -65,8 +64,8 @@ def detect_split(
     image without detections, with a message on the main process.
 
     Args:
-        model: as ``accelerator.prepare`` returned it; stays in eval mode. All processes get the
-            running statistics of the main process, which are the saved ones.
+        model: on its device, and not passed to ``accelerator.prepare``; stays in eval mode. All
+            processes get the buffers of the main one, among them the saved batch norm statistics.
         loader: what ``validation_loader`` returned for ``annotations``.
         annotations: the split, with the model's labels.
         after_batch: called after each batch by all processes, but for the last one of some of them;
@@ -75,15 +74,14 @@ def detect_split(
     Raises:
         ImageError: more than ``MAX_UNREADABLE`` images, or all of them, can no longer be read.
     """
-    detector: Detector = accelerator.unwrap_model(model)
-    detector.eval()
-    broadcast(list(detector.buffers()))  # changes them in place
+    model.eval()
+    broadcast(list(model.buffers()))  # changes them in place
     own: list[tuple[int, list[CocoResult], str]] = []
     bar = progress_bar(loader, "validate", leave=False, disable=not accelerator.is_main_process)
     num_common = min(gather_object([len(loader)]))  # some processes have a batch more
     for i, files in enumerate(bar, start=1):
         with accelerator.autocast():
-            detected = detect_files(detector, files)
+            detected = detect_files(model, files)
         for file, detections in detected:
             image_id = int(annotations.records.image_ids[file.position])
             ids = annotations.category_ids

@@ -17,14 +17,14 @@ from torch.amp.grad_scaler import GradScaler
 
 from sepc_zoo.errors import ConfigError
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMP_DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_SCALE = 2.0**16  # first scale of the loss
 
 
 class RunAccelerator(Accelerator):
-    """An ``Accelerator`` with a mixed precision of its own.
+    """An ``Accelerator`` whose mixed precision is that of one run.
 
-    accelerate fixes its own for the whole process, which may train several models; it is not used.
+    accelerate's own holds for the whole process, which may train several models, and is not used.
     """
 
     def __init__(self, amp: str | None, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class RunAccelerator(Accelerator):
     @contextmanager
     def autocast(self, autocast_handler: Any = None) -> Iterator[None]:  # noqa: ARG002
         """Compute in mixed precision, where it was asked for."""
-        dtype = None if self.amp is None else AMP_DTYPES[self.amp]
+        dtype = AMP_DTYPES[self.amp]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             yield
 

@@ -17,16 +17,17 @@ from sepc_zoo.training.options import TrainOptions
 MAX_BOXES = 5000  # boxes that anchors are fitted to
 BASE_SCALES = np.geomspace(0.5, 16, 21).round(2).tolist()
 RATIO_STEPS = (1.5, 2.0, 3.0)  # from one ratio to the next
-OFFSET = 0.25  # mean distance of a centre from that of the nearest cell in one direction, strides
-MIN_GAIN = 0.02  # below which scale or ratios stay
-MIN_IOU, MAX_MISSED = 0.4, 0.1  # anchors fit badly where more of the boxes reach no such IoU
-FEW = 0.1  # share of the boxes that may be smaller than ``GOOD_SIDE``
+OFFSET = 0.25  # mean distance of a box centre from the nearest cell centre along an axis, strides
+MIN_GAIN = 0.02  # gain of ``quality`` that is worth other anchors
+MIN_IOU = 0.4  # a box that reaches less with all anchors is missed
+MAX_MISSED = 0.1  # share of missed boxes above which anchors fit badly
+MAX_SMALL = 0.1  # share of the boxes that may be smaller than ``GOOD_SIDE``
 GOOD_SIDE = 32  # pixels; COCO's limit of small boxes
-MIN_FACTOR, MAX_FACTOR = 1.25, 4.0  # of a larger image size that is worth a line
+MIN_FACTOR, MAX_FACTOR = 1.25, 4.0  # factors on the image size that are worth advice
 
 
 def advise(options: TrainOptions, config: DetectorConfig, data: Annotations) -> list[str]:
-    """Lines on channels, anchors and image size that do not fit the data, and what to do."""
+    """Advise on channels, image size and anchors that do not fit the data; a line for each."""
     lines = [advise_channels(config.backbone.in_chans, data)]
     boxes = resized_boxes(data, config.weights.image_size)
     if len(boxes):
@@ -55,7 +56,7 @@ def num_channels(data: Annotations) -> int:
 
 
 def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -> str:
-    """A line on the anchors where they were fitted, or fit badly."""
+    """Describe the anchors where they were fitted or fit badly; else ""."""
     anchors, strides = config.anchors, config.fpn.strides
     missed = share_missed(boxes, anchors, strides)
     found = f"{missed:.0%} of the boxes reach no IoU of {MIN_IOU} with an anchor"
@@ -71,7 +72,7 @@ def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -
 
 
 def advise_image_size(data: Annotations, image_size: tuple[int, int]) -> str:
-    """A line on a larger image size where most boxes are small."""
+    """Advise a larger image size where most boxes are small; else ""."""
     side, pixels = median_side(data, image_size), pixels_at(data, image_size)
     factor = min(GOOD_SIDE / side, MAX_FACTOR)
     if factor < MIN_FACTOR:
@@ -122,9 +123,7 @@ def fitted_anchors(
 
 
 def fit_anchors(boxes: np.ndarray, anchors: AnchorConfig, strides: Sequence[int]) -> AnchorConfig:
-    """The anchors with the highest mean IoU of a box and its best anchor, less the share of missed.
-
-    The number of anchors stays, so that no layer changes.
+    """Find the anchors of the highest ``quality``, as many as before, so that no layer changes.
 
     Args:
         boxes: height and width ``(G, 2)`` in resized images, pixels.
@@ -132,6 +131,7 @@ def fit_anchors(boxes: np.ndarray, anchors: AnchorConfig, strides: Sequence[int]
     """
 
     def quality(candidate: AnchorConfig) -> float:
+        """The mean IoU of a box with its best anchor, less the share of missed boxes."""
         ious = best_ious(boxes, candidate, strides, OFFSET)
         return float(ious.mean() - (ious < MIN_IOU).mean())
 
@@ -169,7 +169,7 @@ def fitting_size(data: Annotations, limits: tuple[int, int]) -> tuple[int, int]:
     short, long = np.median(sizes, axis=0).round().astype(int).tolist()
     boxes = resized_boxes(data, (short, long))
     sides = np.sqrt(boxes.prod(axis=1)) if len(boxes) else np.ones(1)
-    wanted = min(max(long * GOOD_SIDE / np.quantile(sides, FEW), limits[0]), limits[1])
+    wanted = min(max(long * GOOD_SIDE / np.quantile(sides, MAX_SMALL), limits[0]), limits[1])
     return whole_size(wanted * short / long, wanted)
 
 
@@ -193,7 +193,7 @@ def resized_boxes(data: Annotations, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def anchors_text(config: DetectorConfig) -> str:
-    """Anchors as --model-kwargs takes them; nothing where boxes are matched otherwise."""
+    """Anchors as --model-kwargs takes them; "" where boxes are not matched to anchors."""
     if not has_anchors(config):
         return ""
     ratios = ",".join(f"{ratio:g}" for ratio in config.anchors.ratios)

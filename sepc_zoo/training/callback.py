@@ -20,8 +20,8 @@ class Callback:
     """Base class of callbacks; all its methods do nothing.
 
     Every process calls them, with the same arguments but for its own batches; ``Stop`` ends the
-    run. One with ``state_dict`` and ``load_state_dict`` is saved with the run, at most one of each
-    class.
+    run. A callback with ``state_dict`` and ``load_state_dict`` is saved with the run, at most one
+    of each class.
     """
 
     def before_epoch(self, run: Run) -> None:

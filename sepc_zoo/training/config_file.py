@@ -54,9 +54,9 @@ def check_changes(options: TrainOptions) -> None:
     """Refuse other options for a resumed run than it was started with, but for ``MAY_CHANGE``."""
     saved = read_options(options.output)
     known, asked = as_dict(absolute(saved)), as_dict(absolute(options))
+    # None and "auto" stand for what was settled when the run started.
     given = {name for name, value in asked.items() if value not in (None, "auto", known[name])}
-    changed = given - MAY_CHANGE  # what is not given is what the run has settled
-    if changed:
+    if changed := given - MAY_CHANGE:
         raise TrainError(
             "--resume takes the options that the run was started with, as its numbers depend on "
             f"them, but {_flags(changed)} would change; they are in "
@@ -69,18 +69,18 @@ def _flags(names: Iterable[str]) -> str:
 
 
 def absolute(options: TrainOptions) -> TrainOptions:
-    """The options with whole paths, which mean the same from any folder."""
+    """The options with absolute paths, which mean the same from any working folder."""
 
-    def whole(text: str) -> str:
+    def resolve(text: str) -> str:
         prefix, colon, path = text.rpartition("local-dir:")
         return f"{prefix}{colon}{Path(path).absolute()}" if Path(path).exists() else text
 
     file = options.backbone_checkpoint
     return replace(
         options,
-        data=tuple(map(whole, options.data)),
-        model=whole(options.model),
-        backbone_checkpoint=whole(file) if file else None,
-        split_by=whole(options.split_by) if options.split_by else None,
+        data=tuple(map(resolve, options.data)),
+        model=resolve(options.model),
+        backbone_checkpoint=resolve(file) if file else None,
+        split_by=resolve(options.split_by) if options.split_by else None,
         output=str(Path(options.output).absolute()),
     )

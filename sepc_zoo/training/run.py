@@ -122,7 +122,7 @@ class Run:
         train = setup.train_loader(options, self.train_data, model, self.accelerator, transform)
         val = validation_loader(self.val_data, model, options.images_per_pass, options.workers)
         self.interrupt = Interrupt()
-        # Of several processes one may not leave the others alone.
+        # A signal to one of several processes must not end its wait alone: the others would hang.
         waiting = self.interrupt.ends_wait if processes == 1 else nullcontext
         dead, unreadable = self.faults.add_dead_worker, self.faults.add_unreadable
         self.train_loader = ResilientLoader(
@@ -189,7 +189,7 @@ class Run:
                 f"{self.output} has made {progress.step} steps, and is to make {self.num_steps}: "
                 "give more --epochs or --max-steps"
             )
-        if progress.step < self.num_steps:  # perhaps more than before, in an epoch it had ended
+        if progress.step < self.num_steps:  # a longer run may add steps to an ended epoch
             progress.epoch = min(progress.epoch, progress.step // self.steps_per_epoch)
         self.scheduler.step_update(progress.step)
         return damage

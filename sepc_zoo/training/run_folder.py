@@ -22,8 +22,8 @@ from sepc_zoo.training.resilience.faults import FAULTS_FILE, SKIPPED_FOLDER
 MODEL_FILE = "model.json"  # config of the run's model, so that resuming needs no other weights
 LOCK_FILE, OWNER_FILE = ".sepc_zoo.lock", ".sepc_zoo.owner"
 # Files and folders that a run writes before its first state.
-FIRST_FILES = {OPTIONS_FILE, MODEL_FILE, SPLIT_FILE, LOG_FILE, FAULTS_FILE}
-FIRST_NAMES = FIRST_FILES | {SKIPPED_FOLDER, "batches", "tracking"}
+FIRST_NAMES = {OPTIONS_FILE, MODEL_FILE, SPLIT_FILE, LOG_FILE, FAULTS_FILE}
+FIRST_NAMES |= {SKIPPED_FOLDER, "batches", "tracking"}
 
 
 def check_output(output: Path, resume: bool) -> None:
