@@ -20,7 +20,7 @@ INSTANCES = "coco_by_sa/annotations/instances_val2017.json"
 
 
 def figures_of(coco, evaluator, annotations_file, rows):
-    """The twelve figures that an evaluator computes from annotations and results."""
+    """The twelve figures of an evaluator from annotations and results, and AP of each class."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = coco(str(annotations_file))
         # loadRes refuses an empty list of results
@@ -32,7 +32,9 @@ def figures_of(coco, evaluator, annotations_file, rows):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return list(evaluation.stats[:12])
+    by_class = evaluation.eval["precision"][..., 0, -1].transpose(2, 0, 1)
+    per_class = [own[own > -1].mean() if (own > -1).any() else -1 for own in by_class]
+    return [*evaluation.stats[:12], *per_class]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,8 @@ def test_figures_equal_those_of_pycocotools(name, shared_data, tmp_path):
     assert main(["validate", "--from-json", str(file), *data, "--no-report"]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     expected = figures_of(*PYCOCOTOOLS, annotations_file, rows)
-    assert [metrics[key] for key in METRICS] == pytest.approx(expected, abs=1e-6)
+    ours = [metrics[key] for key in METRICS] + [k["AP"] for k in metrics["per_class"].values()]
+    assert ours == pytest.approx(expected, abs=1e-6)
     assert figures_of(*FASTER, annotations_file, rows) == pytest.approx(expected, abs=1e-6)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from difficulties import KINDS
 from difficulties import make_results as make_difficult_results
+from made_up_splits import make_annotations, result
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -24,18 +25,13 @@ from sepc_zoo.evaluation.diagnosis import (
     MISTAKES,
     calibrate,
     confusion_matrix,
-    diagnose,
+    diagnose_split,
     explain_miss,
     sweep_scores,
     worst_false_positives,
     worst_misses,
 )
-from sepc_zoo.evaluation.results import (
-    SplitDetections,
-    SplitTargets,
-    collect_detections,
-    collect_targets,
-)
+from sepc_zoo.evaluation.results import collect_detections
 
 CAT, DOG, COW = range(3)
 BOX = (10.0, 10.0, 40.0, 40.0)  # x, y, width, height
@@ -47,31 +43,16 @@ def shifted(share, box=BOX):
     return (box[0] + share * box[2], *box[1:])
 
 
-def make_targets(*objects):
-    """Objects (image, label, bbox[, iscrowd])."""
-    rows = [(*entry, False)[:4] for entry in objects]
-    bbox = np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4)
-    return SplitTargets(
-        np.array([row[0] for row in rows], dtype=np.int64),
-        bbox,
-        np.array([row[1] for row in rows], dtype=np.int64),
-        np.array([row[3] for row in rows], dtype=bool),
-        bbox[:, 2:].prod(axis=1),
-    )
+def diagnosis_of(detections, objects, images=1):
+    """Diagnose detections (image, label, box, score) of objects (image, label, box[, crowd])."""
+    truth = [[entry for image, *entry in objects if image == i] for i in range(images)]
+    annotations = make_annotations(truth, 3)
+    rows = [result(image + 1, *entry) for image, *entry in detections]
+    return diagnose_split(collect_detections(rows, annotations), annotations)
 
 
-def make_detections(*rows):
-    """Detections (image, label, bbox, score)."""
-    return SplitDetections(
-        np.array([row[0] for row in rows], dtype=np.int64),
-        np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4),
-        np.array([row[1] for row in rows], dtype=np.int64),
-        np.array([row[3] for row in rows], dtype=np.float64),
-    )
-
-
-def kinds(detections, objects, images=1):
-    return diagnose(make_detections(*detections), make_targets(*objects), images).kind.tolist()
+def kinds(*args, **kwargs):
+    return diagnosis_of(*args, **kwargs).kind.tolist()
 
 
 def random_case(seed, images=6, classes=3):
@@ -80,7 +61,7 @@ def random_case(seed, images=6, classes=3):
 
     def boxes(count):
         sides = 8.0 * 2 ** rng.integers(0, 3, (count, 2))
-        return np.concatenate([8.0 * rng.integers(0, 6, (count, 2)), sides], axis=1)
+        return np.concatenate([8.0 * rng.integers(0, 6, (count, 2)), sides], axis=1).tolist()
 
     objects = [
         (int(rng.integers(images)), int(rng.integers(classes)), box, bool(rng.random() < 0.1))
@@ -90,7 +71,7 @@ def random_case(seed, images=6, classes=3):
         (int(rng.integers(images)), int(rng.integers(classes)), box, rng.integers(1, 8) / 8)
         for box in boxes(300)
     ]
-    return diagnose(make_detections(*detections), make_targets(*objects), images)
+    return diagnosis_of(detections, objects, images)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +91,7 @@ def test_matching_equals_that_of_pycocotools(names, shared_data):
     annotations = build_annotations(list_coco_file(file, root / "val2017"))
     rows = make_difficult_results(names, json.loads(file.read_text()))
     rows.sort(key=lambda row: row["image_id"])
-    split = collect_targets(annotations)
-    kind = diagnose(collect_detections(rows, annotations), split, len(annotations.records)).kind
+    kind = diagnose_split(collect_detections(rows, annotations), annotations).kind
     with contextlib.redirect_stdout(io.StringIO()):
         ours = COCO(str(file))
         evaluation = COCOeval(ours, ours.loadRes(rows), "bbox")
@@ -135,9 +115,7 @@ def test_the_highest_score_matches_an_object_and_the_next_is_a_duplicate():
 
 def test_a_detection_matches_the_object_with_the_highest_overlap():
     near, nearer = shifted(0.2), shifted(0.1)
-    diagnosis = diagnose(
-        make_detections((0, CAT, BOX, 1)), make_targets((0, CAT, near), (0, CAT, nearer)), 1
-    )
+    diagnosis = diagnosis_of([(0, CAT, BOX, 1)], [(0, CAT, near), (0, CAT, nearer)])
     assert diagnosis.match.tolist() == [1]
     assert diagnosis.iou.tolist() == pytest.approx([0.9 / 1.1])
 
@@ -159,7 +137,7 @@ def test_mistakes_are_distinguished():
     ]
     expected = [CORRECT, DUPLICATE, CLASSIFICATION, LOCALISATION, BOTH, BACKGROUND]
     assert kinds(detections, objects) == expected
-    nearest = diagnose(make_detections(*detections), make_targets(*objects), 1).nearest
+    nearest = diagnosis_of(detections, objects).nearest
     assert nearest.tolist() == [0, 0, 0, 1, 1, -1]
 
 
@@ -186,7 +164,7 @@ def test_detections_after_the_hundredth_of_a_class_are_ignored():
 
 @pytest.mark.parametrize("images", [0, 2])
 def test_no_detections_and_no_objects(images):
-    diagnosis = diagnose(make_detections(), make_targets(), images)
+    diagnosis = diagnosis_of([], [], images)
     assert diagnosis.kind.shape == (0,)
     assert confusion_matrix(diagnosis, 2, 0).sum() == 0
     assert sweep_scores(diagnosis).best() is None
@@ -205,17 +183,13 @@ def test_confusion_counts_objects_in_rows_and_detections_in_columns():
         (1, COW, (100.0, 0.0, 9.0, 9.0), 0.7),  # no object here
         (1, COW, FAR, 0.1),  # below the threshold
     ]
-    matrix = confusion_matrix(
-        diagnose(make_detections(*detections), make_targets(*objects), 2), 3, 0.5
-    )
+    matrix = confusion_matrix(diagnosis_of(detections, objects, 2), 3, 0.5)
     assert matrix.tolist() == [[1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0]]
 
 
 def test_a_matched_object_is_not_confused():
     detections = [(0, DOG, BOX, 0.9), (0, CAT, BOX, 0.5)]
-    matrix = confusion_matrix(
-        diagnose(make_detections(*detections), make_targets((0, CAT, BOX)), 1), 2, 0
-    )
+    matrix = confusion_matrix(diagnosis_of(detections, [(0, CAT, BOX)]), 2, 0)
     assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
@@ -256,7 +230,7 @@ def test_no_threshold_has_a_higher_f1(seed, label):
 
 def test_the_threshold_lies_halfway_to_the_next_lower_score():
     detections = [(0, CAT, BOX, 0.8), (0, CAT, FAR, 0.4)]
-    diagnosis = diagnose(make_detections(*detections), make_targets((0, CAT, BOX)), 1)
+    diagnosis = diagnosis_of(detections, [(0, CAT, BOX)])
     assert sweep_scores(diagnosis).best() == pytest.approx((0.6, 1, 1, 1))
 
 
@@ -264,7 +238,7 @@ def test_scores_equal_to_the_share_of_correct_detections_have_no_error():
     """Of ten detections with a score of 0.7 seven are correct."""
     objects = [(i, CAT, BOX) for i in range(10)]
     detections = [(i, CAT, BOX if i < 7 else FAR, 0.7) for i in range(10)]
-    calibration = calibrate(diagnose(make_detections(*detections), make_targets(*objects), 10))
+    calibration = calibrate(diagnosis_of(detections, objects, 10))
     assert calibration.error == pytest.approx(0)
     assert calibration.detections[7] == calibration.detections.sum() == 10
 
@@ -272,16 +246,13 @@ def test_scores_equal_to_the_share_of_correct_detections_have_no_error():
 def test_the_calibration_error_is_weighted_by_the_number_of_detections():
     objects = [(i, CAT, BOX) for i in range(4)]
     detections = [(0, CAT, BOX, 1.0)] + [(i, CAT, FAR, 0.2) for i in range(1, 4)]
-    calibration = calibrate(diagnose(make_detections(*detections), make_targets(*objects), 4))
+    calibration = calibrate(diagnosis_of(detections, objects, 4))
     assert calibration.error == pytest.approx(0.75 * 0.2)
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1])
 def test_scores_outside_0_to_1_have_no_calibration(score):
-    assert (
-        calibrate(diagnose(make_detections((0, CAT, BOX, score)), make_targets((0, CAT, BOX)), 1))
-        is None
-    )
+    assert calibrate(diagnosis_of([(0, CAT, BOX, score)], [(0, CAT, BOX)])) is None
 
 
 # worst mistakes
@@ -289,7 +260,7 @@ def test_scores_outside_0_to_1_have_no_calibration(score):
 
 def test_the_worst_false_positives_have_the_highest_scores_and_few_share_an_image():
     detections = [(0, CAT, FAR, 0.9)] * 3 + [(1, CAT, FAR, 0.5), (1, CAT, BOX, 1.0)]
-    diagnosis = diagnose(make_detections(*detections), make_targets((1, CAT, BOX)), 2)
+    diagnosis = diagnosis_of(detections, [(1, CAT, BOX)], 2)
     assert worst_false_positives(diagnosis, 9) == [0, 1, 3]
     assert worst_false_positives(diagnosis, 1) == [0]
 
@@ -297,21 +268,19 @@ def test_the_worst_false_positives_have_the_highest_scores_and_few_share_an_imag
 def test_the_worst_misses_are_the_largest_objects():
     sizes = [10.0, 30.0, 20.0, 40.0]
     objects = [(i, CAT, (0.0, 0.0, side, side)) for i, side in enumerate(sizes)]
-    diagnosis = diagnose(make_detections((3, CAT, objects[3][2], 0.5)), make_targets(*objects), 4)
+    diagnosis = diagnosis_of([(3, CAT, objects[3][2], 0.5)], objects, 4)
     assert worst_misses(diagnosis, 0.5, 2) == [1, 2]
     assert worst_misses(diagnosis, 0.6, 2) == [3, 1]
 
 
 def test_a_miss_is_explained_by_a_match_with_a_lower_score():
     detections = [(0, DOG, BOX, 0.9), (0, CAT, BOX, 0.2)]
-    diagnosis = diagnose(
-        make_detections(*detections), make_targets((0, CAT, BOX), (1, CAT, BOX)), 2
-    )
+    diagnosis = diagnosis_of(detections, [(0, CAT, BOX), (1, CAT, BOX)], 2)
     assert explain_miss(diagnosis, 0, min_score=0.5) == (1, 1.0)
     assert explain_miss(diagnosis, 1, min_score=0.5) == (-1, 0.0)
 
 
 def test_a_miss_is_explained_by_the_highest_overlap_over_the_threshold():
     detections = [(0, DOG, shifted(0.1), 0.9), (0, COW, BOX, 0.2)]
-    diagnosis = diagnose(make_detections(*detections), make_targets((0, CAT, BOX)), 1)
+    diagnosis = diagnosis_of(detections, [(0, CAT, BOX)])
     assert explain_miss(diagnosis, 0, min_score=0.5) == (0, pytest.approx(0.9 / 1.1))
