@@ -48,11 +48,10 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Pictures take most of a tiny run's time."""
-    from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
+    """Runs draw no pictures and write no report."""
+    from tiny_runs import draw_nothing
 
-    monkeypatch.setattr(DrawSamples, "after_validation", Callback.after_validation)
-    monkeypatch.setattr(WriteReport, "after_training", Callback.after_training)
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture

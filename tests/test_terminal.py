@@ -12,7 +12,7 @@ from rich.table import Table
 from sepc_zoo.checkpoints.card import model_card
 from sepc_zoo.config import override
 from sepc_zoo.factory import create_model
-from sepc_zoo.terminal import make_console, printable, say
+from sepc_zoo.terminal import make_console, printable, say, shorten
 
 CODES = "\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\u202e"
 
@@ -20,6 +20,14 @@ CODES = "\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\u202e"
 def test_control_characters_are_escaped_and_lines_stay_lines():
     assert printable("caf\xe9\tdog\n\u732b") == "caf\xe9\tdog\n\u732b"
     assert printable("\x1b[2J\r\x9b\u202e\udce9") == r"\x1b[2J\r\x9b\u202e\udce9"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "none"), (2, "2 (a, b)"), (10, "10 (a, b, c, d, e, f, g, h and 2 more)")],
+)
+def test_many_names_are_shortened(count, text):
+    assert shorten("abcdefghij"[:count]) == text
 
 
 def test_say_and_the_console_escape_what_they_print(capsys):

@@ -101,10 +101,11 @@ def random_data(seed, counts, classes=K):
         truth.append(list(zip(labels.tolist(), boxes.tolist(), crowd.tolist(), strict=True)))
         scores = scores / 16 + 0.5 * (np.arange(num_detections) < near)
         rows += [result(i, *row) for row in zip(own.tolist(), found, scores, strict=True)]
-    annotations = make_annotations(truth, classes)
-    return with_areas(
-        annotations, lambda area: area * torch.from_numpy(rng.random(len(area)))
-    ), rows
+
+    def share_of(area):
+        return area * torch.from_numpy(rng.random(len(area)))
+
+    return with_areas(make_annotations(truth, classes), share_of), rows
 
 
 def with_areas(annotations, area_of):

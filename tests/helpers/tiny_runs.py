@@ -94,6 +94,12 @@ def crash_at(monkeypatch, step):
     before_step(monkeypatch, step, crash)
 
 
+def draw_nothing(monkeypatch):
+    """Leave out pictures and report, which take most of a tiny run's time."""
+    monkeypatch.setattr(DrawSamples, "after_validation", Callback.after_validation)
+    monkeypatch.setattr(WriteReport, "after_training", Callback.after_training)
+
+
 def train_until(step, options, **how):
     """Train until SIGTERM arrives at the start of a step, which is made and saved."""
     with pytest.MonkeyPatch.context() as patch:
@@ -118,8 +124,7 @@ def start_process(options, moment=None, resumed=False):
 
 def _train(options, moment, resumed):
     set_start_method("fork", force=True)  # for the workers, the default of a new process
-    DrawSamples.after_validation = Callback.after_validation  # most of a tiny run's time
-    WriteReport.after_training = Callback.after_training
+    draw_nothing(pytest.MonkeyPatch())
     if moment:
         kill_at(*moment)
     try:

@@ -18,12 +18,13 @@ from accelerate import PartialState
 from gradients_of_runs import batches_of, exactly, gradient, ready
 from made_up_models import finds_everywhere
 from process_pair import ProcessPair
-from tiny_runs import before_step, read_log, state_of
+from tiny_runs import before_step, draw_nothing, read_log, state_of
 from torch import nn
 from torch.distributed import distributed_c10d
 
 import sepc_zoo
 from sepc_zoo.cli import main
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.data import write_shapes
 from sepc_zoo.errors import UserError
 from sepc_zoo.evaluation import validate
@@ -33,7 +34,6 @@ from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.ops.distributed import on_main_process, sum_over_processes
 from sepc_zoo.training import callbacks
 from sepc_zoo.training import trainer as engine
-from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.resilience.faults import SKIPPED_FOLDER
 from sepc_zoo.training.resilience.signals import Interrupted
 from sepc_zoo.training.run import Run
@@ -72,11 +72,6 @@ def train_exactly(options):
     with exactly(), pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
         train(options)
-
-
-def draw_nothing(patch):
-    patch.setattr(DrawSamples, "after_validation", Callback.after_validation)
-    patch.setattr(WriteReport, "after_training", Callback.after_training)
 
 
 def read_losses(run):
@@ -281,13 +276,8 @@ def in_process(rank, act):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_both_saved(shapes, tmp_path, pair):
-    flags = ["--data", shapes, "--model", "retinanet_test_efficientnet_pconv", "--cpu"]
-    flags += ["--image-size", 64, 64]
-    flags += ["--model-kwargs", "channels=16", "neck.blocks=1", "--batch-size", 2, "--workers", 0]
-    flags += ["--max-steps", 4, "--log-with"]
-
-    def command(run, *more):
-        return ["train", *map(str, flags), "--output", str(run), *more]
+    def command(run):
+        return ["train", *command_line(options(shapes, run, max_steps=4))]
 
     run, whole = tmp_path / "run", tmp_path / "whole"
     (status, errors), (other, no_errors) = pair(main_at_step, command(run), 1, 3)

@@ -26,6 +26,7 @@ from tiny_runs import (
 )
 
 from sepc_zoo.cli import main
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.data import resilient_loader, write_shapes
 from sepc_zoo.factory import load_model
 from sepc_zoo.inference.drawing import contact_sheet
@@ -440,8 +441,7 @@ def test_a_state_that_cannot_be_written_whole_leaves_the_one_before(shapes, tmp_
 def test_an_output_that_cannot_be_written_is_reported_without_a_traceback(shapes, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     output = tmp_path / "file" / "run"
-    flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", output, "--cpu"]
-    assert main(["train", *map(str, flags), "--model-kwargs", "channels=16"]) == 2
+    assert main(["train", *command_line(options(shapes, output))]) == 2
     message = capsys.readouterr().err
     assert str(output) in message
     assert "no folder to write to" in message

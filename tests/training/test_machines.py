@@ -14,12 +14,11 @@ import torch
 from process_pair import free_port
 from tiny_runs import options, read_log, state_of
 
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.trainer import is_lost_connection, train
 
 REPO = Path(__file__).parents[2]
-SIZE = ("--image-size", "64", "64", "--workers", "0", "--cpu", "--log-with")
-MODEL = ("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1")
 
 
 def start_machines(*arguments):
@@ -45,11 +44,10 @@ def run_machines(*arguments):
 def test_two_machines_train_and_resume_with_the_figures_of_one_process(shapes, tmp_path):
     run, alone = tmp_path / "run", tmp_path / "alone"
     # SGD, as the first steps of AdamW make whole steps of differences by rounding
-    flags = (*MODEL, *SIZE, "--batch-size", 2, "--log-interval", 1, "--no-sync-bn", "--freeze-bn")
-    run_machines("--data", shapes, *flags, "--opt", "sgd", "--output", run, "--epochs", 1)
+    same = {"log_interval": 1, "sync_bn": False, "freeze_bn": True, "opt": "sgd", "epochs": 1}
+    run_machines(*command_line(options(shapes, run, batch_size=2, **same)))
     run_machines("--resume", run, "--epochs", 2)
-    same = {"batch_size": 4, "log_interval": 1, "sync_bn": False, "freeze_bn": True, "opt": "sgd"}
-    train(options(shapes, alone, epochs=1, **same))
+    train(options(shapes, alone, batch_size=4, **same))
     train(replace(read_options(alone), epochs=2), resume=True)
     ours, theirs = state_of(run), state_of(alone)
     torch.testing.assert_close(ours["model"], theirs["model"], rtol=1e-3, atol=1e-4)
@@ -61,8 +59,8 @@ def test_two_machines_train_and_resume_with_the_figures_of_one_process(shapes, t
 @pytest.mark.slow
 def test_a_machine_that_dies_ends_the_other_with_the_way_to_go_on(shapes, tmp_path):
     run = tmp_path / "run"
-    flags = (*MODEL, *SIZE, "--batch-size", 1, "--save-interval", 1, "--epochs", 500)
-    machines = start_machines("--data", shapes, *flags, "--output", run)
+    asked = options(shapes, run, batch_size=1, save_interval=1, epochs=500)
+    machines = start_machines(*command_line(asked))
     deadline = time.monotonic() + 200
     while not (run / "state.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -8,6 +8,7 @@ import pytest
 from commands import call
 from tiny_runs import options
 
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.training.dry_run import list_needs
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.trainer import train
@@ -29,9 +30,7 @@ def test_the_disk_that_a_run_needs_is_what_it_writes_and_a_model_more(opt, shape
 def test_what_is_too_little_is_told_at_the_start_and_by_a_dry_run(
     shapes, tmp_path, monkeypatch, capsys
 ):
-    flags = ["--data", shapes, "--output", tmp_path / "run", "--workers", 1, "--cpu"]
-    flags += ["--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16"]
-    flags += ["--image-size", 64, 64, "--epochs", 1, "--log-with"]
+    flags = command_line(options(shapes, tmp_path / "run", workers=1, epochs=1))
     assert call("train", *flags, "--dry-run") == 0
     told = capsys.readouterr().out
     for what in ("shared memory: about ", "open files: about ", "disk: about "):

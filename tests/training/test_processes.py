@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import options, state_of
 
 from sepc_zoo.checkpoints.folder import save_model
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.data import read_data
 from sepc_zoo.factory import create_model
 
@@ -112,12 +114,12 @@ def test_predictions_are_those_of_one_process(model, coco, tmp_path):
 def test_the_metrics_of_a_run_are_those_of_the_saved_model(shapes, tmp_path):
     """Processes learn batch-norm statistics of their own; those of the main one are saved."""
     run, again = tmp_path / "run", tmp_path / "again"
-    flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", run, "--epochs", 1]
-    flags += ["--model-kwargs", "channels=16", "neck.blocks=1", "postprocess.score_threshold=0.0"]
-    flags += ["--image-size", 64, 64, "--no-freeze-bn", "--lr", 0.01]
-    batches = ("--batch-size", 2, "--workers", 0)
-    launch(2, "train", *flags, *batches)
-    again_flags = ("--data", shapes, "--output", again, "--no-report", *batches)
-    launch(1, "validate", "--model", run / "last", *again_flags)
+    kwargs = {"channels": 16, "neck": {"blocks": 1}, "postprocess": {"score_threshold": 0.0}}
+    asked = {"epochs": 1, "save_interval": 1, "freeze_bn": False, "lr": 0.01, "batch_size": 2}
+    done = launch(2, "train", *command_line(options(shapes, run, model_kwargs=kwargs, **asked)))
+    assert len(state_of(run)["random"]) == 2
+    assert done.stdout.count("use it:") == 1  # only the main process prints
+    again_flags = ("--data", shapes, "--output", again, "--batch-size", 2, "--workers", 0)
+    launch(1, "validate", "--model", run / "last", *again_flags, "--no-report")
     names = "metrics.json", "detections.json"
     assert contents(run / "last", *names) == contents(again, *names)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_runs import (
     copy_of,
+    draw_nothing,
     edit_json,
     interrupt_at,
     options,
@@ -25,8 +26,8 @@ from tiny_runs import (
     train_until_crash,
 )
 
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.factory import load_model
-from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
 from sepc_zoo.training.checkpoint import PREVIOUS_FILE, STATE_FILE, ResumeError
 from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.options import TrainError
@@ -72,11 +73,8 @@ def whole(shapes, tmp_path_factory):
 def stopped_once(shapes, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "stopped"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DrawSamples, "after_validation", Callback.after_validation)
-        patch.setattr(WriteReport, "after_training", Callback.after_training)
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted):
-            train(options(shapes, run))
+        draw_nothing(patch)
+        train_until(3, options(shapes, run))
     return run
 
 
@@ -257,10 +255,8 @@ def test_a_folder_without_a_run_cannot_be_resumed(shapes, tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_process_group_ends_in_a_saved_run(number, status, shapes, tmp_path):
     """A terminal, ``timeout`` and Slurm send it so: the workers get it too."""
-    flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", tmp_path / "run"]
-    flags += ["--model-kwargs", "channels=16", "--image-size", "64", "64", "--epochs", "500"]
-    script = "import sys; from sepc_zoo.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "train", *flags, "--workers", "2", "--cpu"]
+    flags = command_line(options(shapes, tmp_path / "run", epochs=500, workers=2))
+    command = [sys.executable, "-m", "sepc_zoo", "train", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "log.csv").exists() and time.monotonic() < deadline:

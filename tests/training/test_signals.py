@@ -12,6 +12,7 @@ import torch
 from tiny_runs import options, resume, state_of
 from torch.utils.data import DataLoader
 
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.data import dataset
 from sepc_zoo.data.resilient_loader import ResilientLoader, kill_workers, shield_workers
 from sepc_zoo.evaluation import validate
@@ -147,10 +148,8 @@ def test_a_signal_ends_a_run_whose_images_never_come(shapes, tmp_path, monkeypat
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_leaves_a_saved_run(shapes, tmp_path):
     run = tmp_path / "run"
-    flags = ["--data", shapes, "--model", "retinanet_mnv4s_pconv", "--output", run, "--cpu"]
-    flags += ["--model-kwargs", "channels=16", "--image-size", 64, 64, "--epochs", 500]
-    script = "import sys; from sepc_zoo.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "train", *map(str, flags), "--workers", "0"]
+    flags = command_line(options(shapes, run, epochs=500))
+    command = [sys.executable, "-m", "sepc_zoo", "train", *flags]
     process, terminal = pty.fork()
     if not process:
         os.execv(sys.executable, command)

@@ -1,9 +1,6 @@
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_runs import copy_of, edit_json, options, read_log, state_of
+from tiny_runs import copy_of, edit_json, options, read_log
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.cli import main
@@ -332,20 +329,6 @@ def test_a_fine_tuned_model_sees_images_as_training_does_and_has_no_credit(shape
     assert not config.inclusive_boxes
     assert config.weights.keep_ratio
     assert (config.weights.authors_ap, config.weights.tag) == (None, "")
-
-
-@pytest.mark.slow
-def test_two_processes_train_save_and_validate(shapes, tmp_path):
-    flags = ["--data", shapes, "--model", "retinanet_mnv4s_ibn_pconv", "--output", tmp_path / "run"]
-    flags += ["--model-kwargs", "channels=16", "neck.blocks=1", "--image-size", 64, 64, "--cpu"]
-    flags += ["--batch-size", 2, "--workers", 0, "--epochs", 3, "--save-interval", 1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*launcher, REPO / "scripts" / "train.py", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(state_of(tmp_path / "run")["random"]) == 2
-    assert done.stdout.count("use it:") == 1  # only the main process prints
 
 
 def test_category_ids_of_the_data_set_come_back(shapes, tmp_path):

@@ -30,7 +30,6 @@ from sepc_zoo.config import ConfigError
 from sepc_zoo.data import write_shapes
 from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.factory import create_model, load_model
-from sepc_zoo.terminal import shorten
 from sepc_zoo.training import accelerator as accelerator_module
 from sepc_zoo.training import dry_run
 from sepc_zoo.training import run as run_module
@@ -333,14 +332,6 @@ def test_fine_tuning_says_which_classes_are_kept_and_which_are_new(shapes, tmp_p
     out = capsys.readouterr().out
     assert f"classes that keep what {folder} has learned: 2 (disc, star)" in out
     assert "classes that are new to it: 2 (square, triangle)" in out
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "none"), (2, "2 (a, b)"), (10, "10 (a, b, c, d, e, f, g, h and 2 more)")],
-)
-def test_many_classes_are_shortened(count, text):
-    assert shorten("abcdefghij"[:count]) == text
 
 
 def test_a_run_without_trained_classes_names_none(shapes, tmp_path):
