@@ -43,7 +43,6 @@ class Progress:
     """The position of a run, saved with it."""
 
     images: int = 0  # images of the training split
-    batches: int = 0  # batches per epoch of each process
     train_data: str = ""  # ``digest`` of the training split
     val_data: str = ""  # ``digest`` of the validation split
     transform: str = ""  # name of the user's transform
@@ -57,13 +56,11 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("images", "batches"):
-            now = getattr(self, name)
-            if state[name] != now:
-                raise ResumeError(
-                    f"an epoch had {state[name]} {name} when the run was saved, now it has {now}: "
-                    "resume with the same data"
-                )
+        if state["images"] != self.images:
+            raise ResumeError(
+                f"an epoch had {state['images']} images when the run was saved, now it has "
+                f"{self.images}: resume with the same data"
+            )
         for split in ("train", "val"):
             if state[f"{split}_data"] != getattr(self, f"{split}_data"):
                 raise ResumeError(

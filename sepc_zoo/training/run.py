@@ -148,7 +148,6 @@ class Run:
         self.in_flight: deque[StepResult] = deque()  # steps whose results the host has not read
         self.progress = Progress(
             images=len(self.train_data.records),
-            batches=len(train),
             train_data=digest(self.train_data),
             val_data=digest(self.val_data),
             transform="" if transform is None else name_of(transform),

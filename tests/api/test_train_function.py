@@ -10,12 +10,14 @@ from unittest.mock import Mock
 import keywords
 import matplotlib.figure
 import pytest
+import tiny_runs
 import torch
 from accelerate.tracking import GeneralTracker
-from tiny_runs import before_step, interrupt_at, read_log, read_losses
+from tiny_runs import SMALL, StopAfter, before_step, interrupt_at, read_log, read_losses, totals
 
 import sepc_zoo
 from sepc_zoo.cli import main
+from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.data.transforms.own import TransformError
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.options import as_dict, option_fields
@@ -26,15 +28,7 @@ from sepc_zoo.training.resilience.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-TINY = {
-    "model": "retinanet_mnv4s_pconv",
-    "model_kwargs": {"channels": 16, "neck": {"blocks": 1}},
-    "image_size": [64, 64],
-    "workers": 0,
-    "cpu": True,
-    "log_with": (),
-    "log_interval": 1,
-}
+TINY = SMALL | {"log_interval": 1}
 
 
 @pytest.fixture
@@ -53,9 +47,7 @@ def asked(monkeypatch, tmp_path):
 
 def test_a_run_in_python_is_that_of_the_command(shapes, tmp_path):
     result = sepc_zoo.train(data=shapes, epochs=1, output=tmp_path / "python", **TINY)
-    flags = ("--model-kwargs", "channels=16", "neck.blocks=1", "--image-size", "64", "64")
-    flags += ("--workers", "0", "--cpu", "--log-with", "--log-interval", "1", "--epochs", "1")
-    flags += ("--data", str(shapes), "--model", TINY["model"], "--output", str(tmp_path / "shell"))
+    flags = command_line(tiny_runs.options(shapes, tmp_path / "shell", epochs=1, log_interval=1))
     assert main(["train", *flags]) == 0
     assert read_losses(tmp_path / "python") == read_losses(tmp_path / "shell")
     options = [
@@ -132,15 +124,6 @@ def test_options_that_do_not_fit_are_refused(options, named, tmp_path, monkeypat
     with pytest.raises((ConfigError, TrainError), match=named):
         sepc_zoo.train(**options)
     assert not [*tmp_path.iterdir()]
-
-
-class StopAfter(sepc_zoo.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def after_step(self, run, _):
-        if run.progress.step == self.step:
-            raise sepc_zoo.Stop("enough")
 
 
 def test_a_run_is_resumed_in_python(shapes, tmp_path):
@@ -234,8 +217,7 @@ class Losses(sepc_zoo.Callback):
 def test_a_callback_reads_the_losses_of_its_step(shapes, tmp_path):
     losses = Losses()
     sepc_zoo.train(data=shapes, epochs=1, output=tmp_path, callbacks=[losses], **TINY)
-    logged = [float(row["loss"]) for row in read_log(tmp_path) if row["loss"]]
-    assert losses.totals == pytest.approx(logged)
+    assert losses.totals == pytest.approx(totals(tmp_path))
 
 
 # A user's transform

@@ -14,7 +14,7 @@ import torch
 
 from sepc_zoo.training import checkpoint
 from sepc_zoo.training import trainer as engine
-from sepc_zoo.training.callbacks import Callback, DrawSamples, WriteReport
+from sepc_zoo.training.callbacks import Callback, DrawSamples, Stop, WriteReport
 from sepc_zoo.training.checkpoint import STATE_FILE
 from sepc_zoo.training.config_file import read_options
 from sepc_zoo.training.options import TrainOptions
@@ -28,18 +28,20 @@ SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["sepc_zoo.training.trainer"])
 
 
+SMALL = {
+    "model": "retinanet_mnv4s_pconv",
+    "model_kwargs": {"channels": 16, "neck": {"blocks": 1}},
+    "image_size": (64, 64),
+    "workers": 0,
+    "cpu": True,
+    "log_with": (),
+}
+
+
 def options(data, output, **changes):
     """Options of a run of two epochs with two steps each, with changes."""
-    small = {
-        "model": "retinanet_mnv4s_pconv",
-        "model_kwargs": {"channels": 16, "neck": {"blocks": 1}},
-        "image_size": (64, 64),
-        "epochs": 2,
-        "workers": 0,
-        "cpu": True,
-        "log_with": (),
-    }
-    return TrainOptions(**small | {"data": str(data), "output": str(output)} | changes)
+    known = {"data": str(data), "output": str(output), "epochs": 2}
+    return TrainOptions(**SMALL | known | changes)
 
 
 def resume(run):
@@ -56,8 +58,20 @@ def read_losses(run):
     return [{k: v for k, v in row.items() if k not in NOT_REPEATED} for row in read_log(run)]
 
 
+def totals(run):
+    """The loss of each step that was logged."""
+    return [float(row["loss"]) for row in read_log(run) if row["loss"]]
+
+
 def state_of(run):
     return torch.load(Path(run) / STATE_FILE, weights_only=True)
+
+
+def assert_same_weights(run, other, *parts):
+    """Check that the models of two runs, and other parts of their states, are equal bit for bit."""
+    ours, theirs = state_of(run), state_of(other)
+    for part in ("model", *parts):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
 
 
 def copy_of(data, folder):
@@ -113,6 +127,15 @@ def train_until_crash(step, options):
         crash_at(patch, step)
         with pytest.raises(MemoryError):
             train(options)
+
+
+class StopAfter(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def after_step(self, run, _):
+        if run.progress.step == self.step:
+            raise Stop("a callback has seen enough")
 
 
 def start_process(options, moment=None, resumed=False):

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from gradients_of_runs import batches_of, exactly, gradient, ready
 from made_up_models import finds_everywhere
 from process_pair import ProcessPair
-from tiny_runs import before_step, draw_nothing, read_log, state_of
+from tiny_runs import SMALL, assert_same_weights, before_step, draw_nothing, read_log, state_of
 from torch import nn
 from torch.distributed import distributed_c10d
 
@@ -287,8 +287,7 @@ def test_a_signal_to_one_process_ends_both_saved(shapes, tmp_path, pair):
     resume = ["train", "--resume", str(run)]
     for arguments in (resume, command(whole)):
         assert [done for done, _ in pair(main_at_step, arguments, 1, None)] == [0, 0]
-    for part in ("model", "optimizer"):
-        torch.testing.assert_close(state_of(run)[part], state_of(whole)[part], rtol=0, atol=0)
+    assert_same_weights(run, whole, "optimizer")
 
 
 def batches_until_signal(options, rank):
@@ -366,12 +365,9 @@ def test_a_worker_that_dies_in_one_process_changes_nothing(tmp_path, pair):
 
 def run_in_python(data, folder):
     os.chdir(folder)
-    small = tiny_runs.options(data, "")
-    names = ("model", "model_kwargs", "image_size", "workers", "cpu", "log_with")
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
-        asked = {name: getattr(small, name) for name in names}
-        result = sepc_zoo.train(data=data, epochs=1, batch_size=2, **asked)
+        result = sepc_zoo.train(data=data, epochs=1, batch_size=2, **SMALL)
     measured = sepc_zoo.validate(result.best, data, cpu=True, workers=0)
     return str(result.output), dict(result.metrics), measured
 

@@ -37,25 +37,24 @@ def number_of_boxes(targets):
     return torch.tensor(sum(len(target["boxes"]) for target in targets))
 
 
+def counts_of(_, targets):
+    return {"loss_cls": torch.tensor(len(targets)), "loss_box": number_of_boxes(targets)}
+
+
 def count_terms_apart(run, monkeypatch):
     """Divide ``loss_cls`` by the number of images, ``loss_box`` by the number of boxes."""
     loss_terms = run.detector.loss_terms
 
     def terms(outputs, targets):
-        counts = {"loss_cls": torch.tensor(len(targets)), "loss_box": number_of_boxes(targets)}
         sums = loss_terms(outputs, targets)
-        return {name: (sums[name][0], count) for name, count in counts.items()}
+        return {name: (sums[name][0], n) for name, n in counts_of(outputs, targets).items()}
 
     monkeypatch.setattr(run.detector, "loss_terms", terms)
 
 
 def test_terms_with_counts_of_their_own_are_exact_where_the_counts_are_known(run, monkeypatch):
     count_terms_apart(run, monkeypatch)
-
-    def counts(_, targets):
-        return {"loss_cls": torch.tensor(len(targets)), "loss_box": number_of_boxes(targets)}
-
-    monkeypatch.setattr(run.detector, "loss_counts", counts)
+    monkeypatch.setattr(run.detector, "loss_counts", counts_of)
     whole, losses = gradient(run, batches_of(run, [range(4)]))
     for groups in PARTS:
         parts, losses_of_parts = gradient(run, batches_of(run, groups))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_runs import options, resume, state_of, train_until
+from tiny_runs import assert_same_weights, options, resume, train_until
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.config import ConfigError
@@ -59,8 +59,7 @@ def test_a_run_with_kept_classes_resumes_as_it_was(old, shapes, tmp_path):
     train(tuned(old, shapes, whole))
     train_until(1, tuned(old, shapes, parts))
     resume(parts)
-    first, second = (state_of(run)["model"] for run in (whole, parts))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(parts, whole)
 
 
 def test_a_frozen_neck_leaves_only_the_head_to_learn(old, shapes, tmp_path):

@@ -4,25 +4,16 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny_runs import read_log
+from tiny_runs import StopAfter, read_log
 
 from sepc_zoo.api.given import read_config
 from sepc_zoo.registry import model_config
-from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.options import TrainOptions
 from sepc_zoo.training.trainer import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 METHODS = ("retinanet", "atss", "gfl")
-
-
-class StopEarly(Callback):
-    """Stop after three steps, before the first validation."""
-
-    def after_step(self, run, failed):  # noqa: ARG002
-        if run.progress.step == 3:
-            raise Stop("enough")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -42,7 +33,7 @@ def test_a_file_starts_a_run_of_each_method(file, method, shared_data, tmp_path)
     tiny |= {"data": str(shared_data / "coco_by_sa"), "output": str(tmp_path / "run")}
     tiny |= {"model": content["model"].replace("retinanet", method), "pretrained_backbone": False}
     tiny |= {"freeze_stages": 0}
-    train(TrainOptions(**content | tiny), callbacks=[StopEarly()])
+    train(TrainOptions(**content | tiny), callbacks=[StopAfter(3)])
     (row,) = read_log(tmp_path / "run")
     assert row["step"] == "3"
     assert math.isfinite(float(row["loss"]))

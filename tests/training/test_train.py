@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_runs import copy_of, edit_json, options, read_log
+from tiny_runs import copy_of, edit_json, options, read_log, totals
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.cli import main
@@ -169,7 +169,7 @@ def test_validating_the_best_model_gives_the_ap_of_the_run(run, shapes, tmp_path
 def test_a_few_steps_lower_the_loss(method, shapes, tmp_path):
     changes = {"epochs": 8, "val_interval": 8, "log_interval": 1, "lr": 2e-3, "hflip": 0.0}
     train(options(shapes, tmp_path, model=f"{method}_mnv4s_pconv", **changes))
-    losses = [float(row["loss"]) for row in read_log(tmp_path) if row["loss"]]
+    losses = totals(tmp_path)
     assert len(losses) == 16
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
 

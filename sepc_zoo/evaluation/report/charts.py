@@ -102,11 +102,9 @@ def ap_by_size(names: Sequence[str], ap: Sequence[float], ar: Sequence[float]) -
     figure, axes = _figure(4.0, 2.9)
     rows = np.arange(len(names))[::-1]
     for offset, values, color, name in ((0.19, ap, FIRST, "AP"), (-0.19, ar, SECOND, "AR")):
-        axes.barh(rows + offset, np.maximum(values, 0), 0.34, color=color)
-        for row, value in zip(rows, values, strict=True):
-            text = f"{name} {_short(value) if value >= 0 else '-'}"
-            place = max(value, 0), row + offset
-            axes.annotate(text, place, (5, 0), va="center", color=INK, **IN_POINTS)
+        bars = axes.barh(rows + offset, np.maximum(values, 0), 0.34, color=color)
+        texts = [f"{name} {_short(value) if value >= 0 else '-'}" for value in values]
+        axes.bar_label(bars, texts, padding=5, color=INK)
     axes.set_yticks(rows, names)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set(xlim=(0, 1), xticks=QUARTERS, xticklabels=map(_short, QUARTERS))
@@ -120,10 +118,9 @@ def error_costs(costs: Mapping[str, float]) -> str:
     figure, axes = _figure(4.0, 3.4)
     rows = np.arange(len(costs), 0, -1) - 0.5 * (np.arange(len(costs)) >= len(costs) - 2)
     colors = [FIRST] * (len(costs) - 2) + [MUTED] * 2
-    axes.barh(rows, [*costs.values()], 0.64, color=colors)
-    for row, value in zip(rows, costs.values(), strict=True):
-        text = f"{value:.3f}".removeprefix("0")
-        axes.annotate(text, (value, row), (5, 0), va="center", color=INK, **IN_POINTS)
+    bars = axes.barh(rows, [*costs.values()], 0.64, color=colors)
+    texts = [f"{value:.3f}".removeprefix("0") for value in costs.values()]
+    axes.bar_label(bars, texts, padding=5, color=INK)
     axes.set_yticks(rows, [*costs])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set(xlim=(0, 1.15 * max(0.01, *costs.values())), xlabel="AP50 to gain")

@@ -1,21 +1,19 @@
 """The page of a comparison: figures of two models, and the images that differ most."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.ops import box_convert
 
-from sepc_zoo import __version__
 from sepc_zoo.data import Annotations
 from sepc_zoo.data.images import ImageError, read_image
 from sepc_zoo.evaluation.comparison import Comparison
 from sepc_zoo.evaluation.diagnosis import CORRECT, Diagnosis
 from sepc_zoo.evaluation.errors import ERROR_KINDS
 from sepc_zoo.evaluation.report.gallery import ANNOTATED, DETECTED, data_uri
-from sepc_zoo.evaluation.report.page import template, write_page
+from sepc_zoo.evaluation.report.page import made_by, template, write_page
 from sepc_zoo.inference.drawing import draw_boxes, fit
 from sepc_zoo.metric_names import METRICS
 
@@ -36,7 +34,7 @@ def write_comparison(
     html = template("comparison.html.j2").render(
         content=content,
         facts={**facts, "images": len(annotations.records), "resamples": content["resamples"]}
-        | {"date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M}", "sepc_zoo": __version__},
+        | made_by(),
         METRICS=METRICS,
         ERROR_KINDS=ERROR_KINDS,
         images=[

@@ -45,6 +45,11 @@ def write_page(path: str | Path, html: str) -> None:
     write_atomically(path, lambda file: file.write_text(html, encoding="utf-8"))
 
 
+def made_by() -> dict[str, str]:
+    """When and by what a page is written, for its head."""
+    return {"date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M}", "sepc_zoo": __version__}
+
+
 def template(name: str) -> Template:
     """A template of this folder."""
     environment = Environment(
@@ -87,6 +92,5 @@ def _facts(context: ReportContext) -> list[tuple[str, Any]]:
         ("objects", f"{context.num_objects.sum():,}" + (f" and {crowds:,} crowds" * bool(crowds))),
         ("classes", f"{len(context.names):,}"),
         ("detections", f"{len(context.detections):,}"),
-        ("date", f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"),
-        ("sepc_zoo", __version__),
+        *made_by().items(),
     ]
