@@ -18,7 +18,7 @@ GROUPS = {info.name: info.exclusive or info.name for info in option_fields(Train
 
 
 def gather(given: Mapping[str, Any], start: StartOptions) -> dict[str, Any]:
-    """The options that are given by name, and where they are silent, those of a file."""
+    """The options that are given by name, and others from the file of options, if there is one."""
     options, groups = dict(given), {name: GROUPS[name] for name in given}
     if start.finetune is not None:
         options |= {"model": start.finetune, "pretrained": True}

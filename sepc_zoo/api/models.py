@@ -1,4 +1,4 @@
-"""Models that users name: by a name, a folder or an id of the hub; heavy imports come late."""
+"""Loading of models by what users give: a name, a folder, an id of the hub or a file."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def model_with_weights(source: str | os.PathLike[str]) -> Any:
 
 
 def choose_postprocess(model: Any, options: DetectOptions) -> None:
-    """Change what the options name of the model's ``postprocess``."""
+    """Override the model's post-processing where the options ask for it."""
     from sepc_zoo.models.detector import Detector
 
     asked = {"soft_nms": options.soft_nms, "view_fusion": options.tta_fusion}

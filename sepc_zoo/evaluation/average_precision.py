@@ -14,14 +14,16 @@ RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
 
 class Curves:
-    """Where each of C curves lies in P points, which come curve by curve, by falling score."""
+    """P points of C curves, sorted by curve, then by falling score."""
 
     def __init__(self, curve: Ints, num_curves: int) -> None:
-        self.curve, self.num_curves = curve, num_curves  # (P,), rising
-        self.starts = np.flatnonzero(np.diff(curve, prepend=-1))  # of the curves with points
+        self.curve, self.num_curves = curve, num_curves  # (P,), index of the curve
+        self.starts = np.flatnonzero(
+            np.diff(curve, prepend=-1)
+        )  # first point of each non-empty curve
         self.lengths = np.diff(self.starts, append=len(curve))
 
-    def count_up(self, values: Any) -> Any:
+    def running_sum(self, values: Any) -> Any:
         """Running sum ``(P,)`` of values within each curve."""
         total = np.cumsum(values)
         return total - np.repeat(total[self.starts] - values[self.starts], self.lengths)
@@ -42,7 +44,7 @@ class Curves:
             recalls: take the mean of the highest precision at these or higher recalls; None takes
                 the area under that curve.
         """
-        # one running maximum for all curves: each has an interval of its own
+        # one running maximum serves all curves: the offset keeps their values apart
         offset = -2.0 * self.curve
         highest = np.maximum.accumulate((precision + offset)[::-1])[::-1] - offset
         reached = correct / np.maximum(num_objects, 1)[self.curve]
@@ -67,7 +69,7 @@ def class_ap(
     """
     at = np.flatnonzero(correct)  # precision is highest at correct detections
     curves = Curves(labels[at], len(num_objects))
-    found = curves.count_up(np.ones(len(at)))
+    found = curves.running_sum(np.ones(len(at)))
     first = np.searchsorted(labels, np.arange(len(num_objects)))
     precision = found / (at + 1 - first[labels[at]])
     return curves.ap(found, precision, num_objects, recalls)

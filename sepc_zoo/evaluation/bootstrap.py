@@ -71,8 +71,8 @@ class Resampler:
     def table(self, weights: Ints) -> Floats:
         """AP ``(S, T, K)`` of weighted images ``(N,)``; NaN where there are no objects."""
         drawn = weights[self.image]
-        correct = self.curves.count_up(drawn * self.correct)
-        matched = self.curves.count_up(drawn * self.in_size)
+        correct = self.curves.running_sum(drawn * self.correct)
+        matched = self.curves.running_sum(drawn * self.in_size)
         total = np.cumsum(np.append(0, weights[self.sized_image]))
         counted = total[self.end] - total[self.start] - matched + correct
         sizes, thresholds, classes = self.shape

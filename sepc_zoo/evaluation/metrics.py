@@ -27,7 +27,7 @@ from sepc_zoo.metric_names import CLASS_METRICS, METRICS
 SIZES = ("all", "small", "medium", "large")  # area limits: 32 x 32 and 96 x 96 pixels
 # LVIS's figures: AP of classes by the number of training images that they are in.
 FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}  # rare, common, frequent
-MAX_IMAGES = {"r": 10, "c": 100}  # of rare and of common classes
+MAX_IMAGES = {"r": 10, "c": 100}  # training images that a rare or a common class may be in
 
 
 @dataclass(frozen=True, eq=False)

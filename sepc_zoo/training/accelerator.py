@@ -90,8 +90,8 @@ def make_scaler(amp: str | None, device: torch.device) -> GradScaler:
     It skips them on the device, so the host need not wait. Without fp16 its scale is always 1.
     """
     scale = FP16_SCALE if amp == "fp16" else 1.0
-    is_able = device.type != "mps" or amp == "fp16"  # Metal lacks the float64 that it takes
-    return GradScaler(device.type, scale, enabled=is_able)
+    is_supported = device.type != "mps" or amp == "fp16"  # Metal lacks its float64
+    return GradScaler(device.type, scale, enabled=is_supported)
 
 
 def make_deterministic() -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 NUM_SAMPLES = 8  # validation images that are drawn after each validation
-SAMPLE_HEADINGS = ("ground truth", "detected") * 2  # of the columns
+SAMPLE_HEADINGS = ("ground truth", "detected") * 2  # a title for each column
 
 
 class MovingAverage(Callback):

@@ -31,7 +31,7 @@ class CsvFile:
             writer.writerow(row)
 
     def keep(self, is_kept: Callable[[Mapping[str, str]], bool]) -> None:
-        """Drop all other rows, and what a full disk or a power cut has left at the end."""
+        """Drop the other rows, and the broken end that a full disk or a power cut leaves."""
         if not PartialState().is_main_process:
             return
         kept = [row for row in self.read() if is_kept(row)]

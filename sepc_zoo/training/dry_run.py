@@ -1,4 +1,4 @@
-"""Forecast of a run from a few steps: does it fit into the machine, how long will it take?"""
+"""Forecast of the memory and the time of a run, from a few steps."""
 
 import gc
 import math
@@ -31,9 +31,9 @@ if sys.platform != "win32":
 
 NUM_READ = 16  # images that are read and augmented to measure the time
 # Limits of --batch-size auto
-MEMORY_SHARE = 0.9  # of the memory that is free
-MAX_BATCH_SIZE = {"cpu": 16}  # more would make a CPU no faster
-MIN_STEPS = 20  # of an epoch
+MEMORY_SHARE = 0.9  # share of the free memory that may be used
+MAX_BATCH_SIZE = {"cpu": 16}  # a CPU is no faster with more
+MIN_STEPS = 20  # steps in an epoch
 FULL = "not fit into the memory"
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_AHEAD = 2  # batches that torch lets each worker prepare
@@ -48,7 +48,7 @@ class Need(NamedTuple):
     needed: float
     available: float
     unit: str
-    advice: str  # for where it is too little
+    advice: str  # what to do where it is too little
 
     @property
     def fits(self) -> bool:

@@ -47,7 +47,7 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
     known = read_model_file(output / MODEL_FILE) if resume else None
     is_remembered = resume and (output / SPLIT_FILE).is_file()
     how = options.drop_bad_boxes, options.skip_bad_images
-    to_validate: list[Listing] = []  # in the process that reads
+    to_validate: list[Listing] = []  # filled by ``read_train``, in the process that reads
 
     def read_train() -> Annotations:
         division = divide(
@@ -109,7 +109,7 @@ def build_model(options: TrainOptions, data: Annotations) -> Detector:
     if options.keep_classes:
         classes = with_old_classes(options, classes)
     asked = {name: getattr(options, name) for name in ("image_size", "mean", "std")}
-    asked["keep_ratio"] = True  # images of training keep theirs
+    asked["keep_ratio"] = True  # as training resizes images
     model = create_model(
         options.model,
         options.pretrained,

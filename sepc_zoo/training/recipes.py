@@ -27,7 +27,7 @@ AUTHORS_BACKBONES = [
     BACKBONES[name] for name in ("r18", "r34", "r50", "r101", "x101_32x4d", "x101_64x4d")
 ]
 
-# What a recipe changes of "paper", the authors' for their backbones (see ``default_recipe``).
+# Entries in which a recipe differs from "paper" (see ``default_recipe``).
 RECIPES: dict[RecipeName, dict[str, Any]] = {
     "paper": {},
     "small": {
@@ -56,9 +56,9 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
     },
 }
 RATE = {"opt", "lr", "weight_decay", "batch_size"}  # entries that hold for one optimizer only
-FINETUNED_LR = 0.25  # factor on the learning rate for a detector that has learned, but for "paper"
-MIN_SCALED_EPOCHS = 10  # epochs from which on "small" changes the image size by chance
-MIXED_PART = 0.8  # first part of the epochs, in which images are mixed
+FINETUNED_LR = 0.25  # factor on the learning rate for a trained detector, except in "paper"
+MIN_SCALED_EPOCHS = 10  # with fewer, "small" does not vary the image size
+MIXED_PART = 0.8  # share of the epochs, from the first on, in which images are mixed
 # "auto" takes "small" below any of these, and "strong" for more epochs.
 MANY = {"images": 5000, "boxes": 20_000, "steps": 5000}
 MANY_EPOCHS = 24
@@ -99,7 +99,7 @@ class Task(NamedTuple):
 
     images: int
     boxes: int
-    steps: int  # that the user allows, or of the authors' number of epochs
+    steps: int  # of --max-steps or --epochs, else of the authors' number of epochs
     epochs: int
     learned: Learned  # part of the model that starts from trained weights
 

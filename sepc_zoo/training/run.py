@@ -55,12 +55,12 @@ class AsyncScalars:
 
 
 class StepResult(NamedTuple):
-    """A step that was started, and that the host may not have waited for."""
+    """A step that was started; the device may not have finished it."""
 
     step: int
     batches: Sequence[Batch]
     losses: dict[str, Tensor]
-    flags: AsyncScalars  # number of processes in which it failed, and ``host_flags`` of all
+    flags: AsyncScalars  # number of processes in which the step failed, sums of ``host_flags``
 
 
 class Run:
@@ -194,7 +194,7 @@ class Run:
         return damage
 
     def start(self) -> None:
-        """Load the state, write the first files, and remove those of steps that are repeated.
+        """Load the state, write the first files, and drop the logs of steps that are repeated.
 
         Call it while the run folder is locked.
         """
@@ -227,7 +227,7 @@ class Run:
             self.log.say(line)
 
     def write_first_files(self) -> None:
-        """Write what a resumed run reads; a run that ended before its first save may have more."""
+        """Write what a resumed run reads, and remove what a run that never saved has left."""
         if self.inputs.is_divided:
             parts = self.train_data.records, self.val_data.records
             splits = zip(RUN_SPLITS, parts, strict=True)

@@ -19,7 +19,7 @@ from sepc_zoo.training.run import Run
 
 
 def describe(run: Run) -> dict[str, str]:
-    """Describe a run, in rows that are worth a look before it starts."""
+    """Describe a run before it starts, in rows for ``show``."""
     options, recipe, config = run.options, run.recipe, run.detector.config
     processes, device = run.accelerator.num_processes, run.accelerator.device.type
     sizes = {p: p.numel() / 1e6 for p in run.detector.parameters()}

@@ -265,7 +265,7 @@ def how_to_go_on(run: Run) -> str:
 
 
 def validate(run: Run, epoch: int) -> None:
-    """Validate the model after an epoch, and save it as the last and, if it is, the best one."""
+    """Validate the model after an epoch; save it as the last one, and as the best where it is."""
     try:
         evaluation, results = validate_model(
             run.accelerator,
@@ -278,7 +278,7 @@ def validate(run: Run, epoch: int) -> None:
         save_run(run)
         raise
     metrics = evaluation.metrics
-    report_faults(run, flags_now(run)[-1])  # before metrics without half of the images are saved
+    report_faults(run, flags_now(run)[-1])  # may end the run before such metrics are saved
     # COCO's AP is -1 where no box can be counted: then the last model is the best that is known.
     is_best = metrics["AP"] > run.progress.best_ap or metrics["AP"] < 0
     if is_best:

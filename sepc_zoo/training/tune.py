@@ -88,7 +88,7 @@ def tune(
         The study, in the main process.
 
     Raises:
-        OptionError: a part of the space is none.
+        OptionError: a part of the space cannot be read or searched.
         TuneError: Optuna is missing, another process searches in this folder, the folder holds
             another search, or the first trials all failed.
         Interrupted: SIGINT or SIGTERM arrived; the study and the run of its trial were saved.

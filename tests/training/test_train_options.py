@@ -130,6 +130,19 @@ def test_an_automatic_batch_size_is_a_number_in_the_run(shapes, tmp_path, monkey
     assert read_options(tmp_path).lr == Run(options(shapes, tmp_path / "x")).recipe.lr
 
 
+@pytest.fixture
+def settled(shapes, tmp_path, monkeypatch):
+    """From a function ``step(size)`` in place of a step to the settled batch size."""
+
+    def settle(step, min_steps=1 / 4):
+        monkeypatch.setattr(dry_run, "MIN_STEPS", min_steps)
+        monkeypatch.setattr(dry_run, "largest_batch", lambda _run, size: size)
+        monkeypatch.setattr(dry_run, "make_step", lambda _run, size: step(size))
+        return settle_batch_size(options(shapes, tmp_path, batch_size="auto")).batch_size
+
+    return settle
+
+
 @pytest.mark.parametrize(
     ("fitting", "min_steps", "number", "reason"),
     [
@@ -141,41 +154,34 @@ def test_an_automatic_batch_size_is_a_number_in_the_run(shapes, tmp_path, monkey
     ],
 )
 def test_the_largest_batch_that_fits_is_found_and_its_reason_told(
-    fitting, min_steps, number, reason, shapes, tmp_path, monkeypatch, capsys
+    fitting, min_steps, number, reason, settled, capsys
 ):
-    def step(_run, size):
+    def step(size):
         if size > fitting:
             raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(dry_run, "MIN_STEPS", min_steps)
-    monkeypatch.setattr(dry_run, "largest_batch", lambda _run, size: size)
-    monkeypatch.setattr(dry_run, "make_step", step)
-    assert settle_batch_size(options(shapes, tmp_path, batch_size="auto")).batch_size == number
+    assert settled(step, min_steps) == number
     assert f"batch size: {number}; more would {reason}" in capsys.readouterr().out
 
 
-def test_a_batch_is_not_tried_where_its_memory_is_not_there(shapes, tmp_path, monkeypatch):
+def test_a_batch_is_not_tried_where_its_memory_is_not_there(settled, monkeypatch):
     used = [1.0]  # GiB
 
-    def step(_run, size):
+    def step(size):
         assert size <= 2
         used[0] = 1.0 + size
 
-    monkeypatch.setattr(dry_run, "MIN_STEPS", 1 / 4)
-    monkeypatch.setattr(dry_run, "largest_batch", lambda _run, size: size)
-    monkeypatch.setattr(dry_run, "make_step", step)
     monkeypatch.setattr(dry_run, "peak_memory", lambda _device: used[0])
     monkeypatch.setattr(dry_run, "free_memory", lambda _device: 5.0)  # four images need all of it
-    assert settle_batch_size(options(shapes, tmp_path, batch_size="auto")).batch_size == 2
+    assert settled(step) == 2
 
 
-def test_an_image_that_does_not_fit_is_told(shapes, tmp_path, monkeypatch):
-    def step(*_):
+def test_an_image_that_does_not_fit_is_told(settled):
+    def step(_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(dry_run, "make_step", step)
     with pytest.raises(TrainError, match="not even one image fits"):
-        settle_batch_size(options(shapes, tmp_path, batch_size="auto"))
+        settled(step)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run is saved
 
 
 class WaitEnded(Exception):  # noqa: N818 - no error
-    """A signal arrived while something was waited for that may never come."""
+    """A signal arrived during a wait that may never end."""
 
 
 class Interrupt:
@@ -79,7 +79,7 @@ class Interrupt:
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: not of Python
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
         self._previous = {}
 
 

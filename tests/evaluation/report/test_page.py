@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from difficulties import make_results as make_difficult_results
+from made_up_splits import make_annotations, result
 from PIL import Image
 
-from sepc_zoo.data import Annotations, Record, read_data
+from sepc_zoo.data import read_data
 from sepc_zoo.evaluation.diagnosis import diagnose_split
 from sepc_zoo.evaluation.errors import ERROR_KINDS, ErrorCosts
 from sepc_zoo.evaluation.metrics import evaluate
@@ -57,35 +58,29 @@ class Reader(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def make_split(folder, images=3, classes=3, used=3, names=None, seed=0):
+def make_split(folder, images=3, classes=3, used=3, names=None):
     """Images with three objects and a crowd each, of the first ``used`` classes."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    records = []
-    for i in range(images):
+    boxes = [(x, 10.0, 20.0, 30.0) for x in (0.0, 30.0, 60.0, 90.0)]
+    labels = np.arange(4 * images).reshape(images, 4) % min(used, classes)
+    crowds = False, False, False, True
+    truth = [list(zip(own, boxes, crowds, strict=True)) for own in labels.tolist()]
+    split, rng, records = make_annotations(truth, classes), np.random.default_rng(0), []
+    for i, record in enumerate(split.records):
         path = folder / f"{i}.jpg"
         Image.fromarray(rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(path)
-        bbox = torch.tensor([[x, 10.0, 20.0, 30.0] for x in (0.0, 30.0, 60.0, 90.0)]).double()
-        boxes = torch.cat([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], dim=1).float()
-        labels = torch.arange(4 * i, 4 * i + 4) % min(used, classes)
-        crowd = torch.tensor([0, 0, 0, 1])
-        area = bbox[:, 2:].prod(dim=1)
-        records.append(Record(i + 1, path, (90, 120), boxes, labels, crowd, area, bbox))
-    names = names or [f"class {label}" for label in range(classes)]
-    return Annotations(tuple(records), tuple(names), tuple(range(1, classes + 1)))
+        records.append(replace(record, path=path, size=(90, 120)))
+    return replace(split, records=tuple(records), label_names=tuple(names or split.label_names))
 
 
-def make_results(annotations, seed=0):
+def make_results(annotations):
     """Correct, moved and wrong boxes with random scores."""
-    rng = np.random.default_rng(seed)
-    rows = []
+    rng, classes, rows = np.random.default_rng(0), len(annotations.label_names), []
     for record in annotations.records:
-        for box, label in zip(record.bbox.tolist(), record.labels.tolist(), strict=True):
+        for (x, *more), label in zip(record.bbox.tolist(), record.labels.tolist(), strict=True):
             for shift in (0, 4, 12):
-                classes = len(annotations.label_names)
-                category = label if rng.random() < 0.7 else rng.integers(classes)
-                row = {"image_id": record.image_id, "category_id": int(category) + 1}
-                rows.append(row | {"bbox": [box[0] + shift, *box[1:]], "score": rng.random()})
+                found = label if rng.random() < 0.7 else int(rng.integers(classes))
+                rows.append(result(record.image_id, found, (x + shift, *more), rng.random()))
     return rows
 
 
@@ -195,10 +190,7 @@ def test_unreadable_images_do_not_stop_the_page(tmp_path):
 
 
 def wrong_boxes(shift):
-    return [
-        {"image_id": i, "category_id": 1, "bbox": [shift, 10, 20, 30], "score": 0.5}
-        for i in (1, 2, 3)
-    ]
+    return [result(i, 0, (shift, 10, 20, 30), 0.5) for i in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("rows", [[], wrong_boxes(500)])
