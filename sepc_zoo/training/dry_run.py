@@ -21,7 +21,7 @@ from sepc_zoo.errors import ConfigError
 from sepc_zoo.training.gradients import update_weights
 from sepc_zoo.training.logging import used_memory
 from sepc_zoo.training.options import TrainError, TrainOptions
-from sepc_zoo.training.recipes import set_train_mode
+from sepc_zoo.training.recipes import SGD, set_train_mode
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import repeated_classes
 
@@ -290,7 +290,7 @@ def disk(run: Run) -> Need:
     """States and model folders, and a new one beside the old ones while it is written."""
     model = sum(value.nbytes for value in run.detector.state_dict().values())
     trained = sum(p.nbytes for p in run.detector.parameters() if p.requires_grad)
-    moments = trained * (1 if run.recipe.opt in ("sgd", "momentum") else 2)
+    moments = trained * (1 if run.recipe.opt in SGD else 2)
     state = model * (1 + bool(run.options.model_ema)) + moments
     needed = STATES * state + MODEL_FOLDERS * model + model
     folder = next(p for p in (run.output.absolute(), *run.output.absolute().parents) if p.exists())

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from sepc_zoo.config import merge_entries
 from sepc_zoo.errors import UserError
+from sepc_zoo.ops.distributed import on_main_process
 from sepc_zoo.options import OptionError, as_dict, flatten, option_fields, strip_none
 from sepc_zoo.terminal import say
 from sepc_zoo.training.accelerator import start_processes
@@ -91,6 +92,7 @@ def tune(
         OptionError: a part of the space cannot be read or searched.
         TuneError: Optuna is missing, another process searches in this folder, the folder holds
             another search, or the first trials all failed.
+        UserError: in the other processes, where the main one raises any of these.
         Interrupted: SIGINT or SIGTERM arrived; the study and the run of its trial were saved.
     """
     if find_spec("optuna") is None:
@@ -99,21 +101,24 @@ def tune(
     asked, options = options, settle_batch_size(options)
     defaults = default_values(options, processes.num_processes)
     dimensions = dict(read_dimension(text, defaults) for text in space)
-    study = trial = chosen = number = None
+    study: Study | None = None
+    trial: Trial | None = None
     with ExitStack() as stack:
-        if processes.is_main_process:
-            study = open_study(asked, space, stack)
-            inside = [name for name, d in dimensions.items() if contains(d, defaults[name])]
-            if not study.trials:
-                study.enqueue_trial({name: defaults[name] for name in inside})
-        while True:
-            if study is not None:
-                trial = next_trial(study, num_trials, dimensions)
-                chosen, number = (trial.params, trial.number) if trial else (None, None)
-            chosen, number = broadcast_object_list([chosen, number])
-            if number is None:
-                return study
-            run_trial(study, trial, trial_options(options, chosen, number))
+
+        def ask() -> tuple[dict[str, Any], int] | None:
+            """The values and the number of the next trial."""
+            nonlocal study, trial
+            if study is None:
+                study = open_study(asked, space, stack)
+                inside = [name for name, d in dimensions.items() if contains(d, defaults[name])]
+                if not study.trials:
+                    study.enqueue_trial({name: defaults[name] for name in inside})
+            trial = next_trial(study, num_trials, dimensions)
+            return None if trial is None else (trial.params, trial.number)
+
+        while (values := on_main_process(ask)) is not None:
+            run_trial(study, trial, trial_options(options, *values))
+    return study
 
 
 def run_trial(study: Study | None, trial: Trial | None, options: TrainOptions) -> None:

@@ -12,6 +12,7 @@ from tiny_runs import interrupt_at, options, read_log
 from sepc_zoo.cli import main
 from sepc_zoo.cli.arguments import command_line, make_parser, parse
 from sepc_zoo.cli.train import Arguments
+from sepc_zoo.errors import UserError
 from sepc_zoo.options import OptionError
 from sepc_zoo.training import tune as tune_module
 from sepc_zoo.training.callbacks import Stop
@@ -223,13 +224,21 @@ def search_together(folder):
     return study is None, rates, stopped
 
 
+def refusal_of_another_search(folder):
+    with pytest.raises(UserError) as refusal:
+        search(Path(folder), num_trials=8, space=("lr=1e-5:1",))
+    return str(refusal.value)
+
+
 @pytest.mark.slow
 def test_several_processes_search_together(tmp_path):
     pair = ProcessPair()
     (is_other, rates, stopped), (was_other, other_rates, others_stopped) = pair(
         search_together, str(tmp_path)
     )
+    refusals = pair(refusal_of_another_search, str(tmp_path))
     pair.close()
+    assert all("holds a search with other space;" in refusal for refusal in refusals)
     assert (is_other, was_other) == (False, True)
     assert rates == other_rates
     assert stopped == others_stopped
