@@ -18,9 +18,7 @@ class Curves:
 
     def __init__(self, curve: Ints, num_curves: int) -> None:
         self.curve, self.num_curves = curve, num_curves  # (P,), index of the curve
-        self.starts = np.flatnonzero(
-            np.diff(curve, prepend=-1)
-        )  # first point of each non-empty curve
+        self.starts = np.flatnonzero(np.diff(curve, prepend=-1))  # first points of curves
         self.lengths = np.diff(self.starts, append=len(curve))
 
     def running_sum(self, values: Any) -> Any:

@@ -94,7 +94,7 @@ def collect_detections(
     ]
     if problems:
         raise DataError(problems)
-    results = sorted(results, key=itemgetter("image_id"))  # settles equal scores
+    results = sorted(results, key=itemgetter("image_id"))  # breaks ties of scores
     detections = SplitDetections(
         np.array([record_of[result["image_id"]] for result in results], dtype=np.int64),
         np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4),

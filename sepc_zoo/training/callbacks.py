@@ -95,9 +95,9 @@ class WriteReport(Callback):
     """Write ``report.html``, from what the validation of the best model has saved."""
 
     def after_training(self, run: Run) -> None:
-        on_main_process(self.write, run)
+        on_main_process(self._write, run)
 
-    def write(self, run: Run) -> None:
+    def _write(self, run: Run) -> None:
         saved = run.output / "best" / "detections.json"
         if not (find_spec("matplotlib") and saved.exists()):
             return

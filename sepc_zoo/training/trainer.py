@@ -278,7 +278,8 @@ def validate(run: Run, epoch: int) -> None:
         save_run(run)
         raise
     metrics = evaluation.metrics
-    report_faults(run, flags_now(run)[-1])  # may end the run before such metrics are saved
+    # Too many unreadable images end the run before metrics without them are saved.
+    report_faults(run, flags_now(run)[-1])
     # COCO's AP is -1 where no box can be counted: then the last model is the best that is known.
     is_best = metrics["AP"] > run.progress.best_ap or metrics["AP"] < 0
     if is_best:

@@ -58,9 +58,10 @@ def test_colours_are_described_where_there_are_some(five, shapes, tmp_path):
 
 
 def test_images_and_model_of_other_channels_are_told_at_the_start(five, shapes, tmp_path):
-    for data, kwargs in ((shapes, {"in_chans": 5}), (five, {"in_chans": 4})):
-        with pytest.raises(ImageError, match="channels"):
-            Run(options(data, tmp_path / "run", backbone_kwargs=kwargs))
+    hint = r"\.tif: has 5 channels.*--backbone-kwargs in_chans=5"
+    for data, in_chans, text in ((shapes, 5, "channels"), (five, 4, "channels"), (five, 3, hint)):
+        with pytest.raises(ImageError, match=text):
+            Run(options(data, tmp_path / "run", backbone_kwargs={"in_chans": in_chans}))
 
 
 def test_pages_that_a_model_of_rgb_does_not_get_are_told(five, tmp_path):

@@ -355,13 +355,6 @@ def test_stages_that_a_backbone_does_not_tell_apart_cannot_be_frozen():
         freeze_stages(model.backbone, 1)
 
 
-@pytest.mark.parametrize("first", [None, "bf16"])
-def test_a_second_run_in_one_process_has_its_own_precision(first, shapes, tmp_path):
-    second = None if first else "bf16"
-    used = [Run(options(shapes, tmp_path, amp=amp)).accelerator.amp for amp in (first, second)]
-    assert used == [first, second]
-
-
 def test_a_run_after_one_in_bf16_equals_one_that_came_first(shapes, tmp_path):
     changes = {"image_size": (128, 128), "max_steps": 2, "log_interval": 1}
     for name, amp in (("a", None), ("b", "bf16"), ("c", None)):
