@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
 from sepc_zoo.data import Annotations
-from sepc_zoo.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS
+from sepc_zoo.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, Floats, Ints
 from sepc_zoo.evaluation.results import (
     MAX_PER_CLASS,
     SplitDetections,
@@ -40,8 +39,8 @@ class Evaluation:
 
     # keys of METRICS, with known frequencies of FREQUENCIES; "per_class": CLASS_METRICS by class
     metrics: dict[str, Any]
-    precision: NDArray[np.float64]  # (T, R, K, S), the highest at this or a higher recall
-    recall: NDArray[np.float64]  # (T, K, S), with all detections
+    precision: Floats  # (T, R, K, S), the highest at this or a higher recall
+    recall: Floats  # (T, K, S), with all detections
 
 
 def evaluate(detections: SplitDetections, annotations: Annotations) -> Evaluation:
@@ -80,9 +79,7 @@ def evaluate(detections: SplitDetections, annotations: Annotations) -> Evaluatio
     return Evaluation(metrics, precision, recall)
 
 
-def frequency_metrics(
-    precision: NDArray[np.float64], frequencies: Sequence[str | None]
-) -> dict[str, float]:
+def frequency_metrics(precision: Floats, frequencies: Sequence[str | None]) -> dict[str, float]:
     """AP of rare, common and frequent classes, from ``Evaluation.precision``.
 
     Args:
@@ -132,15 +129,13 @@ def format_figure(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def mean(table: NDArray[np.float64]) -> float:
+def mean(table: Floats) -> float:
     """Average the defined values of a table of precision or recall; -1 where there are none."""
     known = table[table > -1]
     return float(known.mean()) if len(known) else -1.0
 
 
-def _per_image(
-    boxes: SplitDetections | SplitTargets, order: NDArray[np.int64]
-) -> list[dict[str, torch.Tensor]]:
+def _per_image(boxes: SplitDetections | SplitTargets, order: Ints) -> list[dict[str, torch.Tensor]]:
     """One dict per image, as ``MeanAveragePrecision.update`` takes them."""
     columns = {f.name: torch.from_numpy(getattr(boxes, f.name)) for f in fields(boxes)}
     columns["boxes"] = columns.pop("bbox")
@@ -148,7 +143,7 @@ def _per_image(
     return [{key: column[indices[i]] for key, column in columns.items()} for i in order.tolist()]
 
 
-def _class_metrics(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:
+def _class_metrics(precision: Floats, recall: Floats) -> dict[str, float]:
     """Compute a class's figures from its precision ``(T, R, S)`` and recall ``(T, S)``."""
     small, medium, large = (mean(precision[:, :, size]) for size in (1, 2, 3))
     overall = precision[:, :, 0]

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sepc_zoo.data.annotations import Annotations
 from sepc_zoo.data.listing import Federation, find_duplicates
 from sepc_zoo.data.problems import DataError, Problem, unreadable
+from sepc_zoo.evaluation.average_precision import Bools, Floats, Ints
 
 Boxes = TypeVar("Boxes", bound="SplitBoxes")
 CocoResult = dict[str, Any]  # image_id, category_id, bbox (x, y, width, height), score
@@ -28,14 +28,14 @@ RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 class SplitBoxes:
     """The B boxes of a split."""
 
-    image: NDArray[np.int64]  # (B,), index of the record
-    bbox: NDArray[np.float64]  # (B, 4), x, y, width, height in pixels
-    labels: NDArray[np.int64]  # (B,)
+    image: Ints  # (B,), index of the record
+    bbox: Floats  # (B, 4), x, y, width, height in pixels
+    labels: Ints  # (B,)
 
     def __len__(self) -> int:
         return len(self.image)
 
-    def only(self: Boxes, chosen: NDArray[Any]) -> Boxes:
+    def only(self: Boxes, chosen: Bools | Ints) -> Boxes:
         """Choose boxes by a mask or by indices."""
         return type(self)(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
@@ -47,18 +47,18 @@ class SplitTargets(SplitBoxes):
     A class of LVIS that is not annotated exhaustively in an image has a crowd ``EVERYWHERE`` there.
     """
 
-    iscrowd: NDArray[np.bool_]  # (B,)
-    area: NDArray[np.float64]  # (B,), pixels
+    iscrowd: Bools  # (B,)
+    area: Floats  # (B,), pixels
 
 
 @dataclass(frozen=True, eq=False)
 class SplitDetections(SplitBoxes):
     """The detections of a split by image id; those of an image in the order of their file."""
 
-    scores: NDArray[np.float64]  # (B,)
+    scores: Floats  # (B,)
 
     @cached_property
-    def rank(self) -> NDArray[np.int64]:
+    def rank(self) -> Ints:
         """Rank ``(B,)`` by falling score; equal scores keep their order."""
         return np.argsort(np.argsort(-self.scores, kind="stable"), kind="stable")
 
@@ -116,9 +116,7 @@ def federation_of(annotations: Annotations) -> Federation | None:
     return federation if federation is not None and federation.absent else None
 
 
-def best_of_groups(
-    group: NDArray[np.int64], rank: NDArray[np.int64], limit: int
-) -> NDArray[np.bool_]:
+def best_of_groups(group: Ints, rank: Ints, limit: int) -> Bools:
     """Whether each box ``(B,)`` is among the ``limit`` of its group with the lowest rank."""
     order = np.lexsort((rank, group))
     _, starts, counts = np.unique(group[order], return_index=True, return_counts=True)
@@ -161,7 +159,7 @@ def read_results(path: Path, annotations: Annotations) -> tuple[list[CocoResult]
     return kept, len(results) - len(kept)
 
 
-def indices_by_image(image: NDArray[np.int64], num_images: int) -> list[NDArray[np.int64]]:
+def indices_by_image(image: Ints, num_images: int) -> list[Ints]:
     """Indices of the boxes of each image, in their order."""
     order = np.argsort(image, kind="stable")
     return np.split(order, np.searchsorted(image[order], np.arange(1, num_images)))[:num_images]
@@ -191,9 +189,7 @@ def _drop_unknown(
     return detections.only(best & known[detections.image, detections.labels])
 
 
-def _places(
-    annotations: Annotations, categories: Mapping[int, Sequence[int]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _places(annotations: Annotations, categories: Mapping[int, Sequence[int]]) -> tuple[Ints, Ints]:
     """Indices of records ``(P,)`` and labels ``(P,)`` of the categories of each image."""
     label_of = {category: label for label, category in enumerate(annotations.category_ids)}
     places = [

@@ -12,10 +12,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sepc_zoo.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, Floats
 from sepc_zoo.evaluation.diagnosis import Calibration, Sweep, Threshold
-from sepc_zoo.evaluation.metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +46,6 @@ STYLE: Any = {
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 IN_POINTS: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False}
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-Floats = NDArray[np.float64]
 
 
 def style() -> AbstractContextManager[None]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sepc_zoo.data import Annotations
+from sepc_zoo.evaluation.average_precision import Ints
 from sepc_zoo.evaluation.diagnosis import Diagnosis, Threshold
 from sepc_zoo.evaluation.metrics import Evaluation
 from sepc_zoo.evaluation.results import SplitDetections, SplitTargets
@@ -33,7 +33,7 @@ class ReportContext:
         return self.diagnosis.targets
 
     @cached_property
-    def num_objects(self) -> NDArray[np.int64]:
+    def num_objects(self) -> Ints:
         """Number of objects by class ``(K,)``, without crowds."""
         return np.bincount(self.targets.labels[~self.targets.iscrowd], minlength=len(self.names))
 

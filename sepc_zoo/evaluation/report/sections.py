@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sepc_zoo.data.quality.statistics import count_sizes
+from sepc_zoo.evaluation.average_precision import Ints
 from sepc_zoo.evaluation.diagnosis import (
     CORRECT,
     IGNORED,
@@ -145,7 +145,7 @@ def _curve(context: ReportContext, label: int) -> dict[str, Any]:
     return {"name": name, "svg": svg, **figures}
 
 
-def _most_confused(between: NDArray[np.int64]) -> list[int]:
+def _most_confused(between: Ints) -> list[int]:
     """List the labels of the largest counts ``(K, K)`` of objects detected as another class."""
     labels: list[int] = []
     both_ways = between + between.T
@@ -156,7 +156,7 @@ def _most_confused(between: NDArray[np.int64]) -> list[int]:
     return sorted(labels)
 
 
-def _cells(row: NDArray[np.int64], own: int, colors: list[str]) -> list[dict[str, Any]]:
+def _cells(row: Ints, own: int, colors: list[str]) -> list[dict[str, Any]]:
     """Make the cells of row ``own``; its diagonal, if any, has a color of its own."""
     total = max(1, int(row.sum()))
     return [
