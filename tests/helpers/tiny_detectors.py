@@ -21,7 +21,7 @@ COMBINATIONS = [(method, neck) for method in DENSE for neck in NECKS]
 COMBINATIONS += [("fasterrcnn", neck) for neck in TWO_STAGE_NECKS]
 
 
-def tiny_model(method="retinanet", neck=None, padding=1, **changes):
+def tiny_model(method="retinanet", neck=None, /, padding=1, **changes):
     """Four classes, 16 channels, few blocks, proposals and samples."""
     torch.manual_seed(0)
     if method == "fasterrcnn":
