@@ -64,7 +64,7 @@ class Setting:
 
     image_size: tuple[int, int]  # short side and longest long side, pixels
     anchor_factor: float = 1.0  # on the size of all anchors that boxes are matched to by overlap
-    images: int = 400  # of shapes, to train on
+    images: int = 400  # number of drawn training images
 
 
 DATA = {
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 300, 1000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--backbone-checkpoint", help="timm's weights of MobileNetV2")
-    parser.add_argument("--recipe", default="auto", help="of our models")
+    parser.add_argument("--recipe", default="auto", help="recipe of our models")
     parser.add_argument("--label", default="now", help="name of the state of the code")
     parser.add_argument("--part", default="0/1", help="this process's part of the runs, as 0/2")
     parser.add_argument("--output", type=Path, default=HERE / "study.csv")
@@ -112,7 +112,7 @@ def main() -> None:
                 print(key, figures, flush=True)
 
 
-def shapes(folder: Path, images: int = 400) -> Path:
+def shapes(folder: Path, images: int = Setting.images) -> Path:
     """Draw the shapes once; their sizes cover more than four octaves."""
     if not folder.exists():
         write_shapes(folder, train=images, val=150, size=SHAPES_SIZE, sides=SHAPES_SIDES)
@@ -186,15 +186,13 @@ def draw(rows: list[dict[str, str]]) -> None:
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 9}):
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
         for panel, (data, title) in zip(axes, PANELS.items(), strict=True):
+            ap = collect_ap(rows, "now", data)
             for neck, color in NECKS.items():
-                ap: dict[int, list[float]] = defaultdict(list)
-                for row in rows:
-                    run = row["label"], row["data"], row["model"]
-                    if run == ("now", data, f"retinanet_mnv2_{neck}"):
-                        ap[int(row["steps"])].append(100 * float(row["AP"]))
-                steps = sorted(n for n in ap if n in BUDGETS)
-                panel.plot(steps, [mean(ap[n]) for n in steps], "o-", ms=3, color=color, label=neck)
-                low, high = ([f(ap[n]) for n in steps] for f in (min, max))
+                model = f"retinanet_mnv2_{neck}"
+                steps = [n for n in BUDGETS if (model, n) in ap]
+                seeds = [[*ap[model, n].values()] for n in steps]
+                panel.plot(steps, [*map(mean, seeds)], "o-", ms=3, color=color, label=neck)
+                low, high = ([*map(end, seeds)] for end in (min, max))
                 panel.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
             panel.set(title=title, xlabel="training steps", ylabel="AP", ylim=(0, None))
             panel.set_xscale("log", subs=[])
@@ -212,14 +210,9 @@ def table(rows: list[dict[str, str]], name: str) -> str:
     """
     label, data, counts, *method = name.split("/")
     steps = [*map(int, counts.split(","))]
-    rows = [row for row in rows if row["model"].startswith(tuple(method) or "")]
-    rows = [row for row in rows if (row["label"], row["data"]) == (label, data)]
-    rows = [row for row in rows if int(row["steps"]) in steps]
-    # AP of each seed, of each model and number of steps
-    ap: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        ap[row["model"], int(row["steps"])][row["seed"]] = 100 * float(row["AP"])
-    models = sorted({row["model"] for row in rows}, key=place)
+    ap = collect_ap(rows, label, data)
+    found = {model for model, n in ap if n in steps and model.startswith(tuple(method) or "")}
+    models = sorted(found, key=place)
     lines = [["model", *(f"{count} steps" for count in steps)], ["---"] * (len(steps) + 1)]
     for model in models:
         baseline = re.sub(r"_mnv2_.*", "_mnv2_fpn", model)
@@ -228,8 +221,19 @@ def table(rows: list[dict[str, str]], name: str) -> str:
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
 
 
+def collect_ap(
+    rows: list[dict[str, str]], label: str, data: str
+) -> dict[tuple[str, int], dict[str, float]]:
+    """AP in percent by seed, for each model and number of steps."""
+    ap: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if (row["label"], row["data"]) == (label, data):
+            ap[row["model"], int(row["steps"])][row["seed"]] = 100 * float(row["AP"])
+    return ap
+
+
 def place(model: str) -> tuple[bool, str, int]:
-    """Ours before others', by method and neck."""
+    """Key to sort models: ours before those of others, then by method and neck."""
     method, _, neck = model.partition("_mnv2_")
     return ":" in model, method, [*NECKS, ""].index(neck)
 
