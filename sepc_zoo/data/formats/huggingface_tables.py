@@ -31,8 +31,8 @@ class Table(NamedTuple):
 
     rows: Sequence[tuple[str, Path, Mapping[str, Any]]]  # place, for messages; image; columns
     names: Sequence[str] | None  # class names by number; None: the table has none
-    objects: Iterable[Any]  # of all splits; their categories are the classes if there are no names
-    source: str  # where the objects are, for messages
+    objects: Iterable[Any]  # objects of all splits; without names, their categories are the classes
+    source: str  # folder or id of the data set, for messages
 
 
 def is_hub_name(root: Source) -> bool:
