@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from msgspec.structs import replace
-from timm.models import adapt_input_conv
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sepc_zoo.checkpoints.folder import (
@@ -22,8 +19,9 @@ from sepc_zoo.checkpoints.folder import (
 from sepc_zoo.checkpoints.hub import fetch_backbone
 from sepc_zoo.checkpoints.layout import WEIGHTS_FILE, metrics_of
 from sepc_zoo.checkpoints.sources import find_model
-from sepc_zoo.config import MAX_NUMBER, BackboneConfig, DetectorConfig, override, without_credit
+from sepc_zoo.config import MAX_NUMBER, DetectorConfig, override, without_credit
 from sepc_zoo.errors import ConfigError, HubError
+from sepc_zoo.models.backbone import adapt_channels, flat
 from sepc_zoo.models.build import build
 from sepc_zoo.models.deform import offset_names
 from sepc_zoo.models.detector import Detector
@@ -71,7 +69,7 @@ def create_model(
         checkpoint: a safetensors file with the weights of this very model.
         backbone_kwargs: for ``timm.create_model``. ``{"in_chans": C}`` makes a model for images of
             C channels; without ``weights={"mean": ..., "std": ...}`` of C values, channel ``i`` has
-            those of ``i % 3`` of RGB, as timm adapts pretrained weights.
+            those of ``i % 3`` of RGB. Weights for RGB are adapted in the same way.
         cache_dir: as in huggingface_hub, like the three that follow.
         revision: branch, tag or commit on the hub.
         token: of the hub; by default that of ``hf auth login``.
@@ -171,29 +169,14 @@ def load_backbone(model: Detector, path: str | Path) -> None:
         HubError: the file cannot be read.
         ConfigError: a tensor that the backbone needs is not there or has another shape.
     """
-    state = {_flat(key): value for key, value in read_weights(Path(path)).items()}
+    state = adapt_channels(read_weights(Path(path)), model.config.backbone)
+    state = {flat(key): value for key, value in state.items()}
     trunk, name = model.backbone.trunk, model.config.backbone.name
-    _adapt_channels(state, model.config.backbone)
     new = offset_names(trunk)
     wanted = {key: value for key, value in trunk.state_dict().items() if key not in new}
-    state = {key: state[_flat(key)] for key in wanted if _flat(key) in state}
+    state = {key: state[flat(key)] for key in wanted if flat(key) in state}
     refuse_misfits(state, wanted, f"{path} does not fit backbone {name}", ConfigError)
     trunk.load_state_dict(state, strict=False)
-
-
-def _adapt_channels(state: dict[str, Tensor], config: BackboneConfig) -> None:
-    """Adapt the first convolutions in weights for RGB, in place."""
-    pretrained = timm.get_pretrained_cfg(config.name)
-    first = () if pretrained is None else pretrained.first_conv or ()
-    for name in (first,) if isinstance(first, str) else first:
-        key = _flat(f"{name}.weight")
-        if key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
-            state[key] = adapt_input_conv(config.in_chans, state[key])
-
-
-def _flat(key: str) -> str:
-    """A tensor's name with underscores for dots, as timm's feature extractors have it."""
-    return key.replace(".", "_")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sepc_zoo.checkpoints.layout import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from sepc_zoo.config import DetectorConfig, UnknownEntriesError, config_from_json, config_to_json
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.files import write_atomically, write_json
+from sepc_zoo.models.backbone import adapt_channels
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
 
@@ -80,7 +81,8 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
 
     Args:
         folder: folder with config and weights.
-        config: config to build instead of the folder's; it must have the same tensors.
+        config: config to build instead of the folder's; it must have the same tensors, but for
+            the first convolution of a model for RGB, which is adapted to the config's channels.
 
     Raises:
         HubError: a file is damaged, the config describes no model or an absurdly large one, or
@@ -90,18 +92,22 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
     file = folder / WEIGHTS_FILE
     wanted = read_config(folder) if config is None else config
     shapes = read_shapes(file)
+
+    def adapt(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state if config is None else adapt_channels(state, config.backbone)
+
     try:
         with torch.device("meta"), BoundedBuilding():
             model = build(wanted)
         computed = has_computed_tensors(model)
         refuse_misfits(
-            shapes, model.state_dict(), f"{file} does not fit {model.config.architecture}"
+            adapt(shapes), model.state_dict(), f"{file} does not fit {model.config.architecture}"
         )
         if computed:
             model = build(wanted)  # on the CPU, which computes the tensors that the file lacks
         else:
             model.to_empty(device="cpu")
-        load_weights(model, file)
+        load_state(model, adapt(read_weights(file)), file)
         model.backbone.probe()
     except ConfigError as error:
         if config is not None:
@@ -158,7 +164,11 @@ def read_config(folder: Path) -> DetectorConfig:
 
 def load_weights(model: Detector, file: Path) -> None:
     """Load a safetensors file strictly; a HubError names the damage or the tensors that misfit."""
-    state = read_weights(file)
+    load_state(model, read_weights(file), file)
+
+
+def load_state(model: Detector, state: Mapping[str, Tensor], file: Path) -> None:
+    """Load the tensors of a file strictly; a HubError names those that misfit."""
     refuse_misfits(state, model.state_dict(), f"{file} does not fit {model.config.architecture}")
     model.load_state_dict(state)
 

@@ -1,6 +1,6 @@
 """Any timm model that has features at strides 8, 16 and 32."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Format
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from sepc_zoo.config import BackboneConfig
@@ -150,6 +151,30 @@ class Backbone(nn.Module):
             stages.append([p for part in parts for p in part])
             start = stop
         return stages
+
+
+def adapt_channels(state: Mapping[str, Tensor], config: BackboneConfig) -> dict[str, Tensor]:
+    """A state dict whose first convolutions for RGB take the backbone's number of channels.
+
+    Kernels are repeated, and scaled by 3 over their number, as timm does it.
+
+    Args:
+        state: tensors of a timm model or of a detector, by name.
+    """
+    pretrained = timm.get_pretrained_cfg(config.name)
+    first = () if pretrained is None else pretrained.first_conv or ()
+    names = {flat(f"{name}.weight") for name in ([first] if isinstance(first, str) else first)}
+    adapted = dict(state)
+    for key, value in state.items():
+        name = flat(key).removeprefix("backbone_body_").removeprefix("model_")
+        if name in names and value.ndim == 4 and value.shape[1] == 3:
+            adapted[key] = adapt_input_conv(config.in_chans, value)
+    return adapted
+
+
+def flat(key: str) -> str:
+    """A tensor's name with underscores for dots, as timm's feature extractors have it."""
+    return key.replace(".", "_")
 
 
 def move_strides(body: nn.Module, name: str) -> None:

@@ -10,6 +10,7 @@ from tiny_detectors import some_targets
 
 from sepc_zoo.checkpoints.folder import save_model
 from sepc_zoo.config import BackboneConfig, ConfigError, config_from_json, config_to_json
+from sepc_zoo.errors import HubError
 from sepc_zoo.factory import create_model, load_backbone, load_model, model_info
 from sepc_zoo.models.backbone import Backbone
 
@@ -86,6 +87,27 @@ def test_a_file_for_other_channels_does_not_fit(tmp_path):
     save_file(timm.create_model("resnet18", in_chans=4).state_dict(), file)
     with pytest.raises(ConfigError, match=r"conv1.weight is \(64, 4, 7, 7\), not \(64, 5, 7, 7\)"):
         load_backbone(model_for(5), file)
+
+
+@pytest.mark.parametrize("name", ["retinanet_r18_fpn", "gfl_mnv4s_pconv"])
+def test_a_trained_model_is_adapted_to_more_channels(tmp_path, name):
+    """On images whose channels are those of RGB twice, it finds what the model for RGB finds."""
+    rgb, images = model_for(3, name), torch.randn(2, 3, 64, 64)
+    save_model(rgb, tmp_path)
+    six = load_model(tmp_path, backbone_kwargs={"in_chans": 6})
+    assert six.config.weights.mean == rgb.config.weights.mean * 2
+    with torch.no_grad():
+        expected, found = rgb(images), six(images.repeat(1, 2, 1, 1))
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.deltas, expected.deltas)
+
+
+def test_a_folder_of_other_channels_than_its_config_is_refused(tmp_path):
+    save_model(model_for(5), tmp_path / "five")
+    save_model(model_for(3), tmp_path / "three")
+    (tmp_path / "three/model.safetensors").rename(tmp_path / "five/model.safetensors")
+    with pytest.raises(HubError, match=r"conv1.weight is \(64, 3, 7, 7\), not \(64, 5, 7, 7\)"):
+        load_model(tmp_path / "five")
 
 
 def test_images_with_other_channels_are_refused_with_both_numbers():
