@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sepc_zoo.cli.arguments import command_line
-from sepc_zoo.options import option
+from sepc_zoo.options import option, option_fields
 from sepc_zoo.terminal import say
-from sepc_zoo.training.options import FormatOptions, InputOptions, TrainError, TrainOptions
+from sepc_zoo.training.options import InputOptions, SourceOptions, TrainError, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ MODELS: dict[str, list[tuple[float, str, tuple[int, int]]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(FormatOptions, InputOptions):
+class Arguments(SourceOptions, InputOptions):
     """Data."""
 
     data: tuple[str, ...] = option(
@@ -87,14 +87,20 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
 
     device = make_accelerator(None, arguments.cpu).device
     name, limits = fitting_model(device)
-    data = read_data(arguments.data, arguments.train_split, format=arguments.format)
+    data = read_data(
+        arguments.data,
+        arguments.train_split,
+        format=arguments.format,
+        drop_bad_boxes=arguments.drop_bad_boxes,
+        skip_bad_images=arguments.skip_bad_images,
+    )
     check_split(arguments.data, arguments.train_split, data)
     if not (data.records.iscrowd == 0).any():
         where = f"split {arguments.train_split!r} of {', '.join(arguments.data)}"
         raise TrainError(f"{where} has no box to learn; label some images first")
-    given = ("data", "format", "train_split", "val_split", "mean", "std", "cpu")
-    asked = {option_name: getattr(arguments, option_name) for option_name in given}
-    asked["model"] = arguments.model or name
+    given = [*option_fields(SourceOptions), *option_fields(InputOptions)]
+    asked = {info.name: getattr(arguments, info.name) for info in given}
+    asked |= {"model": arguments.model or name, "cpu": arguments.cpu}
     if (channels := num_channels(data)) != 3:
         asked["backbone_kwargs"] = {"in_chans": channels}
     size = asked["image_size"] = arguments.image_size or fitting_size(data, limits)

@@ -52,6 +52,17 @@ def test_all_is_told(facts):
     assert any("anchors" in note for note in facts["notes"])
 
 
+def test_options_of_the_data_are_options_of_the_command(shapes, tmp_path):
+    data = copy_of(shapes, tmp_path)
+    file = data / "annotations" / "instances_train.json"
+    edit_json(file, lambda content: content["annotations"][0].update(bbox=[0, 0, 0, 9]))
+    given = {"drop_bad_boxes": True, "repeat_factor": 0.5, "val_fraction": 0.3, "split_seed": 7}
+    model = {"model": "retinanet_resnet10t_pconv", "image_size": (64, 96), "cpu": True}
+    command = suggest(Arguments(data=str(data), **model, **given))["command"]
+    for text in ("--drop-bad-boxes", "--repeat-factor 0.5", "--val-fraction 0.3", "--split-seed 7"):
+        assert text in command
+
+
 @pytest.mark.slow
 def test_it_is_printed_as_text_or_json(shapes, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
