@@ -4,18 +4,20 @@ Every run is a row of ``study.csv``. Runs that stand there are not repeated, so 
 stopped and continued, and ``--part 0/2`` and ``--part 1/2`` share it among two processes: results
 do not depend on the load of the machine, times do.
 
-    python -m benchmarks.study --data shapes bccd=DIR --backbone-checkpoint mobilenetv2.safetensors
+    python -m benchmarks.study --data shapes bccd=DIR coarse=DIR \\
+        --backbone-checkpoint mobilenetv2.safetensors
     python -m benchmarks.study --tables  # writes README.md's tables and docs' figure
 """
 
 import argparse
 import itertools
+import json
 import math
 import platform
 import re
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,6 +30,7 @@ import torch
 import sepc_zoo
 from benchmarks.peers import CHANNELS, MOBILENET, PEERS, train_peer
 from sepc_zoo.data.synthetic import write_shapes
+from sepc_zoo.files import write_json
 from sepc_zoo.registry import model_config
 from sepc_zoo.training.csv_file import CsvFile
 from sepc_zoo.training.options import TrainOptions
@@ -72,7 +75,9 @@ DATA = {
     "shapes50": Setting(SHAPES_SIZE, anchor_factor=0.5, images=50),
     "shapes5000": Setting(SHAPES_SIZE, anchor_factor=0.5, images=5000),
     "bccd": Setting((192, 256), anchor_factor=0.5),
+    "coarse": Setting((192, 256), anchor_factor=0.5),
 }
+NUM_COARSE = 10  # classes of "coarse": COCO's supercategories with the most training boxes
 
 
 def main() -> None:
@@ -106,6 +111,8 @@ def main() -> None:
             done = [{entry: row[entry] for entry in KEY} for row in CsvFile(args.output).read()]
             if {entry: str(value) for entry, value in key.items()} not in done:
                 path = path or str(shapes(Path(folder) / name, DATA[name].images))
+                if name == "coarse":
+                    path = str(coarse_classes(Path(folder) / name, Path(path)))
                 options = {"backbone_checkpoint": args.backbone_checkpoint, "recipe": args.recipe}
                 figures = run(key, path, Path(folder) / "run", options)
                 CsvFile(args.output).append(key | figures | versions())
@@ -116,6 +123,23 @@ def shapes(folder: Path, images: int = Setting.images) -> Path:
     """Draw the shapes once; their sizes cover more than four octaves."""
     if not folder.exists():
         write_shapes(folder, train=images, val=150, size=SHAPES_SIZE, sides=SHAPES_SIDES)
+    return folder
+
+
+def coarse_classes(folder: Path, coco: Path) -> Path:
+    """Write a folder of COCO 2017 again, once, with supercategories for classes."""
+    boxes: Counter[str] = Counter()
+    for split in ("train", "val") if not folder.exists() else ():
+        content = json.loads((coco / f"annotations/instances_{split}2017.json").read_text())
+        name = {entry["id"]: entry["supercategory"] for entry in content["categories"]}
+        boxes = boxes or Counter(name[box["category_id"]] for box in content["annotations"])
+        ids = {name: i for i, (name, _) in enumerate(boxes.most_common(NUM_COARSE), start=1)}
+        for box in content["annotations"]:
+            box["category_id"] = ids.get(name[box["category_id"]])
+        kept = [box for box in content["annotations"] if box["category_id"] is not None]
+        content["categories"] = [{"id": i, "name": name} for name, i in ids.items()]
+        write_json(folder / f"annotations/instances_{split}.json", content | {"annotations": kept})
+        (folder / split).symlink_to((coco / f"{split}2017").resolve())
     return folder
 
 
