@@ -51,7 +51,7 @@ def main(data: str) -> None:
     transforms = [A.Rotate(10, p=0.5), A.RandomFog(p=0.2), A.CLAHE(p=0.2)]
     result = sepc_zoo.train(
         data=data,
-        model="retinanet_mnv2_sepc_lite",
+        model="gfl_mnv2_sepc_lite",
         pretrained_backbone=True,
         image_size=(480, 640),
         epochs=12,
