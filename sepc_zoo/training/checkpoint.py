@@ -67,7 +67,6 @@ class Progress:
                     f"the {split} split is not the one that the run was saved with: classes, image "
                     "files, boxes or their order differ; resume with the same data"
                 )
-        state = {"transform": ""} | state  # older runs have none
         if state["transform"] != self.transform:
             was, now = (name or "none" for name in (state["transform"], self.transform))
             raise ResumeError(

@@ -29,8 +29,6 @@ def write_options(options: TrainOptions) -> None:
 def read_options(run: str | Path) -> TrainOptions:
     """Read the options that a run was started with; its folder may have moved since.
 
-    Runs without ``recipe`` are older than this option, and were trained as ``paper`` says.
-
     Raises:
         TrainError: the folder holds no run, or an entry of its ``config.yaml`` does not fit.
     """
@@ -42,8 +40,6 @@ def read_options(run: str | Path) -> TrainOptions:
         raise TrainError(f"{run} is no run folder to resume: {reason}{hint}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            content.setdefault("recipe", "paper")
         options = from_dict(TrainOptions, content, str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
         raise TrainError(f"{run} is no run folder to resume: {error}") from error
