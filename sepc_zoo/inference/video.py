@@ -54,6 +54,15 @@ def import_av() -> Any:
     return av
 
 
+def make_reformatter() -> Any:
+    """A converter of frames to other pixel formats and sizes.
+
+    The one of PyAV 19's frames lies in the thread's storage. A process that another thread forks,
+    such as a worker of a data loader, clears that storage and hangs.
+    """
+    return import_av().video.reformatter.VideoReformatter()
+
+
 def is_address(source: object) -> bool:
     """Whether a source is a URL."""
     return isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+://", source) is not None
@@ -133,6 +142,7 @@ class Video:
         self.sound: deque[Packet] = deque()
         av = import_av()
         self._errors = av.error.FFmpegError
+        self._reformatter = make_reformatter()
         self._container = self._open(source)
         best = self._container.streams.best("video")
         if not isinstance(best, av.VideoStream):
@@ -261,7 +271,7 @@ class Video:
         return is_late
 
     def _pixels(self, frame: "VideoFrame") -> Tensor:
-        pixels = frame.to_ndarray(format=PIXEL_FORMATS[self.channels])
+        pixels = self._reformatter.reformat(frame, format=PIXEL_FORMATS[self.channels]).to_ndarray()
         upright = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
         return torch.from_numpy(upright.reshape(*upright.shape[:2], -1)).permute(2, 0, 1)
 

@@ -15,7 +15,7 @@ from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.detections import Detections
 from sepc_zoo.inference.preprocess import LoadedImage
 from sepc_zoo.inference.sources import SUFFIXES
-from sepc_zoo.inference.video import Video, VideoError, import_av
+from sepc_zoo.inference.video import Video, VideoError, import_av, make_reformatter
 
 if TYPE_CHECKING:
     from av import AudioStream
@@ -44,6 +44,7 @@ class VideoWriter:
         self.video = video
         options = {"movflags": "faststart"}  # players on the web start before the end
         self._container = import_av().open(str(path), "w", format="mp4", container_options=options)
+        self._reformatter = make_reformatter()
         self._stream: Any = None  # opened with the size of the first picture
         self._sounds = {stream.index: self._copy(stream) for stream in video.sound_streams}
         self._last_dts = dict.fromkeys(self._sounds, -sys.maxsize)
@@ -63,7 +64,8 @@ class VideoWriter:
         if self._stream is None:
             self._stream = self._start(picture.size)
         stream, frame = self._stream, import_av().VideoFrame.from_image(picture)
-        frame = frame.reformat(stream.width, stream.height, "yuv420p", dst_colorspace="itu709")
+        size = stream.width, stream.height
+        frame = self._reformatter.reformat(frame, *size, "yuv420p", dst_colorspace="itu709")
         frame.pts, frame.time_base = round(seconds / self.video.time_base), self.video.time_base
         self._container.mux(stream.encode(frame))
         self.write_sound()

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sepc_zoo.inference.video import make_reformatter
+
 av = pytest.importorskip("av", reason='videos need PyAV: pip install "sepc_zoo[video]"')
 
 RATE, SOUND_RATE = 10, 8000
@@ -50,8 +52,10 @@ def make_video(
 
 def read_video(path):
     """The frames of a video, each as (seconds, ndarray ``(H, W, 3)``)."""
+    reformat = make_reformatter().reformat
     with av.open(str(path)) as video:
-        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in video.decode(video=0)]
+        frames = [(frame.time, reformat(frame, format="rgb24")) for frame in video.decode(video=0)]
+        return [(seconds, frame.to_ndarray()) for seconds, frame in frames]
 
 
 def sound_of(path):

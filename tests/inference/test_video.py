@@ -8,6 +8,7 @@ import time
 import weakref
 from fractions import Fraction
 from itertools import pairwise
+from multiprocessing import get_all_start_methods, get_context
 from threading import Thread
 from types import SimpleNamespace
 
@@ -255,6 +256,21 @@ def test_sound_that_mp4_cannot_hold_is_left_out_and_told(tmp_path):
         write(tmp_path / "b.mp4", video, video)
     assert "a.avi: sound of type pcm_mulaw cannot be copied into mp4" in video.faults[0]
     assert len(read_video(tmp_path / "b.mp4")) == 10
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="this system has no fork")
+def test_a_process_can_be_forked_by_another_thread_after_a_video(tmp_path):
+    """As by a run that trains in a thread; its child clears what PyAV keeps for this one."""
+    with Video(make_video(tmp_path / "a.mp4", frames=5)) as video:
+        write(tmp_path / "b.mp4", video, video)
+    process = get_context("fork").Process(target=os.getpid)
+    thread = Thread(target=process.start)
+    thread.start()
+    thread.join()
+    process.join(timeout=60)
+    has_ended = process.exitcode == 0
+    process.kill()
+    assert has_ended
 
 
 # model.stream
