@@ -157,8 +157,6 @@ def test_the_file_of_a_run_reads_back_strictly(tmp_path):
     assert read_options(tmp_path) == options
     path = tmp_path / "config.yaml"
     text = path.read_text()
-    path.write_text(text.replace("recipe: auto\n", ""))
-    assert read_options(tmp_path).recipe == "paper"  # a run from before the option
     for wrong, named in (
         (text + "epoch: 3\n", "unknown option 'epoch'; did you mean 'epochs'"),
         (
