@@ -31,6 +31,19 @@ class RunAccelerator(Accelerator):
         super().__init__(**kwargs)
         self.amp = amp
 
+    def start_trackers(self, **kwargs: Any) -> None:
+        """Start the trackers; arguments as of ``init_trackers``.
+
+        Raises:
+            ConfigError: one cannot start, because nobody is logged in or a disk is full.
+        """
+        try:
+            self.init_trackers("tracking", **kwargs)
+        except Exception as error:  # trackers have errors of their own
+            self.trackers.clear()  # one that has not started cannot finish
+            names = [t.name if isinstance(t, GeneralTracker) else str(t) for t in self.log_with]
+            raise ConfigError(f"--log-with {' '.join(names)}: cannot start: {error}") from error
+
     def finish_trackers(self) -> None:
         """Close the trackers; ``end_training`` would also end the group of processes."""
         for tracker in self.trackers:

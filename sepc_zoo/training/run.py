@@ -211,7 +211,7 @@ class Run:
         self.log.begin(progress.step, progress.epoch, self.num_steps)
         # TensorBoard drops the steps that will be repeated.
         purge = {"tensorboard": {"purge_step": progress.step + 1}}
-        self.accelerator.init_trackers("tracking", init_kwargs=purge)
+        self.accelerator.start_trackers(init_kwargs=purge)
         lines = [damage] if damage else []
         lines += self.inputs.notes + list_dropped(self.train_data) + list_dropped(self.val_data)
         if not self.resume:

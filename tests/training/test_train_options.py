@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import (
     before_step,
@@ -248,6 +249,20 @@ def test_a_tracker_that_is_not_there_is_named_and_nothing_written(name, shapes, 
     with pytest.raises(ConfigError, match=f"--log-with {name}"):
         train(options(shapes, tmp_path / "run", log_with=(name,)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_cannot_start_is_named_with_its_reason(shapes, tmp_path):
+    class LoggedOut(GeneralTracker):
+        name, requires_logging_directory, tracker = "club", False, None
+
+        def start(self):
+            raise RuntimeError("not logged in")
+
+        def finish(self):
+            raise AssertionError("it has not started")
+
+    with pytest.raises(ConfigError, match="--log-with club: cannot start: not logged in"):
+        train(options(shapes, tmp_path / "run"), trackers=[LoggedOut()])
 
 
 def test_deterministic_runs_repeat_each_other(shapes, tmp_path, monkeypatch):
