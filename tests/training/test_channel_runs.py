@@ -50,6 +50,13 @@ def test_a_model_of_five_channels_is_trained_saved_and_used(five, tmp_path):
     assert torch.equal(found.scores, model.predict(pixels, 0.0).scores)
 
 
+def test_a_detector_of_rgb_is_fine_tuned_to_five_channels(five, shapes, tmp_path):
+    train(options(shapes, tmp_path / "rgb", epochs=1))
+    start = {"model": f"local-dir:{tmp_path / 'rgb/last'}", "model_kwargs": {}}
+    train(options(five, tmp_path / "run", **start, backbone_kwargs={"in_chans": 5}, epochs=1))
+    assert load_model(tmp_path / "run/last").config.backbone.in_chans == 5
+
+
 def test_colours_are_described_where_there_are_some(five, shapes, tmp_path):
     for data, channels, has_hue in ((shapes, 3, True), (five, 5, False)):
         kwargs = {"backbone_kwargs": {"in_chans": channels}, "hue": 0.1, "brightness": 0.2}
