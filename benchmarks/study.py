@@ -128,17 +128,21 @@ def shapes(folder: Path, images: int = Setting.images) -> Path:
 
 def coarse_classes(folder: Path, coco: Path) -> Path:
     """Write a folder of COCO 2017 again, once, with supercategories for classes."""
+    if folder.exists():
+        return folder
     boxes: Counter[str] = Counter()
-    for split in ("train", "val") if not folder.exists() else ():
+    for split in ("train", "val"):
         content = json.loads((coco / f"annotations/instances_{split}2017.json").read_text())
-        name = {entry["id"]: entry["supercategory"] for entry in content["categories"]}
-        boxes = boxes or Counter(name[box["category_id"]] for box in content["annotations"])
+        group = {entry["id"]: entry["supercategory"] for entry in content["categories"]}
+        boxes = boxes or Counter(group[box["category_id"]] for box in content["annotations"])
         ids = {name: i for i, (name, _) in enumerate(boxes.most_common(NUM_COARSE), start=1)}
-        for box in content["annotations"]:
-            box["category_id"] = ids.get(name[box["category_id"]])
-        kept = [box for box in content["annotations"] if box["category_id"] is not None]
+        content["annotations"] = [
+            box | {"category_id": ids[group[box["category_id"]]]}
+            for box in content["annotations"]
+            if group[box["category_id"]] in ids
+        ]
         content["categories"] = [{"id": i, "name": name} for name, i in ids.items()]
-        write_json(folder / f"annotations/instances_{split}.json", content | {"annotations": kept})
+        write_json(folder / f"annotations/instances_{split}.json", content)
         (folder / split).symlink_to((coco / f"{split}2017").resolve())
     return folder
 
