@@ -160,7 +160,7 @@ def measure(reader: str, root: Path, workers: int) -> dict[str, Any]:
 
         read: Any = partial(COCO, root / "annotations/instances_train2017.json")
     else:
-        start_processes(cpu=True)
+        start_processes(device="cpu")
         read = partial(read_once, partial(read_data, root, "train"))
     before, start, wall = own_memory(), time.process_time(), time.perf_counter()
     peak = peak_memory()

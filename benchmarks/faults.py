@@ -38,7 +38,8 @@ RUN, DISK, COUNT = Path("run"), Path("disk"), Path("steps")  # in the working fo
 FLAGS = [  # three epochs of four steps
     *("--data", "shapes", "--image-size", "64", "64", "--batch-size", "2", "--workers", "0"),
     *("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1"),
-    *("--epochs", "3", "--save-interval", "5", "--log-interval", "1", "--model-ema", "--cpu"),
+    *("--epochs", "3", "--save-interval", "5", "--log-interval", "1", "--model-ema"),
+    *("--device", "cpu"),
 ]
 HOW_TO_GO_ON = ("--resume run", "--resume disk/run", "start the run again")
 COLUMNS = ["fault", "exit status", "said", "lost", "then"]

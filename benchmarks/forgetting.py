@@ -61,7 +61,7 @@ def main() -> None:
             "batch_size": BATCH_SIZE,
             "image_size": DATA["shapes"].image_size,
             "workers": 0,
-            "cpu": True,
+            "device": "cpu",
             "log_with": (),
         }
         before = train(

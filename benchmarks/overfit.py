@@ -97,7 +97,7 @@ def overfit(model: str, data: Path, args: argparse.Namespace, output: Path) -> d
         hflip=0.0,
         freeze_stages=1,
         freeze_bn=True,
-        cpu=True,
+        device="cpu",
     )
     start = time.perf_counter()
     metrics = train(options)

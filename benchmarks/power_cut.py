@@ -75,7 +75,7 @@ def options(output: str) -> TrainOptions:
         log_interval=1,
         save_interval=SAVE_INTERVAL,
         log_with=(),
-        cpu=True,
+        device="cpu",
     )
 
 

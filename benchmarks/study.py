@@ -186,7 +186,7 @@ def train_options(
         model_kwargs=kwargs,
         freeze_stages=4,
         workers=0,
-        cpu=True,
+        device="cpu",
         log_with=(),
         **BACKBONE,
         **options,

@@ -58,7 +58,7 @@ def main() -> None:
         write_coco(replace(source, records=records), folder / "annotations/instances_val.json")
         for way, flags in WAYS.items():
             start = time.process_time()
-            where = ["--data", name, "--output", f"{name}/out", "--no-report", "--cpu"]
+            where = ["--data", name, "--output", f"{name}/out", "--no-report", "--device", "cpu"]
             sepc_zoo(["validate", "--model", args.model, *where, "--workers", "0", *flags])
             seconds = round((time.process_time() - start) / len(records), 1)
             metrics = json.loads((folder / "out/metrics.json").read_text())

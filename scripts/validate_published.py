@@ -35,7 +35,7 @@ from sepc_zoo.options import OptionError, option
 from sepc_zoo.published import PUBLISHED, Published, find_row
 from sepc_zoo.registry import UnknownModelError, list_models
 from sepc_zoo.training.accelerator import make_accelerator
-from sepc_zoo.training.options import DeviceOptions
+from sepc_zoo.training.options import PrecisionOptions
 
 HEADER = [
     *("name", "published_ap", "ap", "difference", "images", "seconds", "device", "precision"),
@@ -44,7 +44,7 @@ HEADER = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(DeviceOptions, LoaderOptions):
+class Arguments(PrecisionOptions, LoaderOptions):
     """Models and data."""
 
     names: tuple[str, ...] = option(
@@ -74,7 +74,7 @@ def main(texts: Sequence[str] | None = None) -> int:
 
 def run(arguments: Arguments) -> int:
     """Measure the models one after the other, and go on after one that fails."""
-    accelerator = make_accelerator(arguments.amp, arguments.cpu)
+    accelerator = make_accelerator(arguments.amp, arguments.device)
     read = partial(read_data, arguments.data, arguments.split, drop_bad_boxes=True)
     read_split = cache(lambda names: read_once(partial(read, names)))
     output = Path(arguments.output)

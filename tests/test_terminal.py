@@ -59,7 +59,7 @@ def odd_data(tmp_path):
 
 
 def test_no_command_passes_terminal_codes_of_a_data_set_on(odd_data, tmp_path, capsys):
-    run, flags = tmp_path / "run", ("--cpu", "--workers", 0)
+    run, flags = tmp_path / "run", ("--device", "cpu", "--workers", 0)
     tiny = ("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16")
     short = ("--image-size", 64, 64, "--epochs", 1, "--log-with")
     commands = [

@@ -61,7 +61,7 @@ def options_of_run(given: Mapping[str, Any], resume: str | None = None) -> Train
         folder = Path(given["model"])
         name = folder.parent.name if folder.name in ("best", "last") else folder.name
         TrainOptions(**options, output=name)  # a wrong option is reported before processes start
-        start_processes(options.get("cpu", False))
+        start_processes(options.get("device"))
         (options["output"],) = broadcast_object_list([str(free_folder(Path("runs") / name))])
     return TrainOptions(**options)
 

@@ -72,7 +72,7 @@ class TrainKeywords(TypedDict, total=False):
     copy_paste: float
     mix_epochs: int | None
     amp: Literal["bf16", "fp16"] | None
-    cpu: bool
+    device: str | None
     workers: int
     channels_last: bool
     compile: bool
@@ -102,7 +102,7 @@ class ValidateKeywords(TypedDict, total=False):
     split_by: Source | None
     format: Literal["coco", "voc", "yolo", "hf"] | None
     amp: Literal["bf16", "fp16"] | None
-    cpu: bool
+    device: str | None
     batch_size: int
     workers: int
     tta_flip: bool

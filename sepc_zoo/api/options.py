@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sepc_zoo.options import OptionError, Options, option
-from sepc_zoo.training.options import DeviceOptions, SourceOptions, WorkerOptions
+from sepc_zoo.training.options import PrecisionOptions, SourceOptions, WorkerOptions
 
 if TYPE_CHECKING:
     from sepc_zoo.inference.tta import Views
@@ -74,7 +74,7 @@ class DetectOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitOptions(SourceOptions, DeviceOptions, LoaderOptions, DetectOptions):
+class SplitOptions(SourceOptions, PrecisionOptions, LoaderOptions, DetectOptions):
     """Data."""
 
     split: str = option("val", "name of the split", metavar="NAME")

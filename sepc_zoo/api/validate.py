@@ -104,7 +104,7 @@ def detect(arguments: SplitOptions, source: "Source | Detector") -> Detected | N
     from sepc_zoo.evaluation.validate import detect_split, validation_loader
     from sepc_zoo.training.accelerator import make_accelerator
 
-    accelerator = make_accelerator(arguments.amp, arguments.cpu)
+    accelerator = make_accelerator(arguments.amp, arguments.device)
     if isinstance(source, str | PathLike):
         model = model_with_weights(source)
     else:  # a copy with the same weights: the config of a user's detector stays as it is

@@ -81,8 +81,8 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
 
     Args:
         folder: folder with config and weights.
-        config: config to build instead of the folder's; it must have the same tensors, but for
-            the first convolution of a model for RGB, which is adapted to the config's channels.
+        config: config to build instead of the folder's; it must have the same tensors, but if it
+            has another number of channels, the first convolution of a model for RGB is adapted.
 
     Raises:
         HubError: a file is damaged, the config describes no model or an absurdly large one, or
@@ -90,11 +90,14 @@ def read_model(folder: Path, config: DetectorConfig | None = None) -> Detector:
         ConfigError: the given config describes no model.
     """
     file = folder / WEIGHTS_FILE
-    wanted = read_config(folder) if config is None else config
+    own = read_config(folder)
+    wanted = config or own
     shapes = read_shapes(file)
 
     def adapt(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return state if config is None else adapt_channels(state, config.backbone)
+        if wanted.backbone.in_chans == own.backbone.in_chans:
+            return state
+        return adapt_channels(state, wanted.backbone)
 
     try:
         with torch.device("meta"), BoundedBuilding():

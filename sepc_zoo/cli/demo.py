@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from sepc_zoo.errors import ConfigError
-from sepc_zoo.options import Options, option
+from sepc_zoo.options import option
+from sepc_zoo.training.options import DeviceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Options):
+class Arguments(DeviceOptions):
     """Demo."""
 
     model: str | None = option(
@@ -30,7 +31,6 @@ class Arguments(Options):
     port: int | None = option(
         None, "port to listen at (default: the first free one from 7860 on)", ge=1, le=65535
     )
-    device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
 
 
 def run(arguments: Arguments) -> int:
@@ -40,10 +40,11 @@ def run(arguments: Arguments) -> int:
     except ImportError as error:
         raise ConfigError('demo needs gradio: pip install "sepc_zoo[demo]"') from error
     from sepc_zoo.api.models import model_with_weights
-    from sepc_zoo.cli.runtime import best_device
     from sepc_zoo.registry import RECOMMENDED
+    from sepc_zoo.training.accelerator import start_processes
 
-    model = model_with_weights(arguments.model or RECOMMENDED).to(best_device(arguments.device))
+    device = start_processes(arguments.device).device
+    model = model_with_weights(arguments.model or RECOMMENDED).to(device)
     page = make_page(model, arguments.examples, arguments.score_threshold)
     serve(page, arguments.host, arguments.port)
     return 0

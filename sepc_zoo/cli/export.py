@@ -104,7 +104,7 @@ def calibration(arguments: Arguments, label_names: tuple[str, ...]) -> "Int8":
     val = read_data(arguments.calibrate, "val", label_names)
     train = read_data(arguments.calibrate, "train", label_names).records
     step = max(1, len(train) // CALIBRATION_IMAGES)
-    accelerator = make_accelerator(None, cpu=True)
+    accelerator = make_accelerator(None, device="cpu")
 
     def measure(exported: Any) -> float:
         loader = validation_loader(val, exported, batch_size=1, workers=0)

@@ -14,11 +14,11 @@ from sepc_zoo.api.options import LoaderOptions
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.options import option
 from sepc_zoo.terminal import say
-from sepc_zoo.training.options import FormatOptions
+from sepc_zoo.training.options import DeviceOptions, FormatOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(FormatOptions, LoaderOptions):
+class Arguments(FormatOptions, DeviceOptions, LoaderOptions):
     """Labels."""
 
     data: str = option(
@@ -34,25 +34,24 @@ class Arguments(FormatOptions, LoaderOptions):
         0.5, "minimum score of a detection that becomes a box", ge=0, le=1
     )
     link: bool = option(False, "hard-link the images of the copy where possible")
-    device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
 
 
 def run(arguments: Arguments) -> int:
     """Label the split and write the copy; what is left out is listed in its changes.csv."""
     from sepc_zoo.api.models import model_with_weights
-    from sepc_zoo.cli.runtime import start_on_device
     from sepc_zoo.data.quality.check import check_data
     from sepc_zoo.data.quality.fix import write_clean_copy
     from sepc_zoo.inference.labelling import add_labels
     from sepc_zoo.inference.progress import progress_bar
+    from sepc_zoo.training.accelerator import start_processes
 
     root, target = Path(arguments.data), Path(arguments.output)
-    processes, device = start_on_device(arguments.device)
+    processes = start_processes(arguments.device)
     if processes.num_processes > 1:
         raise ConfigError("label runs in one process; start it without a launcher")
     if target.exists():
         raise ConfigError(f"--output {target} exists already; choose a new folder")
-    model = model_with_weights(arguments.model).to(device)
+    model = model_with_weights(arguments.model).to(processes.device)
     check = check_data(root, None, progress_bar, arguments.format)
     if arguments.split not in check.listings:
         splits = ", ".join(check.listings)

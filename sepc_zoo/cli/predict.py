@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sepc_zoo.api.options import DetectOptions, LoaderOptions
 from sepc_zoo.options import Options, option
 from sepc_zoo.terminal import say
+from sepc_zoo.training.options import DeviceOptions
 
 if TYPE_CHECKING:
     from sepc_zoo.config import DetectorConfig
@@ -30,7 +31,7 @@ class VideoOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(VideoOptions, LoaderOptions, DetectOptions):
+class Arguments(VideoOptions, DeviceOptions, LoaderOptions, DetectOptions):
     """Prediction."""
 
     source: tuple[str, ...] = option(
@@ -54,19 +55,18 @@ class Arguments(VideoOptions, LoaderOptions, DetectOptions):
         ge=0,
         le=1,
     )
-    device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
 
 
 def run(arguments: Arguments) -> int:
     """Predict all sources, images first; failures are listed at the end."""
     from sepc_zoo.api.models import choose_postprocess, model_with_weights
-    from sepc_zoo.cli.runtime import start_on_device
     from sepc_zoo.data.resilient_loader import kill_workers
     from sepc_zoo.inference.bulk import DETECTIONS_FILE, predict_files, predict_videos
     from sepc_zoo.inference.sources import find_files
     from sepc_zoo.inference.tracking import Tracker
     from sepc_zoo.inference.video import import_av
     from sepc_zoo.registry import RECOMMENDED
+    from sepc_zoo.training.accelerator import start_processes
     from sepc_zoo.training.resilience.signals import Interrupt, Interrupted, WaitEnded
 
     output = Path(arguments.output)
@@ -75,10 +75,10 @@ def run(arguments: Arguments) -> int:
         import_av()
         if arguments.track:
             Tracker(arguments.score_threshold)
-    processes, device = start_on_device(arguments.device)
+    processes = start_processes(arguments.device)
     if arguments.model is None and processes.is_main_process:
         say(recommendation())
-    model = model_with_weights(arguments.model or RECOMMENDED).to(device)
+    model = model_with_weights(arguments.model or RECOMMENDED).to(processes.device)
     choose_postprocess(model, arguments)
     common: dict[str, Any] = {"batch_size": arguments.batch_size, "views": arguments.views()}
     interrupt = Interrupt()

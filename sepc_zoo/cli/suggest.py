@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.options import option, option_fields
 from sepc_zoo.terminal import say
-from sepc_zoo.training.options import InputOptions, SourceOptions, TrainError, TrainOptions
+from sepc_zoo.training.options import (
+    DeviceOptions,
+    InputOptions,
+    SourceOptions,
+    TrainError,
+    TrainOptions,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +32,7 @@ MODELS: dict[str, list[tuple[float, str, tuple[int, int]]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SourceOptions, InputOptions):
+class Arguments(SourceOptions, InputOptions, DeviceOptions):
     """Data."""
 
     data: tuple[str, ...] = option(
@@ -35,7 +41,6 @@ class Arguments(SourceOptions, InputOptions):
     model: str | None = option(
         None, "name of a model (default: one that fits the device)", metavar="NAME"
     )
-    cpu: bool = option(False, "use the CPU even if there is a GPU")
     json: bool = option(False, "print JSON")
 
 
@@ -86,7 +91,7 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
     from sepc_zoo.training.recipes import choose_recipe
     from sepc_zoo.training.run import Run
 
-    device = make_accelerator(None, arguments.cpu).device
+    device = make_accelerator(None, arguments.device).device
     name, limits = fitting_model(device)
     data = read_data(
         arguments.data,
@@ -101,7 +106,7 @@ def suggest(arguments: Arguments) -> dict[str, Any]:
         raise TrainError(f"{where} has no box to learn; label some images first")
     given = [*option_fields(SourceOptions), *option_fields(InputOptions)]
     asked = {info.name: getattr(arguments, info.name) for info in given}
-    asked |= {"model": arguments.model or name, "cpu": arguments.cpu}
+    asked |= {"model": arguments.model or name, "device": arguments.device}
     if (channels := num_channels(data)) != 3:
         asked["backbone_kwargs"] = {"in_chans": channels}
     size = asked["image_size"] = arguments.image_size or fitting_size(data, limits)

@@ -73,7 +73,7 @@ def run(arguments: Arguments) -> int:
     given = gather(arguments.given, arguments)
     is_demo = "data" not in given and arguments.resume is None
     if is_demo:
-        draw_demo_data(given.get("cpu", False))
+        draw_demo_data(given.get("device"))
         given = demo_options(given)
     options = options_of_run(given, arguments.resume)
     if arguments.dry_run:
@@ -149,12 +149,12 @@ def demo_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in DEMO.items() if GROUPS[name] not in taken} | dict(given)
 
 
-def draw_demo_data(cpu: bool) -> None:
+def draw_demo_data(device: str | None) -> None:
     """Write the synthetic data set of the demonstration unless it exists."""
     from sepc_zoo.data.synthetic import write_shapes
     from sepc_zoo.training.accelerator import start_processes
 
-    with start_processes(cpu).main_process_first():
+    with start_processes(device).main_process_first():
         if not DEMO_DATA.exists():
             say(f"no --data given: writing a small data set of shapes to {DEMO_DATA}")
             write_shapes(DEMO_DATA, **DEMO_SHAPES)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import parse_flag_from_env
 from torch import distributed as dist
@@ -57,33 +56,57 @@ class RunAccelerator(Accelerator):
             yield
 
 
-def start_processes(cpu: bool) -> PartialState:
-    """Join the processes of a launcher, if there is one; they leave the group at exit."""
-    was_initialized, cpu = dist.is_available() and dist.is_initialized(), _use_cpu(cpu)
+def start_processes(device: str | None = None) -> PartialState:
+    """Join the processes of a launcher, if there is one; they leave the group at exit.
+
+    Args:
+        device: a device of torch, such as ``cpu`` or ``cuda:1``; None takes a GPU where there is
+            one.
+
+    Raises:
+        ConfigError: the device does not exist, or does not fit several processes.
+    """
+    was_initialized = dist.is_available() and dist.is_initialized()
+    # Without a GPU accelerate needs cpu=True: else each process of a launcher runs as if alone.
+    cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    cpu = cpu or not torch.accelerator.is_available()
     process = PartialState(cpu=cpu)
-    if process.num_processes == 1 and (process.device.type == "cpu") != cpu:
-        # An earlier run of this process used another device; accelerate keeps the first one.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        process = PartialState(cpu=cpu)
     if process.use_distributed and not was_initialized:
         atexit.register(process.destroy_process_group)
+    if process.num_processes == 1:
+        # accelerate keeps the device of an earlier run of this process.
+        default = torch.device("cpu") if cpu else process.default_device
+        process.device = default if device is None else find_device(device)
+    elif device not in (None, process.device.type):
+        raise ConfigError(
+            f"--device {device}: each of the {process.num_processes} processes has its own device "
+            f"of type {process.device.type}"
+        )
     return process
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; a ConfigError says why it cannot be used."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"no device {name!r} here: {error}") from error
 
 
 def make_accelerator(
     amp: str | None,
-    cpu: bool,
+    device: str | None = None,
     trackers: Sequence[str | GeneralTracker] = (),
     output: Path | None = None,
 ) -> RunAccelerator:
     """Set up processes, device, mixed precision, and trackers that write to ``output``."""
-    process = start_processes(cpu)
+    process = start_processes(device)
     if amp == "fp16" and process.device.type == "cpu":
         raise ConfigError("--amp fp16 needs a GPU; the CPU can do bf16")
     try:
         accelerator = RunAccelerator(
             amp,
-            cpu=_use_cpu(cpu),
+            cpu=process.device.type == "cpu",
             log_with=list(trackers) or None,
             project_dir=output,
             step_scheduler_with_optimizer=False,
@@ -115,10 +138,3 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
-
-
-def _use_cpu(asked: bool) -> bool:
-    # Without a GPU accelerate needs cpu=True: else each process of a launcher runs as if alone.
-    return (
-        asked or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    )

@@ -217,8 +217,14 @@ class LossOptions(Options):
 class DeviceOptions(Options):
     """Hardware and speed."""
 
+    device: str | None = option(None, "cuda, mps or cpu (default: a GPU where there is one)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions(DeviceOptions):
+    """Hardware and speed."""
+
     amp: Literal["bf16", "fp16"] | None = option(None, "mixed precision (default: float32)")
-    cpu: bool = option(False, "use the CPU even if there is a GPU")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +271,7 @@ class TrainOptions(
     ScheduleOptions,
     LossOptions,
     Augmentation,
-    DeviceOptions,
+    PrecisionOptions,
     WorkerOptions,
     SpeedOptions,
     RunOptions,

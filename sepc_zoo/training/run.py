@@ -104,7 +104,7 @@ class Run:
         if options.deterministic:
             make_deterministic()
         log_with = [*options.log_with, *trackers]
-        self.accelerator = make_accelerator(options.amp, options.cpu, log_with, self.output)
+        self.accelerator = make_accelerator(options.amp, options.device, log_with, self.output)
         set_seed(options.seed)
         self.inputs = read_inputs(options, resume)
         self.train_data, self.val_data, model, *_ = self.inputs

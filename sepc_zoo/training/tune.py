@@ -97,7 +97,7 @@ def tune(
     """
     if find_spec("optuna") is None:
         raise TuneError('tune needs Optuna: pip install "sepc_zoo[tune]"')
-    processes = start_processes(options.cpu)
+    processes = start_processes(options.device)
     asked, options = options, settle_batch_size(options)
     defaults = default_values(options, processes.num_processes)
     dimensions = dict(read_dimension(text, defaults) for text in space)

@@ -12,7 +12,7 @@ from sepc_zoo.cli import main
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.options import OptionError
 
-TINY = {"cpu": True, "workers": 0}
+TINY = {"device": "cpu", "workers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,8 @@ def test_the_figures_are_those_of_the_command(model, shapes, tmp_path):
     for flags in ((), ("--bootstrap", "5", "--voc-ap", "--frequency-split", "train")):
         output = tmp_path / str(len(flags))
         command = ("validate", "--model", str(folder), "--data", str(shapes), *flags)
-        assert (
-            main([*command, "--no-report", "--output", str(output), "--cpu", "--workers", "0"]) == 0
-        )
+        machine = ("--device", "cpu", "--workers", "0")
+        assert main([*command, "--no-report", "--output", str(output), *machine]) == 0
         more = {"bootstrap": 5, "voc_ap": True, "frequency_split": "train"} if flags else {}
         figures = sepc_zoo.validate(folder, shapes, **more, **TINY)
         assert figures == json.loads((output / "metrics.json").read_text())

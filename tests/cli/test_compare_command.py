@@ -20,7 +20,7 @@ def perfect(shapes, tmp_path_factory):
 
 
 def test_a_model_and_saved_detections_are_compared(model, perfect, shapes, tmp_path, capsys):
-    flags = ("--data", shapes, "--workers", 0, "--cpu", "--bootstrap", 5, "--output", tmp_path)
+    flags = ("--data", shapes, "--workers", 0, "--bootstrap", 5, "--output", tmp_path)
     assert call("compare", model, perfect, *flags) == 0
     content = json.loads((tmp_path / "compare.json").read_text())
     assert (content["a"], content["b"]) == (str(model), str(perfect))

@@ -11,13 +11,13 @@ from sepc_zoo.cli.suggest import MODELS, Arguments, suggest
 from sepc_zoo.registry import is_model
 from sepc_zoo.training.options import TrainOptions
 
-TINY = ("--model", "retinanet_resnet10t_pconv", "--image-size", 64, 64, "--cpu")
+TINY = ("--model", "retinanet_resnet10t_pconv", "--image-size", 64, 64, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
 def facts(shapes):
     return suggest(
-        Arguments(data=shapes, model="retinanet_resnet10t_pconv", image_size=(64, 96), cpu=True)
+        Arguments(data=shapes, model="retinanet_resnet10t_pconv", image_size=(64, 96), device="cpu")
     )
 
 
@@ -37,7 +37,7 @@ def test_the_command_trains_what_was_measured(facts, shapes, monkeypatch, tmp_pa
             auto_anchors=True,
             recipe="small",
             pretrained_backbone=True,
-            cpu=True,
+            device="cpu",
             output=str(tmp_path),
         )
     ]
@@ -57,7 +57,7 @@ def test_options_of_the_data_are_options_of_the_command(shapes, tmp_path):
     file = data / "annotations" / "instances_train.json"
     edit_json(file, lambda content: content["annotations"][0].update(bbox=[0, 0, 0, 9]))
     given = {"drop_bad_boxes": True, "repeat_factor": 0.5, "val_fraction": 0.3, "split_seed": 7}
-    model = {"model": "retinanet_resnet10t_pconv", "image_size": (64, 96), "cpu": True}
+    model = {"model": "retinanet_resnet10t_pconv", "image_size": (64, 96), "device": "cpu"}
     command = suggest(Arguments(data=str(data), **model, **given))["command"]
     for text in ("--drop-bad-boxes", "--repeat-factor 0.5", "--val-fraction 0.3", "--split-seed 7"):
         assert text in command

@@ -15,7 +15,7 @@ from sepc_zoo.training.options import TrainOptions
 
 def train_flags(data, output, *more):
     small = ("--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1")
-    size = ("--image-size", 64, 64, "--workers", 0, "--cpu")
+    size = ("--image-size", 64, 64, "--workers", 0, "--device", "cpu")
     return ("train", "--data", data, "--output", output, *small, *size, *more)
 
 
@@ -41,7 +41,7 @@ def test_flags_reach_the_options(options_of):
         *("--model-kwargs", "channels=16", "anchors.ratios=(1.0,2.0)", "anchors.octaves=1"),
         *("--backbone-kwargs", "drop_path_rate=0.1", "pad_type=same", "--amp", "bf16"),
         *("--mean", 0.1, 0.2, 0.3, "--std", 1, 1, 1, "--no-freeze-bn", "--freeze-stages", 2),
-        *("--scale", 0.5, 2, "--hflip", 0, "--color-jitter", "--drop-bad-boxes", "--cpu"),
+        *("--scale", 0.5, 2, "--hflip", 0, "--color-jitter", "--drop-bad-boxes", "--device", "cpu"),
         *("--sched", "cosine", "--clip-grad", 1, "--warmup-steps", 7, "--weight-decay", 0),
         *("--log-interval", 1, "--save-interval", 2, "--val-interval", 3, "--pretrained-backbone"),
         *("--seed", 4, "--workers", 6),
@@ -68,7 +68,7 @@ def test_flags_reach_the_options(options_of):
         hflip=0.0,
         color_jitter=True,
         drop_bad_boxes=True,
-        cpu=True,
+        device="cpu",
         sched="cosine",
         clip_grad=1.0,
         warmup_steps=7,
@@ -146,7 +146,7 @@ def test_the_demonstration_ends_with_its_report_and_starts_again(tmp_path, monke
     for split in ("train", "val"):
         monkeypatch.setitem(train.DEMO_SHAPES, split, 8)
     for run in ("gfl_resnet10t_sepc", "gfl_resnet10t_sepc-2"):
-        assert call("train", "--max-steps", 1, "--cpu", "--workers", 0) == 0
+        assert call("train", "--max-steps", 1, "--device", "cpu", "--workers", 0) == 0
         out = capsys.readouterr().out
         assert (
             out.splitlines()[-1] == f"report: {(tmp_path / 'runs' / run / 'report.html').as_uri()}"

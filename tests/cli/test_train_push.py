@@ -21,7 +21,7 @@ def train(shapes, tmp_path):
         output = tmp_path / "a run"
         model = ["--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16"]
         length = ["--max-steps", "1", "--batch-size", "2", "--image-size", "64", "64"]
-        machine = ["--workers", "0", "--cpu", "--push-to-hub", ID]
+        machine = ["--workers", "0", "--device", "cpu", "--push-to-hub", ID]
         data = ["--data", str(shapes), "--output", str(output)]
         return main(["train", *data, *model, *length, *machine]), output
 

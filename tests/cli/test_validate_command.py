@@ -18,7 +18,7 @@ from sepc_zoo.metric_names import AP_METRICS, METRICS
 def validated(model, shapes, tmp_path_factory):
     """The folder that ``validate`` left."""
     folder = tmp_path_factory.mktemp("validation")
-    flags = ("--split", "val", "--workers", 0, "--cpu", "--output", folder)
+    flags = ("--split", "val", "--workers", 0, "--device", "cpu", "--output", folder)
     assert call("validate", "--model", model, "--data", shapes, *flags) == 0
     return folder
 
@@ -193,8 +193,8 @@ def test_detections_of_a_model_with_other_class_order_read_back_on_voc(tmp_path)
     small = {"channels": 16, "neck": {"blocks": 1}, "weights": {"image_size": (64, 64)}}
     folder = save_model(create_model("retinanet_mnv4s_pconv", label_names=names, **small), tmp_path)
     out, again = tmp_path / "out", tmp_path / "again"
-    where = ("--data", data, "--workers", 0)
-    assert call("validate", "--model", folder, "--cpu", "--output", out, "--no-report", *where) == 0
+    where = ("--data", data, "--workers", 0, "--device", "cpu")
+    assert call("validate", "--model", folder, "--output", out, "--no-report", *where) == 0
     saved = [{"image_id": i, "category_id": i, "bbox": [8, 8, 20, 20], "score": 1} for i in (1, 2)]
     (out / "perfect.json").write_text(json.dumps(saved))
     flags = ("--from-json", out / "perfect.json", "--output", again, "--no-report")

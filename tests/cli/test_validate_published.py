@@ -13,6 +13,7 @@ from sepc_zoo.factory import load_model
 from sepc_zoo.published import PUBLISHED
 
 FIRST, SECOND = "fsaf_r50_fpn.coco_1x", "fsaf_r50_sepc.coco_1x"
+MACHINE = ("--workers", "0", "--device", "cpu")
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def load(model, monkeypatch):
 @pytest.fixture
 def measure(shapes, tmp_path):
     """Run the script on the tiny data set."""
-    flags = ["--data", str(shapes), "--workers", "0", "--cpu", "--output", str(tmp_path / "t.csv")]
+    flags = ["--data", str(shapes), *MACHINE, "--output", str(tmp_path / "t.csv")]
     return lambda *names: validate_published.main([*names, *flags])
 
 
@@ -36,7 +37,7 @@ def test_a_row_has_the_ap_that_validate_measures(load, measure, model, shapes, t
     assert [*row] == validate_published.HEADER
     assert (row["name"], row["published_ap"], row["images"]) == (FIRST, "36.8", "4")
     assert "CPU" in row["device"]
-    where = ("--data", shapes, "--workers", 0, "--cpu", "--output", tmp_path / "v", "--no-report")
+    where = ("--data", shapes, *MACHINE, "--output", tmp_path / "v", "--no-report")
     assert call("validate", "--model", model, *where) == 0
     ap = 100 * json.loads((tmp_path / "v" / "metrics.json").read_text())["AP"]
     assert float(row["ap"]) == pytest.approx(ap, abs=0.006)

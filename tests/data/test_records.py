@@ -100,10 +100,10 @@ def read_and_describe(folder, outcome):
     """Read in a process of a pair; return who read, and what came of it."""
     tempfile.tempdir = str(folder)
     readers = []
-    start_processes(cpu=True)
+    start_processes(device="cpu")
 
     def read():
-        readers.append(start_processes(cpu=True).process_index)
+        readers.append(start_processes(device="cpu").process_index)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

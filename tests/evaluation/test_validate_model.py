@@ -31,7 +31,7 @@ def data(shapes, tmp_path):
 
 
 def validate(model, annotations, batch_size=3, views=None):
-    accelerator = make_accelerator(None, cpu=True)
+    accelerator = make_accelerator(None, device="cpu")
     loader = validation_loader(annotations, model, batch_size, 0, views or Views())
     return validate_model(accelerator, model, loader, annotations)
 
@@ -121,7 +121,7 @@ def test_too_many_unreadable_images_are_an_error(model, data):
 
 def test_a_loader_that_misses_or_repeats_images_is_refused(model, data):
     annotations = read_data(data, "val")
-    accelerator = make_accelerator(None, cpu=True)
+    accelerator = make_accelerator(None, device="cpu")
     loader = list(validation_loader(annotations, model, 3, 0))
     for wrong in (loader[:-1], loader + loader[:1]):
         with pytest.raises(RuntimeError, match="instead of 4"):

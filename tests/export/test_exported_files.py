@@ -60,13 +60,13 @@ def test_an_exported_file_predicts_what_its_model_predicts(folder):
 def test_validate_gives_an_exported_file_the_metrics_of_its_model(folder, shapes, tmp_path):
     metrics = []
     for name in ("model", "model.onnx"):
-        flags = ("--workers", 0, "--cpu", "--no-report", "--output", tmp_path)
+        flags = ("--workers", 0, "--device", "cpu", "--no-report", "--output", tmp_path)
         assert call("validate", "--model", folder / name, "--data", shapes, *flags) == 0
         metrics.append(json.loads((tmp_path / "metrics.json").read_text()))
     assert metrics[1]["AR100"] == pytest.approx(metrics[0]["AR100"], abs=1e-3)
     assert metrics[1]["AR100"] > 0
     exported = sepc_zoo.load_exported(folder / "model.onnx")
-    again = sepc_zoo.validate(exported, data=shapes, workers=0, cpu=True, no_report=True)
+    again = sepc_zoo.validate(exported, data=shapes, workers=0, device="cpu", no_report=True)
     assert again["AR100"] == metrics[1]["AR100"]
 
 

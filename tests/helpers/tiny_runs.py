@@ -33,7 +33,7 @@ SMALL = {
     "model_kwargs": {"channels": 16, "neck": {"blocks": 1}},
     "image_size": (64, 64),
     "workers": 0,
-    "cpu": True,
+    "device": "cpu",
     "log_with": (),
 }
 

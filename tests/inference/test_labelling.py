@@ -100,8 +100,8 @@ def test_wrong_places_are_refused(changes, text, tmp_path, monkeypatch, capsys):
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
-    several = SimpleNamespace(num_processes=2), torch.device("cpu")
-    monkeypatch.setattr("sepc_zoo.cli.runtime.start_on_device", lambda _: several)
+    several = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr("sepc_zoo.training.accelerator.start_processes", lambda _: several)
     arguments = ["--model", "hf-hub:zoo/old", "--output", str(tmp_path / "new")]
     assert main(["label", str(tmp_path), *arguments]) == 2
     assert "label runs in one process" in capsys.readouterr().err

@@ -102,12 +102,13 @@ def test_a_trained_model_is_adapted_to_more_channels(tmp_path, name):
     torch.testing.assert_close(found.deltas, expected.deltas)
 
 
-def test_a_folder_of_other_channels_than_its_config_is_refused(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"postprocess": {"iou_threshold": 0.5}}])
+def test_a_folder_of_other_channels_than_its_config_is_refused(tmp_path, changes):
     save_model(model_for(5), tmp_path / "five")
     save_model(model_for(3), tmp_path / "three")
     (tmp_path / "three/model.safetensors").rename(tmp_path / "five/model.safetensors")
     with pytest.raises(HubError, match=r"conv1.weight is \(64, 3, 7, 7\), not \(64, 5, 7, 7\)"):
-        load_model(tmp_path / "five")
+        load_model(tmp_path / "five", **changes)
 
 
 def test_images_with_other_channels_are_refused_with_both_numbers():

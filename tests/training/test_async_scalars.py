@@ -98,7 +98,7 @@ def test_a_gpu_is_not_waited_for_in_a_step(method, shapes, tmp_path, monkeypatch
         steps.append(run.progress.step)
 
     monkeypatch.setattr(engine, "train_step", watched)
-    train(options(shapes, tmp_path, model=f"{method}_mnv4s_sepc", cpu=False, amp="bf16"))
+    train(options(shapes, tmp_path, model=f"{method}_mnv4s_sepc", device=None, amp="bf16"))
     assert steps == [1, 2, 3, 4]
 
 

@@ -5,10 +5,9 @@ from threading import Thread
 
 import pytest
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from tiny_runs import StopAfter, options, read_losses, resume, state_of, totals, train_until
 
-from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callback import Callback, Stop
 from sepc_zoo.training.checkpoint import ResumeError, load_state, save_state
 from sepc_zoo.training.options import TrainError
@@ -156,11 +155,6 @@ def test_signal_handlers_are_set_once_a_run_and_not_once_a_batch(shapes, tmp_pat
     monkeypatch.setattr(signal, "signal", note)
     train(options(shapes, tmp_path, batch_size=1, val_interval=9))
     assert numbers == [*SIGNALS] * 2
-
-
-def test_the_processor_is_used_where_it_is_asked_for_though_a_run_before_used_another_device():
-    PartialState(cpu=True)._shared_state["device"] = torch.device("meta")
-    assert start_processes(cpu=True).device.type == "cpu"
 
 
 def test_a_run_takes_no_notice_of_the_precision_of_another_accelerator(shapes, tmp_path):

@@ -68,7 +68,7 @@ def test_a_dict_gives_the_weights_of_its_classes():
 
 
 def test_a_class_that_the_data_lack_is_named(shapes, tmp_path, capsys):
-    flags = ["--model", "retinanet_r18_fpn", "--output", str(tmp_path / "run"), "--cpu"]
+    flags = ["--model", "retinanet_r18_fpn", "--output", str(tmp_path / "run"), "--device", "cpu"]
     flags += ["--data", str(shapes), "--class-weights", "unicorn=2"]
     assert main(["train", *flags]) == 2
     assert "--class-weights has ['unicorn']; the classes are" in capsys.readouterr().err

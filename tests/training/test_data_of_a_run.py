@@ -90,7 +90,7 @@ def test_a_run_and_its_validation_take_the_users_lists(data, tmp_path, capsys):
         "train": 9,
         "val": 3,
     }
-    arguments = ["--split-by", str(tmp_path / "run" / SPLIT_FILE), "--no-report", "--cpu"]
+    arguments = ["--split-by", str(tmp_path / "run" / SPLIT_FILE), "--no-report", "--device", "cpu"]
     model = ["--model", str(tmp_path / "run" / "last"), "--data", str(data)]
     assert main(["validate", *model, *arguments, "--output", str(tmp_path / "out")]) == 0
     assert "3 images; metrics.json" in capsys.readouterr().out

@@ -368,7 +368,7 @@ def run_in_python(data, folder):
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
         result = sepc_zoo.train(data=data, epochs=1, batch_size=2, **SMALL)
-    measured = sepc_zoo.validate(result.best, data, cpu=True, workers=0)
+    measured = sepc_zoo.validate(result.best, data, device="cpu", workers=0)
     return str(result.output), dict(result.metrics), measured
 
 
@@ -415,13 +415,13 @@ def test_all_processes_wait_for_the_report_of_a_run(pair, shapes, tmp_path):
 
 
 def validate_into(output, model, data):
-    small = ("--workers", "0", "--cpu", "--no-report", "--output", output)
+    small = ("--workers", "0", "--device", "cpu", "--no-report", "--output", output)
     statuses = [
         main(["validate", "--model", model, "--data", data, *small]),
         main(["compare", model, model, "--data", data, *small, "--bootstrap", "1"]),
     ]
     with pytest.raises((OSError, UserError), match="file"):
-        sepc_zoo.validate(model, data, output=output, cpu=True, workers=0)
+        sepc_zoo.validate(model, data, output=output, device="cpu", workers=0)
     return statuses
 
 

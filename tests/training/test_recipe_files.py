@@ -29,7 +29,7 @@ def test_a_file_has_valid_options_of_a_model_of_its_name(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_starts_a_run_of_each_method(file, method, shared_data, tmp_path):
     content = read_config(file, ())
-    tiny = {"image_size": (64, 96), "batch_size": 1, "workers": 0, "log_with": (), "cpu": True}
+    tiny = {"image_size": (64, 96), "batch_size": 1, "workers": 0, "log_with": (), "device": "cpu"}
     tiny |= {"data": str(shared_data / "coco_by_sa"), "output": str(tmp_path / "run")}
     tiny |= {"model": content["model"].replace("retinanet", method), "pretrained_backbone": False}
     tiny |= {"freeze_stages": 0}

@@ -150,7 +150,7 @@ def test_a_folder_with_a_run_is_not_overwritten(run, shapes):
 
 
 def test_validating_the_best_model_gives_the_ap_of_the_run(run, shapes, tmp_path):
-    arguments = ["--model", run / "best", "--data", shapes, "--output", tmp_path, "--cpu"]
+    arguments = ["--model", run / "best", "--data", shapes, "--output", tmp_path, "--device", "cpu"]
     assert main(["validate", *map(str, arguments), "--workers", "0"]) == 0
     for name in ("metrics.json", "detections.json"):
         ours = json.loads((tmp_path / name).read_text())

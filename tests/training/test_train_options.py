@@ -48,7 +48,7 @@ from sepc_zoo.training.trainer import train
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 FLAGS = ["--model", "retinanet_mnv4s_pconv", "--model-kwargs", "channels=16", "neck.blocks=1"]
-FLAGS += ["--image-size", "64", "64", "--cpu", "--workers", "0"]
+FLAGS += ["--image-size", "64", "64", "--device", "cpu", "--workers", "0"]
 
 
 # A model that finds nothing: no validation has a better AP than the first.
@@ -312,7 +312,7 @@ def test_a_compiled_model_learns_the_same_and_is_saved_as_it_is(shapes, tmp_path
 
 
 def test_fine_tuning_a_name_without_published_weights_says_what_there_is(shapes, tmp_path, capsys):
-    flags = ["--finetune", "retinanet_mnv4s_pconv", "--data", str(shapes), "--cpu"]
+    flags = ["--finetune", "retinanet_mnv4s_pconv", "--data", str(shapes), "--device", "cpu"]
     assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert "no weights of retinanet_mnv4s_pconv are published" in message
@@ -338,8 +338,8 @@ def test_fine_tuning_says_which_classes_are_kept_and_which_are_new(shapes, tmp_p
     names = ["star", "moon", "disc", *(f"class {i}" for i in range(9))]
     first = create_model("retinanet_mnv4s_pconv", label_names=names, channels=16)
     folder = save_model(first, tmp_path / "first")
-    flags = ["--data", str(shapes), "--output", str(tmp_path / "run"), "--cpu", "--workers", "0"]
-    flags += ["--image-size", "64", "64", "--max-steps", "1", "--log-with"]
+    flags = ["--data", str(shapes), "--output", str(tmp_path / "run"), "--workers", "0"]
+    flags += ["--device", "cpu", "--image-size", "64", "64", "--max-steps", "1", "--log-with"]
     assert main(["train", "--finetune", str(folder), *flags]) == 0
     out = capsys.readouterr().out
     assert f"classes that keep what {folder} has learned: 2 (disc, star)" in out

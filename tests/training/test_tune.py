@@ -292,7 +292,7 @@ def test_the_command_prints_a_table_and_the_command_of_the_best(
     failing(monkeypatch, 2)
     flags = ["--data", str(tmp_path), "--model", "retinanet_r18_fpn"]
     flags += ["--output", str(tmp_path / "s")]
-    flags += ["--epochs", "4", "--cpu", "--trials", "4", "--space", "lr"]
+    flags += ["--epochs", "4", "--device", "cpu", "--trials", "4", "--space", "lr"]
     assert main(["tune", *flags]) == 1  # a trial has failed
     out = capsys.readouterr().out
     assert "TrainError" in out
@@ -309,7 +309,7 @@ def test_a_search_that_finds_nothing_proposes_no_run(ap, tmp_path, capsys, monke
     monkeypatch.setattr(tune_module, "train", lambda *_, **__: {"best_AP": ap})
     flags = ["--data", str(tmp_path), "--model", "retinanet_r18_fpn"]
     flags += ["--output", str(tmp_path / "s"), "--epochs", "1"]
-    assert main(["tune", *flags, "--cpu", "--trials", "2", "--space", "lr"]) == 0
+    assert main(["tune", *flags, "--device", "cpu", "--trials", "2", "--space", "lr"]) == 0
     said = capsys.readouterr().out
     assert "no trial has an AP above 0" in said
     assert "best run" not in said
