@@ -36,11 +36,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "--keep-classes": {"keep_classes": True},
     "--keep-classes --lr 5e-5": {"keep_classes": True, "lr": 5e-5},
     "--keep-classes --freeze neck": {"keep_classes": True, "freeze": "neck"},
-    "--keep-classes --freeze neck --weight-decay 0": {
-        "keep_classes": True,
-        "freeze": "neck",
-        "weight_decay": 0.0,
-    },
 }
 
 
@@ -48,10 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backbone-checkpoint", help="timm's weights of MobileNetV2")
     parser.add_argument("--model", default="retinanet_mnv2_sepc_lite")
-    parser.add_argument("--steps", type=int, default=1000, help="on the old classes")
+    parser.add_argument("--steps", type=int, default=600, help="on the old classes")
     parser.add_argument("--new-steps", type=int, default=300)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    table = CsvFile(TABLE)
+    for seed in args.seeds:
+        measure(args, seed, CsvFile(TABLE))
+
+
+def measure(args: argparse.Namespace, seed: int, table: CsvFile) -> None:
+    """Train on the old classes, then on the new ones in each way."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         every = shapes(folder / "all")
@@ -62,6 +63,7 @@ def main() -> None:
             "image_size": DATA["shapes"].image_size,
             "workers": 0,
             "device": "cpu",
+            "seed": seed,
             "log_with": (),
         }
         before = train(
@@ -76,7 +78,7 @@ def main() -> None:
                 **common,
             )
         )
-        table.append(row("before", before))
+        table.append(row("before", seed, before))
         for i, (way, changes) in enumerate(WAYS.items()):
             kept = () if way == "new classes only" else OLD
             data = subset(every, folder / f"data-{i}", NEW, (*kept, *NEW))
@@ -93,7 +95,7 @@ def main() -> None:
                     **common | changes,
                 )
             )
-            table.append(row(way, after))
+            table.append(row(way, seed, after))
 
 
 def subset(source: Path, folder: Path, train_names: Names, val_names: Names) -> Path:
@@ -118,14 +120,15 @@ def with_classes(annotations: Annotations, names: Names) -> Annotations:
     return replace(annotations, records=tuple(records), label_names=names, category_ids=ids)
 
 
-def row(way: str, metrics: dict[str, Any]) -> dict[str, Any]:
+def row(way: str, seed: int, metrics: dict[str, Any]) -> dict[str, Any]:
     classes = metrics["per_class"]
     figures = {
         title: mean(classes[name]["AP"] for name in names) if names[0] in classes else None
         for title, names in (("old", OLD), ("new", NEW))
     }
-    print(way, figures, flush=True)
-    return {"way": way} | {k: "" if v is None else f"{v:.3f}" for k, v in figures.items()}
+    print(way, seed, figures, flush=True)
+    rounded = {name: "" if ap is None else f"{ap:.3f}" for name, ap in figures.items()}
+    return {"way": way, "seed": seed} | rounded
 
 
 if __name__ == "__main__":
