@@ -80,6 +80,11 @@ def remove_temporary(folder: Path) -> None:
             file.unlink()
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     """Write ``data`` as UTF-8 JSON; ``indent=None`` keeps long lists of results compact.
 
@@ -88,8 +93,8 @@ def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     Raises:
         ValueError: ``data`` contains NaN or infinity, which JSON lacks.
     """
-    text = encodable(json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False))
-    write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+    text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
+    write_text(path, encodable(text) + "\n")
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

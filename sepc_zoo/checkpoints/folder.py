@@ -16,7 +16,7 @@ from sepc_zoo.checkpoints.card import model_card
 from sepc_zoo.checkpoints.layout import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from sepc_zoo.config import DetectorConfig, UnknownEntriesError, config_from_json, config_to_json
 from sepc_zoo.errors import ConfigError, HubError
-from sepc_zoo.files import write_atomically, write_json
+from sepc_zoo.files import write_atomically, write_json, write_text
 from sepc_zoo.models.backbone import adapt_channels
 from sepc_zoo.models.build import build
 from sepc_zoo.models.detector import Detector
@@ -63,7 +63,7 @@ def save_model(
     write_atomically(directory / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
     write_json(directory / CONFIG_FILE, config_to_json(model.config))
     card = model_card(model.config, metrics, dataset, training, repo_id)
-    write_atomically(directory / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+    write_text(directory / CARD_FILE, card)
     return directory
 
 

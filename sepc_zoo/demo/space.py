@@ -7,7 +7,7 @@ from huggingface_hub import SpaceCardData
 
 import sepc_zoo
 from sepc_zoo.demo import handler
-from sepc_zoo.files import write_atomically
+from sepc_zoo.files import write_text
 
 APP_FILE, REQUIREMENTS_FILE, HANDLER_FILE = "app.py", "requirements.txt", "handler.py"
 APP = '''\
@@ -81,7 +81,3 @@ def installed_gradio() -> str | None:
         return version("gradio")
     except PackageNotFoundError:
         return None
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

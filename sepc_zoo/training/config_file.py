@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from sepc_zoo.errors import ConfigError
-from sepc_zoo.files import write_atomically
+from sepc_zoo.files import write_text
 from sepc_zoo.options import as_dict, flag_of, from_dict
 from sepc_zoo.training.options import TrainError, TrainOptions
 
@@ -22,8 +22,7 @@ MAY_CHANGE = {  # options that a resumed run may change; data are compared by th
 def write_options(options: TrainOptions) -> None:
     """Write the options to ``config.yaml`` in the run folder."""
     text = yaml.safe_dump(as_dict(absolute(options)), sort_keys=False, allow_unicode=True)
-    path = Path(options.output) / OPTIONS_FILE
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(Path(options.output) / OPTIONS_FILE, text)
 
 
 def read_options(run: str | Path) -> TrainOptions:

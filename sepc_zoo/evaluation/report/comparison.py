@@ -13,7 +13,8 @@ from sepc_zoo.evaluation.comparison import Comparison
 from sepc_zoo.evaluation.diagnosis import CORRECT, Diagnosis
 from sepc_zoo.evaluation.errors import ERROR_KINDS
 from sepc_zoo.evaluation.report.gallery import ANNOTATED, DETECTED, data_uri
-from sepc_zoo.evaluation.report.page import made_by, template, write_page
+from sepc_zoo.evaluation.report.page import made_by, template
+from sepc_zoo.files import write_text
 from sepc_zoo.inference.drawing import draw_boxes, fit
 from sepc_zoo.metric_names import METRICS
 
@@ -42,7 +43,7 @@ def write_comparison(
             for i, entry in zip(comparison.images, content["images"], strict=True)
         ],
     )
-    write_page(path, html)
+    write_text(path, html)
 
 
 def _picture(annotations: Annotations, diagnosis: Diagnosis, image: int) -> str:

@@ -13,7 +13,7 @@ from sepc_zoo.evaluation.diagnosis import Diagnosis
 from sepc_zoo.evaluation.metrics import FREQUENCIES, Evaluation, format_figure
 from sepc_zoo.evaluation.report import charts, gallery, sections
 from sepc_zoo.evaluation.report.context import ReportContext
-from sepc_zoo.files import write_atomically
+from sepc_zoo.files import write_text
 from sepc_zoo.metric_names import CLASS_METRICS, METRICS
 
 
@@ -38,11 +38,7 @@ def write_report(
     """
     with charts.style():
         html = _render(ReportContext(annotations, evaluation, diagnosis), facts)
-    write_page(path, html)
-
-
-def write_page(path: str | Path, html: str) -> None:
-    write_atomically(path, lambda file: file.write_text(html, encoding="utf-8"))
+    write_text(path, html)
 
 
 def made_by() -> dict[str, str]:
