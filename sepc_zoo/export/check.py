@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -169,14 +168,13 @@ def compare_raw(
 ) -> dict[str, float]:
     """Compare the raw outputs of the head, value by value, for images ``(C, h, w)``."""
     limit = TOLERANCES[exported.metadata["precision"]].score
-    sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
-    batch = batch_of(images, exported.padded_size(images[0]), exported.rule)
+    inputs = batch_of(images, exported.padded_size(images[0]), exported.rule)
     graph = DetectionGraph(model, raw=True)
     with torch.no_grad():
-        ours = graph(torch.from_numpy(batch), torch.from_numpy(sizes))
+        ours = graph(*map(torch.from_numpy, inputs))
     differences = [
         (y - torch.from_numpy(x)).abs() / y.abs().clamp(min=1)
-        for y, x in zip(ours, exported.run(batch, sizes), strict=True)
+        for y, x in zip(ours, exported.run(*inputs), strict=True)
     ]
     return {
         "detections": sum(d.numel() for d in differences),

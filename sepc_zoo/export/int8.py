@@ -68,6 +68,5 @@ def calibration_inputs(
         pixels = read_image(file, channels=rule["channels"])
         [view] = SINGLE_VIEW.of_image(pixels, exported.config)
         shape = exported.padded_size(view.input)
-        images = [view.input] * (rule["batch"] or 1)
-        sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
-        yield {"images": batch_of(images, shape, rule), "sizes": sizes}
+        images, sizes = batch_of([view.input] * (rule["batch"] or 1), shape, rule)
+        yield {"images": images, "sizes": sizes}

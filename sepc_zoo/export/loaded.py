@@ -47,8 +47,7 @@ class ExportedModel(nn.Module):
     def forward(self, images: Tensor) -> list[np.ndarray]:
         """The outputs of the graph for a batch ``(N, C, H, W)`` in 0…255 without padding."""
         shape = images.shape[-2], images.shape[-1]
-        sizes = np.array([shape] * len(images), dtype=np.int64)
-        return self.run(batch_of([*images], shape, self.rule), sizes)
+        return self.run(*batch_of([*images], shape, self.rule))
 
     def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
         """Detect the objects in each input ``(C, h, w)`` in 0…255; boxes are in its own pixels.
@@ -93,9 +92,8 @@ class ExportedModel(nn.Module):
     def _detect_batch(
         self, images: Sequence[Tensor], shape: tuple[int, int]
     ) -> list[DetectionDict]:
-        sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
-        outputs = self.run(batch_of(images, shape, self.rule), sizes)
         found = []
+        outputs = self.run(*batch_of(images, shape, self.rule))
         for rows in zip(*map(torch.from_numpy, outputs), strict=True):
             boxes, scores, labels = (values[: int((rows[2] >= 0).sum())] for values in rows)
             found.append({"boxes": boxes, "scores": scores, "labels": labels})
@@ -114,14 +112,17 @@ class ExportedModel(nn.Module):
         return [values[:count] for values in self.network(images, sizes)]
 
 
-def batch_of(images: Sequence[Tensor], shape: tuple[int, int], rule: dict[str, Any]) -> np.ndarray:
-    """Images ``(C, h, w)`` in 0…255 as the input ``(N, H, W, C)`` of a graph."""
+def batch_of(
+    images: Sequence[Tensor], shape: tuple[int, int], rule: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of a graph: images ``(C, h, w)`` in 0…255 as ``(N, H, W, C)``, and their sizes."""
+    sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
     batch = pad_and_stack(images, 1)
     missing = (0, shape[1] - batch.shape[-1], 0, shape[0] - batch.shape[-2])
     batch = nn.functional.pad(batch, missing).permute(0, 2, 3, 1)
     if rule["dtype"] == "uint8":
         batch = batch.round().to(torch.uint8) if batch.is_floating_point() else batch
-    return batch.to(getattr(torch, rule["dtype"])).contiguous().cpu().numpy()
+    return batch.to(getattr(torch, rule["dtype"])).contiguous().cpu().numpy(), sizes
 
 
 def load_exported(path: str | Path) -> ExportedModel:
