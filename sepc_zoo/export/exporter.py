@@ -66,15 +66,8 @@ def export(
         raise ExportError("--int8 is for the formats onnx and openvino, without --raw and --half")
     file = file_of(path, format, model.config.architecture)
     network = copy.deepcopy(model).cpu().float().eval()
-    metadata = describe(
-        network,
-        image_size,
-        batch_size,
-        raw,
-        "float16" if half else "float32",
-        module.packages(),
-        metrics,
-    )
+    precision, packages = "float16" if half else "float32", module.packages()
+    metadata = describe(network, image_size, batch_size, raw, precision, packages, metrics)
     start = time.perf_counter()
     # OpenVINO stores float16, but computes in a type that suits the processor.
     halved = copy.deepcopy(network).half() if half and format != "openvino" else network

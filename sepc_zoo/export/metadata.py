@@ -33,11 +33,9 @@ def describe(
     packages: Mapping[str, str],
     metrics: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The metadata of an exported file, in JSON types.
+    """The metadata of an exported file, in JSON types; arguments are those of ``export``.
 
     Args:
-        image_size: fixed height and width of the input in pixels, or None.
-        batch_size: fixed number of images, or None.
         precision: number format of the network.
         packages: versions of the packages that write the file.
         metrics: figures of ``validate``; AP and AR are kept.
