@@ -136,12 +136,7 @@ def draw_batch(
     std: Sequence[float],
     label_names: Sequence[str],
 ) -> Image.Image:
-    """Draw normalised images ``(N, C, H, W)`` as the network gets them, with their targets.
-
-    Args:
-        mean: values in 0…1 that were subtracted from each channel.
-        std: values by which each channel was divided.
-    """
+    """Draw images ``(N, C, H, W)``, normalised by mean and std in 0…1, with their targets."""
     images = images.detach().float().cpu()
     offset, factor = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
     pixels = ((images * factor + offset).clamp(0, 1) * 255).round().to(torch.uint8)
