@@ -190,7 +190,7 @@ def write_results(
     """
     from sepc_zoo.evaluation.diagnosis import diagnose_split
     from sepc_zoo.evaluation.errors import ErrorCosts
-    from sepc_zoo.evaluation.report import write_report
+    from sepc_zoo.evaluation.report.page import write_report
     from sepc_zoo.files import write_json
 
     annotations, results, detections = detected

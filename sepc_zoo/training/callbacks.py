@@ -17,7 +17,7 @@ from sepc_zoo.evaluation.diagnosis import diagnose_split
 from sepc_zoo.evaluation.errors import ErrorCosts
 from sepc_zoo.evaluation.metrics import evaluate
 from sepc_zoo.evaluation.plots import plot_curves
-from sepc_zoo.evaluation.report import write_report
+from sepc_zoo.evaluation.report.page import write_report
 from sepc_zoo.evaluation.results import collect_detections, read_results
 from sepc_zoo.files import write_atomically
 from sepc_zoo.inference.drawing import TILE, contact_sheet, draw_batch, draw_targets

@@ -28,7 +28,7 @@ from sepc_zoo.cli.arguments import command_line
 from sepc_zoo.data import write_shapes
 from sepc_zoo.errors import UserError
 from sepc_zoo.evaluation import validate
-from sepc_zoo.evaluation.report import write_report
+from sepc_zoo.evaluation.report.page import write_report
 from sepc_zoo.methods.losses import mean_over_processes
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.ops.distributed import on_main_process, sum_over_processes

@@ -16,9 +16,10 @@ from sepc_zoo.data import read_data
 from sepc_zoo.evaluation.diagnosis import diagnose_split
 from sepc_zoo.evaluation.errors import ERROR_KINDS, ErrorCosts
 from sepc_zoo.evaluation.metrics import evaluate
-from sepc_zoo.evaluation.report import sections, write_report
+from sepc_zoo.evaluation.report import sections
 from sepc_zoo.evaluation.report.charts import ap_by_iou, style
 from sepc_zoo.evaluation.report.context import ReportContext
+from sepc_zoo.evaluation.report.page import write_report
 from sepc_zoo.evaluation.results import collect_detections
 
 FACTS = {"model": "a model", "data": "some data"}
