@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from sepc_zoo.data.splitting import SPLIT_FILE
 from sepc_zoo.files import TEMPORARY_NAME
+from sepc_zoo.ops.distributed import on_main_process
 from sepc_zoo.terminal import quoted, shorten
 from sepc_zoo.training.checkpoint import ResumeError, is_saved
 from sepc_zoo.training.config_file import OPTIONS_FILE, read_options
@@ -60,14 +59,12 @@ def locked(run: Path) -> Iterator[None]:
     Called by all processes.
 
     Raises:
-        TrainError: another run has the lock; names its process and host.
+        TrainError: another run has the lock; names its process and host. In other processes than
+            the main one, UserError.
     """
     lock = FileLock(run / LOCK_FILE)
     try:
-        refusal = [_acquire(lock, run) if PartialState().is_main_process else ""]
-        broadcast_object_list(refusal)
-        if refusal[0]:
-            raise TrainError(refusal[0])
+        on_main_process(_acquire, lock, run)
         yield
     finally:
         if lock.is_locked:
@@ -76,14 +73,14 @@ def locked(run: Path) -> Iterator[None]:
             lock.release()
 
 
-def _acquire(lock: FileLock, run: Path) -> str:
-    """Take the lock and write who has it; the reason where another process has it, else ""."""
+def _acquire(lock: FileLock, run: Path) -> None:
+    """Take the lock and write who has it."""
     owner = run / OWNER_FILE
     run.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)
-    except Timeout:
+    except Timeout as error:
         name = owner.read_text() if owner.exists() else "another process"
-        return f"{run} is in use by {name}: let it end, or choose another --output"
+        text = f"{run} is in use by {name}: let it end, or choose another --output"
+        raise TrainError(text) from error
     owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-    return ""
