@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO
 
 import msgspec
@@ -57,8 +58,6 @@ def _split(text: bytes) -> tuple[list[msgspec.Raw], bytes]:
         end = text.rfind(b"},", 0, end)
         if end < 0:
             break
-        try:
+        with suppress(msgspec.DecodeError):  # this place is inside an entry, or behind the list
             return ENTRIES.decode(b"[" + text[: end + 1] + b"]"), text[end + 2 :]
-        except msgspec.DecodeError:  # this place is inside an entry, or behind the list
-            continue
     return [], text
