@@ -2,14 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from threading import Event, Thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -34,8 +34,6 @@ MEMORY_INTERVAL = 0.005  # seconds between two readings of a process's memory
 # Speed depends on values that training brings; new models get them instead.
 LOGIT_STD = 0.7  # a few thousand scores of an image are over the threshold
 OFFSET_STD = 1.0  # pixels
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,10 @@ def compare(
 
 
 def alternate(
-    calls: Mapping[Key, Callable[[], object]], rounds: int, device: str
-) -> dict[Key, Timing]:
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, Timing]:
     """Time functions in turn, so that other load on the machine affects all of them."""
-    seconds: dict[Key, list[float]] = {key: [] for key in calls}
+    seconds: dict[str, list[float]] = {key: [] for key in calls}
     for i in range(NUM_WARM_UPS + rounds):
         for key, call in calls.items():
             start = time.perf_counter()
