@@ -158,7 +158,7 @@ def free_memory(device: torch.device) -> float:
 
 def measure(run: Run) -> Forecast:
     """Measure memory and time of the parts of a run."""
-    for note in run.inputs.notes:
+    for note in run.notes:
         run.log.say(note)
     try:
         return _measure(run)

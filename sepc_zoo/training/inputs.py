@@ -34,7 +34,6 @@ class Inputs(NamedTuple):
     val: Annotations
     model: Detector
     notes: list[str]  # lines about the data that the user should read
-    is_divided: bool  # whether the splits are not the data set's own, and must be remembered
 
 
 def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
@@ -80,7 +79,7 @@ def read_inputs(options: TrainOptions, resume: bool) -> Inputs:
             f"warning: no box of {options.val_split!r} can be counted: AP is unknown (-1), the "
             "last model is taken for the best, and nothing stops early"
         )
-    return Inputs(train, val, model, notes, is_divided=bool(train.note))
+    return Inputs(train, val, model, notes)
 
 
 def check_split(folders: Sequence[str], split: str, data: Annotations) -> None:

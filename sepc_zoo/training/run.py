@@ -106,8 +106,7 @@ class Run:
         log_with = [*options.log_with, *trackers]
         self.accelerator = make_accelerator(options.amp, options.device, log_with, self.output)
         set_seed(options.seed)
-        self.inputs = read_inputs(options, resume)
-        self.train_data, self.val_data, model, *_ = self.inputs
+        self.train_data, self.val_data, model, self.notes = read_inputs(options, resume)
         processes = self.accelerator.num_processes
         self.recipe = choose_recipe(options, model.config, self.train_data, processes)
         self.options = options = fill_in(options, self.recipe)
@@ -213,7 +212,7 @@ class Run:
         purge = {"tensorboard": {"purge_step": progress.step + 1}}
         self.accelerator.start_trackers(init_kwargs=purge)
         lines = [damage] if damage else []
-        lines += self.inputs.notes + list_dropped(self.train_data) + list_dropped(self.val_data)
+        lines += self.notes + list_dropped(self.train_data) + list_dropped(self.val_data)
         if not self.resume:
             config = self.detector.config
             lines += class_changes(self.options, config.label_names)
@@ -228,7 +227,7 @@ class Run:
 
     def write_first_files(self) -> None:
         """Write what a resumed run reads, and remove what a run that never saved has left."""
-        if self.inputs.is_divided:
+        if self.train_data.note:  # the splits are not the data set's own, and must be remembered
             parts = self.train_data.records, self.val_data.records
             splits = zip(RUN_SPLITS, parts, strict=True)
             files = {name: map(own.path, range(len(own))) for name, own in splits}
