@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from sepc_zoo.config import override
 from sepc_zoo.export.graph import DetectionGraph
-from sepc_zoo.export.loaded import ExportedModel, batch_of
+from sepc_zoo.export.loaded import ExportedModel
 from sepc_zoo.export.metadata import ExportError
 from sepc_zoo.inference.detections import DetectionDict
 from sepc_zoo.models.detector import Detector
@@ -168,7 +168,7 @@ def compare_raw(
 ) -> dict[str, float]:
     """Compare the raw outputs of the head, value by value, for images ``(C, h, w)``."""
     limit = TOLERANCES[exported.metadata["precision"]].score
-    inputs = batch_of(images, exported.padded_size(images[0]), exported.rule)
+    inputs = exported.inputs(images)
     graph = DetectionGraph(model, raw=True)
     with torch.no_grad():
         ours = graph(*map(torch.from_numpy, inputs))

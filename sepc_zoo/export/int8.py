@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sepc_zoo.data.images import read_image
-from sepc_zoo.export.loaded import ExportedModel, batch_of
+from sepc_zoo.export.loaded import ExportedModel
 from sepc_zoo.export.metadata import ExportError, metadata_file
 from sepc_zoo.files import write_json
 from sepc_zoo.inference.tta import SINGLE_VIEW
@@ -63,10 +63,8 @@ def calibration_inputs(
     exported: ExportedModel, files: Sequence[Path]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The inputs of the graph, for one image file after the other."""
-    rule = exported.rule
     for file in files:
-        pixels = read_image(file, channels=rule["channels"])
+        pixels = read_image(file, channels=exported.rule["channels"])
         [view] = SINGLE_VIEW.of_image(pixels, exported.config)
-        shape = exported.padded_size(view.input)
-        images, sizes = batch_of([view.input] * (rule["batch"] or 1), shape, rule)
+        images, sizes = exported.inputs([view.input] * (exported.rule["batch"] or 1))
         yield {"images": images, "sizes": sizes}

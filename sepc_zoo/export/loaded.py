@@ -46,8 +46,7 @@ class ExportedModel(nn.Module):
 
     def forward(self, images: Tensor) -> list[np.ndarray]:
         """The outputs of the graph for a batch ``(N, C, H, W)`` in 0…255 without padding."""
-        shape = images.shape[-2], images.shape[-1]
-        return self.run(*batch_of([*images], shape, self.rule))
+        return self.run(*self.inputs([*images]))
 
     def detect(self, images: Sequence[Tensor]) -> list[DetectionDict]:
         """Detect the objects in each input ``(C, h, w)`` in 0…255; boxes are in its own pixels.
@@ -56,16 +55,15 @@ class ExportedModel(nn.Module):
         """
         if self.metadata["raw"]:
             raise ExportError("a file of --raw gives no detections; export the model without it")
-        shapes = [self.padded_size(image) for image in images]
         same_size = defaultdict(list)
-        for i, shape in enumerate(shapes):
-            same_size[shape].append(i)
+        for i, image in enumerate(images):
+            same_size[self.padded_size(image)].append(i)
         detections: dict[int, DetectionDict] = {}
-        for shape, indices in same_size.items():
+        for indices in same_size.values():
             step = self.rule["batch"] or len(indices)
             for start in range(0, len(indices), step):
                 part = indices[start : start + step]
-                found = self._detect_batch([images[i] for i in part], shape)
+                found = self._detect_batch([images[i] for i in part])
                 detections.update(zip(part, found, strict=True))
         return [detections[i] for i in range(len(images))]
 
@@ -89,11 +87,20 @@ class ExportedModel(nn.Module):
             )
         return height, width
 
-    def _detect_batch(
-        self, images: Sequence[Tensor], shape: tuple[int, int]
-    ) -> list[DetectionDict]:
+    def inputs(self, images: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """Images ``(C, h, w)`` of one padded size as inputs of ``run``."""
+        height, width = self.padded_size(images[0])
+        sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
+        batch = pad_and_stack(images, 1)
+        missing = (0, width - batch.shape[-1], 0, height - batch.shape[-2])
+        batch = nn.functional.pad(batch, missing).permute(0, 2, 3, 1)
+        if self.rule["dtype"] == "uint8":
+            batch = batch.round().to(torch.uint8) if batch.is_floating_point() else batch
+        return batch.to(getattr(torch, self.rule["dtype"])).contiguous().cpu().numpy(), sizes
+
+    def _detect_batch(self, images: Sequence[Tensor]) -> list[DetectionDict]:
         found = []
-        outputs = self.run(*batch_of(images, shape, self.rule))
+        outputs = self.run(*self.inputs(images))
         for rows in zip(*map(torch.from_numpy, outputs), strict=True):
             boxes, scores, labels = (values[: int((rows[2] >= 0).sum())] for values in rows)
             found.append({"boxes": boxes, "scores": scores, "labels": labels})
@@ -103,26 +110,13 @@ class ExportedModel(nn.Module):
         """The outputs of the graph; if its batch is fixed, copies of the first image fill it up.
 
         Args:
-            images: ``(N, H, W, C)``.
+            images: ``(N, H, W, C)`` in 0…255.
             sizes: height and width of each image inside the batch ``(N, 2)``.
         """
         count, batch = len(images), self.rule["batch"] or len(images)
         fill = [0] * (batch - count)
         images, sizes = np.concatenate([images, images[fill]]), np.concatenate([sizes, sizes[fill]])
         return [values[:count] for values in self.network(images, sizes)]
-
-
-def batch_of(
-    images: Sequence[Tensor], shape: tuple[int, int], rule: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of a graph: images ``(C, h, w)`` in 0…255 as ``(N, H, W, C)``, and their sizes."""
-    sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
-    batch = pad_and_stack(images, 1)
-    missing = (0, shape[1] - batch.shape[-1], 0, shape[0] - batch.shape[-2])
-    batch = nn.functional.pad(batch, missing).permute(0, 2, 3, 1)
-    if rule["dtype"] == "uint8":
-        batch = batch.round().to(torch.uint8) if batch.is_floating_point() else batch
-    return batch.to(getattr(torch, rule["dtype"])).contiguous().cpu().numpy(), sizes
 
 
 def load_exported(path: str | Path) -> ExportedModel:
