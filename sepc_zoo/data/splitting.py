@@ -21,7 +21,7 @@ VAL_SPLIT = "val"
 DEFAULT_FRACTION = 0.2  # held out where a data set has no validation split
 SPLIT_FILE = "split.csv"  # in a run's folder
 RUN_SPLITS = ("train", "val")  # the splits in it
-ROW = re.compile(r"(.*\S)\s*[,;\t ]\s*([\w.-]+)")  # file and split
+ROW = re.compile(r'("?)(.*\S)\1\s*[,;\t ]\s*("?)([\w.-]+)\3')  # file and split, perhaps in quotes
 HEADER = ("split", "set", "subset")
 COPY = re.compile(r"\.rf\.[0-9a-zA-Z]+$")  # Roboflow's augmented copies of one image
 
@@ -187,11 +187,11 @@ def read_assignment(path: Path) -> list[tuple[str, str]]:
             raise unreadable(path, f"expected a list of images by split: {error}") from error
     pairs = []
     for i, line in enumerate(lines, start=1):
-        match = ROW.fullmatch(line.replace('"', ""))
+        match = ROW.fullmatch(line)
         if line and match is None:
             raise unreadable(f"{path}:{i}", "expected an image and its split, as in: 1.jpg,train")
-        if match and not (i == 1 and match[2].lower() in HEADER):
-            pairs.append((match[1], match[2]))
+        if match and not (i == 1 and match[4].lower() in HEADER):
+            pairs.append((match[2], match[4]))
     return pairs
 
 

@@ -1,7 +1,6 @@
 """Export: a detector as one file for ONNX Runtime, OpenVINO or torch.export."""
 
 import copy
-import json
 import shutil
 import tempfile
 import time
@@ -9,6 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from sepc_zoo.export import Format
 from sepc_zoo.export.check import compare
@@ -65,6 +66,7 @@ def export(
     if int8 and (raw or half or not hasattr(module, "quantize")):
         raise ExportError("--int8 is for the formats onnx and openvino, without --raw and --half")
     file = file_of(path, format, model.config.architecture)
+    read_figures(file.parent)  # a damaged table ends the work before it starts
     network = copy.deepcopy(model).cpu().float().eval()
     precision, packages = "float16" if half else "float32", module.packages()
     metadata = describe(network, image_size, batch_size, raw, precision, packages, metrics)
@@ -91,9 +93,18 @@ def export(
 
 
 def read_figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """The figures in ``export.json`` of a folder, by the name of the exported file."""
+    """The figures in ``export.json`` of a folder, by the name of the exported file.
+
+    Raises:
+        ExportError: the file is damaged.
+    """
     table = folder / FIGURES_FILE
-    return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+    if not table.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(table.read_bytes(), type=dict[str, dict[str, Any]])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ExportError(f"{table} cannot be read: {error}; delete it") from error
 
 
 def file_of(path: str | Path, format: Format, architecture: str) -> Path:

@@ -70,7 +70,7 @@ def find_files(
     if len(sources) == 1 and os.path.isdir(sources[0]):
         folders = [os.path.abspath(sources[0])]
     base = Path(os.path.commonpath(folders) if folders else "")
-    if folders and base.resolve() == folder and not os.path.isfile(sources[0]):
+    if folders and base.resolve() == folder and not all(map(os.path.isfile, sources)):
         raise ConfigError("--output is the folder of the images; choose another")
     return FileList(list(dict.fromkeys(found)), base)
 

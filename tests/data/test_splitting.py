@@ -191,9 +191,11 @@ def test_own_lists_that_do_not_fit_are_refused(text, says, root, tmp_path):
 
 
 def test_what_is_written_is_read_back_whatever_the_names(tmp_path):
-    files = [tmp_path / name for name in ("a b.jpg", "a,b.jpg", "é.jpg", "caf\udce9.jpg")]
+    files = [
+        tmp_path / name for name in ("a b.jpg", "a,b.jpg", 'a"b".jpg', "é.jpg", "caf\udce9.jpg")
+    ]
     write_assignment(tmp_path / "split.csv", {"train": files[:2], "val": files[2:]})
-    expected = list(zip(map(str, files), ("train", "train", "val", "val"), strict=True))
+    expected = list(zip(map(str, files), ("train", "train", *["val"] * 3), strict=True))
     assert read_assignment(tmp_path / "split.csv") == expected
 
 

@@ -93,6 +93,13 @@ def test_figures_of_several_files_stand_in_one_table(tmp_path, model):
     assert [*json.loads((tmp_path / "export.json").read_text())] == ["a.onnx", "b.onnx"]
 
 
+def test_a_damaged_table_of_figures_ends_the_export_before_it_starts(tmp_path, model):
+    (tmp_path / "export.json").write_text('{"a.onnx": ')
+    with pytest.raises(ExportError, match=r"export\.json cannot be read: .*; delete it"):
+        export(model, tmp_path / "b.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["export.json"]
+
+
 def with_other_labels(outputs):
     boxes, scores, labels = outputs
     return [boxes, scores, np.where(labels >= 0, (labels + 1) % 4, labels)]

@@ -165,9 +165,12 @@ def test_files_folders_and_patterns_are_found_once_and_named_from_their_common_f
 def test_results_inside_of_the_images_are_no_images(tree):
     (tree / "out").mkdir()
     (tree / "out" / "a_boxes.jpg").touch()
-    assert len(find_files([str(tree)], True, tree / "out").files) == 4
+    found = find_files([str(tree)], True, tree / "out")
+    assert len(found.files) == 4
     with pytest.raises(ConfigError, match="--output is the folder of the images"):
         find_files([str(tree)], True, tree)
+    with pytest.raises(ConfigError, match="--output is the folder of the images"):
+        find_files([str(found.files[0]), str(tree)], False, tree)
 
 
 def test_videos_cameras_and_addresses_have_names_of_their_own(tree):

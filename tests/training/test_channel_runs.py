@@ -11,6 +11,7 @@ from tiny_runs import copy_of, edit_json, options, read_log
 from sepc_zoo.data.images import ImageError
 from sepc_zoo.factory import load_model
 from sepc_zoo.training.advice import advise
+from sepc_zoo.training.dry_run import list_needs
 from sepc_zoo.training.run import Run
 from sepc_zoo.training.summary import describe
 from sepc_zoo.training.trainer import train
@@ -48,6 +49,14 @@ def test_a_model_of_five_channels_is_trained_saved_and_used(five, tmp_path):
     pixels = torch.from_numpy(tifffile.imread(file)).permute(2, 0, 1)
     found = model.predict(file, 0.0)
     assert torch.equal(found.scores, model.predict(pixels, 0.0).scores)
+
+
+def test_their_batches_need_more_shared_memory(five, shapes, tmp_path):
+    kwargs = {"workers": 1, "backbone_kwargs": {"in_chans": 5}}
+    run = tmp_path / "run"
+    runs = Run(options(shapes, run, workers=1)), Run(options(five, run, **kwargs))
+    of_rgb, of_five = ({n.what: n.needed for n in list_needs(r)}["shared memory"] for r in runs)
+    assert of_five == pytest.approx(of_rgb * 5 / 3)
 
 
 def test_a_detector_of_rgb_is_fine_tuned_to_five_channels(five, shapes, tmp_path):

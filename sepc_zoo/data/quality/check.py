@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sepc_zoo.data.annotations import Size, build_annotations, clip_box, size_problem
+from sepc_zoo.data.formats.layout import matching_splits
 from sepc_zoo.data.formats.reader import find_data
 from sepc_zoo.data.images import list_images
 from sepc_zoo.data.listing import ListedBox, ListedImages, Listing, find_duplicates
@@ -85,7 +86,7 @@ def check_data(
     source = find_data(root, format)
     present = [*source.splits]
     for split in splits or ():
-        if not any(name.startswith(split) for name in present):
+        if not matching_splits(split, present):
             raise unreadable(root, f"no split {split!r}; there are: {', '.join(present)}")
     listings: dict[str, Listing] = {}
     findings: list[Finding] = []
@@ -133,7 +134,7 @@ def _joint_splits(
 
 
 def find_train(splits: Iterable[str]) -> str | None:
-    return min((split for split in splits if split.startswith("train")), key=len, default=None)
+    return min(matching_splits("train", [*splits]), key=len, default=None)
 
 
 def names_alike(listings: Iterable[Listing]) -> list[Counter[str]]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from sepc_zoo.data.annotations import Size, build_annotations, fit, size_problem, size_text
 from sepc_zoo.data.formats.coco import write_coco
+from sepc_zoo.data.formats.layout import fold, split_word
 from sepc_zoo.data.images import read_orientation
 from sepc_zoo.data.listing import (
     ListedBox,
@@ -27,7 +28,6 @@ from sepc_zoo.data.quality.check import (
     DataCheck,
     Progress,
     count_boxes,
-    find_train,
     format_box,
     names_alike,
     review_boxes,
@@ -213,10 +213,10 @@ def _separate_splits(
     listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
     """Keep every picture in one split only: preferably one to evaluate on, train last."""
-    train = find_train(listings) or "train"
 
     def rank(split: str) -> tuple[bool, ...]:  # test, val, others, train
-        return not split.startswith("test"), not split.startswith("val"), split.startswith(train)
+        word = split_word(split) or fold(split)
+        return not word.startswith("test"), not word.startswith("val"), word.startswith("train")
 
     keeper: dict[Hashable, tuple[str, Path]] = {}
     separated = dict(listings)

@@ -15,7 +15,7 @@ from faulty import (
 
 from sepc_zoo.data import DataError, read_data
 from sepc_zoo.data.problems import SEVERITY_OF
-from sepc_zoo.data.quality.check import check_data, inspect_image
+from sepc_zoo.data.quality.check import check_data, find_train, inspect_image
 
 
 @pytest.fixture
@@ -106,6 +106,22 @@ def test_only_the_splits_asked_for_are_checked(data):
     FAULTS["wrong size"].break_data(data)
     assert check_data(data, ["val"]).findings == ()
     assert kinds_of(check_data(data, ["train"])) == {"wrong size"}
+
+
+def test_a_split_has_the_names_that_reading_knows(data):
+    (data / "val").rename(data / "dev")
+    json_path(data, "val").rename(json_path(data, "dev"))
+    assert len(check_data(data, ["val"]).listings["val"].images) == len(
+        read_data(data, "val").records
+    )
+
+
+@pytest.mark.parametrize(
+    ("splits", "train"),
+    [(("Train", "val"), "Train"), (("trainval", "train"), "train"), (("val", "test"), None)],
+)
+def test_the_split_to_train_on_is_found_in_any_spelling(splits, train):
+    assert find_train(splits) == train
 
 
 def test_a_split_that_is_not_there_is_refused(data):

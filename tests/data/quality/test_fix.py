@@ -228,7 +228,12 @@ def test_boxes_of_an_image_listed_twice_are_joined(data):
 
 @pytest.mark.parametrize(
     ("splits", "keeper"),
-    [(("train", "val"), "val"), (("val", "test"), "test"), (("extra", "train"), "extra")],
+    [
+        (("train", "val"), "val"),
+        (("val", "test"), "test"),
+        (("extra", "Train"), "extra"),
+        (("Train", "dev"), "dev"),
+    ],
 )
 def test_a_picture_in_two_splits_stays_in_the_one_to_evaluate_on(splits, keeper, data):
     shutil.rmtree(data / "annotations")
