@@ -77,6 +77,14 @@ def test_pages_include_files_that_exist():
     assert all((ROOT / file).is_file() for file in files)
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS.glob("*.md")], ids=lambda p: p.name)
+def test_commands_that_train_say_what_to_start_from(page):
+    lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    trains = re.compile(r"(sepc-zoo|sepc_zoo) (train|tune) .*--data |scripts/train\.py .*--data ")
+    start = re.compile(r"--(model|finetune|resume|config) ")
+    assert [line for line in lines if trains.search(line) and not start.search(line)] == []
+
+
 @cache
 def known_flags():
     commands = (importlib.import_module(module_of(name)) for name in COMMANDS)

@@ -50,7 +50,10 @@ def options_of_run(given: Mapping[str, Any], resume: str | None = None) -> Train
         options["model"] = model_name(options["model"])
     if resume is not None:
         return resumed_options(options, resume)
-    for name, hint in (("data", ""), ("model", "; `sepc-zoo list` names the models")):
+    for name, hint in (
+        ("data", ""),
+        ("model", "; `sepc-zoo suggest` proposes one, `sepc-zoo list` names all"),
+    ):
         if name not in options:
             raise TrainError(f"--{name} is missing{hint}")
     if "output" not in options:

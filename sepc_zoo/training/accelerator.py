@@ -90,7 +90,9 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"no device {name!r} here: {error}") from error
+        raise ConfigError(
+            f"no device {name!r} here; give cuda, mps or cpu, or leave --device out ({error})"
+        ) from error
 
 
 def make_accelerator(

@@ -24,6 +24,7 @@ MAX_MISSED = 0.1  # share of missed boxes above which anchors fit badly
 MAX_SMALL = 0.1  # share of the boxes that may be smaller than ``GOOD_SIDE``
 GOOD_SIDE = 32  # pixels; COCO's limit of small boxes
 MIN_FACTOR, MAX_FACTOR = 1.25, 4.0  # factors on the image size that are worth advice
+MIN_LONG, MAX_ENLARGED = 256, 2.0  # minimum long side to propose, and factor that needs no advice
 
 
 def advise(options: TrainOptions, config: DetectorConfig, data: Annotations) -> list[str]:
@@ -72,8 +73,15 @@ def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -
 
 
 def advise_image_size(data: Annotations, image_size: tuple[int, int]) -> str:
-    """Advise a larger image size where most boxes are small; else ""."""
+    """Advise a larger size where most boxes are small, a smaller one for tiny images; else ""."""
     side, pixels = median_side(data, image_size), pixels_at(data, image_size)
+    enlarged = float(np.median(resize_factors(data.records.sizes, image_size)))
+    short, long = fitting = fitting_size(data, (MIN_LONG, image_size[1]))
+    if enlarged > MAX_ENLARGED and (gain := pixels / pixels_at(data, fitting)) > MAX_FACTOR:
+        return (
+            f"image size: images are enlarged {enlarged:.1f} times; --image-size {short} {long} "
+            f"makes a step {gain:.0f} times cheaper"
+        )
     factor = min(GOOD_SIDE / side, MAX_FACTOR)
     if factor < MIN_FACTOR:
         return ""

@@ -286,7 +286,10 @@ class TrainOptions(
         entries = set(DetectorConfig.__annotations__) - NOT_MODEL_KWARGS
         unknown = sorted(set(self.model_kwargs) - entries)
         if unknown:
-            raise OptionError("model_kwargs", f"has {unknown}; it may have {sorted(entries)}")
+            raise OptionError(
+                "model_kwargs",
+                f"has {', '.join(unknown)}; it may have {', '.join(sorted(entries))}",
+            )
         if self.freeze is not None and self.learned != "detector":
             raise OptionError("freeze", "would freeze random weights; give --finetune MODEL")
         if self.freeze_stages and self.learned == "nothing":

@@ -138,6 +138,17 @@ def test_a_size_that_fits_needs_no_larger_one(image, side):
     assert advise_image_size(data, (short, long)) == ""
 
 
+@pytest.mark.parametrize("image", [(96, 96), (60, 120)])
+def test_images_that_are_enlarged_far_get_a_smaller_size(image):
+    data, size = data_of(*[(40, 40)] * 9, image=image), (800, 1333)
+    text = r"enlarged ([\d.]+) times; --image-size (\d+) (\d+) makes a step (\d+) times cheaper"
+    enlarged, *smaller, gain = map(float, re.search(text, advise_image_size(data, size)).groups())
+    before, after = (resized_boxes(data, lengths)[0, 0] for lengths in (size, smaller))
+    assert before / 40 == pytest.approx(enlarged, abs=0.06)
+    assert (before / after) ** 2 == pytest.approx(gain, abs=0.51)
+    assert advise_image_size(data, smaller) == ""
+
+
 def test_a_good_fit_is_not_worth_a_line():
     assert advise(options(), config_of(), data_of((40, 40), (90, 80))) == []
     assert advise(options(), config_of(), data_of()) == []
