@@ -288,7 +288,7 @@ def test_a_connection_that_breaks_in_a_living_worker_is_no_death():
 
 
 def test_workers_that_die_before_any_step_end_the_run(tmp_path):
-    faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, True), tmp_path))
+    faults = faults_module.Faults(tmp_path, 1000, Log(make_accelerator(None, "cpu"), tmp_path))
     for _ in range(faults_module.MAX_DEAD_AT_ONCE):
         faults.add_dead_worker("DataLoader worker (pid 1) is killed")
     with pytest.raises(FaultError, match="new workers die as soon as they start"):
