@@ -21,7 +21,8 @@ VAL_SPLIT = "val"
 DEFAULT_FRACTION = 0.2  # held out where a data set has no validation split
 SPLIT_FILE = "split.csv"  # in a run's folder
 RUN_SPLITS = ("train", "val")  # the splits in it
-ROW = re.compile(r'("?)(.*\S)\1\s*[,;\t ]\s*("?)([\w.-]+)\3')  # file and split, perhaps in quotes
+# A file and its split, each perhaps in quotes.
+ROW = re.compile(r'(?P<a>"?)(?P<file>.*\S)(?P=a)\s*[,;\t ]\s*(?P<b>"?)(?P<split>[\w.-]+)(?P=b)')
 HEADER = ("split", "set", "subset")
 COPY = re.compile(r"\.rf\.[0-9a-zA-Z]+$")  # Roboflow's augmented copies of one image
 
@@ -190,8 +191,8 @@ def read_assignment(path: Path) -> list[tuple[str, str]]:
         match = ROW.fullmatch(line)
         if line and match is None:
             raise unreadable(f"{path}:{i}", "expected an image and its split, as in: 1.jpg,train")
-        if match and not (i == 1 and match[4].lower() in HEADER):
-            pairs.append((match[2], match[4]))
+        if match and not (i == 1 and match["split"].lower() in HEADER):
+            pairs.append((match["file"], match["split"]))
     return pairs
 
 

@@ -66,11 +66,13 @@ def find_files(
     """
     folder = Path(output).resolve()
     found = [file for source in sources for file in _files_of(source, recursive, folder)]
-    folders = [str(path.parent) for path in found if isinstance(path, Path)]
+    paths = [path for path in found if isinstance(path, Path)]
+    folders = [str(path.parent) for path in paths]
     if len(sources) == 1 and os.path.isdir(sources[0]):
         folders = [os.path.abspath(sources[0])]
     base = Path(os.path.commonpath(folders) if folders else "")
-    if folders and base.resolve() == folder and not all(map(os.path.isfile, sources)):
+    named = {Path(os.path.abspath(source)) for source in sources}
+    if folders and base.resolve() == folder and not named.issuperset(paths):
         raise ConfigError("--output is the folder of the images; choose another")
     return FileList(list(dict.fromkeys(found)), base)
 

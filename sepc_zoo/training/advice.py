@@ -24,7 +24,9 @@ MAX_MISSED = 0.1  # share of missed boxes above which anchors fit badly
 MAX_SMALL = 0.1  # share of the boxes that may be smaller than ``GOOD_SIDE``
 GOOD_SIDE = 32  # pixels; COCO's limit of small boxes
 MIN_FACTOR, MAX_FACTOR = 1.25, 4.0  # factors on the image size that are worth advice
-MIN_LONG, MAX_ENLARGED = 256, 2.0  # minimum long side to propose, and factor that needs no advice
+MAX_ENLARGED = 2.0  # factor by which images may be enlarged without advice
+MIN_LONG = 256  # pixels; minimum long side to propose instead
+MIN_SAVED = 4.0  # times that a step must get cheaper
 
 
 def advise(options: TrainOptions, config: DetectorConfig, data: Annotations) -> list[str]:
@@ -73,15 +75,11 @@ def advise_anchors(boxes: np.ndarray, config: DetectorConfig, is_fitted: bool) -
 
 
 def advise_image_size(data: Annotations, image_size: tuple[int, int]) -> str:
-    """Advise a larger size where most boxes are small, a smaller one for tiny images; else ""."""
-    side, pixels = median_side(data, image_size), pixels_at(data, image_size)
+    """Advise a smaller size where images are enlarged far, a larger one if boxes are small."""
     enlarged = float(np.median(resize_factors(data.records.sizes, image_size)))
-    short, long = fitting = fitting_size(data, (MIN_LONG, image_size[1]))
-    if enlarged > MAX_ENLARGED and (gain := pixels / pixels_at(data, fitting)) > MAX_FACTOR:
-        return (
-            f"image size: images are enlarged {enlarged:.1f} times; --image-size {short} {long} "
-            f"makes a step {gain:.0f} times cheaper"
-        )
+    if enlarged > MAX_ENLARGED and (advice := advise_smaller_size(data, image_size)):
+        return f"image size: images are enlarged {enlarged:.1f} times; {advice}"
+    side, pixels = median_side(data, image_size), pixels_at(data, image_size)
     factor = min(GOOD_SIDE / side, MAX_FACTOR)
     if factor < MIN_FACTOR:
         return ""
@@ -91,6 +89,15 @@ def advise_image_size(data: Annotations, image_size: tuple[int, int]) -> str:
         f"{long} makes that {median_side(data, larger):.0f}, and a step "
         f"{pixels_at(data, larger) / pixels:.1f} times as costly"
     )
+
+
+def advise_smaller_size(data: Annotations, image_size: tuple[int, int]) -> str:
+    """Advise the size that fits the boxes where a step is much cheaper at it; else ""."""
+    short, long = fitting = fitting_size(data, (MIN_LONG, image_size[1]))
+    saved = pixels_at(data, image_size) / pixels_at(data, fitting)
+    if saved <= MIN_SAVED:
+        return ""
+    return f"--image-size {short} {long} makes a step {saved:.0f} times cheaper"
 
 
 def median_side(data: Annotations, image_size: tuple[int, int]) -> float:

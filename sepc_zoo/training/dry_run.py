@@ -271,18 +271,11 @@ def shared_memory(run: Run) -> list[Need]:
     config = run.detector.config
     short, long = options.largest(*config.weights.image_size)
     image = config.backbone.in_chans * math.ceil(short) * math.ceil(long)
+    batch = options.images_per_pass * image
     batches = options.workers * BATCHES_AHEAD * run.accelerator.num_processes
     advice = "batches that do not fit are copied, which is slower; in Docker: --shm-size"
     free = shutil.disk_usage(SHARED_MEMORY).free
-    return [
-        Need(
-            "shared memory",
-            options.images_per_pass * image * batches / 1e6,
-            free / 1e6,
-            "MB free",
-            advice,
-        )
-    ]
+    return [Need("shared memory", batch * batches / 1e6, free / 1e6, "MB free", advice)]
 
 
 def descriptors(run: Run) -> list[Need]:

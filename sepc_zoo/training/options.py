@@ -288,7 +288,7 @@ class TrainOptions(
         if unknown:
             raise OptionError(
                 "model_kwargs",
-                f"has {', '.join(unknown)}; it may have {', '.join(sorted(entries))}",
+                f"has {', '.join(map(str, unknown))}; it may have {', '.join(sorted(entries))}",
             )
         if self.freeze is not None and self.learned != "detector":
             raise OptionError("freeze", "would freeze random weights; give --finetune MODEL")

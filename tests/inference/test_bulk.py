@@ -173,6 +173,12 @@ def test_results_inside_of_the_images_are_no_images(tree):
         find_files([str(found.files[0]), str(tree)], False, tree)
 
 
+def test_files_that_are_named_may_have_their_results_beside_them(tree):
+    sources = [str(tree / "a.jpg"), "rtsp://camera/1"]
+    for order in (sources, sources[::-1]):
+        assert len(find_files(order, False, tree).files) == 2
+
+
 def test_videos_cameras_and_addresses_have_names_of_their_own(tree):
     (tree / "0").mkdir()
     (tree / "clip.MOV").touch()

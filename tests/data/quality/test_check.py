@@ -111,9 +111,8 @@ def test_only_the_splits_asked_for_are_checked(data):
 def test_a_split_has_the_names_that_reading_knows(data):
     (data / "val").rename(data / "dev")
     json_path(data, "val").rename(json_path(data, "dev"))
-    assert len(check_data(data, ["val"]).listings["val"].images) == len(
-        read_data(data, "val").records
-    )
+    checked = check_data(data, ["val"]).listings["val"]
+    assert len(checked.images) == len(read_data(data, "val").records)
 
 
 @pytest.mark.parametrize(

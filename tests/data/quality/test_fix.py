@@ -231,6 +231,7 @@ def test_boxes_of_an_image_listed_twice_are_joined(data):
     [
         (("train", "val"), "val"),
         (("val", "test"), "test"),
+        (("extra", "train"), "extra"),
         (("extra", "Train"), "extra"),
         (("Train", "dev"), "dev"),
     ],
