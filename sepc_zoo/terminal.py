@@ -29,6 +29,12 @@ def say(*texts: object, error: bool = False, **how: Any) -> None:
     print(*(printable(str(t)) for t in texts), file=sys.stderr if error else sys.stdout, **how)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 image``, ``2 boxes``."""
+    plural = f"{noun}es" if noun.endswith("x") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
 def shorten(names: Sequence[str]) -> str:
     """The number of names and the first of them: ``12 (cat, dog, … and 4 more)``."""
     if not names:

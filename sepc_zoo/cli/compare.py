@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sepc_zoo.api.options import SplitOptions
 from sepc_zoo.api.validate import Detected, detect, read_detections, read_split
 from sepc_zoo.options import option
-from sepc_zoo.terminal import make_console, say
+from sepc_zoo.terminal import counted, make_console, say
 
 if TYPE_CHECKING:
     from sepc_zoo.data import Annotations
@@ -63,5 +63,6 @@ def finish(arguments: Arguments, annotations: "Annotations", found: Sequence[Det
     say(f"A: {arguments.first}\nB: {arguments.second}")
     for table in comparison_tables(comparison.content):
         make_console().print(table)
-    say(f"{len(annotations.records)} images; {', '.join(written)} are in {arguments.output}")
+    images = counted(len(annotations.records), "image")
+    say(f"{images}; {', '.join(written)} are in {arguments.output}")
     return 0

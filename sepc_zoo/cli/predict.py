@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sepc_zoo.api.options import DetectOptions, LoaderOptions
 from sepc_zoo.options import Options, option
-from sepc_zoo.terminal import say
+from sepc_zoo.terminal import counted, say
 from sepc_zoo.training.options import DeviceOptions
 
 if TYPE_CHECKING:
@@ -155,9 +155,10 @@ def report_images(
         problems.append(f"{output / DETECTIONS_FILE}: cannot be written: {error.strerror}")
     if len(done) == 1 and done[0].text:
         say(f"{without_password(str(images.files[0]))}: {done[0].text}")
-    count, boxes = len(content["images"]), len(content["annotations"])
-    say(f"{output}: {count} images and {DETECTIONS_FILE} with {boxes} boxes")
-    if count and not boxes:
+    count, num_boxes = len(content["images"]), len(content["annotations"])
+    boxes = f"{DETECTIONS_FILE} with {counted(num_boxes, 'box')}"
+    say(f"{output}: {counted(count, 'image')} and {boxes}")
+    if count and not num_boxes:
         say(no_box_line(max(result.best_score for result in done), config, arguments))
     return problems
 

@@ -16,7 +16,7 @@ from sepc_zoo.api.validate import (
 from sepc_zoo.errors import ConfigError
 from sepc_zoo.metric_names import AP_METRICS
 from sepc_zoo.options import option
-from sepc_zoo.terminal import make_console, say
+from sepc_zoo.terminal import counted, make_console, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def finish(arguments: Arguments, detected: Detected, source: str) -> int:
     for key, in_words in lines.items():
         if key in evaluation.metrics:
             say(in_words(evaluation.metrics[key]))
-    images = len(detected.annotations.records)
-    say(f"{images} images; {', '.join(written)} are in {arguments.output}")
+    images = counted(len(detected.annotations.records), "image")
+    say(f"{images}; {', '.join(written)} are in {arguments.output}")
     return 0
 
 

@@ -16,6 +16,7 @@ from sepc_zoo.data.formats.reader import as_sources, find_data, join_listings, l
 from sepc_zoo.data.listing import ListedImage, ListedImages, Listing
 from sepc_zoo.data.problems import DataError, Problem, unreadable
 from sepc_zoo.files import write_atomically
+from sepc_zoo.terminal import counted
 
 VAL_SPLIT = "val"
 DEFAULT_FRACTION = 0.2  # held out where a data set has no validation split
@@ -204,7 +205,7 @@ def _divide_by_file(listing: Listing, splits: Sequence[str], file: Path) -> Divi
     if problems:
         raise DataError(problems)
     parts = [_select(listing, sorted(i for i in split_of if split_of[i] == s)) for s in chosen]
-    numbers = " and ".join(f"{len(part.images)} images" for part in parts)
+    numbers = " and ".join(counted(len(part.images), "image") for part in parts)
     rest = len(listing.images) - len(split_of)
     note = f"{numbers} to train and validate on are those of {file}"
     note += f"; {rest} images are not in it and left out" if rest else ""

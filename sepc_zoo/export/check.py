@@ -46,7 +46,7 @@ def compare(model: Detector, exported: ExportedModel) -> dict[str, Any]:
     """
     metadata = exported.metadata
     figures: dict[str, Any] = {"images": 0, "detections": 0, "unmatched": 0}
-    compare_one = compare_raw if metadata["raw"] else compare_detections
+    compare_one = raw_differences if metadata["raw"] else detection_differences
     for images in made_up_batches(exported.rule):
         for name, value in compare_one(model, exported, images).items():
             known = figures.get(name, 0)
@@ -84,7 +84,7 @@ def made_up_image(channels: int, size: tuple[int, int], generator: torch.Generat
     return ((image[0] - low) / (high - low) * 255).to(torch.uint8)
 
 
-def compare_detections(
+def detection_differences(
     model: Detector, exported: ExportedModel, images: Sequence[Tensor]
 ) -> dict[str, float]:
     """Match the detections of images, each ``(C, h, w)``."""
@@ -163,7 +163,7 @@ def suppressed(model: Detector, detections: DetectionDict, others: DetectionDict
     return (same & higher & (iou > model.config.postprocess.iou_threshold)).any(dim=1)
 
 
-def compare_raw(
+def raw_differences(
     model: Detector, exported: ExportedModel, images: Sequence[Tensor]
 ) -> dict[str, float]:
     """Compare the raw outputs of the head, value by value, for images ``(C, h, w)``."""

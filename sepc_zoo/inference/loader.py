@@ -18,7 +18,7 @@ from sepc_zoo.inference.preprocess import ImageSource, open_image
 from sepc_zoo.inference.tta import SINGLE_VIEW, ImageView, Views, detect_views
 
 
-class ImageFile(NamedTuple):
+class OpenedFile(NamedTuple):
     """An image file that was opened."""
 
     position: int  # index among all files
@@ -28,7 +28,7 @@ class ImageFile(NamedTuple):
 
 
 @dataclass(eq=False)
-class ImageFiles(Dataset[ImageFile]):
+class ImageFiles(Dataset[OpenedFile]):
     """Image files or URLs as views for a model; an unreadable one gives an item that says why."""
 
     files: Sequence[ImageSource]
@@ -42,17 +42,17 @@ class ImageFiles(Dataset[ImageFile]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> ImageFile:
+    def __getitem__(self, index: int) -> OpenedFile:
         try:
             pixels = open_image(self.files[index], len(self.config.weights.mean)).pixels
         except ImageError as error:
-            return ImageFile(index, problem=str(error))
+            return OpenedFile(index, problem=str(error))
         views = self.views.of_image(pixels, self.config)
-        return ImageFile(index, views, pixels if self.keep_pixels else None)
+        return OpenedFile(index, views, pixels if self.keep_pixels else None)
 
 
 def image_loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoader:
-    """Load this process's share of the files, in lists of ``ImageFile``.
+    """Load this process's share of the files, in lists of ``OpenedFile``.
 
     Do not prepare the loader with ``accelerate``, which would repeat images until every process has
     as many batches. Here one process may get a batch more than another, so that none may wait for
@@ -75,8 +75,8 @@ def image_loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoade
 
 
 def detect_files(
-    model: ImageDetector, files: Sequence[ImageFile]
-) -> list[tuple[ImageFile, DetectionDict | None]]:
+    model: ImageDetector, files: Sequence[OpenedFile]
+) -> list[tuple[OpenedFile, DetectionDict | None]]:
     """Detect objects in each image of a batch, in its pixels; None if its file cannot be read."""
     readable = [file.views for file in files if file.views is not None]
     detections = iter(detect_views(model.detect, readable, model.config.postprocess))

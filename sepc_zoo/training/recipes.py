@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import torch
 from timm.layers import BatchNormAct2d
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -211,7 +212,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             **extra,
         )
     except (AssertionError, ValueError) as error:
-        raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; see timm.optim") from error
+        near = get_close_matches(recipe.opt, list_optimizers(), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "timm.optim.list_optimizers() names all"
+        raise ConfigError(f"no optimizer {recipe.opt!r}: {error}; {hint}") from error
     if recipe.opt not in SGD:
         slow_down_offsets(optimizer, model)
     return optimizer

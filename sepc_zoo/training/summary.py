@@ -13,7 +13,7 @@ from sepc_zoo.data import Annotations
 from sepc_zoo.data.sampling import epoch_length, repeat_factors
 from sepc_zoo.models.necks.sepc import IntegratedBatchNorm
 from sepc_zoo.options import default_text
-from sepc_zoo.terminal import make_console, shorten
+from sepc_zoo.terminal import counted, make_console, shorten
 from sepc_zoo.training.recipes import warmup_steps
 from sepc_zoo.training.run import Run
 
@@ -121,7 +121,8 @@ def repeated_classes(run: Run) -> str:
 def _contents(data: Annotations) -> str:
     counts = np.diff(data.records.starts)
     empty = int((counts == 0).sum())
-    return f"{len(counts)} images, {counts.sum()} boxes" + (f", {empty} without" if empty else "")
+    images, boxes = counted(len(counts), "image"), counted(counts.sum(), "box")
+    return f"{images}, {boxes}" + (f", {empty} without" if empty else "")
 
 
 def _class_weights(run: Run) -> str:

@@ -210,6 +210,7 @@ def test_flags_that_do_not_fit_are_wrong_usage(flags, capsys):
     [
         (("--model", "retinanet_r05_sepc"), "did you mean"),
         (("--opt", "bogus"), "no optimizer 'bogus'"),
+        (("--opt", "adamww"), "did you mean 'adamw'?"),
         (("--batch-size", 0), "--batch-size is 0; it must be at least 1"),
         (("--batch-size", "many"), "--batch-size is 'many'; it must be int or auto"),
         (("--model-kwargs", "chanels=16"), "chanels"),

@@ -154,7 +154,7 @@ def test_own_lists_divide_the_images(name, root, tmp_path):
     train, val, note = divide(root, file=tmp_path / "own.csv")
     assert (names_of(train), names_of(val)) == (["00.png"], ["01.png"])
     assert note == (
-        f"1 images and 1 images to train and validate on are those of {tmp_path / 'own.csv'}; "
+        f"1 image and 1 image to train and validate on are those of {tmp_path / 'own.csv'}; "
         "18 images are not in it and left out"
     )
 

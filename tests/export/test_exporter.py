@@ -19,7 +19,7 @@ import sepc_zoo
 from sepc_zoo.config import config_from_json
 from sepc_zoo.errors import UserError
 from sepc_zoo.export import exporter
-from sepc_zoo.export.check import compare_detections
+from sepc_zoo.export.check import detection_differences
 from sepc_zoo.export.exporter import export
 from sepc_zoo.export.loaded import format_module, load_exported
 from sepc_zoo.export.metadata import FORMAT, ExportError, parse
@@ -165,7 +165,7 @@ def test_of_two_boxes_with_one_score_rounding_chooses(model, move, lower, num_un
     ours = Suppressing(model.config, boxes, [0.5 + 1e-7, 0.5, 0.4])
     boxes[1] = [side + move for side in boxes[1]]
     theirs = Suppressing(model.config, boxes, [0.5 - lower, 0.5 + 1e-7 - lower, 0.4])
-    figures = compare_detections(ours, theirs, [None])
+    figures = detection_differences(ours, theirs, [None])
     assert figures["detections"] == 2
     assert figures["unmatched"] == num_unmatched
 

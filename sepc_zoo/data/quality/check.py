@@ -31,7 +31,7 @@ from sepc_zoo.data.problems import (
     Severity,
     unreadable,
 )
-from sepc_zoo.data.quality.image_files import ImageFile, inspect_image, picture_key
+from sepc_zoo.data.quality.image_files import DecodedFile, inspect_image, picture_key
 
 MAX_OVERHANG = 0.01  # pixels outside the image that are taken for rounding
 MIN_SIDE = 1.0  # pixels; smaller boxes are taken for accidents
@@ -54,7 +54,7 @@ class DataCheck:
 
     root: Path
     listings: Mapping[str, Listing]  # the listing of each split
-    files: Mapping[Path, ImageFile]
+    files: Mapping[Path, DecodedFile]
     joint: Mapping[str, list[str]]  # parts of splits that are unions of others (VOC's trainval)
     findings: tuple[Finding, ...]  # the worst first
 
@@ -119,7 +119,7 @@ def check_data(
 
 
 def _joint_splits(
-    listings: Mapping[str, Listing], files: Mapping[Path, ImageFile]
+    listings: Mapping[str, Listing], files: Mapping[Path, DecodedFile]
 ) -> dict[str, list[str]]:
     pictures = {
         split: {picture_key(image.path, files) for image in listing.images}
@@ -161,7 +161,7 @@ def _finding(split: str, problem: Problem, severity: Severity | None = None) -> 
     return Finding(severity or SEVERITY_OF[kind], kind, split, where, text)
 
 
-def _refused(listing: Listing, files: Mapping[Path, ImageFile]) -> list[Problem]:
+def _refused(listing: Listing, files: Mapping[Path, DecodedFile]) -> list[Problem]:
     """List what training refuses in a split: broken images, and what keeps it from starting."""
     paths = dict.fromkeys(image.path for image in listing.images)
     broken = {str(path): problem for path in paths if (problem := files[path].problem)}
@@ -173,7 +173,7 @@ def _refused(listing: Listing, files: Mapping[Path, ImageFile]) -> list[Problem]
 
 
 def _check_split(
-    split: str, listing: Listing, files: Mapping[Path, ImageFile], refused: Container[Kind]
+    split: str, listing: Listing, files: Mapping[Path, DecodedFile], refused: Container[Kind]
 ) -> Iterator[Problem]:
     """List what training accepts; kinds that are ``refused`` are not reported again."""
     if not listing.images and "no images" not in refused:
@@ -235,7 +235,7 @@ def _describe_box(
 
 
 def _check_across(
-    listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], joint: Container[str]
+    listings: Mapping[str, Listing], files: Mapping[Path, DecodedFile], joint: Container[str]
 ) -> Iterator[tuple[str, Problem]]:
     """List the problems between splits, each with its split."""
     for group in names_alike(listings.values()):
@@ -256,7 +256,7 @@ def _check_across(
 
 
 def _check_pictures(
-    listings: Mapping[str, Listing], files: Mapping[Path, ImageFile]
+    listings: Mapping[str, Listing], files: Mapping[Path, DecodedFile]
 ) -> Iterator[tuple[str, Problem]]:
     copies: dict[Hashable, dict[str, list[Path]]] = defaultdict(dict)
     for split, listing in listings.items():

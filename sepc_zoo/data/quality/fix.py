@@ -32,7 +32,7 @@ from sepc_zoo.data.quality.check import (
     names_alike,
     review_boxes,
 )
-from sepc_zoo.data.quality.image_files import ImageFile, picture_key
+from sepc_zoo.data.quality.image_files import DecodedFile, picture_key
 from sepc_zoo.files import new_folder, write_csv
 
 RESOLVED: dict[Kind, str] = {  # how problems are solved without leaving anything out
@@ -130,7 +130,7 @@ def _noting(split: str, changes: list[Change]) -> Note:
 
 
 def clean_listing(
-    listing: Listing, files: Mapping[Path, ImageFile], note: Note = lambda *_: None
+    listing: Listing, files: Mapping[Path, DecodedFile], note: Note = lambda *_: None
 ) -> Listing:
     """Clean one split; ``note`` is called with place and text of each difference."""
     images: dict[Path, ListedImage] = {}
@@ -147,7 +147,7 @@ def clean_listing(
     return listing._replace(images=[image for image in cleaned if image], problems=[])
 
 
-def _clean_image(image: ListedImage, file: ImageFile, note: Note) -> ListedImage | None:
+def _clean_image(image: ListedImage, file: DecodedFile, note: Note) -> ListedImage | None:
     """Clean an image and its boxes; None where the image is left out."""
     lost = f"image with {len(image.boxes)} boxes left out"
     if file.size is None or file.stored is None:
@@ -210,7 +210,7 @@ def _clean_boxes(boxes: Sequence[ListedBox], size: Size, note: Note) -> list[Lis
 
 
 def _separate_splits(
-    listings: Mapping[str, Listing], files: Mapping[Path, ImageFile], notes: Mapping[str, Note]
+    listings: Mapping[str, Listing], files: Mapping[Path, DecodedFile], notes: Mapping[str, Note]
 ) -> dict[str, Listing]:
     """Keep every picture in one split only: preferably one to evaluate on, train last."""
 

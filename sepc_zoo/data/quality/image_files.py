@@ -17,7 +17,7 @@ from sepc_zoo.data.tiff import read_tiff
 MIN_BRIGHTEST = 16  # of 255; an image without such a pixel is nearly black
 
 
-class ImageFile(NamedTuple):
+class DecodedFile(NamedTuple):
     """The result of decoding an image file."""
 
     size: Size | None  # upright; None: it cannot be decoded
@@ -27,22 +27,22 @@ class ImageFile(NamedTuple):
     dark: str = ""  # how bright it is, if it is nearly black
 
 
-def inspect_image(path: Path) -> ImageFile:
+def inspect_image(path: Path) -> DecodedFile:
     """Decode an image file as training does, and digest its pixels."""
     try:
         check_image(path)
         size, stored = read_size(path), read_size(path, upright=False)
         pixels = read_image(path, channels=None).contiguous().numpy()
     except ImageError as error:
-        return ImageFile(None, None, b"", image_problem(path, error))
+        return DecodedFile(None, None, b"", image_problem(path, error))
     except Exception as error:  # decoders may raise anything; one bad file never stops the others
         text = f"{type(error).__name__}: {error}"
-        return ImageFile(None, None, b"", Problem("broken image", str(path), text))
+        return DecodedFile(None, None, b"", Problem("broken image", str(path), text))
     digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
     digest.update(pixels.data)
     brightest = int(pixels.max())
     dark = _describe_dark(path, brightest) if brightest < MIN_BRIGHTEST else ""
-    return ImageFile(size, stored, digest.digest(), dark=dark)
+    return DecodedFile(size, stored, digest.digest(), dark=dark)
 
 
 def _describe_dark(path: Path, brightest: int) -> str:
@@ -68,6 +68,6 @@ def _brightest_sample(path: Path) -> int:
     return int(samples.max()) if samples.itemsize > 1 else 0
 
 
-def picture_key(path: Path, files: Mapping[Path, ImageFile]) -> Hashable:
+def picture_key(path: Path, files: Mapping[Path, DecodedFile]) -> Hashable:
     """Identify a picture by its pixels, or by its path if it cannot be decoded."""
     return files[path].digest or path
