@@ -17,6 +17,7 @@ PACKAGE = Path(sepc_zoo.__file__).parent
 ROOT = PACKAGE.parent
 DOCS = ROOT / "docs"
 EXAMPLES = [*(ROOT / "examples").glob("*.py")]
+PAGES = [ROOT / "README.md", *DOCS.glob("*.md")]
 GENERATED = {"benchmarks.md", "coco.md", "commands.md"}
 # Messages of other programs that the FAQ explains.
 FOREIGN = {"operator torchvision::nms does not exist", "sepc-zoo: command not found"}
@@ -77,7 +78,25 @@ def test_pages_include_files_that_exist():
     assert all((ROOT / file).is_file() for file in files)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS.glob("*.md")], ids=lambda p: p.name)
+def anchors_of(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_are_closed_and_lead_to_a_file_and_heading(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]*.)", page.read_text(encoding="utf-8")):
+        target, _, anchor = link[:-1].partition("#")
+        file = page.parent / target if target else page
+        is_elsewhere = "://" in target or target in GENERATED
+        is_there = file.exists() and (not anchor or anchor in anchors_of(file))
+        if not (link.endswith(")") and (is_elsewhere or is_there)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_that_train_say_what_to_start_from(page):
     lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     trains = re.compile(r"(sepc-zoo|sepc_zoo) (train|tune) .*--data |scripts/train\.py .*--data ")
