@@ -183,7 +183,8 @@ def _download_from_drive(url: str, part: Path) -> None:
     except OSError as error:  # also the base of the errors of requests, which have no errno
         if error.errno is not None:
             raise
-        raise DownloadError(f"{host(url)}: {in_words(error)}: {MIRROR_HINT}") from error
+        reason = in_words(innermost(error))
+        raise DownloadError(f"{host(url)} cannot be reached ({reason}): {MIRROR_HINT}") from error
     with part.open("rb") as file:
         if is_page(start := file.read(20_000)):
             raise DownloadError(page_reason(start))
@@ -250,6 +251,13 @@ def in_words(error: BaseException) -> str:
         return f"no answer for {TIMEOUT:.0f} seconds"
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return f"{text.splitlines()[0]:.300}"
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The system's error inside of the errors of requests, which print each other."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error
 
 
 def host(url: str) -> str:

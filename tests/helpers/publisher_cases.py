@@ -108,6 +108,7 @@ class Scene:
 
     def closed(self) -> "Scene":
         self.publisher.close()
+        self.drive.close()
         return self
 
     def without_files(self) -> "Scene":
@@ -179,6 +180,10 @@ QUICK: dict[str, Case] = {
     "local store cannot be written": (
         lambda s: s.with_home_in_a_file().load(),
         "cannot write to .* set SEPC_ZOO_HOME",
+    ),
+    "Drive: connection refused": (
+        lambda s: s.closed().load(DRIVE_NAME),
+        r"drive.google.com cannot be reached \(Connection refused\): .*SEPC_ZOO_MIRROR",
     ),
     "Drive: quota used up": (
         lambda s: s.showing(QUOTA).load(DRIVE_NAME),
