@@ -128,7 +128,7 @@ def _new_model(
     except (OSError, HubError) as error:
         raise HubError(
             f"cannot download the weights of backbone {name}: {error}; or start from a safetensors "
-            "file of timm's: --init-from FILE, in Python load_backbone"
+            "file of timm's: --backbone-checkpoint FILE, in Python sepc_zoo.factory.load_backbone"
         ) from error
 
 

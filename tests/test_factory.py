@@ -239,7 +239,9 @@ def test_weights_of_a_backbone_are_downloaded_once_and_then_found_offline(backbo
 def test_without_the_hub_a_backbone_is_refused_at_once_with_a_way_out(fault, backbone_hub, waits):
     backbone_hub.misbehave(**fault)
     start = time.monotonic()
-    with pytest.raises(HubError, match=r"backbone mobilenetv4_conv_small: .*--init-from FILE"):
+    with pytest.raises(
+        HubError, match=r"backbone mobilenetv4_conv_small: .*--backbone-checkpoint FILE"
+    ):
         tiny("retinanet_mnv4s_pconv", pretrained_backbone=True)
     assert time.monotonic() - start < BACKBONE_TIMEOUT + 2
     assert len(backbone_hub.seen()) == 1
@@ -252,7 +254,9 @@ def test_what_timm_cannot_download_itself_is_named(monkeypatch):
 
     monkeypatch.setattr("sepc_zoo.factory.fetch_backbone", lambda *_args, **_kwargs: None)
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(HubError, match=r"backbone resnet18.*no connection.*--init-from FILE"):
+    with pytest.raises(
+        HubError, match=r"backbone resnet18.*no connection.*--backbone-checkpoint FILE"
+    ):
         tiny(pretrained_backbone=True)
 
 

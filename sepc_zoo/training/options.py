@@ -293,7 +293,7 @@ class TrainOptions(
         if self.freeze is not None and self.learned != "detector":
             raise OptionError("freeze", "would freeze random weights; give --finetune MODEL")
         if self.freeze_stages and self.learned == "nothing":
-            ways = "--finetune MODEL, --pretrained-backbone or --init-from FILE"
+            ways = "--finetune MODEL, --pretrained-backbone or --backbone-checkpoint FILE"
             raise OptionError("freeze_stages", f"would freeze random weights; give {ways}")
 
     @property

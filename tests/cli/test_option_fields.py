@@ -193,7 +193,11 @@ def test_a_run_refuses_values_that_exclude_each_other():
 @pytest.mark.parametrize(
     ("frozen", "start", "way"),
     [
-        ({"freeze_stages": 1}, {}, "--finetune MODEL, --pretrained-backbone or --init-from FILE"),
+        (
+            {"freeze_stages": 1},
+            {},
+            "--finetune MODEL, --pretrained-backbone or --backbone-checkpoint FILE",
+        ),
         ({"freeze": "neck"}, {}, "--finetune MODEL"),
         ({"freeze": "neck"}, {"pretrained_backbone": True}, "--finetune MODEL"),
         ({"freeze_stages": 0}, {}, None),
