@@ -153,6 +153,8 @@ def _with_prefix(source: str | Path) -> str:
         return name
     if Path(source).expanduser().is_dir():
         return LOCAL_PREFIX + name
+    if Path(source).expanduser().is_file():
+        raise HubError(f"{name} is no model folder but a file; load_exported loads exported ones")
     is_path = isinstance(source, Path) or Path(name.partition("/")[0]).is_dir()
     if is_path or not HUB_ID.fullmatch(name):
         raise HubError(f"{name} is no model folder: there is no such folder{hub_hint(name)}")

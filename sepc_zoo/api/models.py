@@ -47,6 +47,8 @@ def model_name(source: str | os.PathLike[str]) -> str:
     path = Path(source).expanduser()
     if path.is_dir():
         return f"{LOCAL_PREFIX}{source}"
+    if path.is_file() and path.suffix in SUFFIXES:
+        raise HubError(f"{source} is an exported file; give the model folder that it was made from")
     if path.is_file():
         raise HubError(f"{source} is a file, but neither a model folder nor an exported model")
     if ":" not in source and path.suffix in (*SUFFIXES, *OTHER_FILES):

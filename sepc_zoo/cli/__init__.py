@@ -4,6 +4,7 @@ A module has ``Arguments``, a class of options, and ``run(arguments) -> exit sta
 is the help. Heavy libraries are imported by ``run``, so that ``--help`` is quick.
 """
 
+import argparse
 import difflib
 import importlib
 import keyword
@@ -66,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(parser, command.Arguments, rest)
     except OptionError as error:
-        parser.error(f"{flag_of(error.name)} {error.text}")
+        parser.error(in_words(error, parser))
     try:
         check_inputs(options)
         return command.run(options)
     except OptionError as error:
-        problem = f"{flag_of(error.name)} {error.text}"
+        problem = in_words(error, parser)
     except BrokenPipeError:  # the reader has seen enough, such as `sepc-zoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -89,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interrupted.status
     say(f"sepc-zoo {name}: {problem}", error=True)
     return WRONG_INPUT
+
+
+def in_words(error: OptionError, parser: argparse.ArgumentParser) -> str:
+    """What is wrong with an option, called as on the command line."""
+    metavars = {action.dest: action.metavar for action in parser._get_positional_actions()}
+    return f"{metavars.get(error.name) or flag_of(error.name)} {error.text}"
 
 
 def module_of(command: str) -> str:

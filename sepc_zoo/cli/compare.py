@@ -13,7 +13,9 @@ from sepc_zoo.terminal import counted, make_console, say
 if TYPE_CHECKING:
     from sepc_zoo.data import Annotations
 
-SOURCE = "model folder, hf-hub:org/repo, name of a published model, or detections (.json)"
+SOURCE = (
+    "model folder, hf-hub:org/repo, exported file, name of a published model, or detections (.json)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ class Arguments(DeviceOptions):
 
     model: str | None = option(
         None,
-        "model folder, hf-hub:org/repo, or name of a model with published weights (default: the "
-        "recommended model)",
+        "model folder, hf-hub:org/repo, exported file, or name of a model with published weights "
+        "(default: the recommended model)",
         metavar="NAME_OR_DIR",
     )
     examples: str | None = option(

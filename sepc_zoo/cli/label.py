@@ -25,7 +25,8 @@ class Arguments(FormatOptions, DeviceOptions, LoaderOptions):
         help="data set, in any layout that train reads", metavar="DATA", positional=True
     )
     model: str = option(
-        help="model folder, hf-hub:org/repo, or name of a model with published weights",
+        help="model folder, hf-hub:org/repo, exported file, or name of a model with published "
+        "weights",
         metavar="NAME_OR_DIR",
     )
     output: str = option(help="new folder for the labelled copy", metavar="DIR")

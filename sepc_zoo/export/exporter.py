@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sepc_zoo.export import Format
+from sepc_zoo.export import SUFFIXES, Format
 from sepc_zoo.export.check import compare
 from sepc_zoo.export.graph import DetectionGraph
 from sepc_zoo.export.int8 import Int8, quantize
@@ -117,5 +117,6 @@ def file_of(path: str | Path, format: Format, architecture: str) -> Path:
     if path.is_dir() or not path.suffix:
         return path / f"{architecture}{suffix}"
     if path.suffix != suffix:
-        raise ExportError(f"{path}: a file of format {format} ends in {suffix}")
+        hint = f"; --format {SUFFIXES[path.suffix]}" if path.suffix in SUFFIXES else ""
+        raise ExportError(f"{path}: a file of format {format} ends in {suffix}{hint}")
     return path

@@ -139,10 +139,14 @@ def test_push_uploads_a_space_beside_the_model(hub, model, monkeypatch, capsys):
     assert f"{hub.endpoint}/spaces/zoo/cells-demo/commit/" in capsys.readouterr().out
 
 
-def test_the_space_needs_a_name(model, capsys):
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(["cells"], "ORG/NAME is 'cells'"), (["zoo/cells", "--space", "demo"], "--space is 'demo'")],
+)
+def test_model_and_space_need_a_name(words, name, model, capsys):
     with pytest.raises(SystemExit):
-        call("push", model, "zoo/cells", "--space", "demo")
-    assert_refused(capsys, "--space is 'demo', no name of a repository")
+        call("push", model, *words)
+    assert_refused(capsys, f"{name}, no name of a repository")
 
 
 def test_the_pushed_handler_runs_the_model_of_its_repository(

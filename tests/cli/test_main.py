@@ -160,6 +160,20 @@ print(*sys.modules)
         assert any(text in line for text in ("no/such", *known))
 
 
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [
+        (["export", "--output", "x.onnx", "--model"], "give the model folder"),
+        (["info"], "is no model folder but a file"),
+    ],
+)
+def test_an_exported_file_is_refused_where_a_model_folder_is_needed(words, way, tmp_path, capsys):
+    file = tmp_path / "model.onnx"
+    file.touch()
+    assert main([*words, str(file)]) == 2
+    assert_refused(capsys, way)
+
+
 def test_in_every_value_that_is_checked_as_a_path_a_tilde_is_the_home_folder():
     assert {*CHECKS} == options.PATHS
 
