@@ -194,6 +194,8 @@ def _plot_histogram(
     log: bool = False,
 ) -> None:
     """Plot a histogram in percent, with an outline for each split."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set(title=title, xlabel=label, ylabel=f"% of {unit}")
     everything = np.concatenate([*values.values(), np.empty(0)])
     if not len(everything):
@@ -201,10 +203,13 @@ def _plot_histogram(
     low, high = everything.min(), everything.max()
     if log:
         steps = np.geomspace(low * 0.98, high * 1.02, 41)
-        axes.set_xscale("log", subs=[])
+        axes.set_xscale("log")
+        axes.minorticks_off()  # where few decades are shown, it would label minor ticks as powers
         parts = (1, 2, 5) if steps[-1] < 1000 * steps[0] else (1,)
         ticks = [part * 10.0**power for power in range(-3, 5) for part in parts]
         axes.set_xticks([tick for tick in ticks if steps[0] <= tick <= steps[-1]])
+        if steps[-1] < 10 * steps[0]:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         width = max(1, -(-int(high - low + 1) // 40))  # whole numbers, as many to each step

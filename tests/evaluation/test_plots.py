@@ -1,9 +1,11 @@
 import csv
 import sys
 
+import numpy as np
 import pytest
 
 from sepc_zoo.data.listing import ListedBox, ListedImage, ListedImages
+from sepc_zoo.evaluation import plots
 from sepc_zoo.evaluation.plots import plot_curves, plot_statistics
 
 COLUMNS = ("step", "epoch", "loss", "loss_cls", "AP", "AP50")
@@ -52,6 +54,18 @@ def test_missing_matplotlib_is_named(log, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"sepc_zoo\[plots\]"):
         plot_curves(log, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("values", [(104, 210), (0.8, 1.1), (3, 40), (1, 9000)])
+def test_a_logarithmic_axis_has_several_plain_labels(values):
+    pytest.importorskip("matplotlib")
+    axes = plots._new_figure(4, 3).subplots()
+    plots._plot_histogram(axes, {"train": np.array(values)}, "Box side", "pixels", log=True)
+    axes.axvline(32)
+    axes.figure.canvas.draw()
+    labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
+    numbers = [float(label.get_text()) for label in labels]
+    assert len({*numbers}) == len(numbers) > 1
 
 
 @pytest.mark.parametrize("name", ["$5 bill $", "a $\\frac{$", "$$", "50 % \\$"])
