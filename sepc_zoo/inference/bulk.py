@@ -89,7 +89,7 @@ def predict_files(
         pictures.clear()
 
     with eval_mode(model), ThreadPoolExecutor(DRAWING_THREADS) as threads:
-        for batch in progress_bar(loader, "predict", disable=is_hidden):
+        for batch in progress_bar(loader, "predict", unit="batch", disable=is_hidden):
             found = detect_files(model, batch)
             finish_pictures()  # so that images do not pile up
             for image, objects in found:

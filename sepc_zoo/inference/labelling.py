@@ -42,7 +42,7 @@ def add_labels(
     images = list(own.images)
     loader = image_loader(ImageFiles([i.path for i in images], config), batch_size, workers)
     with eval_mode(model):
-        for batch in progress_bar(loader, desc="label"):
+        for batch in progress_bar(loader, "label", unit="batch"):
             for file, found in detect_files(model, batch):
                 image = images[file.position]
                 if found is not None:

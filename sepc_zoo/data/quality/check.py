@@ -98,7 +98,7 @@ def check_data(
     paths = list(dict.fromkeys(i.path for listing in listings.values() for i in listing.images))
     with ThreadPoolExecutor() as pool:
         results = progress(
-            pool.map(inspect_image, paths), total=len(paths), desc="check", unit="image"
+            pool.map(inspect_image, paths), total=len(paths), desc="check", unit=" images"
         )
         files = dict(zip(paths, results, strict=True))
     joint = _joint_splits(listings, files)

@@ -271,7 +271,7 @@ def _copy_images(
     id_of = unique_ids({image.path: image.image_id for image in listing.images})
     used: set[str] = set()
     images = []
-    for image in progress(listing.images, desc=folder.name, unit="image"):
+    for image in progress(listing.images, desc=folder.name, unit=" images"):
         new = image._replace(image_id=id_of[image.path], path=folder / _free_name(image.path, used))
         if new.image_id != image.image_id:
             note(image.path, f"image id {image.image_id} became {new.image_id}")
