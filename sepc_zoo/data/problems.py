@@ -16,6 +16,7 @@ ErrorKind = Literal[
     "duplicate id",
     "shared label file",
     "unread label file",
+    "no label files",
     "no images",
     "missing image",
     "broken image",

@@ -157,7 +157,7 @@ def _find_labels(
     problems += unread
     if paths and not any(found) and not unread:
         text = f"no label file of any of the {len(paths)} images"
-        problems.append(Problem("broken entry", " and ".join(sorted(map(str, stems))), text))
+        problems.append(Problem("no label files", " and ".join(sorted(map(str, stems))), text))
     for file in alone:
         text = f"has labels, but there is {no_image_text(by_stem.get(fold(file.stem), []))}"
         problems.append(Problem("missing image", str(file), text))

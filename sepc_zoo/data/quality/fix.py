@@ -43,6 +43,7 @@ RESOLVED: dict[Kind, str] = {  # how problems are solved without leaving anythin
     "two classes of one name": "the classes were joined",
     "image listed twice": "taken once",
     "shared label file": "both images kept the boxes",
+    "no label files": "the images were taken",
 }
 LEFT_OUT: frozenset[Kind] = BAD_BOXES | {"box of a pixel or less"}
 LOST: dict[Kind, str] = {  # what the copy lacks

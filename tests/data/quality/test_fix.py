@@ -333,6 +333,16 @@ def test_voc_becomes_coco_and_a_joint_split_is_left_out(tmp_path):
     assert "split left out: it is train and val together" in changes
 
 
+def test_images_that_nobody_has_labelled_yet_are_copied(tmp_path):
+    root = tmp_path / "yolo"
+    (root / "images").mkdir(parents=True)
+    write_picture(root / "images" / "a.jpg")
+    (root / "data.yaml").write_text("train: images\nnames: [cat]")
+    target, changes = copy_of(root)
+    assert boxes_of(target) == {"a.jpg": []}
+    assert changes == ["the images were taken: no label file of any of the 1 images"]
+
+
 def test_only_the_checked_splits_are_copied(data):
     target = data.with_name("clean")
     write_clean_copy(check_data(data, ["val"]), target)
