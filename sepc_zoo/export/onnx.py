@@ -1,6 +1,7 @@
 """ONNX files: written by torch.onnx, run by ONNX Runtime."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -78,17 +79,21 @@ def quantize(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(inputs, None)
 
-    quantization.quantize_static(
-        source,
-        target,
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        # Quantized with its activation, the output of a convolution is rounded only once.
-        op_types_to_quantize=["Conv", "Clip", "Relu"],
-        per_channel=True,
-        # With signed maps, onnxruntime keeps a convolution in float32 if two nodes read its output.
-        activation_type=quantization.QuantType.QUInt8,
-    )
+    logging.disable(logging.WARNING)  # onnxruntime advises to prepare the file by another tool
+    try:
+        quantization.quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            # Quantized with its activation, the output of a convolution is rounded only once.
+            op_types_to_quantize=["Conv", "Clip", "Relu"],
+            per_channel=True,
+            # With signed maps, onnxruntime keeps a convolution in float32 if two nodes read it.
+            activation_type=quantization.QuantType.QUInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     model = onnx.load(target)
     onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
     onnx.save(model, target)

@@ -93,9 +93,10 @@ def test_benchmark_takes_an_exported_file_but_does_not_train_it(folder, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_int8_is_written_with_the_ap_that_it_has(folder, shapes, tmp_path, format):
+def test_int8_is_written_with_the_ap_that_it_has(folder, shapes, tmp_path, format, caplog):
     flags = ("--model", folder / "model", "--format", format, "--int8", "--calibrate", shapes)
     assert call("export", *flags, "--output", tmp_path / "new", "--max-drop", 1) == 0
+    assert "pre-processing" not in caplog.text
     [file] = [f for f in (tmp_path / "new").iterdir() if f.suffix in (".onnx", ".xml")]
     assert json.loads(file.with_name(f"{file.name}.json").read_text())["precision"] == "int8"
     figures = json.loads((tmp_path / "new" / "export.json").read_text())[file.name]
