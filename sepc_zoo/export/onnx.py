@@ -79,6 +79,7 @@ def quantize(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(inputs, None)
 
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # onnxruntime advises to prepare the file by another tool
     try:
         quantization.quantize_static(
@@ -93,7 +94,7 @@ def quantize(
             activation_type=quantization.QuantType.QUInt8,
         )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
     model = onnx.load(target)
     onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
     onnx.save(model, target)

@@ -18,7 +18,14 @@ from filelock import FileLock, Timeout
 from sepc_zoo.config import merge_entries
 from sepc_zoo.errors import UserError
 from sepc_zoo.ops.distributed import on_main_process
-from sepc_zoo.options import OptionError, as_dict, flatten, option_fields, strip_none
+from sepc_zoo.options import (
+    OptionError,
+    as_dict,
+    flatten,
+    nearest_option,
+    option_fields,
+    strip_none,
+)
 from sepc_zoo.terminal import say
 from sepc_zoo.training.accelerator import start_processes
 from sepc_zoo.training.callback import Callback, Stop
@@ -227,8 +234,10 @@ def read_dimension(text: str, defaults: Mapping[str, Any]) -> tuple[str, BaseDis
     name, separator, given = text.partition("=")
     default, hint = defaults.get(name), strip_none(typing.get_type_hints(TrainOptions).get(name))
     if name not in defaults:
+        near = nearest_option(name, OPTIONS.values())
+        hint = f"; did you mean {near}?" if near else ""
         what = "which is no option of train and no entry of the model's config"
-        raise OptionError("space", f"has {name!r:.80}, {what}")
+        raise OptionError("space", f"has {name!r:.80}, {what}{hint}")
     if separator:
         is_range = ":" in given
         values = tuple(_literal(item) for item in given.split(":" if is_range else ","))

@@ -274,6 +274,7 @@ def test_a_part_of_the_space_is_read(text, expected, defaults):
     ("text", "problem"),
     [
         ("rate", "'rate', which is no option of train and no entry"),
+        ("learning_rate", ".*; did you mean lr"),
         ("anchors.size=1:2", "'anchors.size', which is no option"),
         ("output=a,b", "'output', which is no option"),
         ("batch_size", "'batch_size' without values; write batch_size=LOWEST:HIGHEST"),
