@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(parser, command.Arguments, rest)
     except OptionError as error:
-        parser.error(in_words(error, parser))
+        parser.error(option_problem(error, parser))
     try:
         check_inputs(options)
         return command.run(options)
     except OptionError as error:
-        problem = in_words(error, parser)
+        problem = option_problem(error, parser)
     except BrokenPipeError:  # the reader has seen enough, such as `sepc-zoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return WRONG_INPUT
 
 
-def in_words(error: OptionError, parser: argparse.ArgumentParser) -> str:
+def option_problem(error: OptionError, parser: argparse.ArgumentParser) -> str:
     """What is wrong with an option, called as on the command line."""
     metavars = {action.dest: action.metavar for action in parser._get_positional_actions()}
     return f"{metavars.get(error.name) or flag_of(error.name)} {error.text}"
