@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sepc_zoo.files import write_atomically
+from sepc_zoo.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 INK = "#222222"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 MAX_CLASSES = 16  # bars
+MAX_NAME = 32  # characters of a class or split
 SPLIT_COLORS = ("#2f6fbf", "#e08a1e", "#3a9d5d", "#9c5bb5", "#6b6b6b")
 Row = Mapping[str, str]
 
@@ -90,7 +93,9 @@ def plot_statistics(
     _plot_histogram(axes[4], crowding, "Boxes per image", "boxes", unit="images")
     _plot_sizes(axes[5], splits)
     _style(figure)
-    write_atomically(path, figure.savefig)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # drawn as an empty box
+        write_atomically(path, figure.savefig)
 
 
 def _new_figure(width: float, height: float) -> "Figure":
@@ -163,8 +168,10 @@ def _plot_ap(axes: "Axes", rows: Sequence[Row]) -> None:
 
 
 def plain(text: str) -> str:
-    """Escape dollar signs, between which matplotlib expects a formula."""
-    return text.replace("$", r"\$")
+    """Shorten a name, and escape control characters and the dollar signs of formulas."""
+    shown = printable(" ".join(text.split()))
+    shown = shown if len(shown) <= MAX_NAME else f"{shown[: MAX_NAME - 1]}…"
+    return shown.replace("$", r"\$")
 
 
 def _plot_classes(
@@ -182,7 +189,8 @@ def _plot_classes(
     axes.set_yticks(range(len(names)), map(plain, names), fontsize=8)
     axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
     axes.locator_params(axis="x", nbins=5)
-    axes.legend(frameon=False, loc="lower right")
+    if names:
+        axes.legend(frameon=False, loc="lower right")
 
 
 def _plot_histogram(

@@ -68,11 +68,30 @@ def test_a_logarithmic_axis_has_several_plain_labels(values):
     assert len({*numbers}) == len(numbers) > 1
 
 
-@pytest.mark.parametrize("name", ["$5 bill $", "a $\\frac{$", "$$", "50 % \\$"])
-def test_a_class_name_with_dollar_signs_is_no_formula(name, tmp_path):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$5 bill $",
+        "a $\\frac{$",
+        "$$",
+        "50 % \\$",
+        "x" * 300,
+        "a\n\tb\x1b[31m",
+        "\U0001f436 \u7ec6",
+    ],
+)
+def test_any_class_name_is_drawn_as_text(name, tmp_path):
     pytest.importorskip("matplotlib")
     box = ListedBox("", (1, 2, 30, 40), 0, name, 0, 1102.0)
     images = [ListedImage(1, tmp_path / "a.jpg", (48, 64), [box] * 3)]
     columns = {name: ListedImages.of(images)}
     plot_statistics(columns, {name: [3]}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_data_set_of_which_nothing_can_be_read_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_statistics({}, {}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 0
