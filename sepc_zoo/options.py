@@ -298,7 +298,8 @@ def _convert(value: Any, info: OptionInfo) -> Any:
     if isinstance(value, str) and typing.get_origin(strip_none(info.hint)) is tuple:
         value = (value,)
     try:
-        return msgspec.convert(value, info.hint)
+        # YAML reads 1e-3, without a point, as a text.
+        return msgspec.convert(value, info.hint, strict=strip_none(info.hint) is not float)
     except msgspec.ValidationError as error:
         text = f"is {value!r:.80}; it must be {type_name(info.hint)}"
         raise OptionError(info.name, text) from error

@@ -8,6 +8,7 @@ from sepc_zoo.api.options import DetectOptions
 from sepc_zoo.config import override
 from sepc_zoo.errors import ConfigError, HubError
 from sepc_zoo.export import SUFFIXES
+from sepc_zoo.options import OptionError
 from sepc_zoo.registry import LOCAL_PREFIX, hub_hint
 
 OTHER_FILES = (".pt", ".pth", ".safetensors")
@@ -43,6 +44,8 @@ def choose_postprocess(model: Any, options: DetectOptions) -> None:
 
 def model_name(source: str | os.PathLike[str]) -> str:
     """The name by which ``create_model`` knows a model folder, a hub id or a name."""
+    if not isinstance(source, str | os.PathLike):  # YAML reads the words no and 5 as other types
+        raise OptionError("model", f"is {source!r:.80}; it must be str")
     source = os.fspath(source)
     path = Path(source).expanduser()
     if path.is_dir():

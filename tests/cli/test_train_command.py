@@ -171,6 +171,8 @@ def test_options_come_from_a_file_and_the_command_line_wins(options_of, tmp_path
         ("- 1", "expected a mapping"),
         ("a: [", "cannot be read"),
         ("data: d\nmodel: m\nlr: fast", "--lr is 'fast'; it must be float"),
+        ("data: d\nmodel: no", "--model is False; it must be str"),
+        ("data: d\nmodel: 5", "--model is 5; it must be str"),
     ],
 )
 def test_a_file_of_options_that_does_not_fit_is_refused(text, named, tmp_path, capsys):
@@ -250,6 +252,12 @@ def test_train_runs_and_resumes(shapes, tmp_path, capsys):
     assert call("train", "--resume", tmp_path / "run", "--lr", 0.1, "--no-freeze-bn") == 2
     assert_refused(capsys, "its numbers depend on them, but --lr would change")
     assert read_options(tmp_path / "run").freeze_bn is False
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "0.001"])
+def test_a_file_of_options_may_have_numbers_without_a_point(number, options_of, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"data: d\nmodel: fsaf_r18_sepc\nlr: {number}")
+    assert options_of("--config", tmp_path / "x.yaml", "--output", "o").lr == 1e-3
 
 
 def test_options_beside_resume_may_repeat_those_of_the_run(options_of, tmp_path):
