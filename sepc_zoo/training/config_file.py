@@ -14,7 +14,7 @@ from sepc_zoo.training.options import TrainError, TrainOptions
 OPTIONS_FILE = "config.yaml"
 MAY_CHANGE = {  # options that a resumed run may change; data are compared by their digest
     *("data", "format", "train_split", "val_split", "drop_bad_boxes"),
-    *("epochs", "max_steps", "patience", "workers", "output", "val_interval", "log_interval"),
+    *("epochs", "max_steps", "patience", "workers", "val_interval", "log_interval"),
     *("save_interval", "max_faults", "draw_batches", "log_with", "device"),
 }
 

@@ -267,6 +267,14 @@ def test_options_beside_resume_may_repeat_those_of_the_run(options_of, tmp_path)
     assert as_dict(options_of(*flags, "--resume", tmp_path)) == as_dict(options)
 
 
+def test_a_resumed_run_is_not_written_elsewhere(options_of, tmp_path, capsys):
+    flags = ("--data", "d", "--model", "fsaf_r18_sepc")
+    write_options(options_of(*flags, "--output", tmp_path))
+    options_of("--resume", tmp_path, "--output", tmp_path / "." / "")
+    assert call("train", "--resume", tmp_path, "--output", tmp_path / "b") == 2
+    assert_refused(capsys, f"--resume writes to {tmp_path}, not to {tmp_path / 'b'}")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
