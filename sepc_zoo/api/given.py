@@ -77,12 +77,13 @@ def free_folder(path: Path) -> Path:
 
 def resumed_options(given: Mapping[str, Any], run: str) -> TrainOptions:
     """The options of a run to resume, with those that are given."""
-    folder = given.get("output", run)
-    if Path(folder).expanduser().absolute() != Path(run).expanduser().absolute():
-        raise TrainError(f"--resume writes to {run}, not to {folder}; copy the run and resume that")
     # "auto" was settled when the run started.
     changes = {name: value for name, value in given.items() if value != "auto"}
     for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
         if name in given:
             changes.setdefault(other, None)
-    return replace(read_options(run), **changes | {"output": run})
+    options = replace(read_options(run), **changes)
+    if Path(options.output).absolute() != Path(run).absolute():
+        other = options.output
+        raise TrainError(f"--resume writes to {run}, not to {other}; copy the run and resume that")
+    return replace(options, output=run)

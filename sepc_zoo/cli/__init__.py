@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def option_problem(error: OptionError, parser: argparse.ArgumentParser) -> str:
-    """What is wrong with an option, called as on the command line."""
+    """The message for a wrong option, with its name on the command line."""
     metavars = {action.dest: action.metavar for action in parser._get_positional_actions()}
     return f"{metavars.get(error.name) or flag_of(error.name)} {error.text}"
 

@@ -212,7 +212,8 @@ def _plot_histogram(
     if log:
         steps = np.geomspace(low * 0.98, high * 1.02, 41)
         axes.set_xscale("log")
-        axes.minorticks_off()  # where few decades are shown, it would label minor ticks as powers
+        # On an axis of few decades, matplotlib labels the minor ticks too, as powers.
+        axes.minorticks_off()
         parts = (1, 2, 5) if steps[-1] < 1000 * steps[0] else (1,)
         ticks = [part * 10.0**power for power in range(-3, 5) for part in parts]
         axes.set_xticks([tick for tick in ticks if steps[0] <= tick <= steps[-1]])

@@ -273,6 +273,9 @@ def test_a_resumed_run_is_not_written_elsewhere(options_of, tmp_path, capsys):
     options_of("--resume", tmp_path, "--output", tmp_path / "." / "")
     assert call("train", "--resume", tmp_path, "--output", tmp_path / "b") == 2
     assert_refused(capsys, f"--resume writes to {tmp_path}, not to {tmp_path / 'b'}")
+    (tmp_path / "x.yaml").write_text("output: 5")
+    assert call("train", "--resume", tmp_path, "--config", tmp_path / "x.yaml") == 2
+    assert_refused(capsys, "--output is 5; it must be str")
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,12 @@ REFUSED = {
     "a batch of nothing": ("retinanet_fpn", {}, {"batch_size": 0}, "at least 1"),
     "raw of two stages": ("fasterrcnn_fpn", {}, {"raw": True}, "two-stage"),
     "soft suppression": ("retinanet_fpn", SOFT, {}, "soft_nms"),
-    "a suffix": ("retinanet_fpn", {}, {"format": "openvino"}, r"ends in \.xml; --format onnx"),
+    "a suffix": (
+        "retinanet_fpn",
+        {},
+        {"format": "openvino"},
+        r"format openvino ends in \.xml; --format onnx",
+    ),
 }
 
 
