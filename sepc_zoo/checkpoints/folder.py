@@ -245,7 +245,7 @@ def misfits(
 
 
 def why_impossible(value: Tensor, wanted: Tensor) -> str:
-    """Why the values of a tensor cannot be right, or ""; tensors on "meta" have no values."""
+    """The reason that the values of a tensor cannot be right, or ""; "meta" tensors have none."""
     # The number of batches is sometimes stored as a float, but weights never as integers.
     if wanted.is_floating_point() > value.is_floating_point() or value.is_complex():
         return (

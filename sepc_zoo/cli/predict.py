@@ -173,7 +173,7 @@ def no_box_line(best: float, config: "DetectorConfig", arguments: Arguments) -> 
 
 
 def recommendation() -> str:
-    """Which model is taken by default, and whose AP speaks for it."""
+    """Name the model that is taken by default, and whose AP speaks for it."""
     from sepc_zoo.published import PUBLISHED, PUBLISHERS
     from sepc_zoo.registry import RECOMMENDED
 

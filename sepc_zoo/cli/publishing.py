@@ -41,7 +41,7 @@ with `sepc-zoo validate`; the authors' AP is the one that they published.
 
 @dataclass(frozen=True)
 class Contents:
-    """What is uploaded with a model.
+    """The card and files that are uploaded with a model.
 
     Attributes:
         metrics: metrics for a new card; None keeps the card that training wrote.

@@ -18,7 +18,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Federation(NamedTuple):
-    """What annotations of LVIS state beside boxes, by the ids of their file.
+    """The facts that annotations of LVIS state beside boxes, by the ids of their file.
 
     An image in ``absent`` is annotated for some classes only: those with boxes, and those that are
     known to be absent.

@@ -25,7 +25,7 @@ Box = tuple[int, int, int, int]
 
 
 class Look(NamedTuple):
-    """How images are drawn."""
+    """The way images are drawn."""
 
     size: Size  # height and width, pixels
     sides: tuple[float, float]  # smallest and largest longer side of a shape, pixels

@@ -22,7 +22,7 @@ MAX_IMAGES = 12  # images that are shown, those that differ most
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What two models, called a and b, do on the same images.
+    """The comparison of two models, called a and b, on the same images.
 
     ``content`` is that of ``compare.json``: ``figures`` by the names of ``AP_METRICS`` and
     ``per_class`` by class (its AP), each with ``a``, ``b``, ``difference`` (b - a), ``interval`` of

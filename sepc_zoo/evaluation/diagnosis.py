@@ -72,11 +72,11 @@ class Diagnosis:
         return matched_by
 
     def wrong(self, min_score: float = -math.inf) -> Bools:
-        """Which detections ``(D,)`` with this score are mistakes."""
+        """Tell which detections ``(D,)`` with this score are mistakes."""
         return np.isin(self.kind, list(MISTAKES)) & (self.detections.scores >= min_score)
 
     def not_found(self, min_score: float = -math.inf) -> Bools:
-        """Which objects ``(G,)`` have no correct detection with this score."""
+        """Tell which objects ``(G,)`` have no correct detection with this score."""
         return (self.matched_by(min_score) < 0) & ~self.targets.iscrowd
 
     @cached_property

@@ -111,7 +111,7 @@ def max_per_class(annotations: Annotations) -> int:
 
 
 def federation_of(annotations: Annotations) -> Federation | None:
-    """What classes are annotated in each image; None: all of them."""
+    """The classes that are annotated in each image; None: all of them."""
     federation = annotations.federation
     return federation if federation is not None and federation.absent else None
 

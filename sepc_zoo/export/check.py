@@ -18,7 +18,7 @@ from sepc_zoo.models.detector import Detector
 
 
 class Tolerance(NamedTuple):
-    """How much two detections of one object may differ."""
+    """The largest differences between two detections of one object."""
 
     score: float  # maximum difference of scores
     iou: float  # minimum IoU of boxes

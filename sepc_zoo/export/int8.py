@@ -16,7 +16,7 @@ from sepc_zoo.inference.tta import SINGLE_VIEW
 
 @dataclass(frozen=True)
 class Int8:
-    """How int8 is calibrated, and the AP that it may cost.
+    """The calibration of int8, and the AP that it may cost.
 
     Attributes:
         images: image files to calibrate on, such as 300 of the training split.

@@ -25,7 +25,7 @@ from sepc_zoo.ops.devices import to_device
 
 
 class ImageDetector(Protocol):
-    """What prediction needs of a model; ``detect`` takes inputs ``(C, h, w)`` in 0…255."""
+    """The part of a model that prediction needs; ``detect`` takes inputs ``(C, h, w)`` in 0…255."""
 
     config: DetectorConfig
 

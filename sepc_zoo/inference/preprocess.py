@@ -44,7 +44,7 @@ class LoadedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Resize:
-    """How the pixels of an image become a network's input, and how boxes are moved back.
+    """The way from the pixels of an image to a network's input, and of boxes back.
 
     Attributes:
         image_size: height and width of the image.

@@ -35,7 +35,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiles:
-    """How an image is divided.
+    """The way an image is divided.
 
     Attributes:
         size: longest side of a tile, pixels of the image.

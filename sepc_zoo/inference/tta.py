@@ -50,7 +50,7 @@ class ImageView(NamedTuple):
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of an image a model gets.
+    """The views of an image that a model gets.
 
     Attributes:
         flip: add the mirror image of each view.

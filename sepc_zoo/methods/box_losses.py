@@ -95,7 +95,7 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """How close each anchor's centre is to the centre of its box, from 1 to 0 (FCOS, eq. 3).
+    """The closeness of each anchor's centre to that of its box, from 1 to 0 (FCOS, eq. 3).
 
     ``(P, 4), (P, 4) -> (P,)``; the centres of the anchors lie inside their boxes.
     """

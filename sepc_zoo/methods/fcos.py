@@ -71,7 +71,7 @@ class CenternessMethod(Method, frozen=True):
         raise NotImplementedError
 
     def count_terms(self, match: Tensor, pos: Positives, central: Tensor) -> dict[str, Tensor]:
-        """What each term is divided by, by name."""
+        """The divisor of each term, by name."""
         raise NotImplementedError
 
 

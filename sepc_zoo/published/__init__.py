@@ -18,7 +18,7 @@ HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
 class Publisher(NamedTuple):
-    """Who published checkpoints, and under which terms, as far as known."""
+    """A publisher of checkpoints, and its terms as far as they are known."""
 
     title: str
     page: str

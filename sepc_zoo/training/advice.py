@@ -1,4 +1,4 @@
-"""What the training data suggests: the channels and anchors of a model, and the image size."""
+"""Advice by the training data on the channels and anchors of a model, and the image size."""
 
 import math
 from collections.abc import Sequence

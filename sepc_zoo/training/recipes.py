@@ -67,7 +67,7 @@ MANY_EPOCHS = 24
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; the defaults are those of the SEPC authors."""
+    """The way a model is trained; the defaults are those of the SEPC authors."""
 
     name: RecipeName = "paper"
     reason: str = ""  # why it was chosen
@@ -96,7 +96,7 @@ OPTIONAL.remove("batch_size")
 
 
 class Task(NamedTuple):
-    """What ``auto`` chooses a recipe by."""
+    """The facts by which ``auto`` chooses a recipe."""
 
     images: int
     boxes: int

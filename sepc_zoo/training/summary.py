@@ -1,4 +1,4 @@
-"""What a run is about to do, and how it went, for the terminal and the model card."""
+"""Summaries of a run, before and after it, for the terminal and the model card."""
 
 from datetime import timedelta
 from typing import Any
@@ -109,7 +109,7 @@ def training_facts(run: Run) -> dict[str, Any]:
 
 
 def repeated_classes(run: Run) -> str:
-    """Which classes have their images repeated, and how often; nothing where none was asked for."""
+    """Name the classes whose images are repeated, and how often; "" where it was not asked for."""
     if not run.options.repeat_factor:
         return ""
     of_class, of_image = repeat_factors(run.train_data, run.options.repeat_factor)

@@ -194,7 +194,7 @@ def finish_step(run: Run, log: bool = False, save: bool = False) -> None:
 
 
 def max_in_flight(device: torch.device) -> int:
-    """How many steps the host may start before it reads how they went."""
+    """The number of steps that the host may start before it reads how they went."""
     return 1 if device.type == "cuda" else 0
 
 

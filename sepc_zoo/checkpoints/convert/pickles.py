@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file was refused, without PyTorch's advice to load it nevertheless."""
+    """The reason for refusing a file, without PyTorch's advice to load it nevertheless."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named:
         return f"its pickle names {named[1]:.100}, and so holds more than tensors and plain data"
